@@ -1,0 +1,54 @@
+"""Every error that boresight raises on purpose.
+
+    BoresightError
+    ├── UserError (also ValueError)     something the user wrote; the message names it and the way out
+    │   ├── DataError                   a row, a column, a file
+    │   │   └── PictureError            a picture is missing, broken, too large, or miscounted
+    │   ├── ConfigError                 an option that is unknown, contradictory or unsupported
+    │   ├── ModelError                  a model or processor that cannot do what is asked of it
+    │   └── RewardError                 a reward function that broke its contract
+    └── ShapeError (also AssertionError)   ourselves: a tensor that is not what its door promises
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BoresightError(Exception):
+    """The root of the tree."""
+
+
+class UserError(BoresightError, ValueError):
+    """Something the user wrote cannot be carried out."""
+
+
+class DataError(UserError):
+    """A row cannot become a group. The message starts with the row's name."""
+
+
+class PictureError(DataError):
+    """A picture is missing, broken, too large, or does not match its placeholders."""
+
+
+class ConfigError(UserError):
+    """An option is unknown, contradicts another, or is not supported where it was given."""
+
+
+class ModelError(UserError):
+    """A model or processor cannot do what is asked of it."""
+
+
+class RewardError(UserError):
+    """A reward function broke its contract: wrong length, wrong type, infinity."""
+
+
+class ShapeError(BoresightError, AssertionError):
+    """A tensor is not what its door promises. Always a defect of boresight's."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: ``" Did you mean 'beta'?"``, or nothing when no name is near."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,181 @@
+"""The records that pass through the doors between rooms.
+
+Shape letters, everywhere in boresight:
+
+    G  groups in a call            K  completions of one group      B  completions in a call (the sum of K)
+    P  tokens of one prompt        C  tokens of one completion      T  the longest completion of the call
+    L  tokens of one packed row    V  vocabulary                    R  reward functions
+
+Signs and units: log-probabilities and entropies are in nats; a reward is to be maximised, a loss minimised;
+a mask is true where a token counts. Padding is on the right and its mask is false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+PerToken = Float[Tensor, "B T"]
+PerSequence = Float[Tensor, "B"]
+Mask = Bool[Tensor, "B T"]
+Ids = Int[Tensor, "N"]
+
+Message = Mapping[str, Any]
+Conversation = Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture, still encoded: it costs its file size until a worker decodes it.
+
+    Two pictures are equal when their encoded bytes are, however they reached us.
+    """
+
+    source: bytes | str = field(compare=False, repr=False)
+    """The encoded bytes, or the path of a local file."""
+    digest: str
+    """SHA-256 of the encoded bytes, in hexadecimal."""
+    size: tuple[int, int] = field(compare=False)
+    """Width and height in pixels after EXIF orientation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One validated row of a data set, whatever format it came in.
+
+    A conversation's messages carry explicit content parts (``{"type": "text", "text": …}``, ``{"type": "image"}``)
+    with exactly one ``image`` part per picture; a plain-text prompt stays a string.
+    """
+
+    index: int
+    """Its place in the data set; errors say ``row {index}``."""
+    prompt: str | Conversation
+    """What is asked. Empty for the `messages` format, whose whole conversation is the one completion."""
+    completions: tuple[str | Conversation, ...]
+    """Nothing (GRPO), the demonstration (SFT), or chosen and rejected (DPO)."""
+    pictures: tuple[Picture, ...]
+    """In the order of their placeholders: the prompt's first."""
+    columns: Mapping[str, Any]
+    """Every other column, for reward functions and reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A row's prompt after the processor, run once on this prompt alone."""
+
+    row: Row
+    ids: Ids
+    """[P] token ids with every picture expanded to its placeholder tokens."""
+    token_types: Ids
+    """[P] 0 for text, 1 for a picture's placeholder, 2 for a video's."""
+    vision: Mapping[str, Tensor]
+    """The processor's further tensors (`pixel_values`, `image_grid_thw`, …), as the model takes them. Empty without pictures."""
+    unexpanded_ids: Ids
+    """The same prompt before pictures were expanded: what a generation engine is sent."""
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return self.row.pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One completion of a prompt."""
+
+    ids: Ids
+    """[C] token ids, the end token included if one was produced."""
+    mask: Bool[Tensor, "C"]
+    """[C] true where the token counts in the loss."""
+    text: str
+    """Decoded without special tokens."""
+    sampler_logp: Float[Tensor, "C"] | None = None
+    """[C] log-probability that the sampler reported for each token; None when nobody sampled it."""
+    truncated: bool = False
+    """True when generation hit the length limit before a stop token."""
+    token_types: Ids | None = None
+    """[C] as `Prompt.token_types`; given only for K = 1, where pictures may stand anywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One prompt with its pictures and K completions of it: the unit of data, of the forward pass and of a micro-batch."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return sum(len(completion.ids) for completion in self.completions)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the shared layout: the prompt once, then every completion."""
+        return len(self.prompt.ids) + self.num_completion_tokens
+
+    def branches(self, start: int, stop: int) -> Group:
+        """The same prompt with some of its completions."""
+        return replace(self, completions=self.completions[start:stop])
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStats:
+    """What a forward pass says of every completion token, completions in the order of their groups."""
+
+    logp: PerToken
+    """[B, T] log-probability of each token given all before it."""
+    entropy: PerToken | None
+    """[B, T] entropy of the distribution each token was drawn from, or None when it was not asked for. Never carries a gradient
+    unless asked to."""
+    mask: Mask
+    """[B, T] true where the token counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What other rooms need to know of a model."""
+
+    stop_ids: tuple[int, ...]
+    """Every id that ends a completion, from the checkpoint's generation config and the tokenizer."""
+    pad_id: int
+    modality_ids: tuple[int, ...]
+    """Ids that only the processor may place (picture, video and audio placeholders, vision start and end); banned in sampling."""
+    image_token_id: int | None
+    """The placeholder that the tower's features replace; None for a text-only model."""
+    vocab_size: int
+    """Columns of the language-model head."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How completions are drawn. A checkpoint's own sampling defaults are never used."""
+
+    num_completions: int = 8
+    max_completion_length: int = 512
+    """In tokens, the end token included."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps all."""
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    """None draws from torch's global generator, which checkpoints save."""
+
+
+class Sampler(Protocol):
+    """Draws completions from the policy: by transformers, or by an engine of its own."""
+
+    def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
+        """`settings.num_completions` completions of each prompt, prompts in order, each with the sampler's log-probabilities."""
+        ...
+
+
+LayoutName = Literal["shared", "rows"]
