@@ -1,0 +1,1 @@
+"""The tiny models and easy-VQA: what the demo, the tests and the benchmarks run on."""

@@ -1,0 +1,70 @@
+"""From per-token losses to one number: ``sum(weight · per_token) / total``.
+
+`total` is the sum of every micro-batch's and every rank's share over the whole optimizer step, taken before the first backward.
+So the result does not depend on how the step was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from boresight.loss.ratio import lengths
+from boresight.types import Mask, PerToken
+
+Scalar = Float[Tensor, ""]
+
+
+def token_weights(mask: Mask) -> PerToken:
+    """1 on every token that counts."""
+    return mask.float()
+
+
+def sequence_weights(mask: Mask) -> PerToken:
+    """1/|y_i| on every token that counts: each completion weighs the same."""
+    return mask / lengths(mask)[:, None]
+
+
+def num_tokens(mask: Mask, max_completion_length: int) -> Scalar:
+    """Tokens that count."""
+    return mask.sum().float()
+
+
+def num_sequences(mask: Mask, max_completion_length: int) -> Scalar:
+    """Completions, those without a counted token included."""
+    return mask.new_tensor(len(mask)).float()
+
+
+def num_positions(mask: Mask, max_completion_length: int) -> Scalar:
+    """Completions × `max_completion_length`: a constant, so long completions are not favoured (Dr. GRPO)."""
+    return num_sequences(mask, max_completion_length) * max_completion_length
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """How tokens are weighted, and what this batch adds to the total they are divided by."""
+
+    weights: Callable[[Mask], PerToken]
+    total_share: Callable[[Mask, int], Scalar]
+
+
+TOKEN_MEAN = Aggregate(token_weights, num_tokens)
+"""DAPO, arXiv 2503.14476: tokens of the optimizer step weigh the same."""
+SEQUENCE_MEAN = Aggregate(sequence_weights, num_sequences)
+"""GRPO, arXiv 2402.03300: the mean over completions of each one's mean over tokens."""
+SEQUENCE_SUM = Aggregate(token_weights, num_sequences)
+"""LUSPO, arXiv 2602.05261: the mean over completions of each one's sum over tokens."""
+CONSTANT = Aggregate(token_weights, num_positions)
+"""Dr. GRPO, arXiv 2503.20783: the sum over tokens by a constant."""
+
+
+def aggregated(per_token: PerToken, weights: PerToken, total: float | Tensor) -> Scalar:
+    """``sum(weights · per_token) / total``, where whatever stands under weight zero counts for nothing, NaN included.
+
+    A step in which nothing counts has total 0 and loss 0.
+    """
+    counted = per_token.masked_fill(weights == 0, 0.0)
+    return (weights * counted).sum() / max(total, 1.0)

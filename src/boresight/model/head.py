@@ -1,0 +1,99 @@
+"""Hidden states to log-probabilities, in chunks: logits `[B, T, V]` never exist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+MAX_LOGIT_BYTES = 2**28
+"""Logits that may be alive at once, float32. 256 MiB holds 2,048 tokens of a vocabulary of 32,768."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The language-model head with all that stands between a hidden state and a probability.
+
+    Args:
+        project: the output embeddings: tied or not, with or without LoRA.
+        scale: multiplies the logits (Cohere, Granite).
+        soft_cap: squeezes logits into ±soft_cap by tanh (Gemma 2).
+    """
+
+    project: nn.Module
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Head:
+        """The head of a transformers model, by its text config's options."""
+        config = model.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        return cls(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, V] float32 logits of [N, H] hidden states."""
+        logits = self.project(hidden).float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.soft_cap is not None:
+            logits = self.soft_cap * torch.tanh(logits / self.soft_cap)
+        return logits
+
+
+def token_logp(
+    head: Head,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    banned: Tensor | None = None,
+    entropy: bool = False,
+    entropy_grad: bool = False,
+    max_logit_bytes: int = MAX_LOGIT_BYTES,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each target, and the entropy of the distribution it was drawn from.
+
+    Chunks of logits are computed, used and dropped; when they do not all fit in `max_logit_bytes` at once, the backward pass computes
+    each again.
+
+    Args:
+        hidden: [N, H] final hidden states.
+        targets: [N] ids.
+        temperature: divides the logits before the softmax.
+        banned: ids whose probability is zero, as in sampling.
+        entropy: whether to return entropies.
+        entropy_grad: whether entropies carry a gradient.
+
+    Returns:
+        [N] log-probabilities and [N] entropies, float32, in nats.
+    """
+
+    def chunk_stats(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = head.logits(hidden) / temperature
+        if banned is not None:
+            logits = logits.index_fill(-1, banned, -torch.inf)
+        log_total = logits.logsumexp(-1)
+        logp = logits.gather(-1, targets[:, None]).squeeze(-1) - log_total
+        if not entropy:
+            return logp, None
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            probability = torch.exp(logits - log_total[:, None])
+            # 0 · −inf of a banned id is 0, not NaN.
+            mean = (probability * (logits if banned is None else logits.index_fill(-1, banned, 0.0))).sum(-1)
+            return logp, log_total - mean
+
+    vocab = head.project.weight.shape[0]
+    size = max(1, max_logit_bytes // (4 * vocab))
+    if len(targets) <= size:
+        return chunk_stats(hidden, targets)
+    recompute = torch.is_grad_enabled()
+    parts = [
+        checkpoint(chunk_stats, part, target, use_reentrant=False) if recompute else chunk_stats(part, target)
+        for part, target in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
+    logps, entropies = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(entropies) if entropy else None

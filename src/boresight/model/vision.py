@@ -1,0 +1,153 @@
+"""Pictures through the tower, once each."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from boresight.errors import ModelError
+from boresight.model.positions import accepted
+from boresight.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What the tower and the projector made of one prompt's pictures."""
+
+    pooled: Tensor | tuple[Tensor, ...]
+    """As the family has it: one tensor [tiles, tokens, hidden], or a [tokens, hidden] for each picture."""
+    deepstack: tuple[Tensor, ...] = ()
+    """Qwen3-VL: what each of the first layers adds at the placeholders, [tokens of all pictures, hidden]."""
+
+    @property
+    def num_bytes(self) -> int:
+        pooled = (self.pooled,) if isinstance(self.pooled, Tensor) else self.pooled
+        return sum(tensor.nbytes for tensor in (*pooled, *self.deepstack))
+
+
+def join_features(features: Sequence[Features]) -> BaseModelOutputWithPooling:
+    """Several prompts' features as the tower's output for all of them (transformers' `mm_encoder_outputs["image"]`)."""
+    parts = [item.pooled for item in features]
+    output = BaseModelOutputWithPooling()
+    if isinstance(parts[0], Tensor):
+        output.pooler_output = torch.cat(parts)
+    else:
+        output.pooler_output = tuple(tensor for part in parts for tensor in part)  # pyright: ignore[reportAttributeAccessIssue]
+    if features[0].deepstack:
+        levels = zip(*(item.deepstack for item in features), strict=True)
+        output.deepstack_features = [torch.cat(level) for level in levels]  # pyright: ignore[reportAttributeAccessIssue]
+    return output
+
+
+def split_features(output: BaseModelOutputWithPooling, parts: int) -> list[Features]:
+    """The tower's output for `parts` prompts of equal shape, prompt by prompt."""
+    pooled = output.pooler_output
+    deepstack = getattr(output, "deepstack_features", None) or []
+    levels = [level.chunk(parts) for level in deepstack]
+    if isinstance(pooled, Tensor):
+        shares: Sequence[Tensor | tuple[Tensor, ...]] = pooled.chunk(parts)
+    else:
+        per_prompt = len(pooled) // parts
+        shares = [tuple(pooled[part * per_prompt : (part + 1) * per_prompt]) for part in range(parts)]
+    return [Features(share, tuple(level[part] for level in levels)) for part, share in enumerate(shares)]
+
+
+def picture_key(prompt: Prompt) -> Hashable:
+    """Prompts with equal keys have equal features. Token ids say nothing here: two pictures of one size have equal ids."""
+    return tuple(picture.digest for picture in prompt.pictures)
+
+
+def text_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters of the language model and its head: all that a picture does not pass through before it is merged."""
+    head = model.get_output_embeddings()
+    return {*model.get_decoder().parameters(), *(head.parameters() if head is not None else ())}
+
+
+def vision_is_frozen(model: nn.Module) -> bool:
+    """Whether nothing that a picture passes through (tower, projector) is trained."""
+    text = text_parameters(model)
+    return not any(parameter.requires_grad for parameter in model.parameters() if parameter not in text)
+
+
+class VisionEncoder:
+    """Encodes the pictures of prompts: once per distinct set of pictures in a call, once in all while the tower is frozen.
+
+    Prompts whose tensors have equal shapes go through the tower together, others one by one, so no tensor of the processor's is
+    ever sliced or padded.
+
+    Args:
+        model: the model with its head.
+        max_cache_gib: how much may be kept of a frozen tower's features. The oldest go first.
+        batch_size: how many prompts of equal shape go through the tower together.
+    """
+
+    def __init__(self, model: nn.Module, *, max_cache_gib: float = 2.0, batch_size: int = 16) -> None:
+        self.model = model
+        self.max_cache_bytes = int(max_cache_gib * 2**30)
+        self.batch_size = batch_size
+        self.num_encoded = 0
+        """Pictures that went through the tower so far."""
+        self._cache: OrderedDict[Hashable, Features] = OrderedDict()
+        self._cache_bytes = 0
+
+    def clear(self) -> None:
+        """Forget what a tower made of pictures: its weights are about to change."""
+        self._cache.clear()
+        self._cache_bytes = 0
+
+    def __call__(self, prompts: Sequence[Prompt]) -> list[Features]:
+        """The features of every prompt, prompts in order; all of them have pictures."""
+        frozen = vision_is_frozen(self.model)
+        if not frozen:
+            self.clear()
+        wanted = {picture_key(prompt): prompt for prompt in prompts}
+        known = {key: self._cache[key] for key in wanted if key in self._cache}
+        with torch.no_grad() if frozen else nullcontext():
+            known |= self._encode([(key, prompt) for key, prompt in wanted.items() if key not in known])
+        if frozen:
+            self._remember(known)
+        return [known[picture_key(prompt)] for prompt in prompts]
+
+    def _encode(self, prompts: Sequence[tuple[Hashable, Prompt]]) -> dict[Hashable, Features]:
+        shapes: dict[Hashable, list[tuple[Hashable, Prompt]]] = {}
+        for key, prompt in prompts:
+            shape = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(prompt.vision.items()))
+            shapes.setdefault(shape, []).append((key, prompt))
+        features: dict[Hashable, Features] = {}
+        for same in shapes.values():
+            for start in range(0, len(same), self.batch_size):
+                batch = same[start : start + self.batch_size]
+                outputs = self._tower([prompt for _, prompt in batch])
+                features |= {key: item for (key, _), item in zip(batch, outputs, strict=True)}
+        return features
+
+    def _tower(self, prompts: Sequence[Prompt]) -> list[Features]:
+        base = self.model.base_model
+        device = next(base.parameters()).device
+        tensors = {
+            name: torch.cat([prompt.vision[name] for prompt in prompts]).to(device) for name in prompts[0].vision
+        }
+        inputs = accepted(base.get_image_features, tensors)
+        if unknown := tensors.keys() - inputs.keys():
+            raise ModelError(
+                f"{type(self.model).__name__} takes no {', '.join(sorted(unknown))} for pictures, but its processor returned them: "
+                "processor and model do not belong together."
+            )
+        output = base.get_image_features(**inputs, return_dict=True)
+        self.num_encoded += sum(len(prompt.pictures) for prompt in prompts)
+        return split_features(output, len(prompts))
+
+    def _remember(self, features: dict[Hashable, Features]) -> None:
+        for key, item in features.items():
+            if key not in self._cache:
+                self._cache[key] = item
+                self._cache_bytes += item.num_bytes
+        while self._cache_bytes > self.max_cache_bytes:
+            _, oldest = self._cache.popitem(last=False)
+            self._cache_bytes -= oldest.num_bytes

@@ -1,0 +1,33 @@
+"""Completions to a table of rewards: TRL's callables, run with care, and the usual ones ready-made."""
+
+from boresight.rewards.choice import (
+    choice_letter_reward,
+    exact_answer_reward,
+    get_numeric_answer_reward,
+    numeric_answer_reward,
+)
+from boresight.rewards.format import answer_format_reward, think_format_reward
+from boresight.rewards.length import (
+    get_cosine_scaled_reward,
+    get_repetition_penalty_reward,
+    get_soft_overlong_punishment,
+)
+from boresight.rewards.math import accuracy_reward
+from boresight.rewards.reward import RewardFunc, RewardTable
+from boresight.rewards.score import Scorer
+
+__all__ = [
+    "RewardFunc",
+    "RewardTable",
+    "Scorer",
+    "accuracy_reward",
+    "answer_format_reward",
+    "choice_letter_reward",
+    "exact_answer_reward",
+    "get_cosine_scaled_reward",
+    "get_numeric_answer_reward",
+    "get_repetition_penalty_reward",
+    "get_soft_overlong_punishment",
+    "numeric_answer_reward",
+    "think_format_reward",
+]

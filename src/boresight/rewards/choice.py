@@ -1,0 +1,104 @@
+"""Answers that are a word, a letter or a number.
+
+Formulas are for `accuracy_reward`: math-verify parses the word *blue* as nothing, or as a product of four letters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from boresight.errors import ConfigError
+from boresight.rewards.answer import final_answer, normalized, tagged_answer
+from boresight.rewards.reward import RewardFunc, completion_text
+from boresight.types import Conversation
+
+LETTER = re.compile(
+    r"""
+      ^\W*([A-Z])\W*$                                      # alone: B, (B), **B**, B.
+    | ^\W*([A-Z])[.):]\s                                   # before its text: B. 130, (B) 130
+    | [(\[{]([A-Z])[)\]}]                                  # in brackets: the angle is (B), \boxed{B}
+    | \b(?:answer|option|choice)(?:\s+is)?:?\s+([A-Z])\b   # announced: the answer is B
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?")
+
+
+def exact_answer_reward(completions: Sequence[str | Conversation], solution: Sequence[Any], **columns: Any) -> list[float | None]:
+    """1 where the text inside ``<answer>…</answer>`` equals the solution, 0 where it does not or stands not once, else.
+
+    Case and the amount of white space do not matter. A solution may carry the tags itself. None where the solution is None.
+    """
+    return [
+        None if gold is None else float(_matches(completion_text(completion), str(gold)))
+        for completion, gold in zip(completions, solution, strict=True)
+    ]
+
+
+def _matches(text: str, gold: str) -> bool:
+    answer = tagged_answer(text)
+    return answer is not None and normalized(answer) == normalized(final_answer(gold))
+
+
+def choice_letter(text: str) -> str | None:
+    """The one capital letter that the text chooses; None where it chooses none, or several."""
+    letters = {letter for match in LETTER.findall(text) for letter in match if letter}
+    return letters.pop() if len(letters) == 1 else None
+
+
+def choice_letter_reward(completions: Sequence[str | Conversation], solution: Sequence[Any], **columns: Any) -> list[float | None]:
+    """1 where the completion chooses the solution's letter, 0 where another, several or none; None where the solution has none.
+
+    Read from ``<answer>…</answer>``, or from what follows the reasoning where there are no tags: ``B``, ``(B)``, ``B. 130``,
+    ``\\boxed{B}``, ``the answer is B``.
+    """
+    golds = [None if gold is None else choice_letter(final_answer(str(gold))) for gold in solution]
+    return [
+        None if gold is None else float(choice_letter(final_answer(completion_text(completion))) == gold)
+        for completion, gold in zip(completions, golds, strict=True)
+    ]
+
+
+def stated_number(text: str) -> float | None:
+    """The one number in the text (``1,234.5``, ``-2e3``, ``3/4``, ``25°``); None where there is none, or several."""
+    found = [match.group() for match in NUMBER.finditer(text) if match.group()]
+    if len(found) != 1:
+        return None
+    numerator, _, denominator = found[0].replace(",", "").partition("/")
+    if denominator and float(denominator) == 0:
+        return None
+    return float(numerator) / float(denominator or 1)
+
+
+def numeric_answer_reward(
+    completions: Sequence[str | Conversation], solution: Sequence[Any], *, tolerance: float = 1e-6, **columns: Any
+) -> list[float | None]:
+    """1 where the one number of the answer lies within `tolerance` of the solution's, else 0; None where the solution has none.
+
+    Read from ``<answer>…</answer>``, or from what follows the reasoning where there are no tags. Units are not compared.
+
+    Args:
+        completions: strings or conversations.
+        solution: a number, or a text with one number.
+        tolerance: the largest |answer − solution| that counts, in the solution's unit. `get_numeric_answer_reward` sets it.
+    """
+    golds = [None if gold is None else stated_number(final_answer(str(gold))) for gold in solution]
+    answers = [stated_number(final_answer(completion_text(completion))) for completion in completions]
+    return [
+        None if gold is None else float(answer is not None and abs(answer - gold) <= tolerance)
+        for answer, gold in zip(answers, golds, strict=True)
+    ]
+
+
+def get_numeric_answer_reward(tolerance: float) -> RewardFunc:
+    """`numeric_answer_reward` with a tolerance of one's own.
+
+    Raises:
+        ConfigError: a negative tolerance.
+    """
+    if tolerance < 0:
+        raise ConfigError(f"tolerance must not be negative, and is {tolerance}.")
+    return partial(numeric_answer_reward, tolerance=tolerance)

@@ -1,0 +1,61 @@
+"""Answers that are formulas, by math-verify (the extra `math`)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from boresight.errors import ConfigError
+from boresight.rewards.reward import completion_text
+from boresight.types import Conversation
+
+PARSE_TIMEOUT_S = 10
+VERIFY_TIMEOUT_S = 5
+
+
+def accuracy_reward(
+    completions: Sequence[str | Conversation],
+    solution: Sequence[str | None],
+    log_extra: Callable[[str, list[str]], None] | None = None,
+    **columns: Any,
+) -> list[float | None]:
+    r"""1 where the completion's formula is mathematically equal to the solution, else 0; None where the solution is no formula.
+
+    The completion's formula must be LaTeX (``$…$``, ``\boxed{…}``), the boxed one first (TRL's `accuracy_reward`). The article's
+    own function gives 1 to every completion where the solution does not parse, a plain word for instance: words are for
+    `exact_answer_reward`.
+
+    Raises:
+        ConfigError: math-verify is not installed.
+    """
+    try:
+        from latex2sympy2_extended import NormalizationConfig
+        from math_verify import LatexExtractionConfig, parse, verify
+    except ImportError as error:
+        raise ConfigError("accuracy_reward needs math-verify: pip install 'boresight[math]'") from error
+
+    # math-verify times itself by signals, which only the main thread may set.
+    timed = threading.current_thread() is threading.main_thread()
+    parse_timeout_s, verify_timeout_s = (PARSE_TIMEOUT_S, VERIFY_TIMEOUT_S) if timed else (None, None)
+    extraction = [
+        LatexExtractionConfig(
+            normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
+        )
+    ]
+    rewards: list[float | None] = []
+    shown: list[str] = []
+    for completion, gold in zip(completions, solution, strict=True):
+        gold_parsed = [] if gold is None else parse(gold, parsing_timeout=parse_timeout_s)
+        answer_parsed = parse(
+            completion_text(completion),
+            extraction_config=extraction,
+            extraction_mode="first_match",
+            parsing_timeout=parse_timeout_s,
+        )
+        equal = verify(gold_parsed, answer_parsed, timeout_seconds=verify_timeout_s) if gold_parsed else None
+        rewards.append(None if equal is None else float(equal))
+        shown.append(str(answer_parsed[0]) if answer_parsed else "")
+    if log_extra is not None:
+        log_extra("answer_parsed", shown)
+    return rewards

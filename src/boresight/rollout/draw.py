@@ -1,0 +1,100 @@
+"""From logits to tokens: the distribution that completions are drawn from, and the draws."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from boresight.types import Prompt, SamplingSettings
+
+
+class Distribution:
+    """The distribution of the next token under some settings, in transformers' order: penalty, temperature, top-k, top-p, min-p.
+
+    Ids that only the processor may place have no probability, whatever the logits say. At temperature 0 the likeliest token is
+    taken, and log-probabilities are those of temperature 1 before top-k, top-p and min-p, which change nothing there.
+
+    Args:
+        banned: ids without probability.
+    """
+
+    def __init__(self, settings: SamplingSettings, banned: Tensor) -> None:
+        self.banned = banned
+        self.greedy = settings.temperature == 0
+        self.needs_history = settings.repetition_penalty != 1
+        self._processors = LogitsProcessorList()
+        if self.needs_history:
+            self._processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+        if self.greedy:
+            return
+        if settings.temperature != 1:
+            self._processors.append(TemperatureLogitsWarper(float(settings.temperature)))
+        if settings.top_k:
+            self._processors.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p < 1:
+            self._processors.append(TopPLogitsWarper(settings.top_p))
+        if settings.min_p:
+            self._processors.append(MinPLogitsWarper(settings.min_p))
+
+    def logp(self, logits: Tensor, history: Tensor) -> Tensor:
+        """Log-probabilities of the next token.
+
+        Args:
+            logits: [N, V] of any floating type.
+            history: [N, ≥ 0] ids of prompt and completion so far, read only where `needs_history`. A row may be padded by
+                repeating ids of its own.
+
+        Returns:
+            [N, V] in float32.
+        """
+        scores = logits.float().index_fill(-1, self.banned, -torch.inf)
+        return self._processors(history, scores).log_softmax(-1)
+
+    def draw(self, logp: Tensor, uniform: Tensor) -> Tensor:
+        """[N] one token of each row: the likeliest, or the one where the cumulative distribution passes `uniform` ([N], float64).
+
+        One number per token makes a draw independent of the rows beside it; float64 because the float32 cumulative sum of a
+        large vocabulary is off by more than its rare tokens' probabilities.
+        """
+        if self.greedy:
+            return logp.argmax(-1)
+        cumulative = logp.double().exp().cumsum(-1)
+        total = cumulative[:, -1:]
+        # Below the total even after rounding, so that the token found always has some probability.
+        target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+        return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def uniforms(prompts: Sequence[Prompt], settings: SamplingSettings) -> Tensor:
+    """[B, C] the random numbers that one call's tokens are drawn with, completions in the order of their prompts.
+
+    They are drawn on the CPU, so that every device gives the same ones. With a seed, a prompt's numbers depend on the seed, its row's
+    index and how often that row came before in the call, and on nothing else: not on what it is batched with. Without
+    one they come from torch's global generator.
+    """
+    shape = (settings.num_completions, settings.max_completion_length)
+    if settings.temperature == 0:
+        return torch.zeros(len(prompts) * shape[0], shape[1], dtype=torch.float64)
+    if settings.seed is None:
+        return torch.rand(len(prompts) * shape[0], shape[1], dtype=torch.float64)
+    seen: Counter[int] = Counter()
+    numbers = []
+    for prompt in prompts:
+        index = prompt.row.index
+        name = f"{settings.seed} {index} {seen[index]}".encode()
+        seen[index] += 1
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:4]))
+        numbers.append(torch.rand(shape, dtype=torch.float64, generator=generator))
+    return torch.cat(numbers)
