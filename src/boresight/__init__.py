@@ -1,1 +1,35 @@
+"""Align vision-language models: SFT, DPO, MPO, GRPO and GSPO.
+
+Nothing heavy is loaded until a name is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from boresight.trainer.grpo import GRPOTrainer
+    from boresight.trainer.grpo_config import GRPOConfig
+    from boresight.trainer.sft import SFTConfig, SFTTrainer
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "GRPOConfig": "trainer.grpo_config",
+    "GRPOTrainer": "trainer.grpo",
+    "SFTConfig": "trainer.sft",
+    "SFTTrainer": "trainer.sft",
+}
+
+__all__ = ["GRPOConfig", "GRPOTrainer", "SFTConfig", "SFTTrainer"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'boresight' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"boresight.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

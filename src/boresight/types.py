@@ -74,7 +74,7 @@ class Prompt:
     """[P] 0 for text, 1 for a picture's placeholder, 2 for a video's."""
     vision: Mapping[str, Tensor]
     """The processor's further tensors (`pixel_values`, `image_grid_thw`, …), as the model takes them. Empty without pictures."""
-    unexpanded_ids: Ids
+    unexpanded_ids: Int[Tensor, "U"]
     """The same prompt before pictures were expanded: what a generation engine is sent."""
 
     @property
@@ -111,13 +111,17 @@ class Group:
         return len(self.completions)
 
     @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt.ids)
+
+    @property
     def num_completion_tokens(self) -> int:
         return sum(len(completion.ids) for completion in self.completions)
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the shared layout: the prompt once, then every completion."""
-        return len(self.prompt.ids) + self.num_completion_tokens
+        return self.num_prompt_tokens + self.num_completion_tokens
 
     def branches(self, start: int, stop: int) -> Group:
         """The same prompt with some of its completions."""
@@ -130,11 +134,12 @@ class TokenStats:
 
     logp: PerToken
     """[B, T] log-probability of each token given all before it."""
-    entropy: PerToken | None
-    """[B, T] entropy of the distribution each token was drawn from, or None when it was not asked for. Never carries a gradient
-    unless asked to."""
     mask: Mask
     """[B, T] true where the token counts."""
+    entropy: PerToken | None = None
+    """[B, T] entropy of the distribution each token was drawn from; None when not asked for. It carries a gradient only when asked to."""
+    greedy: Mask | None = None
+    """[B, T] true where the token is the likeliest of its distribution; given with `entropy`."""
 
 
 @dataclass(frozen=True, slots=True)

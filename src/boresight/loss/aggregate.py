@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def num_tokens(mask: Mask, max_completion_length: int) -> Scalar:
 
 def num_sequences(mask: Mask, max_completion_length: int) -> Scalar:
     """Completions, those without a counted token included."""
-    return mask.new_tensor(len(mask)).float()
+    return torch.tensor(float(len(mask)), device=mask.device)
 
 
 def num_positions(mask: Mask, max_completion_length: int) -> Scalar:

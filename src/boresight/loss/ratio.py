@@ -17,7 +17,7 @@ Ratio = Callable[[PerToken, PerToken, Mask], PerToken]
 
 def lengths(mask: Mask) -> PerSequence:
     """Tokens that count in each completion, at least one so that it can divide; a completion with none has weight zero anyway."""
-    return mask.sum(-1).clamp(min=1)
+    return mask.sum(-1).clamp(min=1).float()
 
 
 def over_tokens(value: PerSequence, mask: Mask) -> PerToken:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from boresight.errors import ConfigError, ModelError
 from boresight.model.attention import BranchTable, install
 from boresight.model.head import MAX_LOGIT_BYTES, Head, token_logp
+from boresight.model.load import unwrap
 from boresight.model.packing import completion_mask, pack
 from boresight.model.vision import VisionEncoder, join_features
 from boresight.types import Group, LayoutName, ModelFacts, TokenStats
@@ -29,14 +30,6 @@ logger = logging.getLogger(__name__)
 
 SHARED_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that a branch table serves."""
-
-
-def unwrap(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside DDP, torch.compile and PEFT wrappers; adapters stay in its layers."""
-    for name in ("module", "_orig_mod"):
-        while hasattr(model, name):
-            model = getattr(model, name)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue, reportReturnType]
 
 
 def why_not_shared(model: PreTrainedModel) -> str | None:
@@ -77,9 +70,9 @@ class GroupForward:
         self.facts = facts
         self.head = Head.of(self.model)
         self.max_logit_bytes = max_logit_bytes
-        self.vision = VisionEncoder(self.model, max_cache_gib=max_cache_gib)
         self.counts: Counter[str] = Counter()
         """Work done so far: vision_encodes, prompt_tokens, completion_tokens, padded_tokens."""
+        self.vision = VisionEncoder(self.model, max_cache_gib=max_cache_gib, counts=self.counts)
         self.layout = self._choose(layout)
         self._accepts = set(inspect.signature(self.model.base_model.forward).parameters)
 
@@ -181,10 +174,11 @@ class GroupForward:
         return {"mm_encoder_outputs": {"image": join_features(self.vision(prompts))}}
 
     def _stats(self, hidden: Tensor, targets: Tensor, mask: Tensor, banned: Tensor | None, **head: Any) -> TokenStats:
-        logp, entropy = token_logp(self.head, hidden, targets, banned=banned, max_logit_bytes=self.max_logit_bytes, **head)
-        blank = logp.new_zeros(mask.shape)
-        spread = blank if entropy is None else blank.masked_scatter(mask, entropy)
-        return TokenStats(blank.masked_scatter(mask, logp), None if entropy is None else spread, mask)
+        found = token_logp(self.head, hidden, targets, banned=banned, max_logit_bytes=self.max_logit_bytes, **head)
+        logp, entropy, greedy = (
+            None if values is None else values.new_zeros(mask.shape).masked_scatter(mask, values) for values in found
+        )
+        return TokenStats(logp, mask, entropy, greedy)  # pyright: ignore[reportArgumentType]
 
     def _count(self, groups: Sequence[Group], num_prompts: int, *, padded: int) -> None:
         shared = num_prompts == len(groups)
@@ -192,7 +186,6 @@ class GroupForward:
         self.counts["prompt_tokens"] += sum(n * len(group.prompt.ids) for n, group in zip(copies, groups, strict=True))
         self.counts["completion_tokens"] += sum(group.num_completion_tokens for group in groups)
         self.counts["padded_tokens"] += padded
-        self.counts["vision_encodes"] = self.vision.num_encoded
 
 
 @contextmanager

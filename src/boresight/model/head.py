@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,17 @@ class Head:
         return logits
 
 
+class TokenLogp(NamedTuple):
+    """What the head says of N tokens."""
+
+    logp: Tensor
+    """[N] in nats, float32."""
+    entropy: Tensor | None
+    """[N] in nats, float32; None when not asked for."""
+    greedy: Tensor | None
+    """[N] whether the token is the likeliest; None without entropy."""
+
+
 def token_logp(
     head: Head,
     hidden: Tensor,
@@ -54,7 +66,7 @@ def token_logp(
     entropy: bool = False,
     entropy_grad: bool = False,
     max_logit_bytes: int = MAX_LOGIT_BYTES,
-) -> tuple[Tensor, Tensor | None]:
+) -> TokenLogp:
     """Log-probability of each target, and the entropy of the distribution it was drawn from.
 
     Chunks of logits are computed, used and dropped; when they do not all fit in `max_logit_bytes` at once, the backward pass computes
@@ -68,32 +80,31 @@ def token_logp(
         entropy: whether to return entropies.
         entropy_grad: whether entropies carry a gradient.
 
-    Returns:
-        [N] log-probabilities and [N] entropies, float32, in nats.
     """
 
-    def chunk_stats(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def chunk_stats(hidden: Tensor, targets: Tensor) -> TokenLogp:
         logits = head.logits(hidden) / temperature
         if banned is not None:
             logits = logits.index_fill(-1, banned, -torch.inf)
         log_total = logits.logsumexp(-1)
         logp = logits.gather(-1, targets[:, None]).squeeze(-1) - log_total
         if not entropy:
-            return logp, None
+            return TokenLogp(logp, None, None)
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
             probability = torch.exp(logits - log_total[:, None])
             # 0 · −inf of a banned id is 0, not NaN.
             mean = (probability * (logits if banned is None else logits.index_fill(-1, banned, 0.0))).sum(-1)
-            return logp, log_total - mean
+            greedy = logits.detach().argmax(-1) == targets
+            return TokenLogp(logp, log_total - mean, greedy)
 
     vocab = head.project.weight.shape[0]
     size = max(1, max_logit_bytes // (4 * vocab))
     if len(targets) <= size:
         return chunk_stats(hidden, targets)
     recompute = torch.is_grad_enabled()
-    parts = [
+    chunks = [
         checkpoint(chunk_stats, part, target, use_reentrant=False) if recompute else chunk_stats(part, target)
         for part, target in zip(hidden.split(size), targets.split(size), strict=True)
     ]
-    logps, entropies = zip(*parts, strict=True)
-    return torch.cat(logps), torch.cat(entropies) if entropy else None
+    logp, entropies, greedy = zip(*chunks, strict=True)
+    return TokenLogp(torch.cat(logp), torch.cat(entropies) if entropy else None, torch.cat(greedy) if entropy else None)

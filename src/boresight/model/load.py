@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
@@ -14,6 +15,14 @@ from boresight.types import ModelFacts
 
 MODALITY_TOKENS = ("image", "video", "audio", "vision", "img", "boi", "eoi")
 """Words in the names that configs and tokenizers give to ids which only a processor may place."""
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside DDP, torch.compile and PEFT wrappers; adapters stay in its layers."""
+    for name in ("module", "_orig_mod"):
+        while hasattr(model, name):
+            model = getattr(model, name)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue, reportReturnType]
 
 
 def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "auto", **options: Any) -> nn.Module:
@@ -72,19 +81,38 @@ def load_processor(processing_class: Any, model: nn.Module, source: str | Path |
     return processor
 
 
-def promote_trainable(model: nn.Module) -> None:
+def adapt(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:
+    """The model with a fresh adapter of this configuration, or as it is when there is none.
+
+    Raises:
+        ConfigError: the model is wrapped by PEFT already.
+    """
+    if peft_config is None:
+        return model
+    if isinstance(model, PeftModel):
+        raise ConfigError("The model has an adapter already: drop peft_config, or pass the model without the adapter.")
+    return get_peft_model(model, peft_config)  # pyright: ignore[reportArgumentType]
+
+
+def promote_trainable(model: nn.Module, *, keep: bool = False) -> None:
     """Trainable weights in float32, frozen ones as they are.
 
     bf16 weights under AdamW at a learning rate of 1e-6 realise 2 % of the wanted movement: steps smaller than their resolution
     are lost.
+
+    Args:
+        keep: the user named a dtype: leave it.
     """
+    if keep:
+        return
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
 
 
-def model_facts(model: PreTrainedModel, processor: ProcessorMixin) -> ModelFacts:
+def model_facts(model: nn.Module, processor: ProcessorMixin) -> ModelFacts:
     """What other rooms need to know, from the configs of the model, its generation and its tokenizer."""
+    model = unwrap(model)
     tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
     generation = getattr(model, "generation_config", None)
     stops = getattr(generation, "eos_token_id", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -85,14 +85,16 @@ class VisionEncoder:
         model: the model with its head.
         max_cache_gib: how much may be kept of a frozen tower's features. The oldest go first.
         batch_size: how many prompts of equal shape go through the tower together.
+        counts: where `vision_encodes`, pictures that went through the tower, are counted.
     """
 
-    def __init__(self, model: nn.Module, *, max_cache_gib: float = 2.0, batch_size: int = 16) -> None:
+    def __init__(
+        self, model: nn.Module, *, max_cache_gib: float = 2.0, batch_size: int = 16, counts: Counter[str] | None = None
+    ) -> None:
         self.model = model
         self.max_cache_bytes = int(max_cache_gib * 2**30)
         self.batch_size = batch_size
-        self.num_encoded = 0
-        """Pictures that went through the tower so far."""
+        self.counts = Counter[str]() if counts is None else counts
         self._cache: OrderedDict[Hashable, Features] = OrderedDict()
         self._cache_bytes = 0
 
@@ -140,7 +142,7 @@ class VisionEncoder:
                 "processor and model do not belong together."
             )
         output = base.get_image_features(**inputs, return_dict=True)
-        self.num_encoded += sum(len(prompt.pictures) for prompt in prompts)
+        self.counts["vision_encodes"] += sum(len(prompt.pictures) for prompt in prompts)
         return split_features(output, len(prompts))
 
     def _remember(self, features: dict[Hashable, Features]) -> None:

@@ -24,10 +24,14 @@ LETTER = re.compile(
     """,
     re.VERBOSE | re.MULTILINE,
 )
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?")
+NUMBER = re.compile(
+    r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?"
+)
 
 
-def exact_answer_reward(completions: Sequence[str | Conversation], solution: Sequence[Any], **columns: Any) -> list[float | None]:
+def exact_answer_reward(
+    completions: Sequence[str | Conversation], solution: Sequence[Any], **columns: Any
+) -> list[float | None]:
     """1 where the text inside ``<answer>…</answer>`` equals the solution, 0 where it does not or stands not once, else.
 
     Case and the amount of white space do not matter. A solution may carry the tags itself. None where the solution is None.
@@ -49,7 +53,9 @@ def choice_letter(text: str) -> str | None:
     return letters.pop() if len(letters) == 1 else None
 
 
-def choice_letter_reward(completions: Sequence[str | Conversation], solution: Sequence[Any], **columns: Any) -> list[float | None]:
+def choice_letter_reward(
+    completions: Sequence[str | Conversation], solution: Sequence[Any], **columns: Any
+) -> list[float | None]:
     """1 where the completion chooses the solution's letter, 0 where another, several or none; None where the solution has none.
 
     Read from ``<answer>…</answer>``, or from what follows the reasoning where there are no tags: ``B``, ``(B)``, ``B. 130``,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from boresight.errors import ConfigError
+from boresight.rewards.answer import final_answer
 from boresight.rewards.reward import completion_text
 from boresight.types import Conversation
 
@@ -22,9 +23,9 @@ def accuracy_reward(
 ) -> list[float | None]:
     r"""1 where the completion's formula is mathematically equal to the solution, else 0; None where the solution is no formula.
 
-    The completion's formula must be LaTeX (``$…$``, ``\boxed{…}``), the boxed one first (TRL's `accuracy_reward`). The article's
-    own function gives 1 to every completion where the solution does not parse, a plain word for instance: words are for
-    `exact_answer_reward`.
+    The answer is read from ``<answer>…</answer>`` as the solution is read; where there are no tags it must be announced LaTeX
+    (``\boxed{…}``, ``the answer is $…$``), as in TRL's `accuracy_reward`. The article's own function gives 1 to every
+    completion where the solution does not parse, a plain word for instance: words are for `exact_answer_reward`.
 
     Raises:
         ConfigError: math-verify is not installed.
@@ -38,21 +39,18 @@ def accuracy_reward(
     # math-verify times itself by signals, which only the main thread may set.
     timed = threading.current_thread() is threading.main_thread()
     parse_timeout_s, verify_timeout_s = (PARSE_TIMEOUT_S, VERIFY_TIMEOUT_S) if timed else (None, None)
-    extraction = [
-        LatexExtractionConfig(
-            normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
-        )
-    ]
+    announced = LatexExtractionConfig(
+        normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
+    )
     rewards: list[float | None] = []
     shown: list[str] = []
     for completion, gold in zip(completions, solution, strict=True):
+        text = completion_text(completion)
         gold_parsed = [] if gold is None else parse(gold, parsing_timeout=parse_timeout_s)
-        answer_parsed = parse(
-            completion_text(completion),
-            extraction_config=extraction,
-            extraction_mode="first_match",
-            parsing_timeout=parse_timeout_s,
-        )
+        if "<answer>" in text:
+            answer_parsed = parse(final_answer(text), parsing_timeout=parse_timeout_s)
+        else:
+            answer_parsed = parse(text, [announced], extraction_mode="first_match", parsing_timeout=parse_timeout_s)
         equal = verify(gold_parsed, answer_parsed, timeout_seconds=verify_timeout_s) if gold_parsed else None
         rewards.append(None if equal is None else float(equal))
         shown.append(str(answer_parsed[0]) if answer_parsed else "")

@@ -36,9 +36,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from boresight.errors import ConfigError, RewardError, nearest
-from boresight.types import Conversation, Mask, PerSequence
+from boresight.types import Conversation, PerSequence
 
 RewardFunc = Callable[..., Any]
+
+LARGEST = torch.finfo(torch.float32).max
+"""Rewards are float32: a larger number would become infinite."""
 
 BUILT_IN = {
     "accuracy_reward": "boresight.rewards.math",
@@ -204,14 +207,16 @@ def checked_values(returned: Any, name: str, rows: Sequence[int]) -> list[float]
         )
     if len(values) != len(rows):
         raise RewardError(f"reward function {name!r} returned {len(values)} values for {len(rows)} completions.")
-    return [_checked_value(value, name, index, row) for index, (value, row) in enumerate(zip(values, rows, strict=True))]
+    return [
+        _checked_value(value, name, index, row) for index, (value, row) in enumerate(zip(values, rows, strict=True))
+    ]
 
 
 def _checked_value(value: Any, name: str, index: int, row: int) -> float:
-    number = value.item() if hasattr(value, "item") and getattr(value, "size", None) in (1, None) else value
+    number = value.tolist() if hasattr(value, "tolist") else value
     if number is None:
         return math.nan
-    if not isinstance(number, int | float) or math.isinf(number):
+    if not isinstance(number, int | float) or abs(number) > LARGEST:
         raise RewardError(
             f"reward function {name!r} returned {value!r} for completion {index} (row {row}); "
             "a reward is a finite number, or None where it does not apply."

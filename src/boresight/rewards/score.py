@@ -135,7 +135,9 @@ class Scorer:
 
     def _sizes_seen(self, prompt: Prompt) -> list[tuple[int, int]]:
         if self._model_sizes is None:
-            raise ConfigError("a reward function asks for `model_image_sizes`, but this Scorer was given no `model_sizes`.")
+            raise ConfigError(
+                "a reward function asks for `model_image_sizes`, but this Scorer was given no `model_sizes`."
+            )
         return list(self._model_sizes(prompt))
 
     def _call_all(self, inputs: Mapping[str, Any]) -> list[Any]:

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from boresight.rollout.decode import Branches, Decoder, PictureFeatures, Prefill, Rows
 from boresight.rollout.draw import Distribution, uniforms
@@ -69,3 +68,88 @@ class HFSampler:
             for prompt, share in zip(prompts, numbers.split(settings.num_completions), strict=True):
                 groups += self._groups([prompt], settings, Rows(prefill, prompt, settings.num_completions), share)
             return groups
+
+    def _groups(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings, decoder: Decoder, numbers: Tensor
+    ) -> list[Group]:
+        device = decoder.logits.device
+        stop_ids = torch.tensor(self.facts.stop_ids, device=device)
+        distribution = Distribution(settings, torch.tensor(self.facts.modality_ids, dtype=torch.long, device=device))
+        ids, logp, computed = self._complete(prompts, decoder, distribution, numbers.to(device), stop_ids)
+        stopped = torch.isin(ids, stop_ids)
+        truncated = ~stopped.any(1)
+        lengths = torch.where(truncated, ids.shape[1], stopped.int().argmax(1) + 1).tolist()
+        self.counts["prompt_tokens"] += sum(len(prompt.ids) for prompt in prompts)
+        self.counts["completion_tokens"] += sum(lengths)
+        self.counts["padded_tokens"] += computed - sum(lengths)
+        if self.features is None:
+            self.counts["vision_encodes"] += sum(len(prompt.pictures) for prompt in prompts)
+        texts = self.tokenizer.batch_decode(
+            [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)], skip_special_tokens=True
+        )
+        completions = [
+            Completion(
+                ids=row[:length].clone(),
+                mask=torch.ones(length, dtype=torch.bool),
+                text=text,
+                sampler_logp=values[:length].clone(),
+                truncated=cut,
+            )
+            for row, values, length, text, cut in zip(ids.cpu(), logp.cpu(), lengths, texts, truncated.tolist(), strict=True)
+        ]
+        k = settings.num_completions
+        return [Group(prompt, tuple(completions[i * k : (i + 1) * k])) for i, prompt in enumerate(prompts)]
+
+    def _complete(
+        self, prompts: Sequence[Prompt], decoder: Decoder, distribution: Distribution, numbers: Tensor, stop_ids: Tensor
+    ) -> tuple[Tensor, Tensor, int]:
+        """Tokens [B, T] and their log-probabilities [B, T], both meaningless after a stop id, and how many tokens were computed."""
+        size, device = numbers.shape, numbers.device
+        ids = torch.zeros(size, dtype=torch.long, device=device)
+        logp = torch.zeros(size, device=device)
+        history = _histories(prompts, size, device) if distribution.needs_history else ids
+        place = history.shape[1] - size[1]
+        slots = torch.arange(size[0], device=device)
+        alive = torch.ones(size[0], dtype=torch.bool, device=device)
+        logits, computed = decoder.logits, 0
+        for t in range(size[1]):
+            every = distribution.logp(logits, history[slots, : place + t] if distribution.needs_history else history)
+            tokens = distribution.draw(every, numbers[slots, t])
+            ids[slots, t] = tokens
+            logp[slots, t] = every.gather(1, tokens[:, None])[:, 0]
+            if distribution.needs_history:
+                history[slots, place + t] = tokens
+            computed += len(slots)
+            alive &= (tokens[:, None] != stop_ids).all(1)
+            if t + 1 == size[1] or not alive.any():
+                break
+            kept = decoder.compact(alive)
+            if kept is not None:
+                slots, alive, tokens = slots[kept], alive[kept], tokens[kept]
+            logits = decoder.step(tokens)
+        return ids[:, : t + 1], logp[:, : t + 1], computed
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning(message)
+
+
+def _histories(prompts: Sequence[Prompt], size: torch.Size, device: torch.device) -> Tensor:
+    """[B, P + T] every completion's prompt, padded on the left with its own first id, and room for the completion."""
+    width = max(len(prompt.ids) for prompt in prompts)
+    rows = torch.stack([torch.cat([prompt.ids[:1].expand(width - len(prompt.ids)), prompt.ids]) for prompt in prompts])
+    copies = rows.to(device).repeat_interleave(size[0] // len(prompts), 0)
+    return torch.cat([copies, torch.zeros(size, dtype=torch.long, device=device)], 1)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module is in the mode it was in, frozen ones included."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,1 @@
+"""From rewards to advantages: what each completion earned beyond its group."""

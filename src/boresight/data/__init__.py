@@ -1,0 +1,51 @@
+"""Rows in, groups out: the only room that knows where a picture came from.
+
+schema   one record of a data set, validated
+images   one picture, kept encoded until it is needed
+sources  where records come from
+encode   text and pictures through the processor, once per prompt
+spans    which of the tokens somebody produced
+budget   how many pixels a picture may have
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from boresight.data.budget import set_pixel_budget
+    from boresight.data.encode import Encoder
+    from boresight.data.images import decode, load_picture
+    from boresight.data.schema import read_row
+    from boresight.data.sources import RowDataset, RowStream, check_rows, load_rows
+
+_HOMES = {
+    "Encoder": "encode",
+    "RowDataset": "sources",
+    "RowStream": "sources",
+    "check_rows": "sources",
+    "decode": "images",
+    "load_picture": "images",
+    "load_rows": "sources",
+    "read_row": "schema",
+    "set_pixel_budget": "budget",
+}
+
+__all__ = [
+    "Encoder",
+    "RowDataset",
+    "RowStream",
+    "check_rows",
+    "decode",
+    "load_picture",
+    "load_rows",
+    "read_row",
+    "set_pixel_budget",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

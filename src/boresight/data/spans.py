@@ -1,0 +1,84 @@
+"""Which tokens somebody produced: spans of characters in a rendered text, carried over to tokens."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Sequence
+
+from boresight.errors import DataError
+
+Span = tuple[int, int]
+"""Start and end, the end excluded."""
+
+
+def produced_spans(
+    roles: Sequence[str], render: Callable[[int, bool], str], *, start: int = 0, where: str
+) -> list[Span]:
+    """Where the assistant's turns stand in the rendered conversation, in characters.
+
+    Derived from rendered prefixes, so that no chat template needs marks for it: the turn is what the conversation up to and
+    including it has beyond the conversation before it with the generation prompt.
+
+    Args:
+        roles: the role of every message.
+        render: the text of the first k messages, with the generation prompt or without.
+        start: the first message that may count.
+        where: what an error calls the row.
+
+    Raises:
+        DataError: the template rewrites earlier turns, so that prefixes are none.
+    """
+    whole = render(len(roles), False)
+    spans = []
+    for place, role in enumerate(roles):
+        if role != "assistant" or place < start:
+            continue
+        before = render(place, True) if place else ""
+        after = render(place + 1, False)
+        if not (whole.startswith(after) and after.startswith(before)):
+            raise DataError(
+                f"{where}: the chat template renders the conversation before message {place} differently once more follows, so the assistant's "
+                "tokens cannot be told apart. Split the row into prompt and completion, or train on the whole text "
+                "(assistant_only_loss=False)."
+            )
+        spans.append((len(before), len(after)))
+    return spans
+
+
+def unexpanded_offsets(offsets: Sequence[Span], replaced: Sequence[tuple[Span, Span]]) -> list[Span]:
+    """Where tokens of the expanded text stand in the text before pictures were expanded.
+
+    Args:
+        offsets: start and end of every token in the expanded text.
+        replaced: for every placeholder, in order, its span in the original and in the expanded text.
+    """
+    starts = [new[0] for _, new in replaced]
+
+    def original(position: int) -> int:
+        place = bisect_right(starts, position) - 1
+        if place < 0:
+            return position
+        (old_start, old_end), (new_start, new_end) = replaced[place]
+        if position < new_end:
+            return min(old_start + position - new_start, old_end)
+        return position - new_end + old_end
+
+    return [(original(start), original(end)) for start, end in offsets]
+
+
+def counted_tokens(
+    ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span] | None, stop_ids: Collection[int]
+) -> list[bool]:
+    """True for tokens that overlap a span, up to and including its last stop token: what follows that is the template's.
+
+    `spans` None counts every token.
+    """
+    if spans is None:
+        return [True] * len(ids)
+    counted = [False] * len(ids)
+    for start, end in spans:
+        inside = [place for place, (left, right) in enumerate(offsets) if left < end and right > start]
+        stops = [place for place in inside if ids[place] in stop_ids]
+        for place in inside:
+            counted[place] = not stops or place <= stops[-1]
+    return counted

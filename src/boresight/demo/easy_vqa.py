@@ -1,0 +1,181 @@
+"""easy-VQA: real questions about real pictures, small enough for two cores, and balanced so that looking is the only way.
+
+The package `easy-vqa` on PyPI (MIT) carries 5,000 pictures of one coloured shape each, 64×64 pixels, with 48,248 questions
+in 107 wordings. As they come, a guesser that never sees the picture is right 67 times in 100: most "is there a red shape?"
+are answered no. `load_easy_vqa` therefore draws *blocks*: one wording with each of its possible answers once.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any, Literal, NamedTuple
+
+from datasets import Dataset, Features, Image, List, Value
+
+from boresight.errors import DataError
+from boresight.types import Conversation
+
+Split = Literal["train", "test"]
+
+ANSWERS = {
+    "color": ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow"),
+    "shape": ("circle", "rectangle", "triangle"),
+    "yes/no": ("no", "yes"),
+}
+"""The possible answers of each kind of question, and so the accuracy of chance."""
+
+KIND = {answer: kind for kind, answers in ANSWERS.items() for answer in answers}
+
+MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
+FEATURES = Features(
+    {"prompt": MESSAGES, "image": Image(decode=False), "solution": Value("string"), "kind": Value("string")}
+)
+
+
+class Question(NamedTuple):
+    """As the package stores it. Splits have pictures of their own, numbered from 0 in each."""
+
+    text: str
+    answer: str
+    picture: int
+
+
+def load_easy_vqa(split: Split, *, num_rows: int | None = None, seed: int = 0, balanced: bool = True) -> Dataset:
+    """Questions about easy-VQA's pictures, as rows that trainers take.
+
+    Balanced, every wording has each of its possible answers equally often, and the three kinds of question share the rows
+    equally (to within a block of 8), so that blind guessing gets (1/8 + 1/3 + 1/2) / 3 = 32 %.
+
+    Args:
+        split: test pictures are not among the training pictures.
+        num_rows: exactly this many, drawn at random. None for as many as there are.
+        seed: of the draw and of the order.
+        balanced: False for the questions as the package has them.
+
+    Returns:
+        Columns `prompt` (a conversation of one turn, the picture before the question), `image` (PNG bytes, not decoded),
+        `solution` (the answer, one word) and `kind` (a key of `ANSWERS`).
+
+    Raises:
+        DataError: easy-VQA is not installed, or has fewer questions than `num_rows`.
+    """
+    chooser = random.Random(seed)
+    questions = read_questions(split)
+    chosen = balanced_questions(questions, num_rows, chooser) if balanced else questions[:]
+    chooser.shuffle(chosen)
+    if num_rows is not None and num_rows > len(chosen):
+        raise DataError(f"num_rows={num_rows}: the {split} split has {len(chosen)} questions.")
+    chosen = chosen[:num_rows]
+    folder = files("easy_vqa") / "data" / split / "images"
+    pictures = {number: (folder / f"{number}.png").read_bytes() for number in {q.picture for q in chosen}}
+    return Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}],
+                "image": {"bytes": pictures[question.picture], "path": f"{split}/{question.picture}.png"},
+                "solution": question.answer,
+                "kind": KIND[question.answer],
+            }
+            for question in chosen
+        ],
+        features=FEATURES,
+    )
+
+
+def read_questions(split: Split) -> list[Question]:
+    """Every question of a split, in the package's order."""
+    try:
+        text = (files("easy_vqa") / "data" / split / "questions.json").read_text()
+    except ModuleNotFoundError as error:
+        raise DataError("The easy-VQA pictures are not installed: pip install 'boresight[demo]'") from error
+    return [Question(*question) for question in json.loads(text)]
+
+
+def balanced_questions(questions: Sequence[Question], num_rows: int | None, chooser: random.Random) -> list[Question]:
+    """`num_rows` questions in which no wording favours an answer, the kinds in equal parts."""
+    blocks = {kind: blocks_of(kind, questions, chooser) for kind in ANSWERS}
+    available = {kind: len(blocks[kind]) * len(answers) for kind, answers in ANSWERS.items()}
+    most = 3 * min(available.values())
+    wanted = most if num_rows is None else num_rows
+    counts = block_counts(wanted)
+    for kind, answers in ANSWERS.items():
+        if counts[kind] > len(blocks[kind]):
+            raise DataError(
+                f"num_rows={wanted} needs {counts[kind] * len(answers)} balanced {kind} questions; there are "
+                f"{available[kind]}. Ask for {most} rows at most, or pass balanced=False."
+            )
+    return [question for kind in ANSWERS for block in blocks[kind][: counts[kind]] for question in block]
+
+
+def blocks_of(kind: str, questions: Iterable[Question], chooser: random.Random) -> list[tuple[Question, ...]]:
+    """All blocks of a kind in random order: a block is one wording with each possible answer once."""
+    by_wording: dict[str, dict[str, list[Question]]] = defaultdict(lambda: {answer: [] for answer in ANSWERS[kind]})
+    for question in questions:
+        if KIND[question.answer] == kind:
+            by_wording[question.text][question.answer].append(question)
+    blocks = []
+    for by_answer in by_wording.values():
+        for same_answer in by_answer.values():
+            chooser.shuffle(same_answer)
+        blocks += zip(*by_answer.values(), strict=False)  # stops at the rarest answer: that is the balance
+    chooser.shuffle(blocks)
+    return blocks
+
+
+def block_counts(num_rows: int) -> dict[str, int]:
+    """Blocks of each kind that make exactly `num_rows` rows, the kinds as equal as whole blocks allow."""
+    color = round(num_rows / 3 / 8)
+    shape = round(num_rows / 3 / 3)
+    shape += (num_rows - 8 * color - 3 * shape) % 2  # what is left for yes/no comes in twos
+    return {"color": color, "shape": shape, "yes/no": (num_rows - 8 * color - 3 * shape) // 2}
+
+
+def blind_accuracy(dataset: Dataset) -> float:
+    """The accuracy that no guesser exceeds who is shown the question and not the picture, however it was trained.
+
+    It answers every wording with the answer most frequent for that wording in `dataset` itself.
+    """
+    by_wording: dict[str, Counter[str]] = defaultdict(Counter)
+    for prompt, answer in zip(dataset["prompt"], dataset["solution"], strict=True):
+        by_wording[question_text(prompt)][answer] += 1
+    return sum(max(answers.values()) for answers in by_wording.values()) / len(dataset)
+
+
+def demonstrations(dataset: Dataset) -> Dataset:
+    """The rows with a `completion` for SFT: what is to be seen, in three words, and then the answer.
+
+    `<think>a blue circle</think><answer>blue</answer>`, `<think>no red shape</think><answer>yes</answer>`.
+    """
+    return dataset.map(
+        lambda row: {"completion": demonstration(question_text(row["prompt"]), row["solution"])},
+        features=Features(dataset.features | {"completion": MESSAGES}),
+    )
+
+
+def demonstration(question: str, answer: str) -> list[dict[str, Any]]:
+    text = f"<think>{sight(question, answer)}</think><answer>{answer}</answer>"
+    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+
+def sight(question: str, answer: str) -> str:
+    """What the picture must show for `answer` to be right: `a blue circle`, `a triangle`, `no red shape`."""
+    words = re.findall(r"\w+", question)
+    colors = [word for word in words if word in ANSWERS["color"]]
+    things = [word for word in words if word in ANSWERS["shape"]] or ["shape"]
+    match KIND[answer]:
+        case "color":
+            return f"a {answer} {things[0]}"
+        case "shape":
+            return " ".join(["a", *colors, answer])
+        case _:
+            negated = "not" in words or "no" in words
+            return " ".join(["no" if negated == (answer == "yes") else "a", *colors, *things])
+
+
+def question_text(prompt: Conversation) -> str:
+    return next(part["text"] for part in prompt[-1]["content"] if part["type"] == "text")

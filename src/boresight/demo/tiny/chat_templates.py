@@ -1,0 +1,85 @@
+"""Chat templates of the tiny models.
+
+Each renders as its family's published one does, with the quirks that trainers trip over: a default system turn
+(Qwen2-VL, Qwen2.5-VL), a begin token that tokenizer and template both add (Gemma 3, Idefics 3), pictures moved before
+the text (the LLaVA line), roles renamed (Gemma's `model`), turns closed with a line break or without.
+"""
+
+from __future__ import annotations
+
+
+def content(image: str, video: str = "<video>") -> str:
+    """Jinja that renders `message['content']`, a string or parts in their order."""
+    return (
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}" + image + "{% elif part['type'] == 'video' %}" + video + "{% else %}"
+        "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    )
+
+
+def content_pictures_first(image: str) -> str:
+    """As `content`, with every picture moved before the text."""
+    return (
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for part in message['content'] if part['type'] == 'image' %}" + image + "{% endfor %}"
+        "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
+    )
+
+
+def chatml(content: str, *, default_system: str | None = None) -> str:
+    """`<|im_start|>role … <|im_end|>`, with a system turn put first when the conversation has none."""
+    system = (
+        "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+        + default_system
+        + "<|im_end|>\n{% endif %}"
+        if default_system
+        else ""
+    )
+    return (
+        "{% for message in messages %}" + system + "<|im_start|>{{ message['role'] }}\n" + content + "<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+def utterances(begin: str) -> str:
+    """SmolVLM and Idefics 3: `User:<image>text<end_of_utterance>`, no space where a picture opens the turn."""
+    return (
+        begin + "{% for message in messages %}{{ message['role'] | capitalize }}"
+        "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
+        + content("<image>")
+        + "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+    )
+
+
+QWEN_VL = content("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>")
+
+INSTRUCT = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}<<SYS>>\n" + content_pictures_first("<image>\n") + "\n<</SYS>>\n\n"
+    "{% elif message['role'] == 'user' %}[INST] " + content_pictures_first("<image>\n") + " [/INST]"
+    "{% else %} " + content_pictures_first("<image>\n") + "</s>{% endif %}{% endfor %}"
+)
+"""LLaVA-NeXT on Mistral. A generation prompt adds nothing: `[/INST]` already asks."""
+
+VICUNA = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}ASSISTANT: " + content_pictures_first("<image>\n") + "</s>"
+    "{% else %}{% if message['role'] == 'user' %}USER: {% endif %}"
+    + content_pictures_first("<image>\n")
+    + " {% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""LLaVA 1.5."""
+
+GEMMA = (
+    "{{ bos_token }}{% set turns = messages %}{% set system = '' %}"
+    "{% if messages[0]['role'] == 'system' %}{% set turns = messages[1:] %}"
+    "{% set content = messages[0]['content'] %}"
+    "{% set system = (content if content is string else content[0]['text']) + '\n\n' %}{% endif %}"
+    "{% for message in turns %}<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+    "{% if loop.first %}{{ system }}{% endif %}"
+    + content("<start_of_image>")
+    + "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+"""The system turn becomes the head of the first user turn."""

@@ -1,0 +1,44 @@
+"""InternVL as transformers has it."""
+
+from __future__ import annotations
+
+import transformers
+
+from boresight.demo.tiny import chat_templates
+from boresight.demo.tiny.sizes import Recipe, Sizes
+from boresight.demo.tiny.tokenizer import token_id, trained_tokenizer
+
+
+def internvl(sizes: Sizes) -> Recipe:
+    """InternViT over up to four tiles and a thumbnail, 2×2 patches shuffled into a token, on Qwen2."""
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = trained_tokenizer(
+        ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *named.values()),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        named_tokens=named,
+        vocab_size=sizes.vocab_size,
+        chat_template=chat_templates.chatml(chat_templates.content("<IMG_CONTEXT>\n", "<video>\n")),
+    )
+    config = transformers.InternVLConfig(
+        text_config=sizes.text(tokenizer, tied=True) | {"model_type": "qwen2"},
+        vision_config=sizes.vision() | {"image_size": sizes.tile_size, "patch_size": sizes.patch_size},
+        image_token_id=token_id(tokenizer, "<IMG_CONTEXT>"),
+        image_seq_length=sizes.tokens_per_tile,
+        downsample_ratio=0.5,
+        tie_word_embeddings=sizes.tied(True),
+    )
+    square = {"height": sizes.tile_size, "width": sizes.tile_size}
+    processor = transformers.InternVLProcessor(
+        image_processor=transformers.GotOcr2ImageProcessor(size=square, crop_to_patches=True, max_patches=4),
+        tokenizer=tokenizer,
+        video_processor=transformers.InternVLVideoProcessor(size=square),
+        image_seq_length=sizes.tokens_per_tile,
+        chat_template=tokenizer.chat_template,
+    )
+    return Recipe(config, processor, ("<|im_end|>", "<|endoftext|>"))

@@ -1,0 +1,1 @@
+"""Losses: arrays in, one number out. Nothing here knows of models, pictures or samplers."""

@@ -1,0 +1,52 @@
+"""The model that the policy is compared with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from boresight.model.forward import GroupForward
+from boresight.types import Group, TokenStats
+
+
+class Reference:
+    """Log-probabilities under the policy as it was before training, without gradients.
+
+    A policy that trains an adapter is its own reference with the adapter off, at no cost in memory. Any other has a frozen copy,
+    which shares the tower's features with the policy where the tower is frozen.
+
+    Args:
+        policy: the forward of the model being trained, before its first step.
+        model: another model to compare with, loaded; None: the policy itself as it is now.
+    """
+
+    def __init__(self, policy: GroupForward, model: nn.Module | None = None) -> None:
+        self.adapter = policy.outer if model is None and isinstance(policy.outer, PeftModel) else None
+        if self.adapter is not None:
+            self.forward = policy
+            return
+        frozen = copy.deepcopy(policy.outer) if model is None else model
+        frozen.requires_grad_(False).eval()
+        self.forward = GroupForward(
+            frozen,
+            policy.facts,
+            layout=policy.layout,
+            max_logit_bytes=policy.max_logit_bytes,
+            max_cache_gib=policy.vision.max_cache_bytes / 2**30,
+        )
+
+    def __call__(self, groups: Sequence[Group], **options: Any) -> TokenStats:
+        """As `GroupForward`, under the reference's weights."""
+        with torch.no_grad(), self._weights():
+            return self.forward(groups, **options)
+
+    @contextmanager
+    def _weights(self) -> Iterator[None]:
+        with nullcontext() if self.adapter is None else self.adapter.disable_adapter():
+            yield

@@ -1,0 +1,16 @@
+"""What happened in a run, for people: metrics, completions, time."""
+
+from boresight.report.completions import CompletionStore, prompt_text, read_completions
+from boresight.report.metrics import MeanMetrics
+from boresight.report.table import print_completions
+from boresight.report.timeline import PHASES, Timeline
+
+__all__ = [
+    "PHASES",
+    "CompletionStore",
+    "MeanMetrics",
+    "Timeline",
+    "print_completions",
+    "prompt_text",
+    "read_completions",
+]

@@ -1,0 +1,202 @@
+"""Every completion of a run, kept with what was thought of it.
+
+    RUN/completions/step_00000012.parquet    one row per completion (the second rank's: step_00000012.rank1.parquet)
+    RUN/pictures/<digest>.<ext>              every picture once, as it was encoded
+
+`read_completions(run)` gives the whole as one table. Its columns:
+
+| column | what it holds |
+|---|---|
+| `step` | the optimizer step that the completions were sampled for |
+| `phase` | ``train`` or ``eval`` |
+| `rank`, `group` | the rank, and the prompt's place among that rank's prompts of this step and phase |
+| `row` | the prompt's row in the data set |
+| `prompt`, `completion` | as text, with ``<image>`` where a picture stands |
+| `completion_ids` | token ids |
+| `length`, `truncated` | in tokens; whether the length limit ended it |
+| `pictures` | file names under RUN/pictures |
+| `reward`, `advantage` | null where unscored |
+| `rewards/<name>` | what each function said; null where it does not apply or failed |
+| `logp` | log-probability of each token in nats, where it was handed over |
+| `extra/<name>` | what reward functions passed to `log_extra`, as text |
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from boresight.errors import DataError
+from boresight.types import Conversation, Group, PerSequence, Picture
+
+Phase = Literal["train", "eval"]
+
+
+class CompletionStore:
+    """Writes the completions of one rank into a run folder.
+
+    Args:
+        run: the run folder.
+        rank: this process's.
+    """
+
+    def __init__(self, run: str | os.PathLike[str], *, rank: int = 0) -> None:
+        self._folder = Path(run) / "completions"
+        self._pictures_folder = Path(run) / "pictures"
+        self._rank = rank
+        self._num_groups: dict[tuple[int, Phase], int] = {}
+        self._picture_names: dict[str, str] = {}
+
+    def add(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        *,
+        rewards: Mapping[str, PerSequence],
+        reward: PerSequence,
+        advantage: PerSequence | None = None,
+        phase: Phase = "train",
+        logp: Sequence[Sequence[float]] | None = None,
+        extra: Mapping[str, Sequence[Any]] | None = None,
+    ) -> pa.Table:
+        """Keep some completions of a step; more may follow. Rows of this step and phase from an earlier process are replaced.
+
+        Args:
+            step: the optimizer step that they were sampled for.
+            groups: whose completions, in the order of all that follows.
+            rewards: [B] per reward function, NaN where it does not apply.
+            reward: [B] their weighted sum, NaN where unscored.
+            advantage: [B].
+            phase: train or eval.
+            logp: log-probabilities of each completion's tokens, in nats.
+            extra: further columns, one value per completion.
+
+        Returns:
+            The rows that were added.
+        """
+        for picture in {picture for group in groups for picture in group.prompt.pictures}:
+            self._keep_picture(picture)
+        first = self._num_groups.get((step, phase), 0)
+        num = sum(map(len, groups))
+        columns = {"step": pa.array([step] * num, pa.int64()), "phase": pa.array([phase] * num, pa.string())}
+        columns |= self._sampled(groups, first)
+        columns |= {"reward": _numbers(reward)} | ({} if advantage is None else {"advantage": _numbers(advantage)})
+        columns |= {f"rewards/{name}": _numbers(values) for name, values in rewards.items()}
+        if logp is not None:
+            columns["logp"] = pa.array([list(values) for values in logp], pa.list_(pa.float32()))
+        columns |= {f"extra/{name}": _texts(values) for name, values in (extra or {}).items()}
+        rows = pa.table(columns)
+        self._append(step, phase, rows)
+        self._num_groups[step, phase] = first + len(groups)
+        return rows
+
+    def discard_after(self, step: int) -> None:
+        """Remove what an interrupted run kept of later steps, for all ranks, before the run goes on from `step`. 0 removes all."""
+        for path in _step_files(self._folder):
+            if _step_of(path) > step:
+                path.unlink()
+
+    def _sampled(self, groups: Sequence[Group], first: int) -> dict[str, pa.Array]:
+        """The columns that are known before anything is scored."""
+        each = [
+            (place, group.prompt.row, one) for place, group in enumerate(groups, first) for one in group.completions
+        ]
+        names = self._picture_names
+        return {
+            "rank": pa.array([self._rank] * len(each), pa.int32()),
+            "group": pa.array([place for place, _, _ in each], pa.int32()),
+            "row": pa.array([row.index for _, row, _ in each], pa.int64()),
+            "prompt": pa.array([prompt_text(row.prompt) for _, row, _ in each], pa.string()),
+            "completion": pa.array([one.text for _, _, one in each], pa.string()),
+            "completion_ids": pa.array([one.ids.tolist() for _, _, one in each], pa.list_(pa.int32())),
+            "length": pa.array([len(one.ids) for _, _, one in each], pa.int32()),
+            "truncated": pa.array([one.truncated for _, _, one in each], pa.bool_()),
+            "pictures": pa.array(
+                [[names[picture.digest] for picture in row.pictures] for _, row, _ in each], pa.list_(pa.string())
+            ),
+        }
+
+    def _append(self, step: int, phase: Phase, rows: pa.Table) -> None:
+        path = self._folder / f"step_{step:08d}{f'.rank{self._rank}' if self._rank else ''}.parquet"
+        if path.exists():
+            kept = pq.read_table(path)
+            if (step, phase) not in self._num_groups:
+                kept = kept.filter(pc.field("phase") != phase)
+            rows = pa.concat_tables([kept, rows], promote_options="default")
+        buffer = io.BytesIO()
+        pq.write_table(rows, buffer, compression="zstd")
+        _write(path, buffer.getvalue())
+
+    def _keep_picture(self, picture: Picture) -> None:
+        if picture.digest in self._picture_names:
+            return
+        content = picture.source if isinstance(picture.source, bytes) else Path(picture.source).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            name = f"{picture.digest}.{(image.format or 'png').lower()}"
+        path = self._pictures_folder / name
+        if not path.exists():
+            _write(path, content)
+        self._picture_names[picture.digest] = name
+
+
+def read_completions(run: str | os.PathLike[str], *, phase: Phase | None = None) -> pa.Table:
+    """All completions of a run by step and rank, in the columns that this module's page lists.
+
+    Args:
+        run: the run folder.
+        phase: only those of training, or of evaluations.
+
+    Raises:
+        DataError: the folder keeps no completions.
+    """
+    paths = _step_files(Path(run) / "completions")
+    if not paths:
+        raise DataError(f"{os.fspath(run)} keeps no completions: name the output_dir of a run that sampled some.")
+    table = pa.concat_tables([pq.read_table(path) for path in paths], promote_options="default")
+    return table if phase is None else table.filter(pc.field("phase") == phase)
+
+
+def prompt_text(prompt: str | Conversation) -> str:
+    """A prompt as a person reads it: ``role: text`` per message, ``<image>`` where a picture stands."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {_content_text(message['content'])}" for message in prompt)
+
+
+def _content_text(content: str | Sequence[Mapping[str, Any]]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>" for part in content)
+
+
+def _numbers(values: PerSequence) -> pa.Array:
+    """NaN becomes null, which every reader leaves out of its means."""
+    return pa.array(values.detach().float().cpu().numpy(), pa.float32(), from_pandas=True)
+
+
+def _texts(values: Sequence[Any]) -> pa.Array:
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+def _step_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step_*.parquet"))
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_").partition(".")[0])
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write aside, then rename: a reader, or a run that was killed, finds the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(content)
+    aside.replace(path)

@@ -1,0 +1,119 @@
+"""Numbers gathered over micro-batches, steps and ranks, and given out once per log line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["mean", "sum", "min", "max"]
+Sample = tuple[Kind, float, float]
+Gather = Callable[[Mapping[str, Sample]], list[Mapping[str, Sample]]]
+
+
+@dataclass(slots=True)
+class _Parts:
+    kind: Kind
+    values: list[Tensor]
+    counts: list[Tensor]
+
+
+class MeanMetrics:
+    """Accumulates metrics by name until they are flushed.
+
+    Adding never waits for the device: tensors are reduced where they live and read at `flush`. NaN takes no part, as a
+    reward that does not apply takes no part in its mean.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, _Parts] = {}
+
+    def mean(self, name: str, values: Tensor | float, *, weight: Tensor | float = 1.0) -> None:
+        """Add to a mean.
+
+        Args:
+            name: under which it is logged.
+            values: a number, or a tensor all of whose elements count alike.
+            weight: what each counts for; broadcast to `values`. A mask makes a mean over what it selects.
+        """
+        values, weight = _tensor(values), _tensor(weight)
+        weight = torch.where(values.isnan(), 0, weight.expand_as(values))
+        self._add(name, "mean", (values.nan_to_num() * weight).sum(), weight.sum())
+
+    def sum(self, name: str, values: Tensor | float) -> None:
+        """Add to a count or a total."""
+        values = _tensor(values)
+        self._add(name, "sum", values.nansum(), _tensor(values.numel()))
+
+    def min(self, name: str, values: Tensor | float) -> None:
+        """Lower a minimum."""
+        values = _tensor(values)
+        self._add(name, "min", values.nan_to_num(nan=math.inf).flatten().min(), (~values.isnan()).sum())
+
+    def max(self, name: str, values: Tensor | float) -> None:
+        """Raise a maximum."""
+        values = _tensor(values)
+        self._add(name, "max", values.nan_to_num(nan=-math.inf).flatten().max(), (~values.isnan()).sum())
+
+    def _add(self, name: str, kind: Kind, value: Tensor, count: Tensor) -> None:
+        parts = self._parts.setdefault(name, _Parts(kind, [], []))
+        if parts.kind != kind:
+            raise AssertionError(f"metric {name!r} is a {parts.kind}, and was given a {kind}")
+        parts.values.append(value)
+        parts.counts.append(count)
+
+    def flush(self, prefix: str = "", gather: Gather | None = None) -> dict[str, float]:
+        """What was added since the last flush, over all ranks, by name.
+
+        Args:
+            prefix: put before every name: ``"eval_"`` for an evaluation.
+            gather: gives the argument of every rank as a list, on every rank: ``lambda part: gather_object([part])`` of
+                accelerate. Ranks may hold different names. None where there is one rank.
+
+        Returns:
+            Names that got no number but NaN are left out.
+        """
+        own: dict[str, Sample] = {name: _joined(parts) for name, parts in self._parts.items()}
+        self._parts.clear()
+        ranks = [own] if gather is None else gather(own)
+        names = dict.fromkeys(name for rank in ranks for name in rank)
+        return {
+            prefix + name: value
+            for name in names
+            if (value := _result([rank[name] for rank in ranks if name in rank])) is not None
+        }
+
+
+def _tensor(value: Tensor | float) -> Tensor:
+    tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    return (
+        tensor
+        if tensor.is_floating_point()
+        else tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+    )
+
+
+def _joined(parts: _Parts) -> Sample:
+    values = [value.item() for value in parts.values]
+    combine = {"mean": math.fsum, "sum": math.fsum, "min": min, "max": max}[parts.kind]
+    return parts.kind, combine(values), math.fsum(count.item() for count in parts.counts)
+
+
+def _result(samples: list[Sample]) -> float | None:
+    kinds, values, counts = zip(*samples, strict=True)
+    count = math.fsum(counts)
+    if count == 0:
+        return None
+    match kinds[0]:
+        case "mean":
+            return math.fsum(values) / count
+        case "sum":
+            return math.fsum(values)
+        case "min":
+            return min(values)
+        case _:
+            return max(values)

@@ -1,0 +1,17 @@
+"""The options of the report room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ReportConfig:
+    """What is told to people while a run goes on."""
+
+    log_completions: bool = field(
+        default=False, metadata={"help": "Print completions with rewards and advantages at every log."}
+    )
+    num_completions_to_print: int | None = field(
+        default=None, metadata={"help": "Most completions to print at a log, drawn at random. None: all of the step's."}
+    )

@@ -1,0 +1,94 @@
+"""Completions as a person reads them in a terminal (`log_completions`)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pyarrow as pa
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+MAX_PROMPT_CHARS = 240
+MAX_COMPLETION_CHARS = 400
+
+
+def print_completions(rows: pa.Table, *, num_completions: int | None = None, console: Console | None = None) -> None:
+    """Print completions under their prompts, with reward, advantage and what each reward function said.
+
+    Args:
+        rows: of one step, as `CompletionStore.add` returns them.
+        num_completions: how many to show (`num_completions_to_print`), drawn by a generator of its own that the step
+            seeds, so that printing leaves a run's random numbers alone. None shows all.
+        console: where to; standard output by default.
+    """
+    shown = _drawn(rows, num_completions).to_pylist()
+    if not shown:
+        return
+    parts: list[Any] = []
+    for place in dict.fromkeys((row["rank"], row["group"]) for row in shown):
+        group = [row for row in shown if (row["rank"], row["group"]) == place]
+        parts += [_heading(group[0]), _group_table(group)]
+    title = f"step {shown[0]['step']} · {shown[0]['phase']}"
+    subtitle = f"{len(shown)} of {rows.num_rows} completions"
+    (console or Console()).print(
+        Panel(Group(*parts), title=title, title_align="left", subtitle=subtitle, subtitle_align="right")
+    )
+
+
+def _drawn(rows: pa.Table, num: int | None) -> pa.Table:
+    if num is None or num >= rows.num_rows:
+        return rows
+    generator = random.Random(rows["step"][0].as_py())
+    return rows.take(sorted(generator.sample(range(rows.num_rows), num)))
+
+
+def _heading(row: dict[str, Any]) -> Text:
+    pictures = len(row["pictures"])
+    about = f"row {row['row']}" + (f", {pictures} picture{'s' * (pictures > 1)}" if pictures else "")
+    prompt = _printable(row["prompt"])
+    cut = len(prompt) - MAX_PROMPT_CHARS
+    tail = f"[{cut} characters before] …{prompt[cut:]}" if cut > 0 else prompt
+    return Text.assemble((f"{about}\n", "bold"), (tail, "yellow"))
+
+
+def _group_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, expand=True, leading=1, pad_edge=False)
+    table.add_column("reward", justify="right", style="bold cyan", no_wrap=True)
+    if "advantage" in rows[0]:
+        table.add_column("advantage", justify="right", style="magenta", no_wrap=True)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("completion", ratio=1, overflow="fold")
+    for row in rows:
+        numbers = [_number(row[name], signed=name == "advantage") for name in ("reward", "advantage") if name in row]
+        length = f"{row['length']}{' cut' if row['truncated'] else ''}"
+        table.add_row(*numbers, length, _completion(row))
+    return table
+
+
+def _completion(row: dict[str, Any]) -> Text:
+    text = _printable(row["completion"])
+    cut = len(text) - MAX_COMPLETION_CHARS
+    if cut > 0:
+        text = f"{text[: MAX_COMPLETION_CHARS // 2]}… [{cut} characters] …{text[-MAX_COMPLETION_CHARS // 2 :]}"
+    return Text.assemble((text or "(empty)", "green" if text else "dim"), (f"\n{_by_function(row)}", "dim"))
+
+
+def _by_function(row: dict[str, Any]) -> str:
+    """What each function said; a name without its ending, which all share."""
+    said = {name.partition("/")[2]: value for name, value in row.items() if name.startswith("rewards/")}
+    return " · ".join(f"{name.removesuffix('_reward')} {_number(value)}" for name, value in said.items())
+
+
+def _number(value: float | None, *, signed: bool = False) -> str:
+    return "–" if value is None else f"{value:{'+' if signed else ''}.2f}"
+
+
+def _printable(text: str) -> str:
+    """No control character of a completion reaches the terminal."""
+    return "".join(char if char == "\n" or char.isprintable() else " " if char == "\t" else "�" for char in text).strip(
+        "\n"
+    )

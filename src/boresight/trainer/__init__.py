@@ -1,0 +1,1 @@
+"""The only code that sees every room: transformers' training loop around groups."""

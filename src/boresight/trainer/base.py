@@ -1,0 +1,364 @@
+"""transformers' training loop, in units of groups.
+
+One item of the loader is this rank's share of a whole optimizer step. `training_step` counts what the loss is divided by over that step and all
+ranks, cuts the share into micro-batches, runs them, and synchronises gradients at the last. So the result depends neither on how a
+step is cut nor over how many ranks, and transformers' own accumulation stays at 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from boresight.data.encode import Encoder
+from boresight.data.sources import RowDataset, RowStream, check_rows, load_rows
+from boresight.errors import ConfigError
+from boresight.model.forward import GroupForward
+from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
+from boresight.report.metrics import MeanMetrics
+from boresight.report.timeline import Timeline
+from boresight.trainer.config import TrainerConfig
+from boresight.trainer.steps import Cuttable, StepBatches, StepLoader, StepPlan, StreamedBatches, micro_batches
+from boresight.types import Row
+
+STATE_FILE = "boresight_state.pt"
+
+Item = TypeVar("Item", bound=Cuttable)
+Config = TypeVar("Config", bound=TrainerConfig)
+
+
+class GroupTrainer(Trainer, Generic[Item]):
+    """What all methods share. A method says what a row becomes, what a step is divided by, and its loss.
+
+    Args:
+        model: a hub id, a folder, or a loaded model.
+        args: the method's configuration.
+        train_dataset, eval_dataset: anything `data.sources.load_rows` takes; `eval_dataset` may be a dict of them.
+        processing_class: the processor, a bare tokenizer, or None (both load the processor from the model's folder).
+        callbacks, optimizers: as in transformers.
+        peft_config: trains an adapter of this configuration instead of the weights.
+    """
+
+    args: Any
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        args: TrainerConfig,
+        *,
+        plan: StepPlan,
+        eval_groups: int,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+    ) -> None:
+        if args.trust_remote_code:
+            args.model_init_kwargs = {**(args.model_init_kwargs or {}), "trust_remote_code": True}
+        loaded = load_model(model, **(args.model_init_kwargs or {}))
+        processor = load_processor(processing_class, loaded, None if isinstance(model, nn.Module) else model)
+        loaded = adapt(loaded, peft_config)
+        self.checkpoint_dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
+        promote_trainable(loaded, keep="dtype" in (args.model_init_kwargs or {}))
+        self.facts = model_facts(loaded, processor)
+        self.encoder = Encoder(processor, facts=self.facts, **self.encoder_options(args))
+        self.policy = GroupForward(
+            loaded,
+            self.facts,
+            layout=args.layout,
+            max_logit_bytes=args.max_logit_mib * 2**20,
+            max_cache_gib=args.vision_cache_gib,
+        )
+        self.plan = plan
+        self.eval_plan = StepPlan(eval_groups, eval_groups)
+        self.metrics = MeanMetrics()
+        super().__init__(
+            model=loaded,
+            args=_one_pass_a_step(args, plan, eval_groups),
+            data_collator=list,
+            train_dataset=None if train_dataset is None else load_rows(train_dataset),
+            eval_dataset=_each(load_rows, eval_dataset),
+            processing_class=processor,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.timeline = Timeline(Path(self.args.output_dir) / "timeline.jsonl" if self.is_world_process_zero() else None)
+        self._check_data()
+
+    # ---- What a method says -----------------------------------------------------------------------------------------------------
+
+    def encoder_options(self, args: Any) -> dict[str, Any]:
+        """Further arguments of the `Encoder`."""
+        return {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels, "chat_template_kwargs": args.chat_template_kwargs}
+
+    def encode(self, row: Row) -> Any:
+        """What a worker makes of a row."""
+        raise NotImplementedError
+
+    def prepare(self, inputs: list[Any]) -> list[Item]:
+        """What one optimizer step learns from, out of what the loader gave for it."""
+        return inputs
+
+    def total(self, items: Sequence[Item]) -> Tensor:
+        """This rank's share of what the loss is divided by: a scalar or a vector, summed over all ranks."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, items: Sequence[Item], total: Tensor, metrics: MeanMetrics) -> Tensor:
+        """The loss of one micro-batch, divided by the step's `total`; sums of micro-batches over all ranks are the step's loss."""
+        raise NotImplementedError
+
+    def learns_from(self, item: Item) -> bool:
+        """Whether an item can have a gradient. One that cannot is left out of the passes, though not of `total`."""
+        return True
+
+    def evaluate_step(self, inputs: list[Any], metrics: MeanMetrics) -> None:
+        """Add to `metrics` what one batch of the evaluation set says."""
+        items = self.prepare(inputs)
+        total = self.total(items)
+        metrics.mean("loss", self.loss(self.model, items, total, metrics), weight=total)  # pyright: ignore[reportArgumentType]
+
+    def state_of_method(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside weights, optimizer and random states, for a resumed run to go on with the same bits."""
+        return {}
+
+    def restore_method(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_of_method`."""
+
+    # ---- Data -------------------------------------------------------------------------------------------------------------------
+
+    def _check_data(self) -> None:
+        """Find bad rows before the first step, where the set can be indexed."""
+        with self.timeline.phase("data"):
+            for dataset in (self.train_dataset, *_values(self.eval_dataset)):
+                if dataset is not None and not is_stream(dataset):
+                    check_rows(dataset)
+        if self.train_dataset is not None and not is_stream(self.train_dataset):
+            dropped = self._train_batches().num_dropped
+            if dropped:
+                self.log_once(f"{dropped} of {len(self.train_dataset)} training rows do not fill a draw and are left out of each epoch.")
+
+    def log_once(self, message: str) -> None:
+        """Tell the user, once over all ranks."""
+        if self.is_world_process_zero():
+            self.accelerator.print(f"boresight: {message}")
+
+    def _train_batches(self) -> StepBatches:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return StepBatches(
+            len(self.train_dataset),  # pyright: ignore[reportArgumentType]
+            self.plan,
+            shuffle=self.args.shuffle_dataset,
+            seed=seed,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            keep_last=not self.args.dataloader_drop_last,
+        )
+
+    def get_train_dataloader(self) -> StepLoader:
+        if self.train_dataset is None:
+            raise ConfigError("Training needs a train_dataset.")
+        if is_stream(self.train_dataset):
+            rows = EncodedStream(self.train_dataset, self.encode)
+            return self._loader(StreamedBatches(rows, self.plan, rank=self.args.process_index, world_size=self.args.world_size), None)
+        return self._loader(EncodedRows(self.train_dataset, self.encode), self._train_batches())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+        dataset = self.eval_dataset if eval_dataset is None else load_rows(eval_dataset)
+        if dataset is None:
+            raise ConfigError("Evaluation needs an eval_dataset.")
+        rank, world = self.args.process_index, self.args.world_size
+        if is_stream(dataset):
+            return self._loader(StreamedBatches(EncodedStream(dataset, self.encode), self.eval_plan, rank=rank, world_size=world), None)
+        batches = StepBatches(len(dataset), self.eval_plan, shuffle=False, seed=0, rank=rank, world_size=world)  # pyright: ignore[reportArgumentType]
+        return self._loader(EncodedRows(dataset, self.encode), batches)
+
+    def _loader(self, dataset: Dataset[Any], batches: StepBatches | None) -> StepLoader:
+        workers = self.args.dataloader_num_workers
+        options: dict[str, Any] = {"batch_size": None} if batches is None else {"batch_sampler": batches, "collate_fn": list}
+        if workers:
+            options["prefetch_factor"] = self.args.dataloader_prefetch_factor
+            options["persistent_workers"] = self.args.dataloader_persistent_workers
+        return StepLoader(dataset, num_workers=workers, generator=torch.Generator().manual_seed(self.args.seed), **options)
+
+    # ---- A step -----------------------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: list[Any], num_items_in_batch: Any = None) -> Tensor:
+        """One whole optimizer step's gradients; transformers clips and applies them."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        items = self.prepare(inputs)
+        with self.timeline.phase("update"):
+            total = self.accelerator.reduce(self.total(items).to(self.args.device), reduction="sum")
+            # A step with nothing to learn still runs one pass: gradients of zero are not the same as none to an optimizer.
+            learning = [item for item in items if self.learns_from(item)] or items[:1]
+            passes = micro_batches(learning, self.plan, self.args.max_tokens_per_pass)
+            loss = torch.zeros((), device=self.args.device)
+            for number, part in enumerate(passes, 1):
+                last = number == len(passes)
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                    with self.compute_loss_context_manager():
+                        share = self.loss(model, part, total, self.metrics)
+                    # Gradients are averaged over ranks; the total already counts all of them.
+                    self.accelerator.backward(share * self.accelerator.num_processes)
+                loss += share.detach()
+        self._tokens_seen += sum(item.num_tokens for item in items)
+        self._note_step()
+        return loss * self.accelerator.num_processes
+
+    _tokens_seen = 0
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Two for each weight and token forward, four backward."""
+        tokens, self._tokens_seen = self._tokens_seen, 0
+        if self.args.include_num_input_tokens_seen != "no":
+            self.state.num_input_tokens_seen += int(self.accelerator.reduce(torch.tensor(tokens, device=self.args.device), "sum"))
+        return 6 * tokens * sum(parameter.numel() for parameter in self.policy.model.parameters())
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Counted with the floating-point operations."""
+
+    # ---- Evaluation -------------------------------------------------------------------------------------------------------------
+
+    def evaluation_loop(self, dataloader: Any, description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
+        """Metrics over the evaluation set. Leaves every random state as it found it."""
+        metrics = MeanMetrics()
+        self.model.eval()  # pyright: ignore[reportOptionalMemberAccess]
+        num_groups = 0
+        with _random_states_kept(), torch.no_grad(), self.compute_loss_context_manager():
+            for inputs in dataloader:
+                self.evaluate_step(inputs, metrics)
+                num_groups += len(inputs)
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        logs = metrics.flush(f"{metric_key_prefix}_", self._gather)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=logs, num_samples=num_groups)  # pyright: ignore[reportArgumentType]
+
+    # ---- Logs and checkpoints ---------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what the steps since the last log have measured."""
+        if "loss" in logs:
+            logs = {**logs, **self.metrics.flush(gather=self._gather)}
+        super().log(logs, start_time)
+
+    def _gather(self, own: Any) -> list[Any]:
+        """The same object of every rank, on every rank."""
+        return gather_object([own])
+
+    def _note_step(self) -> None:
+        """Add to the metrics what a step took: tokens and pictures through the model, and seconds by phase."""
+        for name, count in self.policy.counts.items():
+            self.metrics.sum(f"work/{name}", count)
+        self.policy.counts.clear()
+        for name, seconds in self.timeline.end_step(self.state.global_step + 1).items():
+            self.metrics.mean(name, seconds)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        torch.save(self.state_of_method(), folder / f"{self.args.process_index}_{STATE_FILE}")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            file = Path(checkpoint) / f"{self.args.process_index}_{STATE_FILE}"
+            if not file.exists():
+                raise ConfigError(f"{checkpoint} was not saved by boresight with {self.args.world_size} ranks: {file.name} is missing.")
+            self.restore_method(torch.load(file, weights_only=True))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save a folder that plain transformers loads, weights in the checkpoint's own dtype.
+
+        Checkpoints, which transformers' loop saves by itself, keep the float32 weights that a resumed run needs.
+        """
+        self._exporting = not _internal_call
+        super().save_model(output_dir, _internal_call)
+
+    _exporting = False
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self._exporting:
+            state = self.model.state_dict() if state_dict is None else state_dict  # pyright: ignore[reportOptionalMemberAccess]
+            dtypes = self.checkpoint_dtypes
+            state_dict = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in state.items()}
+        super()._save(output_dir, state_dict)
+
+
+class EncodedRows(Dataset[Any]):
+    """Rows by number, encoded where they are asked for: in a loader's worker."""
+
+    def __init__(self, records: Any, encode: Callable[[Row], Any]) -> None:
+        self.rows = RowDataset(records)
+        self.encode = encode
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.encode(self.rows[index])
+
+
+class EncodedStream(IterableDataset[Any]):
+    """Rows of a data set that can only be walked through, encoded."""
+
+    def __init__(self, records: Any, encode: Callable[[Row], Any]) -> None:
+        self.rows = RowStream(records)
+        self.encode = encode
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.encode, self.rows)
+
+
+def _one_pass_a_step(args: Config, plan: StepPlan, eval_groups: int) -> Config:
+    """The configuration as transformers' loop must see it: one loader item is one optimizer step. The user's object is left as it is."""
+    inner = copy.copy(args)
+    inner.gradient_accumulation_steps = 1
+    inner.per_device_train_batch_size = plan.groups_per_step
+    inner.per_device_eval_batch_size = eval_groups
+    return inner
+
+
+def is_stream(dataset: Any) -> bool:
+    return not hasattr(dataset, "__len__")
+
+
+def _values(datasets: Any) -> list[Any]:
+    return list(datasets.values()) if isinstance(datasets, dict) else [datasets]
+
+
+def _each(function: Any, datasets: Any) -> Any:
+    """Apply to a data set, or to each of a plain dict of them; None stays None."""
+    if datasets is None:
+        return None
+    if type(datasets) is dict:
+        return {name: function(dataset) for name, dataset in datasets.items()}
+    return function(datasets)
+
+
+@contextlib.contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Put every random generator back as it was."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

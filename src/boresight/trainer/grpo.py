@@ -1,0 +1,284 @@
+"""Group-relative policy optimisation and its kin: sample, score, compare within the group, learn."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from boresight.advantage.group import Advantage, advantage
+from boresight.data.images import decode
+from boresight.loss.policy import counted_mask, policy_loss, policy_total
+from boresight.model.forward import GroupForward
+from boresight.model.load import load_model
+from boresight.model.packing import completion_mask
+from boresight.model.reference import Reference
+from boresight.model.vision import join_features
+from boresight.report.completions import CompletionStore
+from boresight.report.metrics import MeanMetrics
+from boresight.report.table import print_completions
+from boresight.rewards.score import RewardTable, Scorer
+from boresight.rollout.hf import HFSampler
+from boresight.rollout.sampler import sampling_settings
+from boresight.trainer.base import EncodedRows, EncodedStream, GroupTrainer, is_stream
+from boresight.trainer.experience import Scored, from_state, padded, per_group, state_of
+from boresight.trainer.grpo_config import GRPOConfig
+from boresight.trainer.steps import micro_batches
+from boresight.types import Group, Prompt, Row, TokenStats
+
+
+class GRPOTrainer(GroupTrainer[Scored]):
+    """Improve a policy by comparing its own completions of a prompt.
+
+    Args:
+        model: a hub id, a folder, or a loaded model.
+        reward_funcs: one or several reward functions: callables `f(prompts, completions, **columns) -> list[float | None]`, sync or async,
+            or names of `boresight.rewards`, or dotted paths.
+        args: options; None: the defaults.
+        train_dataset, eval_dataset: rows with a `prompt`, pictures, and whatever columns the reward functions read.
+        processing_class: the processor, or a bare tokenizer, or None.
+        peft_config: train an adapter instead of the weights; the reference is then the model without it.
+        ref_model: what to compare with where `beta` is not 0; None: the policy before training.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        reward_funcs: Any,
+        args: GRPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: Any = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        ref_model: str | Path | nn.Module | None = None,
+    ) -> None:
+        args = GRPOConfig() if args is None else args
+        self.scorer = Scorer(
+            reward_funcs,
+            args.reward_weights,
+            max_failed_rate=args.max_failed_rate,
+            decode_pictures=lambda pictures: [decode(picture) for picture in pictures],
+        )
+        num_eval = args.num_generations_eval or args.num_generations
+        super().__init__(
+            model,
+            args,
+            plan=args.step_plan(),
+            eval_groups=max(1, args.per_device_eval_batch_size // num_eval),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        self.sampler = HFSampler(
+            lambda: self.policy.outer,
+            self.facts,
+            self.encoder.tokenizer,
+            features=lambda prompts: join_features(self.policy.vision(prompts)),
+        )
+        self.reference = self._reference(ref_model) if args.beta != 0 else None
+        self.completions = CompletionStore(self.args.output_dir, rank=self.args.process_index)
+        self.experience: list[Scored] = []
+        """The groups of the latest draw, in the order its optimizer steps learn from them."""
+
+    def _reference(self, ref_model: str | Path | nn.Module | None) -> Reference:
+        model = None if ref_model is None else load_model(ref_model, **(self.args.model_init_kwargs or {})).to(self.args.device)
+        return Reference(self.policy, model)
+
+    # ---- Data -------------------------------------------------------------------------------------------------------------------
+
+    def encoder_options(self, args: Any) -> dict[str, Any]:
+        return {**super().encoder_options(args), "max_prompt_length": args.max_prompt_length}
+
+    def encode(self, row: Row) -> Prompt:
+        return self.encoder.prompt(row)
+
+    # ---- A step -----------------------------------------------------------------------------------------------------------------
+
+    def prepare(self, inputs: list[Prompt]) -> list[Scored]:
+        """This optimizer step's groups; a new draw of completions where the loader brought prompts."""
+        if inputs:
+            self.experience = self.draw(inputs)
+        place = self.state.global_step % self.plan.draw_period % self.plan.steps_per_draw
+        return self.experience[place * self.plan.groups_per_step : (place + 1) * self.plan.groups_per_step]
+
+    def draw(self, prompts: Sequence[Prompt]) -> list[Scored]:
+        """Sample completions of prompts, score them, and compare each with its group."""
+        with self.timeline.phase("sample"):
+            groups = self.sampler.sample(prompts, sampling_settings(self.args))
+        with self.timeline.phase("reward"):
+            table = self.scorer.score(groups, trainer_state=self.state)
+            compared, mine = self._compare(table, groups)
+        self._note(self.metrics, groups, table, compared)
+        values = compared.values[mine]
+        with self.timeline.phase("logp"):
+            # One update per draw: the policy is its own old self, and no pass is needed.
+            old = self._logp(groups, self.policy) if self.plan.draw_period > 1 else [None] * len(groups)
+            reference = self._logp(groups, self.reference) if self.reference is not None else [None] * len(groups)
+        self._report(groups, table, values)
+        shares = values.split([len(group) for group in groups])
+        return [Scored(*each) for each in zip(groups, shares, old, reference, strict=True)]
+
+    def _compare(self, table: RewardTable, groups: Sequence[Group]) -> tuple[Advantage, slice]:
+        """Advantages over all ranks' completions, and where this rank's are among them."""
+        first = self.accelerator.process_index * len(groups)
+        group = torch.arange(first, first + len(groups)).repeat_interleave(torch.tensor([len(each) for each in groups]))
+        values, failed, group = (
+            self.accelerator.gather(part.to(self.args.device)).cpu() for part in (table.values, table.failed, group)
+        )
+        start = self.accelerator.process_index * len(table.values)
+        return advantage(values, group, self.args, failed), slice(start, start + len(table.values))
+
+    def _logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
+        """Log-probabilities of every group under a model, no gradient, no dropout."""
+        blocks: list[Tensor] = []
+        with torch.no_grad(), _evaluating(self.policy.outer), self.compute_loss_context_manager():
+            for part in micro_batches(groups, self.plan, self.args.max_tokens_per_pass):
+                stats = model(part, temperature=self._temperature, ban_modalities=True)
+                blocks += per_group(stats.logp.cpu(), part)
+        return blocks
+
+    @property
+    def _temperature(self) -> float:
+        """What divides the logits in the loss: the sampler's temperature, 1 where that is 0."""
+        return self.args.temperature or 1.0
+
+    def learns_from(self, item: Scored) -> bool:
+        return not item.is_flat or self.args.beta != 0 or self.args.entropy_coef != 0
+
+    def total(self, items: Sequence[Scored]) -> Tensor:
+        return policy_total(self.args, self._mask([item.group for item in items]), self.args.max_completion_length)
+
+    def _mask(self, groups: Sequence[Group]) -> Tensor:
+        truncated = torch.tensor([completion.truncated for group in groups for completion in group.completions])
+        return counted_mask(self.args, completion_mask(groups), truncated)
+
+    def loss(self, model: nn.Module, items: Sequence[Scored], total: Tensor, metrics: MeanMetrics) -> Tensor:
+        groups = [item.group for item in items]
+        stats = self.policy(
+            groups,
+            temperature=self._temperature,
+            ban_modalities=True,
+            entropy=True,
+            entropy_grad=self.args.entropy_coef != 0,
+            wrapped=model,
+        )
+        device, width = stats.logp.device, stats.logp.shape[1]
+        old = [item.old for item in items if item.old is not None]
+        reference = [item.reference for item in items if item.reference is not None]
+        result = policy_loss(
+            self.args,
+            stats.logp,
+            padded(old, width).to(device) if old else stats.logp.detach(),
+            None,
+            padded(reference, width).to(device) if reference else None,
+            stats.entropy,
+            torch.cat([item.advantage for item in items]).to(device),
+            self._mask(groups).to(device),
+            total,
+        )
+        for name, (value, count) in result.metrics.items():
+            metrics.mean(name, value / count.clamp(min=1), weight=count)
+        for name, value in result.minima.items():
+            metrics.min(name, value)
+        for name, value in result.maxima.items():
+            metrics.max(name, value)
+        return result.loss
+
+    # ---- Evaluation -------------------------------------------------------------------------------------------------------------
+
+    def evaluate_step(self, inputs: list[Prompt], metrics: MeanMetrics) -> None:
+        """Reward metrics of completions sampled under a seed of their own."""
+        groups = self.sampler.sample(inputs, sampling_settings(self.args, evaluating=True, seed=self.args.seed))
+        table = self.scorer.score(groups, trainer_state=self.state)
+        compared, _ = self._compare(table, groups)
+        self._note(metrics, groups, table, compared)
+        self.completions.add(
+            self.state.global_step, groups, rewards=_by_name(table), reward=table.total, phase="eval", extra=table.extra
+        )
+
+    # ---- Report -----------------------------------------------------------------------------------------------------------------
+
+    def _note(self, metrics: MeanMetrics, groups: Sequence[Group], table: RewardTable, compared: Advantage) -> None:
+        """Reward and length metrics under TRL's names."""
+        metrics.mean("reward", compared.rewards)
+        metrics.mean("reward_std", compared.std)
+        metrics.mean("frac_reward_zero_std", compared.zero_spread.float())
+        metrics.mean("frac_unscored", (~table.scored).float())
+        for name, values in _by_name(table).items():
+            metrics.mean(f"rewards/{name}/mean", values)
+            scored = values[~values.isnan()]
+            if len(scored) > 1:
+                metrics.mean(f"rewards/{name}/std", scored.std())
+        for name, values in table.metrics.items():
+            metrics.mean(name, torch.tensor(values))
+        completions = [completion for group in groups for completion in group.completions]
+        lengths = torch.tensor([float(len(completion.ids)) for completion in completions])
+        truncated = torch.tensor([completion.truncated for completion in completions])
+        metrics.mean("completions/clipped_ratio", truncated.float())
+        for kind, chosen in {"": lengths, "terminated_": lengths[~truncated]}.items():
+            if len(chosen):
+                metrics.mean(f"completions/mean_{kind}length", chosen)
+                metrics.min(f"completions/min_{kind}length", chosen)
+                metrics.max(f"completions/max_{kind}length", chosen)
+        metrics.sum("num_tokens", sum(group.num_prompt_tokens * len(group) + group.num_completion_tokens for group in groups))
+        for name, count in self.sampler.counts.items():
+            metrics.sum(f"work/sampler_{name}", count)
+        self.sampler.counts.clear()
+
+    def _report(self, groups: Sequence[Group], table: RewardTable, values: Tensor) -> None:
+        """Keep the completions in the run folder, and print them when asked to."""
+        step = self.state.global_step + 1
+        rows = self.completions.add(
+            step,
+            groups,
+            rewards=_by_name(table),
+            reward=table.total,
+            advantage=values,
+            logp=[completion.sampler_logp.tolist() for group in groups for completion in group.completions],  # pyright: ignore[reportOptionalMemberAccess]
+            extra=table.extra,
+        )
+        every = max(1, int(self.state.logging_steps or 1))
+        if self.args.log_completions and self.is_world_process_zero() and (step % every == 0 or step == 1):
+            print_completions(rows, num_completions=self.args.num_completions_to_print)
+
+    # ---- Checkpoints ------------------------------------------------------------------------------------------------------------
+
+    def state_of_method(self) -> dict[str, Any]:
+        under_way = self.state.global_step % self.plan.draw_period != 0
+        return {"experience": state_of(self.experience) if under_way else []}
+
+    def restore_method(self, state: dict[str, Any]) -> None:
+        wanted = {each["row"] for each in state["experience"]}
+        prompts: dict[int, Prompt] = {}
+        if wanted and is_stream(self.train_dataset):
+            stream = EncodedStream(self.train_dataset, lambda row: self.encode(row) if row.index in wanted else None)
+            prompts = {prompt.row.index: prompt for prompt in stream if prompt is not None}
+        elif wanted:
+            rows = EncodedRows(self.train_dataset, self.encode)
+            prompts = {index: rows[index] for index in wanted}
+        self.experience = from_state(state["experience"], prompts.__getitem__)
+        self.completions.discard_after(self.state.global_step)
+
+
+def _by_name(table: RewardTable) -> dict[str, Tensor]:
+    return {name: table.values[:, column] for column, name in enumerate(table.names)}
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

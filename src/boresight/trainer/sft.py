@@ -1,0 +1,95 @@
+"""Supervised fine-tuning: the likelihood of demonstrations (K = 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from boresight.loss.likelihood import likelihood_loss, likelihood_total
+from boresight.model.packing import completion_mask
+from boresight.report.metrics import MeanMetrics
+from boresight.trainer.base import GroupTrainer
+from boresight.trainer.config import TrainerConfig, strict
+from boresight.trainer.steps import StepPlan
+from boresight.types import Group, Row
+
+
+@strict
+@dataclass
+class SFTConfig(TrainerConfig):
+    """Options of `SFTTrainer`. Names and defaults are TRL's, except `max_length`: no limit, since a cut picture is no picture."""
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate of AdamW."})
+    shuffle_dataset: bool = field(default=True, metadata={"help": "Draw the training rows in a new random order each epoch."})
+    assistant_only_loss: bool = field(
+        default=False, metadata={"help": "In `messages` rows, count only what the assistant said. The chat template stays as it is."}
+    )
+    completion_only_loss: bool | None = field(
+        default=None, metadata={"help": "In `prompt`/`completion` rows, count only the completion. None: yes."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Most tokens of a row; text is cut from the end, pictures never. None: no limit."}
+    )
+
+
+class SFTTrainer(GroupTrainer[Group]):
+    """Teach by demonstrations.
+
+    Rows are `messages`, or `prompt` and `completion`, each with any number of pictures.
+
+    Args:
+        model: a hub id, a folder, or a loaded model.
+        args: options; None: the defaults.
+        train_dataset, eval_dataset: a `datasets` object, a list of rows, a file, a folder, or a hub id.
+        processing_class: the processor, or a bare tokenizer, or None.
+        peft_config: train an adapter instead of the weights.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        args: SFTConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: Any = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+    ) -> None:
+        args = SFTConfig() if args is None else args
+        size = args.per_device_train_batch_size
+        super().__init__(
+            model,
+            args,
+            plan=StepPlan(groups_per_step=size * args.gradient_accumulation_steps, groups_per_pass=size),
+            eval_groups=args.per_device_eval_batch_size,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+
+    def encode(self, row: Row) -> Group:
+        args = self.args
+        return self.encoder.demonstration(
+            row,
+            assistant_only=args.assistant_only_loss,
+            completion_only=args.completion_only_loss,
+            max_length=args.max_length,
+        )
+
+    def total(self, items: Sequence[Group]) -> Tensor:
+        return likelihood_total(completion_mask(items))
+
+    def loss(self, model: nn.Module, items: Sequence[Group], total: Tensor, metrics: MeanMetrics) -> Tensor:
+        stats = self.policy(items, wrapped=model, entropy=True)
+        metrics.mean("entropy", stats.entropy, weight=stats.mask)  # pyright: ignore[reportArgumentType]
+        metrics.mean("mean_token_accuracy", stats.greedy, weight=stats.mask)  # pyright: ignore[reportArgumentType]
+        metrics.sum("num_tokens", sum(item.num_tokens for item in items))
+        return likelihood_loss(stats.logp, stats.mask, total)

@@ -1,0 +1,169 @@
+"""Which rows an optimizer step gets, and how a step is cut into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+
+from boresight.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """How many groups go where."""
+
+    groups_per_step: int
+    """Groups of one optimizer step on this rank."""
+    groups_per_pass: int
+    """Groups of one micro-batch, where tokens do not decide."""
+    steps_per_draw: int = 1
+    """Optimizer steps, with different groups, that one draw of rows serves."""
+    num_iterations: int = 1
+    """How often the groups of one draw are gone through."""
+
+    @property
+    def groups_per_draw(self) -> int:
+        return self.groups_per_step * self.steps_per_draw
+
+    @property
+    def draw_period(self) -> int:
+        """Optimizer steps from one draw to the next."""
+        return self.steps_per_draw * self.num_iterations
+
+
+class StepBatches(Sampler[list[int]]):
+    """For every optimizer step, the numbers of the rows this rank draws for it: those of a whole draw at its first step, none at the others.
+
+    Every rank walks through the same order and takes its own share, so groups are never split over ranks and no row is drawn twice in
+    an epoch. The last step of an epoch may be smaller where `keep_last` allows it; totals are counted per step, so that
+    is exact.
+    """
+
+    def __init__(
+        self, num_rows: int, plan: StepPlan, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1, keep_last: bool = True
+    ) -> None:
+        self.num_rows = num_rows
+        self.plan = plan
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        rows_per_draw = plan.groups_per_draw * world_size
+        full, rest = divmod(num_rows, rows_per_draw)
+        self.num_full = full
+        # A rank without a group could not take part in the step.
+        self.num_rest = rest if keep_last and plan.draw_period == 1 and rest >= world_size else 0
+        if not full and not self.num_rest:
+            raise ConfigError(
+                f"The training set has {num_rows} rows, but one draw takes {rows_per_draw} (groups per step on a rank × ranks × steps per "
+                "generation): lower gradient_accumulation_steps, steps_per_generation or num_prompts_per_step."
+            )
+
+    @property
+    def num_dropped(self) -> int:
+        """Rows that no step of an epoch draws; a shuffled order drops others each time."""
+        return self.num_rows - self.num_full * self.plan.groups_per_draw * self.world_size - self.num_rest
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_full * self.plan.draw_period + bool(self.num_rest)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.arange(self.num_rows)
+        if self.shuffle:
+            order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        rows_per_draw = self.plan.groups_per_draw * self.world_size
+        for draw in range(self.num_full):
+            rows = order[draw * rows_per_draw : (draw + 1) * rows_per_draw]
+            # [steps, ranks, groups]: each step's rows are cut over the ranks.
+            mine = rows.view(self.plan.steps_per_draw, self.world_size, -1)[:, self.rank]
+            yield mine.flatten().tolist()
+            for _ in range(self.plan.draw_period - 1):
+                yield []
+        if self.num_rest:
+            yield order[-self.num_rest :].tensor_split(self.world_size)[self.rank].tolist()
+
+
+class StreamedBatches(IterableDataset[list[Any]]):
+    """The same for a data set that can only be walked through."""
+
+    def __init__(self, rows: Iterable[Any], plan: StepPlan, *, rank: int = 0, world_size: int = 1) -> None:
+        self.rows = rows
+        self.plan = plan
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        rows_per_step = self.plan.groups_per_step * self.world_size
+        mine: list[Any] = []
+        for number, row in enumerate(self.rows):
+            if number % rows_per_step // self.plan.groups_per_step == self.rank:
+                mine.append(row)
+            if (number + 1) % (rows_per_step * self.plan.steps_per_draw) == 0:
+                yield mine
+                yield from ([] for _ in range(self.plan.draw_period - 1))
+                mine = []
+
+
+class StepLoader(DataLoader[Any]):
+    """A loader of optimizer steps. Its workers' seeds come from a generator of its own, so that loading draws no global random number."""
+
+    def set_epoch(self, epoch: int) -> None:
+        if isinstance(self.batch_sampler, StepBatches):
+            self.batch_sampler.set_epoch(epoch)
+
+
+class Cuttable(Protocol):
+    """Something with a prompt and branches that can be cut: a `Group`, or one with what an objective needs beside it."""
+
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_prompt_tokens(self) -> int: ...
+    def __len__(self) -> int: ...
+    def branches(self, start: int, stop: int) -> Any: ...
+
+
+Item = TypeVar("Item", bound=Cuttable)
+
+
+def micro_batches(items: Sequence[Item], plan: StepPlan, max_tokens: int | None = None) -> list[list[Item]]:
+    """Cut a step into passes, in order.
+
+    Args:
+        max_tokens: tokens of a pass as they are packed. A group that is larger alone has its branches run in several passes over the same
+            prompt; a single branch is never cut. None: passes of `plan.groups_per_pass` groups.
+    """
+    if max_tokens is None:
+        size = plan.groups_per_pass
+        return [list(items[start : start + size]) for start in range(0, len(items), size)]
+    passes: list[list[Item]] = []
+    room = 0
+    for item in (part for whole in items for part in _parts(whole, max_tokens)):
+        if not passes or item.num_tokens > room:
+            passes.append([])
+            room = max_tokens
+        passes[-1].append(item)
+        room -= item.num_tokens
+    return passes
+
+
+def _parts(item: Item, max_tokens: int) -> Iterator[Item]:
+    if item.num_tokens <= max_tokens or len(item) == 1:
+        yield item
+    else:
+        half = len(item) // 2
+        yield from _parts(item.branches(0, half), max_tokens)
+        yield from _parts(item.branches(half, len(item)), max_tokens)
+
+
+def num_rows(dataset: object) -> int | None:
+    """Rows of a data set, or None where it can only be walked through."""
+    return len(dataset) if isinstance(dataset, Sized) else None

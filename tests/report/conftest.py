@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from PIL import Image
+
+from boresight.types import Completion, Conversation, Group, Picture, Prompt, Row
+
+
+@pytest.fixture
+def make_picture() -> Callable[..., Picture]:
+    def make(colour: str, encoding: str = "PNG") -> Picture:
+        buffer = io.BytesIO()
+        Image.new("RGB", (6, 4), colour).save(buffer, encoding)
+        content = buffer.getvalue()
+        return Picture(content, hashlib.sha256(content).hexdigest(), (6, 4))
+
+    return make
+
+
+@pytest.fixture
+def make_group() -> Callable[..., Group]:
+    def make(
+        texts: Sequence[str], *, index: int = 0, prompt: str | Conversation = "what?", pictures: Sequence[Picture] = ()
+    ) -> Group:
+        nothing = torch.tensor([], dtype=torch.long)
+        completions = tuple(
+            Completion(
+                ids=torch.arange(len(text.split())),
+                mask=torch.ones(len(text.split()), dtype=torch.bool),
+                text=text,
+                truncated=text.endswith("…"),
+            )
+            for text in texts
+        )
+        row = Row(index=index, prompt=prompt, completions=(), pictures=tuple(pictures), columns={})
+        return Group(Prompt(row, nothing, nothing, {}, nothing), completions)
+
+    return make

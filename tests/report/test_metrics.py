@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from boresight.report import MeanMetrics
+
+
+def test_kinds():
+    metrics = MeanMetrics()
+    metrics.mean("loss", 1.0)
+    metrics.mean("loss", torch.tensor([2.0, 6.0]))
+    metrics.mean("clip", torch.tensor([[5.0, 7.0], [1.0, 9.0]]), weight=torch.tensor([[True, False], [True, False]]))
+    metrics.mean("entropy", 4.0, weight=3.0)
+    metrics.mean("entropy", 8.0, weight=1.0)
+    metrics.sum("encodes", 2)
+    metrics.sum("encodes", torch.tensor([3, 5]))
+    metrics.min("short", torch.tensor([4, 7]))
+    metrics.min("short", 6)
+    metrics.max("long", torch.tensor([4.0, 7.0]))
+    metrics.max("long", 5)
+    assert metrics.flush() == {"loss": 3.0, "clip": 3.0, "entropy": 5.0, "encodes": 10, "short": 4, "long": 7}
+    assert metrics.flush() == {}
+
+
+def test_nan_takes_no_part():
+    metrics = MeanMetrics()
+    values = torch.tensor([math.nan, 2.0, 5.0, math.nan])
+    for add in (metrics.mean, metrics.sum, metrics.min, metrics.max):
+        add(add.__name__, values)
+    metrics.mean("nothing", math.nan)
+    metrics.min("nothing at all", torch.tensor([math.nan]))
+    assert metrics.flush() == {"mean": 3.5, "sum": 7.0, "min": 2.0, "max": 5.0}
+
+
+def test_gradients_are_let_go():
+    metrics = MeanMetrics()
+    metrics.mean("loss", torch.tensor([2.0], requires_grad=True) * 3)
+    assert metrics.flush() == {"loss": 6.0}
+
+
+def test_prefix():
+    metrics = MeanMetrics()
+    metrics.mean("reward", 1.0)
+    assert metrics.flush(prefix="eval_") == {"eval_reward": 1.0}
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(-9, 9), st.integers(1, 5)), min_size=1))
+def test_ranks_change_nothing(added):
+    one, ranks = MeanMetrics(), [MeanMetrics() for _ in range(3)]
+    for rank, value, weight in added:
+        for metrics in (one, ranks[rank]):
+            metrics.mean("mean", value, weight=weight)
+            metrics.sum("sum", value)
+            metrics.min("min", value)
+            metrics.max("max", value)
+            metrics.sum(f"only rank {rank}", weight)
+    parts: list = []
+    for metrics in ranks[1:]:
+        metrics.flush(gather=lambda own: parts.append(own) or [own])
+    whole = ranks[0].flush(gather=lambda own: [own, *parts])
+    assert whole == pytest.approx(one.flush())
+
+
+def test_one_name_has_one_kind():
+    metrics = MeanMetrics()
+    metrics.mean("loss", 1.0)
+    with pytest.raises(AssertionError, match="'loss' is a mean, and was given a sum"):
+        metrics.sum("loss", 1.0)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from boresight.types import Completion, Conversation, Group, Picture, Prompt, Row
+
+MakeGroup = Callable[..., Group]
+
+
+@pytest.fixture
+def make_group() -> MakeGroup:
+    def make(
+        texts: Sequence[str],
+        *,
+        index: int = 0,
+        prompt: str | Conversation = "what colour?",
+        pictures: Sequence[Picture] = (),
+        **columns: Any,
+    ) -> Group:
+        nothing = torch.tensor([], dtype=torch.long)
+        completions = tuple(
+            Completion(
+                ids=torch.arange(len(text.split())), mask=torch.ones(len(text.split()), dtype=torch.bool), text=text
+            )
+            for text in texts
+        )
+        row = Row(index=index, prompt=prompt, completions=(), pictures=tuple(pictures), columns=columns)
+        return Group(Prompt(row, nothing, nothing, {}, nothing), completions)
+
+    return make
