@@ -68,7 +68,7 @@ def ids_of(groups: Sequence[Group]) -> list[list[int]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_equals_generate_for_ragged_prompts_in_one_call(subject: Subjects, family: str) -> None:
     it = subject(family)
-    groups = sampler(it).sample(it.prompts, SamplingSettings(2, LENGTH, temperature=0))
+    groups = sampler(it).sample(it.prompts, SamplingSettings(2, LENGTH, temperature=0.0))
     for prompt, group in zip(it.prompts, groups, strict=True):
         expected = generated(it, prompt)
         assert [completion.ids.tolist() for completion in group.completions] == [expected, expected]
@@ -131,7 +131,7 @@ def test_every_stop_id_ends_a_completion_and_belongs_to_it(subject: Subjects, fa
     for place in (0, 3, 7):
         facts = replace(it.facts, stop_ids=(*it.facts.stop_ids, free[place]))
         first = free.index(free[place])
-        group = sampler(replace(it, facts=facts)).sample([prompt], SamplingSettings(1, LENGTH, temperature=0))[0]
+        group = sampler(replace(it, facts=facts)).sample([prompt], SamplingSettings(1, LENGTH, temperature=0.0))[0]
         assert group.completions[0].ids.tolist() == free[: first + 1]
         assert not group.completions[0].truncated
 
@@ -171,7 +171,7 @@ def test_a_checkpoints_sampling_defaults_are_not_used(subject: Subjects) -> None
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5"])
 def test_repetition_penalty_is_over_prompt_and_completion(subject: Subjects, family: str) -> None:
     it = subject(family)
-    groups = sampler(it).sample(it.prompts, SamplingSettings(1, LENGTH, temperature=0, repetition_penalty=1.7))
+    groups = sampler(it).sample(it.prompts, SamplingSettings(1, LENGTH, temperature=0.0, repetition_penalty=1.7))
     expected = [generated(it, prompt, repetition_penalty=1.7) for prompt in it.prompts]
     assert ids_of(groups) == expected
     assert expected != [generated(it, prompt) for prompt in it.prompts]
@@ -233,7 +233,7 @@ def test_every_module_returns_to_its_mode_and_gradients_stay_off(subject: Subjec
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "smolvlm", "internvl"])
 def test_gradient_checkpointing_changes_nothing(subject: Subjects, family: str) -> None:
     it = subject(family)
-    settings = SamplingSettings(2, LENGTH, temperature=0)
+    settings = SamplingSettings(2, LENGTH, temperature=0.0)
     plain = ids_of(sampler(it).sample(it.prompts, settings))
     model = copy.deepcopy(it.model).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -247,7 +247,7 @@ def test_adapters_take_part_without_their_dropout(subject: Subjects) -> None:
     torch.manual_seed(0)
     wrapped = get_peft_model(copy.deepcopy(it.model), adapter).train()
     ours = HFSampler(lambda: wrapped, it.facts, it.processor.tokenizer)
-    settings = SamplingSettings(2, LENGTH, temperature=0)
+    settings = SamplingSettings(2, LENGTH, temperature=0.0)
     groups = ours.sample(it.prompts, settings)
     merged = replace(it, model=copy.deepcopy(wrapped).merge_and_unload().eval())  # pyright: ignore[reportCallIssue]
     for group in groups:
@@ -261,7 +261,7 @@ def test_adapters_take_part_without_their_dropout(subject: Subjects) -> None:
 def test_training_and_sampling_leave_no_positions_behind(subject: Subjects, family: str) -> None:
     """M-RoPE models keep `rope_deltas` on themselves; sampling neither reads nor writes them."""
     it = subject(family)
-    settings = SamplingSettings(2, LENGTH, temperature=0)
+    settings = SamplingSettings(2, LENGTH, temperature=0.0)
     fresh = ids_of(sampler(it).sample(it.prompts[:2], settings))
     first, second = it.prompts[:2]
 
@@ -309,7 +309,7 @@ def test_counts(subject: Subjects, family: str) -> None:
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "smolvlm", "gemma3", "llava_next"])
 def test_given_features_stand_in_for_the_tower(subject: Subjects, family: str) -> None:
     it = subject(family)
-    settings = SamplingSettings(2, LENGTH, temperature=0)
+    settings = SamplingSettings(2, LENGTH, temperature=0.0)
     plain = ids_of(sampler(it).sample(it.prompts, settings))
     asked: list[Sequence[Prompt]] = []
 
@@ -331,5 +331,5 @@ def test_models_that_cannot_branch_say_so_once(subject: Subjects, caplog: pytest
             ours.sample(subject("qwen3_5").prompts, SamplingSettings(1, 2))
     assert [record.message for record in caplog.records if "linear_attention" in record.message] == [
         "Qwen3_5ForConditionalGeneration samples one prompt at a time, one row per completion: its layers of type "
-        "linear_attention carry a state that no mask can branch."
+        "linear_attention carry a state that cannot branch."
     ]

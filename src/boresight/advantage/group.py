@@ -132,7 +132,7 @@ def _spread(rewards: PerSequence, group: GroupIndex, num_groups: int) -> _Spread
     return _Spread(count, mean, std, (count < 2) | (least == greatest))
 
 
-def _batch_std(value: PerSequence) -> PerSequence:
+def _batch_std(value: PerSequence) -> Float[Tensor, ""]:
     """Unbiased standard deviation over the batch of what is not NaN; 0 where fewer than two are not."""
     scored = value[~value.isnan()].double()
     return scored.std() if len(scored) > 1 else scored.new_zeros(())

@@ -10,8 +10,9 @@ from boresight.errors import ConfigError, ModelError
 def set_pixel_budget(processor: Any, *, min_pixels: int | None = None, max_pixels: int | None = None) -> None:
     """Bound the pixels of a picture as the vision tower sees it. None leaves the checkpoint's own bound.
 
-    Set on the processor itself, so that whatever is saved or served with it keeps the same budget. The Qwen-VL families count pixels
-    (in `image_processor.size`, as ``shortest_edge`` and ``longest_edge``); the others fix a picture's size or its tiles instead.
+    Set on the processor itself, so that whatever is saved or served with it keeps the same budget. The Qwen-VL
+    families count pixels (in `image_processor.size`, as ``shortest_edge`` and ``longest_edge``); the others fix a
+    picture's size or its tiles instead.
 
     Raises:
         ConfigError: the bounds contradict each other or hold less than one token's pixels.
@@ -24,8 +25,8 @@ def set_pixel_budget(processor: Any, *, min_pixels: int | None = None, max_pixel
         raise ModelError("min_pixels and max_pixels need a processor with pictures; this one only reads text.")
     if "max_pixels" not in getattr(images.valid_kwargs, "__annotations__", {}):
         raise ModelError(
-            f"{type(images).__name__} has no pixel budget: drop min_pixels and max_pixels, and set what this family does have on "
-            f"the processor that you pass (image_processor.size is {images.size})."
+            f"{type(images).__name__} has no pixel budget: drop min_pixels and max_pixels, and set what this family "
+            f"does have on the processor that you pass (image_processor.size is {images.size})."
         )
     low = min_pixels if min_pixels is not None else images.size["shortest_edge"]
     high = max_pixels if max_pixels is not None else images.size["longest_edge"]

@@ -27,8 +27,8 @@ def load_picture(value: object, *, where: str) -> Picture:
     """The picture that `value` stands for, still encoded; only its header is read.
 
     Args:
-        value: a PIL image (encoded once, losslessly, as PNG), a path or ``file://`` address, encoded bytes, a mapping with
-            ``bytes`` or ``path`` as data sets store pictures, or a `Picture`.
+        value: a PIL image (encoded once, losslessly, as PNG), a path or ``file://`` address, encoded bytes, a mapping
+            with ``bytes`` or ``path`` as data sets store pictures, or a `Picture`.
         where: what an error calls it, such as ``"row 3, images[1]"``.
 
     Raises:
@@ -52,8 +52,8 @@ def load_picture(value: object, *, where: str) -> Picture:
         case _:
             kind = f"a mapping with keys {sorted(value)}" if isinstance(value, Mapping) else type(value).__name__
             raise PictureError(
-                f"{where}: {kind} is no picture. "
-                "Give a PIL image, a path, encoded bytes, or a mapping with 'bytes' or 'path'."
+                f"{where}: {kind} is no picture. Give a PIL image, a path, encoded bytes, or a mapping with 'bytes' "
+                "or 'path'."
             )
 
 

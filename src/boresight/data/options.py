@@ -16,7 +16,8 @@ class DataConfig:
     max_pixels: int | None = field(
         default=None,
         metadata={
-            "help": "Largest area a picture is resized to, in pixels, for training and sampling alike. None: the processor's own."
+            "help": "Largest area a picture is resized to, in pixels, for training and sampling alike. None: the "
+            "processor's own."
         },
     )
     chat_template_kwargs: dict[str, Any] | str | None = field(

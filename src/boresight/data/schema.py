@@ -37,10 +37,11 @@ def read_row(record: Mapping[str, Any], index: int) -> Row:
     | `prompt`, `chosen`, `rejected` | a preference |
     | `chosen`, `rejected` | two conversations; the messages they share at the start are the prompt |
 
-    Pictures come from `image` or `images` (None, [] or no such column: none) and from content parts that carry their own
-    (``{"type": "image", "image": …}``). Without a single image part, the pictures are put before the text of the first user message
-    whose content is a string, as TRL does; otherwise the parts without a picture of their own take them in order, and their
-    counts must agree. A string prompt is left as it is: placeholders are the encoder's. Further columns are kept untouched.
+    Pictures come from `image` or `images` (None, [] or no such column: none) and from content parts that carry their
+    own (``{"type": "image", "image": …}``). Without a single image part, the pictures are put before the text of the
+    first user message whose content is a string, as TRL does; otherwise the parts without a picture of their own take
+    them in order, and their counts must agree. A string prompt is left as it is: placeholders are the encoder's.
+    Further columns are kept untouched.
 
     Raises:
         DataError: the columns, roles or contents make no row.
@@ -64,7 +65,8 @@ def read_row(record: Mapping[str, Any], index: int) -> Row:
         raise DataError(f"{where}: {' and '.join(strings)} of plain strings need a prompt column beside them.")
     else:
         raise DataError(
-            f"{where}: {', '.join(strings)} is a string and {', '.join(texts.keys() - set(strings))} is not. Write all as strings, or all as "
+            f"{where}: {', '.join(strings)} is a string and {', '.join(texts.keys() - set(strings))} is not. Write "
+            "all as strings, or all as "
             'conversations, such as [{"role": "assistant", "content": "…"}].'
         )
     return Row(index=index, prompt=prompt, completions=completions, pictures=tuple(pictures), columns=columns)
@@ -130,13 +132,15 @@ def _conversations(
 def _check_turns(prompt: list[dict[str, Any]], completions: Mapping[str, list[dict[str, Any]]], where: str) -> None:
     if prompt[-1]["role"] in ("system", "developer"):
         raise DataError(
-            f"{where}: the prompt ends with a {prompt[-1]['role']} message, so there is nothing to answer. End it with a user's."
+            f"{where}: the prompt ends with a {prompt[-1]['role']} message, so there is nothing to answer. End it "
+            "with a user's."
         )
     for name, conversation in completions.items():
         if conversation[0]["role"] != "assistant":
             raise DataError(
-                f"{where}: {name} starts with a message of {conversation[0]['role']!r}. It must hold only what follows the prompt, "
-                "starting with the assistant's; where chosen and rejected repeat the prompt, drop the prompt column."
+                f"{where}: {name} starts with a message of {conversation[0]['role']!r}. It must hold only what "
+                "follows the prompt, starting with the assistant's; where chosen and rejected repeat the prompt, "
+                "drop the prompt column."
             )
         if len(completions) > 1 and part_pictures(conversation):
             raise PictureError(
@@ -177,7 +181,8 @@ def _message(value: Any, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: the message has no 'role'.{hint}")
     if message["role"] not in _ROLES:
         raise DataError(
-            f"{where}: the role {message['role']!r} is none of {', '.join(_ROLES)}.{nearest(str(message['role']), _ROLES)}"
+            f"{where}: the role {message['role']!r} is none of "
+            f"{', '.join(_ROLES)}.{nearest(str(message['role']), _ROLES)}"
         )
     if "content" not in message and not message.get("tool_calls"):
         raise DataError(f"{where}: the message has no 'content'.{nearest('content', message)}")
@@ -207,13 +212,15 @@ def _part(value: Any, where: str) -> dict[str, Any]:
             return {"type": "image", "picture": load_picture(given[0], where=where)} if given else {"type": "image"}
         case "image_url":
             raise DataError(
-                f'{where}: parts of type \'image_url\' are not read. Write {{"type": "image", "image": …}} with the picture or its path.'
+                f'{where}: parts of type \'image_url\' are not read. Write {{"type": "image", "image": …}} with the '
+                "picture or its path."
             )
         case "video" | "audio" as kind:
             raise DataError(f"{where}: {kind} is not supported; only text and pictures are.")
         case kind:
             raise DataError(
-                f"{where}: a content part has the type {kind!r}, not 'text' or 'image'.{nearest(str(kind), ('text', 'image'))}"
+                f"{where}: a content part has the type {kind!r}, not 'text' or "
+                f"'image'.{nearest(str(kind), ('text', 'image'))}"
             )
 
 
@@ -226,15 +233,17 @@ def _place(conversations: list[list[dict[str, Any]]], supply: list[Picture], whe
     if supply and first is not None and not any(_image_parts(conversations)):
         if _LITERAL in first["content"][0]["text"]:
             raise PictureError(
-                f"{where}: the text says {_LITERAL!r}, which is not where a picture goes. Remove it (pictures are put before the text), "
+                f"{where}: the text says {_LITERAL!r}, which is not where a picture goes. Remove it (pictures are "
+                "put before the text), "
                 'or write content parts: [{"type": "image"}, {"type": "text", "text": "…"}].'
             )
         first["content"][:0] = [{"type": "image"} for _ in supply]
     empty = [part for part in _image_parts(conversations) if "picture" not in part]
     if len(empty) != len(supply):
         raise PictureError(
-            f"{where}: {len(supply)} picture(s) in the image columns, but {len(empty)} image part(s) without a picture of their own in the "
-            "messages. Give one part per picture, or write the first user message as a plain string."
+            f"{where}: {len(supply)} picture(s) in the image columns, but {len(empty)} image part(s) without a "
+            "picture of their own in the messages. Give one part per picture, or write the first user message as a "
+            "plain string."
         )
     for part, picture in zip(empty, supply, strict=True):
         part["picture"] = picture
@@ -279,8 +288,8 @@ def _check_other_columns(record: Mapping[str, Any], where: str) -> None:
         )
         if name not in TEXT_COLUMNS and (stored or misspelt):
             raise PictureError(
-                f"{where}: the column {name!r} holds a picture, but pictures are read from 'image' or 'images'. Rename it "
-                "(or add an 'images' column of None, to train without pictures on purpose)."
+                f"{where}: the column {name!r} holds a picture, but pictures are read from 'image' or 'images'. "
+                "Rename it (or add an 'images' column of None, to train without pictures on purpose)."
             )
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
+import pyarrow
 import torch.utils.data
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
 from boresight.data.images import load_picture
@@ -38,9 +40,10 @@ def load_rows(source: Any, *, split: str | None = None, name: str | None = None)
     """The records of `source`.
 
     Args:
-        source: a `datasets` object (map-style or iterable, or a dictionary of splits), a list of mappings, the path of a JSON, JSON
-            Lines, Parquet or CSV file, a folder (saved by `save_to_disk`, of pictures with a ``metadata.csv`` or ``metadata.jsonl``,
-            or of data files), or a hub id. Relative paths of pictures are taken from the file's folder where they exist there.
+        source: a `datasets` object (map-style or iterable, or a dictionary of splits), a list of mappings, the path
+            of a JSON, JSON Lines, Parquet or CSV file, a folder (saved by `save_to_disk`, of pictures with a
+            ``metadata.csv`` or ``metadata.jsonl``, or of data files), or a hub id. Relative paths of pictures are
+            taken from the file's folder where they exist there.
         split: which split to take where there are several. None takes the only one, or ``train``.
         name: the hub data set's configuration.
 
@@ -56,15 +59,16 @@ def load_rows(source: Any, *, split: str | None = None, name: str | None = None)
     if isinstance(source, Sequence):
         return [_encoded_once(record, index) for index, record in enumerate(source)]
     raise DataError(
-        f"A {type(source).__name__} is no data set. Give a datasets object, a list of mappings, a file, a folder, or a hub id."
+        f"A {type(source).__name__} is no data set. Give a datasets object, a list of mappings, a file, a folder, "
+        "or a hub id."
     )
 
 
 class RowDataset(torch.utils.data.Dataset[Row]):
     """Records as rows, read when asked for; pictures stay encoded.
 
-    Columns of `datasets.Image` features that hold a row's pictures are read without decoding them, and nothing is rewritten on disk.
-    A user's own transform (`with_transform`) is respected.
+    Columns of `datasets.Image` features that hold a row's pictures are read without decoding them, and nothing is
+    rewritten on disk. A user's own transform (`with_transform`) is respected.
     """
 
     def __init__(self, records: datasets.Dataset | Sequence[Mapping[str, Any]]) -> None:
@@ -83,7 +87,7 @@ class RowDataset(torch.utils.data.Dataset[Row]):
         index %= len(self)
         if self._raw is None:
             return read_row(self.records[index], index)
-        record = self._raw[index].to_pylist()[0]
+        record = cast("pyarrow.Table", self._raw[index]).to_pylist()[0]
         return read_row(self._features.decode_example(record), index)
 
 
@@ -102,26 +106,28 @@ class RowStream(torch.utils.data.IterableDataset[Row]):
 
 
 def check_rows(records: Records, *, limit: int | None = None, check: Callable[[Row], object] | None = None) -> int:
-    """Reads every row, or the first `limit`, before training starts; of pictures the header alone. Returns how many were read.
+    """Reads every row, or the first `limit`, before training starts; of pictures the header alone. Returns how many
+    were read.
 
     Args:
         records: what `load_rows` returned.
         limit: None is all of them.
-        check: called with every row, to raise what else may be wrong with it (`Encoder.count_tokens` knows the template's rules).
+        check: called with every row, to raise what else may be wrong with it (`Encoder.count_tokens` knows the
+            template's rules).
 
     Raises:
         DataError: some rows are bad. The first ten are named, with what is wrong and what to do; all are counted.
     """
     rows = RowStream(records) if isinstance(records, datasets.IterableDataset) else RowDataset(records)
     bad: list[str] = []
-    num_bad = num_read = 0
-    for num_read, outcome in enumerate(islice(_outcomes(rows, check), limit), start=1):
+    num_read = 0
+    for outcome in islice(_outcomes(rows, check), limit):
+        num_read += 1
         if outcome is not None:
-            num_bad += 1
-            bad += [str(outcome)] * (len(bad) < _MAX_NAMED)
-    if num_bad:
-        rest = [f"… and {num_bad - len(bad)} more."] if num_bad > len(bad) else []
-        raise DataError("\n".join([f"{num_bad} of {num_read} rows cannot be used:", *bad, *rest]))
+            bad.append(str(outcome))
+    if bad:
+        rest = [f"… and {len(bad) - _MAX_NAMED} more."] if len(bad) > _MAX_NAMED else []
+        raise DataError("\n".join([f"{len(bad)} of {num_read} rows cannot be used:", *bad[:_MAX_NAMED], *rest]))
     if num_read == 0:
         raise DataError("The data set has no rows.")
     return num_read
@@ -171,7 +177,7 @@ def _folder(path: Path, split: str | None) -> Records:
     if any(list(path.rglob(metadata)) for metadata in _METADATA):
         try:
             return _split(datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=True), split, str(path))
-        except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        except (OSError, ValueError, DatasetGenerationError) as error:
             raise DataError(f"The picture folder {str(path)!r} cannot be read: {error.__cause__ or error}") from error
     files: dict[str, list[Path]] = {}
     for file in sorted(entry for entry in path.rglob("*") if entry.suffix in _READERS):
@@ -179,22 +185,23 @@ def _folder(path: Path, split: str | None) -> Records:
         files.setdefault(next((_SPLITS[word] for word in words if word in _SPLITS), "train"), []).append(file)
     if not files:
         raise DataError(
-            f"The folder {str(path)!r} has no data: neither {', '.join(_READERS)} files, nor pictures with {' or '.join(_METADATA)}."
+            f"The folder {str(path)!r} has no data: neither {', '.join(_READERS)} files, nor pictures with "
+            f"{' or '.join(_METADATA)}."
         )
     return _resolved(_split(_read(files), split, str(path)), path)
 
 
 def _read(files: Mapping[str, Sequence[Path]]) -> datasets.DatasetDict:
     paths = [path for group in files.values() for path in group]
-    kinds = {_READERS.get(path.suffix) for path in paths}
-    if len(kinds) > 1 or None in kinds:
+    kinds = {_READERS.get(path.suffix, "") for path in paths}
+    if len(kinds) > 1 or "" in kinds:
         shown = ", ".join(path.name for path in paths[:5])
         raise DataError(f"{shown}: data files must be of one kind, one of {', '.join(_READERS)}.")
     try:
         return datasets.load_dataset(
             kinds.pop(), data_files={split: [str(path) for path in group] for split, group in files.items()}
         )  # pyright: ignore[reportArgumentType, reportReturnType]
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, DatasetGenerationError) as error:
         raise DataError(
             f"{', '.join(path.name for path in paths)} cannot be read: {error.__cause__ or error}"
         ) from error

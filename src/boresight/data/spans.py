@@ -16,8 +16,8 @@ def produced_spans(
 ) -> list[Span]:
     """Where the assistant's turns stand in the rendered conversation, in characters.
 
-    Derived from rendered prefixes, so that no chat template needs marks for it: the turn is what the conversation up to and
-    including it has beyond the conversation before it with the generation prompt.
+    Derived from rendered prefixes, so that no chat template needs marks for it: the turn is what the conversation up
+    to and including it has beyond the conversation before it with the generation prompt.
 
     Args:
         roles: the role of every message.
@@ -37,9 +37,9 @@ def produced_spans(
         after = render(place + 1, False)
         if not (whole.startswith(after) and after.startswith(before)):
             raise DataError(
-                f"{where}: the chat template renders the conversation before message {place} differently once more follows, so the assistant's "
-                "tokens cannot be told apart. Split the row into prompt and completion, or train on the whole text "
-                "(assistant_only_loss=False)."
+                f"{where}: the chat template renders the conversation before message {place} differently once more "
+                "follows, so the assistant's tokens cannot be told apart. Split the row into prompt and completion, "
+                "or train on the whole text (assistant_only_loss=False)."
             )
         spans.append((len(before), len(after)))
     return spans
@@ -69,7 +69,8 @@ def unexpanded_offsets(offsets: Sequence[Span], replaced: Sequence[tuple[Span, S
 def counted_tokens(
     ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span] | None, stop_ids: Collection[int]
 ) -> list[bool]:
-    """True for tokens that overlap a span, up to and including its last stop token: what follows that is the template's.
+    """True for tokens that overlap a span, up to and including its last stop token: what follows that is the
+    template's.
 
     `spans` None counts every token.
     """

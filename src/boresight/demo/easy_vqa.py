@@ -1,8 +1,8 @@
-"""easy-VQA: real questions about real pictures, small enough for two cores, and balanced so that looking is the only way.
+"""easy-VQA: real questions about real pictures, small enough for two cores, balanced so that only looking helps.
 
-The package `easy-vqa` on PyPI (MIT) carries 5,000 pictures of one coloured shape each, 64×64 pixels, with 48,248 questions
-in 107 wordings. As they come, a guesser that never sees the picture is right 67 times in 100: most "is there a red shape?"
-are answered no. `load_easy_vqa` therefore draws *blocks*: one wording with each of its possible answers once.
+The package `easy-vqa` on PyPI (MIT) carries 5,000 pictures of one coloured shape each, 64×64 pixels, with 48,248
+questions in 107 wordings. As they come, a guesser that never sees the picture is right 67 times in 100: most of "is
+there a red shape?" are answered no. `load_easy_vqa` therefore draws *blocks*: a wording with each of its answers once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
@@ -48,8 +48,8 @@ class Question(NamedTuple):
 def load_easy_vqa(split: Split, *, num_rows: int | None = None, seed: int = 0, balanced: bool = True) -> Dataset:
     """Questions about easy-VQA's pictures, as rows that trainers take.
 
-    Balanced, every wording has each of its possible answers equally often, and the three kinds of question share the rows
-    equally (to within a block of 8), so that blind guessing gets (1/8 + 1/3 + 1/2) / 3 = 32 %.
+    Balanced, every wording has each of its possible answers equally often, and the three kinds of question share the
+    rows equally (to within a block of 8), so that blind guessing gets (1/8 + 1/3 + 1/2) / 3 = 32 %.
 
     Args:
         split: test pictures are not among the training pictures.
@@ -58,15 +58,15 @@ def load_easy_vqa(split: Split, *, num_rows: int | None = None, seed: int = 0, b
         balanced: False for the questions as the package has them.
 
     Returns:
-        Columns `prompt` (a conversation of one turn, the picture before the question), `image` (PNG bytes, not decoded),
-        `solution` (the answer, one word) and `kind` (a key of `ANSWERS`).
+        Columns `prompt` (a conversation of one turn, the picture before the question), `image` (PNG bytes, not
+        decoded), `solution` (the answer, one word) and `kind` (a key of `ANSWERS`).
 
     Raises:
         DataError: easy-VQA is not installed, or has fewer questions than `num_rows`.
     """
     chooser = random.Random(seed)
     questions = read_questions(split)
-    chosen = balanced_questions(questions, num_rows, chooser) if balanced else questions[:]
+    chosen = balanced_questions(questions, num_rows, chooser) if balanced else questions
     chooser.shuffle(chosen)
     if num_rows is not None and num_rows > len(chosen):
         raise DataError(f"num_rows={num_rows}: the {split} split has {len(chosen)} questions.")
@@ -102,6 +102,8 @@ def balanced_questions(questions: Sequence[Question], num_rows: int | None, choo
     available = {kind: len(blocks[kind]) * len(answers) for kind, answers in ANSWERS.items()}
     most = 3 * min(available.values())
     wanted = most if num_rows is None else num_rows
+    if wanted < 2:
+        raise DataError(f"num_rows={wanted}: a balanced draw takes whole blocks, the smallest of 2 rows.")
     counts = block_counts(wanted)
     for kind, answers in ANSWERS.items():
         if counts[kind] > len(blocks[kind]):

@@ -6,7 +6,7 @@ Completions come in pairs, chosen then rejected: rows 0, 2, 4 … of a batch are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -16,10 +16,24 @@ from torch import Tensor
 from boresight.errors import ConfigError, ShapeError, nearest
 from boresight.loss import preference_terms as terms
 from boresight.loss.aggregate import Scalar
+from boresight.loss.preference_config import PreferenceLossConfig
 from boresight.loss.preference_terms import PerPair
 from boresight.loss.ratio import lengths
 from boresight.loss.shift import SHIFTS
 from boresight.types import Mask, PerSequence, PerToken
+
+__all__ = [
+    "MPO",
+    "PREFERENCES",
+    "PreferenceLoss",
+    "PreferenceLossConfig",
+    "aot_partners",
+    "check_preference_loss",
+    "completion_logps",
+    "pair_table",
+    "preference_loss",
+    "preference_total",
+]
 
 Metric = tuple[Scalar, Scalar]
 PairTable = Float[Tensor, "N 4"]
@@ -29,62 +43,6 @@ DIVERGENCE_TYPES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergen
 
 MPO: Mapping[str, Any] = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}
 """Mixed Preference Optimization, Wang et al., arXiv 2411.10442, eq. 1 and its recipe."""
-
-
-@dataclass
-class PreferenceLossConfig:
-    """Options of `boresight.loss.preference`; a mixin of the trainer's config. `check_preference_loss` refuses contradictions.
-
-    Names and defaults are TRL 1.16's `DPOConfig`; `bco_shift` is not in TRL.
-    """
-
-    loss_type: list[str] = field(
-        default_factory=lambda: ["sigmoid"],
-        metadata={
-            "help": "One or several of sigmoid (DPO), hinge, ipo, robust, exo_pair, nca_pair, bco_pair, sppo_hard, aot, aot_unpaired, "
-            "apo_zero, apo_down, discopop, sft, sigmoid_norm. MPO: sigmoid bco_pair sft."
-        },
-    )
-    loss_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weight of each loss; unset: 1 each. MPO: 0.8 0.2 1.0."}
-    )
-    beta: float = field(
-        default=0.1,
-        metadata={"help": "Strength of the tie to the reference; the implicit reward is beta times the log ratio."},
-    )
-    label_smoothing: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of preferences taken to be flipped, below 0.5: for sigmoid (cDPO), robust, exo_pair (above 0; paper: "
-            "1e-3), aot and aot_unpaired."
-        },
-    )
-    f_divergence_type: str = field(
-        default="reverse_kl",
-        metadata={
-            "help": "Divergence that ties the policy to the reference: reverse_kl, forward_kl, js_divergence or alpha_divergence; "
-            "for losses of the margin."
-        },
-    )
-    f_alpha_divergence_coef: float = field(
-        default=0.5, metadata={"help": "Alpha of f_divergence_type=alpha_divergence."}
-    )
-    ld_alpha: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight, from 0 to 1, of the tokens by which one answer of a pair is longer than the other (LD-DPO); unset: 1."
-        },
-    )
-    use_weighting: bool = field(
-        default=False, metadata={"help": "Weigh each pair by how much it is the policy's own (WPO)."}
-    )
-    discopop_tau: float = field(default=0.05, metadata={"help": "Temperature of the blend in loss_type=discopop."})
-    bco_shift: str = field(
-        default="running",
-        metadata={
-            "help": "Reward shift of bco_pair: running (mean over training, BCO's and MPO's papers), ema (decay 0.99) or none (TRL)."
-        },
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,47 +133,52 @@ def check_preference_loss(config: PreferenceLossConfig) -> None:
     """Refuse contradictions before anything is trained.
 
     Raises:
-        ConfigError: an unknown name, a value out of range, or a non-default option that no chosen loss reads; the message prints the
-            fix.
+        ConfigError: an unknown name, a value out of range, or a non-default option that no chosen loss reads; the message
+            prints the fix.
     """
     rows = {name: PREFERENCES[name] for name in weighted_rows(config)}
     for option, known in (("f_divergence_type", DIVERGENCE_TYPES), ("bco_shift", SHIFTS)):
         value = getattr(config, option)
         if value not in known:
             raise ConfigError(f"{option}={value!r} is not one of {', '.join(known)}.{nearest(value, known)}")
+    _check_read(config, rows)
+    _check_ranges(config, rows)
+
+
+def _check_read(config: PreferenceLossConfig, rows: Mapping[str, Preference]) -> None:
     default = {option.name: option.default for option in fields(PreferenceLossConfig)}
-    for option in sorted(frozenset().union(*(row.reads for row in PREFERENCES.values()))):
-        if getattr(config, option) != default[option] and not any(option in row.reads for row in rows.values()):
+    changed = {option for option, value in default.items() if getattr(config, option) != value}
+    for option in sorted(changed & frozenset().union(*(row.reads for row in PREFERENCES.values()))):
+        if not any(option in row.reads for row in rows.values()):
             readers = ", ".join(name for name, row in PREFERENCES.items() if option in row.reads)
             raise ConfigError(
                 f"{option} has no effect with loss_type {', '.join(rows)}: unset it, or add one of {readers}."
             )
-    if config.f_divergence_type != "reverse_kl":
-        # Under another divergence the partition function cancels only in the margin.
-        if others := [name for name, row in rows.items() if not row.reads >= BY_MARGIN]:
-            raise ConfigError(
-                f"f_divergence_type={config.f_divergence_type!r} is defined for losses of the margin, not for {', '.join(others)}: "
-                "leave it at 'reverse_kl'."
-            )
-    if (
-        config.f_divergence_type != "alpha_divergence"
-        and config.f_alpha_divergence_coef != default["f_alpha_divergence_coef"]
-    ):
+    if "f_alpha_divergence_coef" in changed and config.f_divergence_type != "alpha_divergence":
         raise ConfigError("f_alpha_divergence_coef has no effect: set f_divergence_type='alpha_divergence'.")
+    # Under another divergence the partition function cancels only in the margin.
+    others = [name for name, row in rows.items() if not row.reads >= BY_MARGIN]
+    if "f_divergence_type" in changed and others:
+        raise ConfigError(
+            f"f_divergence_type={config.f_divergence_type!r} is defined for losses of the margin, not for "
+            f"{', '.join(others)}: leave it at 'reverse_kl'."
+        )
+    coupled = [name for name, row in rows.items() if row.is_coupled]
+    if config.use_weighting and coupled:
+        raise ConfigError(
+            f"use_weighting weighs pairs, and {', '.join(coupled)} takes them apart: set use_weighting=False."
+        )
+
+
+def _check_ranges(config: PreferenceLossConfig, rows: Mapping[str, Preference]) -> None:
     if config.beta <= 0:
         raise ConfigError(f"beta={config.beta} must be above 0: TRL's default is 0.1.")
     if not 0 <= config.label_smoothing < 0.5:
         raise ConfigError(f"label_smoothing={config.label_smoothing} must be at least 0 and below 0.5.")
     if "exo_pair" in rows and config.label_smoothing == 0:
-        raise ConfigError(
-            "loss_type='exo_pair' needs label_smoothing above 0: set label_smoothing=1e-3, as its paper does."
-        )
+        raise ConfigError("loss_type='exo_pair' needs label_smoothing above 0: its paper sets label_smoothing=1e-3.")
     if config.ld_alpha is not None and not 0 <= config.ld_alpha <= 1:
         raise ConfigError(f"ld_alpha={config.ld_alpha} must lie between 0 and 1.")
-    if config.use_weighting and (coupled := [name for name, row in rows.items() if row.is_coupled]):
-        raise ConfigError(
-            f"use_weighting weighs pairs, and {', '.join(coupled)} takes them apart: set use_weighting=False."
-        )
 
 
 def completion_logps(logp: PerToken, mask: Mask, ld_alpha: float | None = None) -> PerSequence:

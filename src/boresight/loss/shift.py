@@ -47,6 +47,7 @@ class RewardShift:
         self.value += (mean - self.value) * share
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold to continue exactly."""
         return {"mode": self.mode, "value": self.value, "num_pairs": self.num_pairs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

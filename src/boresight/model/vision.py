@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,46 +17,49 @@ from boresight.model.positions import accepted
 from boresight.types import Prompt
 
 
+Parts = Tensor | tuple[Tensor, ...]
+"""Features of several pictures, as the family has them: one tensor [tiles, tokens, hidden], or a [tokens, hidden] for each picture."""
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """What the tower and the projector made of one prompt's pictures."""
 
-    pooled: Tensor | tuple[Tensor, ...]
-    """As the family has it: one tensor [tiles, tokens, hidden], or a [tokens, hidden] for each picture."""
-    deepstack: tuple[Tensor, ...] = ()
-    """Qwen3-VL: what each of the first layers adds at the placeholders, [tokens of all pictures, hidden]."""
+    pooled: Parts
+    deepstack: tuple[Parts, ...] = ()
+    """Qwen3-VL: what each of the first layers adds at the placeholders, one entry per layer."""
 
     @property
     def num_bytes(self) -> int:
-        pooled = (self.pooled,) if isinstance(self.pooled, Tensor) else self.pooled
-        return sum(tensor.nbytes for tensor in (*pooled, *self.deepstack))
+        levels = (self.pooled, *self.deepstack)
+        return sum(part.nbytes for level in levels for part in ((level,) if isinstance(level, Tensor) else level))
+
+
+def _joined(parts: Sequence[Parts]) -> Parts:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)  # pyright: ignore[reportArgumentType]
+    return tuple(tensor for part in parts for tensor in part)
+
+
+def _split(whole: Any, parts: int) -> list[Parts]:
+    if isinstance(whole, Tensor):
+        return list(whole.chunk(parts))
+    share = len(whole) // parts
+    return [tuple(whole[part * share : (part + 1) * share]) for part in range(parts)]
 
 
 def join_features(features: Sequence[Features]) -> BaseModelOutputWithPooling:
     """Several prompts' features as the tower's output for all of them (transformers' `mm_encoder_outputs["image"]`)."""
-    parts = [item.pooled for item in features]
-    output = BaseModelOutputWithPooling()
-    if isinstance(parts[0], Tensor):
-        output.pooler_output = torch.cat(parts)
-    else:
-        output.pooler_output = tuple(tensor for part in parts for tensor in part)  # pyright: ignore[reportAttributeAccessIssue]
-    if features[0].deepstack:
-        levels = zip(*(item.deepstack for item in features), strict=True)
-        output.deepstack_features = [torch.cat(level) for level in levels]  # pyright: ignore[reportAttributeAccessIssue]
+    output: Any = BaseModelOutputWithPooling()
+    output.pooler_output = _joined([item.pooled for item in features])
+    output.deepstack_features = [_joined(level) for level in zip(*(item.deepstack for item in features), strict=True)]
     return output
 
 
-def split_features(output: BaseModelOutputWithPooling, parts: int) -> list[Features]:
+def split_features(output: Any, parts: int) -> list[Features]:
     """The tower's output for `parts` prompts of equal shape, prompt by prompt."""
-    pooled = output.pooler_output
-    deepstack = getattr(output, "deepstack_features", None) or []
-    levels = [level.chunk(parts) for level in deepstack]
-    if isinstance(pooled, Tensor):
-        shares: Sequence[Tensor | tuple[Tensor, ...]] = pooled.chunk(parts)
-    else:
-        per_prompt = len(pooled) // parts
-        shares = [tuple(pooled[part * per_prompt : (part + 1) * per_prompt]) for part in range(parts)]
-    return [Features(share, tuple(level[part] for level in levels)) for part, share in enumerate(shares)]
+    levels = [_split(level, parts) for level in getattr(output, "deepstack_features", None) or ()]
+    return [Features(pooled, tuple(level[part] for level in levels)) for part, pooled in enumerate(_split(output.pooler_output, parts))]
 
 
 def picture_key(prompt: Prompt) -> Hashable:

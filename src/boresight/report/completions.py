@@ -67,7 +67,7 @@ class CompletionStore:
         logp: Sequence[Sequence[float]] | None = None,
         extra: Mapping[str, Sequence[Any]] | None = None,
     ) -> pa.Table:
-        """Keep some completions of a step; more may follow. Rows of this step and phase from an earlier process are replaced.
+        """Keep some completions of a step; more may follow. An earlier process's rows of this step and phase go.
 
         Args:
             step: the optimizer step that they were sampled for.
@@ -99,7 +99,7 @@ class CompletionStore:
         return rows
 
     def discard_after(self, step: int) -> None:
-        """Remove what an interrupted run kept of later steps, for all ranks, before the run goes on from `step`. 0 removes all."""
+        """Remove what an interrupted run kept of later steps, for all ranks, before it goes on from `step`; 0: all."""
         for path in _step_files(self._folder):
             if _step_of(path) > step:
                 path.unlink()

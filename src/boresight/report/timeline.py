@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PHASES = ("data", "sample", "reward", "logp", "update", "other")
+PHASES: tuple[str, ...] = ("data", "sample", "reward", "logp", "update", "other")
 """What a step spends its time on; `other` is all that no phase claims."""
 
 

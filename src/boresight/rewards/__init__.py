@@ -7,6 +7,12 @@ from boresight.rewards.choice import (
     numeric_answer_reward,
 )
 from boresight.rewards.format import answer_format_reward, think_format_reward
+from boresight.rewards.grounding import (
+    get_iou_reward,
+    get_point_in_box_reward,
+    iou_reward,
+    point_in_box_reward,
+)
 from boresight.rewards.length import (
     get_cosine_scaled_reward,
     get_repetition_penalty_reward,
@@ -25,9 +31,13 @@ __all__ = [
     "choice_letter_reward",
     "exact_answer_reward",
     "get_cosine_scaled_reward",
+    "get_iou_reward",
     "get_numeric_answer_reward",
+    "get_point_in_box_reward",
     "get_repetition_penalty_reward",
     "get_soft_overlong_punishment",
+    "iou_reward",
     "numeric_answer_reward",
+    "point_in_box_reward",
     "think_format_reward",
 ]

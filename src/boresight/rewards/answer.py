@@ -8,7 +8,7 @@ ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def tagged_answer(text: str) -> str | None:
-    """The text inside the one ``<answer>…</answer>``; None where there is none, or several (a hedge is not an answer)."""
+    """The text inside the one ``<answer>…</answer>``; None where there is none, or several: a hedge is no answer."""
     found = ANSWER.findall(text)
     return found[0] if len(found) == 1 else None
 

@@ -32,9 +32,9 @@ NUMBER = re.compile(
 def exact_answer_reward(
     completions: Sequence[str | Conversation], solution: Sequence[Any], **columns: Any
 ) -> list[float | None]:
-    """1 where the text inside ``<answer>…</answer>`` equals the solution, 0 where it does not or stands not once, else.
+    """1 where the text inside the one ``<answer>…</answer>`` equals the solution, else 0; None where that is None.
 
-    Case and the amount of white space do not matter. A solution may carry the tags itself. None where the solution is None.
+    Case and the amount of white space do not matter. A solution may carry the tags itself.
     """
     return [
         None if gold is None else float(_matches(completion_text(completion), str(gold)))
@@ -56,10 +56,10 @@ def choice_letter(text: str) -> str | None:
 def choice_letter_reward(
     completions: Sequence[str | Conversation], solution: Sequence[Any], **columns: Any
 ) -> list[float | None]:
-    """1 where the completion chooses the solution's letter, 0 where another, several or none; None where the solution has none.
+    """1 where the completion chooses the solution's letter, else 0; None where the solution has no letter.
 
-    Read from ``<answer>…</answer>``, or from what follows the reasoning where there are no tags: ``B``, ``(B)``, ``B. 130``,
-    ``\\boxed{B}``, ``the answer is B``.
+    Read from ``<answer>…</answer>``, or from what follows the reasoning where there are no tags: ``B``, ``(B)``,
+    ``B. 130``, ``\\boxed{B}``, ``the answer is B``. Two letters are no choice.
     """
     golds = [None if gold is None else choice_letter(final_answer(str(gold))) for gold in solution]
     return [
@@ -82,14 +82,16 @@ def stated_number(text: str) -> float | None:
 def numeric_answer_reward(
     completions: Sequence[str | Conversation], solution: Sequence[Any], *, tolerance: float = 1e-6, **columns: Any
 ) -> list[float | None]:
-    """1 where the one number of the answer lies within `tolerance` of the solution's, else 0; None where the solution has none.
+    """1 where the answer's one number lies within `tolerance` of the solution's, else 0; None where that has none.
 
-    Read from ``<answer>…</answer>``, or from what follows the reasoning where there are no tags. Units are not compared.
+    Read from ``<answer>…</answer>``, or from what follows the reasoning where there are no tags. Units are not
+    compared.
 
     Args:
         completions: strings or conversations.
         solution: a number, or a text with one number.
-        tolerance: the largest |answer − solution| that counts, in the solution's unit. `get_numeric_answer_reward` sets it.
+        tolerance: the largest |answer − solution| that counts, in the solution's unit;
+            `get_numeric_answer_reward` sets it.
     """
     golds = [None if gold is None else stated_number(final_answer(str(gold))) for gold in solution]
     answers = [stated_number(final_answer(completion_text(completion))) for completion in completions]

@@ -15,8 +15,8 @@ ANSWER_FORMAT = re.compile(r"^<think>.*?</think>\s*<answer>.*?</answer>$", re.DO
 def answer_format_reward(completions: Sequence[str | Conversation], **columns: Any) -> list[float]:
     """1 where the completion is ``<think>…</think>`` followed by ``<answer>…</answer>`` and nothing else, else 0.
 
-    The pattern is the article's ``^<think>.*?</think>\\s*<answer>.*?</answer>$``; here the reasoning and the answer may run
-    over several lines, which the article's own function refuses.
+    The pattern is the article's ``^<think>.*?</think>\\s*<answer>.*?</answer>$``; here the reasoning and the answer may
+    run over several lines, which the article's own function refuses.
     """
     return [float(bool(ANSWER_FORMAT.match(completion_text(completion)))) for completion in completions]
 

@@ -55,7 +55,7 @@ def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int
 def repetition_penalty_reward(
     completion_ids: Sequence[Sequence[int]], *, ngram_size: int, max_penalty: float, **columns: Any
 ) -> list[float]:
-    """`max_penalty` times the share of n-grams of token ids that were there before; 0 for a completion shorter than one n-gram.
+    """`max_penalty` times the share of n-grams of token ids that were there before; 0 for less than one n-gram.
 
     Reference:
         Yeo et al., Demystifying Long Chain-of-Thought Reasoning, arXiv 2502.03373, appendix C.2.
@@ -92,7 +92,7 @@ def cosine_scaled_reward(
     accuracy: RewardFunc,
     **columns: Any,
 ) -> list[float | None]:
-    """The value of a right or a wrong answer at its length, on a half cosine from the first (empty) to the second (`max_len`)."""
+    """The value of a right or wrong answer: a half cosine from `correct[0]` or `wrong[0]` to `…[1]` at `max_len`."""
     marks = accuracy(completions=completions, solution=solution)
     return [
         None if mark is None else _half_cosine(min(len(ids) / max_len, 1.0), *(correct if mark else wrong))
@@ -112,7 +112,9 @@ def get_cosine_scaled_reward(
     max_value_correct: float = 1.0,
     accuracy: RewardFunc = accuracy_reward,
 ) -> RewardFunc:
-    """Correctness scaled by length: the shorter a right answer the better, the longer a wrong one the less bad (TRL's name).
+    """Correctness scaled by length: the shorter a right answer the better, the longer a wrong one the less bad.
+
+    Name and arguments are TRL's; `accuracy` is ours.
 
     Args:
         max_len: length in tokens at which the schedule ends.

@@ -13,6 +13,7 @@ from boresight.types import Conversation
 
 PARSE_TIMEOUT_S = 10
 VERIFY_TIMEOUT_S = 5
+UNTIMED = 0
 
 
 def accuracy_reward(
@@ -21,11 +22,11 @@ def accuracy_reward(
     log_extra: Callable[[str, list[str]], None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    r"""1 where the completion's formula is mathematically equal to the solution, else 0; None where the solution is no formula.
+    r"""1 where the completion's formula equals the solution mathematically, else 0; None where that is no formula.
 
-    The answer is read from ``<answer>…</answer>`` as the solution is read; where there are no tags it must be announced LaTeX
-    (``\boxed{…}``, ``the answer is $…$``), as in TRL's `accuracy_reward`. The article's own function gives 1 to every
-    completion where the solution does not parse, a plain word for instance: words are for `exact_answer_reward`.
+    The answer is read from ``<answer>…</answer>`` as the solution is read; where there are no tags it must be announced
+    LaTeX (``\boxed{…}``, ``the answer is $…$``), as in TRL's `accuracy_reward`. The article's own function gives 1 to
+    every completion where the solution does not parse, a plain word for instance: words are for `exact_answer_reward`.
 
     Raises:
         ConfigError: math-verify is not installed.
@@ -38,7 +39,7 @@ def accuracy_reward(
 
     # math-verify times itself by signals, which only the main thread may set.
     timed = threading.current_thread() is threading.main_thread()
-    parse_timeout_s, verify_timeout_s = (PARSE_TIMEOUT_S, VERIFY_TIMEOUT_S) if timed else (None, None)
+    parse_timeout_s, verify_timeout_s = (PARSE_TIMEOUT_S, VERIFY_TIMEOUT_S) if timed else (UNTIMED, UNTIMED)
     announced = LatexExtractionConfig(
         normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
     )

@@ -1,12 +1,12 @@
 """What a reward function is, what it is called, and what becomes of what it returns.
 
-A reward is TRL's callable, unchanged: ``f(prompts, completions, **columns) -> list[float | None]``, sync or async. Everything
-is passed by keyword, one entry per completion:
+A reward is TRL's callable, unchanged: ``f(prompts, completions, **columns) -> list[float | None]``, sync or async.
+Everything is passed by keyword, one entry per completion:
 
 | keyword | what it holds |
 |---|---|
 | `prompts` | the row's prompt: a conversation or a string |
-| `completions` | ``[{"role": "assistant", "content": text}]`` where the prompt is a conversation, `text` where it is a string |
+| `completions` | ``[{"role": "assistant", "content": text}]`` after a conversation, `text` after a string |
 | `completion_ids` | token ids of the completion |
 | every other column of the data set | its value in the completion's row |
 | `trainer_state` | transformers' `TrainerState`, one for all |
@@ -25,10 +25,10 @@ import functools
 import importlib
 import inspect
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,9 +66,9 @@ class RewardTable:
     failed: Bool[Tensor, "B"]
     """[B] true where some function raised: the whole completion is then unscored, whatever the others said."""
     weights: Float[Tensor, "R"]
-    metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Every number that a function passed to `log_metric`."""
-    extra: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """[B] per name: the columns that functions passed to `log_extra`."""
 
     @property
@@ -134,18 +134,19 @@ def accepted(func: RewardFunc, name: str, inputs: Mapping[str, Any]) -> dict[str
     """The inputs that `func` takes: all of them if it takes any keyword, else those it names.
 
     Raises:
-        RewardError: a required parameter is neither a column of the data set nor a keyword of ours.
+        RewardError: nothing provides a required parameter.
     """
     parameters = inspect.signature(func).parameters.values()
     for parameter in parameters:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise RewardError(
-                f"reward function {name!r}: parameter {parameter.name!r} is positional-only; rewards are called by keyword."
+                f"reward function {name!r}: parameter {parameter.name!r} is positional-only, "
+                "but rewards are called by keyword."
             )
         wanted = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         if wanted and parameter.default is parameter.empty and parameter.name not in inputs:
             raise RewardError(
-                f"reward function {name!r} needs {parameter.name!r}, which is not a column of the data set."
+                f"reward function {name!r} needs {parameter.name!r}, which neither the data set nor the trainer provides."
                 f"{nearest(parameter.name, inputs)} It may ask for: {', '.join(sorted(inputs))}."
             )
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -176,8 +177,8 @@ def load_reward(spec: str | RewardFunc) -> RewardFunc:
             known = ", ".join(BUILT_IN)
             raise ConfigError(f"{spec!r} is no built-in reward.{nearest(spec, BUILT_IN)} Built in: {known}.")
         module_name = BUILT_IN[spec]
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
         func = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:

@@ -37,12 +37,14 @@ ModelSizes = Callable[[Prompt], Sequence[tuple[int, int]]]
 class Scorer:
     """Calls every reward function on every completion.
 
-    A function that raises has *failed* on all completions of that call: they are left unscored, never given 0, and counted. The
-    run stops when a function failed on more than `max_failed_rate` of the completions of its last `failed_window` calls: at
-    once if its very first call fails, but one bad minute of a remote judge does not end a run that went well for hours.
+    A function that raises has *failed* on all completions of that call: they are left unscored, never given 0, and
+    counted. The run stops when a function failed on more than `max_failed_rate` of the completions of its last
+    `failed_window` calls: at once if its very first call fails, but one bad minute of a remote judge does not end a run
+    that went well for hours.
 
-    Async functions run side by side on one event loop that lives as long as the process, in a thread of its own: clients they
-    keep stay usable from call to call, and it works inside a notebook. Sync functions run in the calling thread meanwhile.
+    Async functions run side by side on one event loop that lives as long as the process, in a thread of its own:
+    clients they keep stay usable from call to call, and it works inside a notebook. Sync functions run in the calling
+    thread meanwhile.
 
     Args:
         reward_funcs: a function or several; each may also be a built-in reward's name or a dotted path.
@@ -50,7 +52,8 @@ class Scorer:
         max_failed_rate: share of completions on which a function may fail before the run stops.
         failed_window: calls over which that share is taken.
         decode_pictures: decodes the pictures of one prompt, for functions that ask for `images`.
-        model_sizes: (width, height) of a prompt's pictures as the model saw them, for functions that ask for `model_image_sizes`.
+        model_sizes: (width, height) of a prompt's pictures as the model saw them, for functions that ask for
+            `model_image_sizes`.
 
     Raises:
         ConfigError: no function, one that cannot be loaded, or weights that do not fit.
@@ -66,7 +69,7 @@ class Scorer:
         decode_pictures: DecodePictures | None = None,
         model_sizes: ModelSizes | None = None,
     ) -> None:
-        specs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+        specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
         if not specs:
             raise ConfigError("reward_funcs is empty: name at least one reward function.")
         self.funcs: list[RewardFunc] = [load_reward(spec) for spec in specs]
@@ -106,17 +109,17 @@ class Scorer:
     def _inputs(self, groups: Sequence[Group]) -> dict[str, Any]:
         """The keywords that depend on the completions, each with one entry per completion."""
         per_group: dict[str, list[Any]] = {"prompts": [_shown_prompt(group) for group in groups]}
-        if "images" in self._asked:
-            per_group["images"] = [self._decoded(group.prompt) for group in groups]
         if "image_sizes" in self._asked:
             per_group["image_sizes"] = [[picture.size for picture in group.prompt.pictures] for group in groups]
-        if "model_image_sizes" in self._asked:
-            per_group["model_image_sizes"] = [self._sizes_seen(group.prompt) for group in groups]
+        if "images" in self._asked and self._decode_pictures:
+            per_group["images"] = [list(self._decode_pictures(group.prompt.pictures)) for group in groups]
+        if "model_image_sizes" in self._asked and self._model_sizes:
+            per_group["model_image_sizes"] = [list(self._model_sizes(group.prompt)) for group in groups]
         columns = {name for group in groups for name in group.prompt.row.columns}
         if taken := columns & {*per_group, "completions", "completion_ids", "trainer_state", "log_metric", "log_extra"}:
             raise RewardError(
-                f"the data set's column {min(taken)!r} bears a name under which reward functions receive something else: "
-                "rename the column."
+                f"the data set's column {min(taken)!r} bears a name under which reward functions receive something "
+                "else: rename the column."
             )
         for name in columns:
             per_group[name] = [group.prompt.row.columns.get(name) for group in groups]
@@ -127,18 +130,6 @@ class Scorer:
             "completions": [completion for group in groups for completion in _shown_completions(group)],
             "completion_ids": [completion.ids.tolist() for group in groups for completion in group.completions],
         }
-
-    def _decoded(self, prompt: Prompt) -> list[Any]:
-        if self._decode_pictures is None:
-            raise ConfigError("a reward function asks for `images`, but this Scorer was given no `decode_pictures`.")
-        return list(self._decode_pictures(prompt.pictures))
-
-    def _sizes_seen(self, prompt: Prompt) -> list[tuple[int, int]]:
-        if self._model_sizes is None:
-            raise ConfigError(
-                "a reward function asks for `model_image_sizes`, but this Scorer was given no `model_sizes`."
-            )
-        return list(self._model_sizes(prompt))
 
     def _call_all(self, inputs: Mapping[str, Any]) -> list[Any]:
         """What each function returned, or the exception it raised. Async ones are under way while sync ones run."""
@@ -204,7 +195,8 @@ class _Log:
         for column, values in self.columns.items():
             if len(values) != num_completions:
                 raise RewardError(
-                    f"log_extra({column!r}, …) was given {len(values)} values for {num_completions} completions: one per completion."
+                    f"log_extra({column!r}, …) was given {len(values)} values for {num_completions} completions: "
+                    "give one per completion."
                 )
 
 
@@ -225,7 +217,8 @@ def _checked_weights(weights: Sequence[float] | None, names: Sequence[str]) -> t
         return torch.ones(len(names))
     if len(weights) != len(names):
         raise ConfigError(
-            f"reward_weights has {len(weights)} entries for {len(names)} reward functions ({', '.join(names)}): one per function."
+            f"reward_weights has {len(weights)} entries for {len(names)} reward functions ({', '.join(names)}): "
+            "give one per function."
         )
     if not all(map(math.isfinite, weights)):
         raise ConfigError(f"reward_weights must be finite numbers, not {list(weights)}.")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from boresight.rollout.decode import Branches, Decoder, PictureFeatures, Prefill, Rows
+from boresight.rollout.branches import Branches
+from boresight.rollout.decode import Decoder, PictureFeatures, Prefill, Rows
 from boresight.rollout.draw import Distribution, uniforms
 from boresight.types import Completion, Group, ModelFacts, Prompt, SamplingSettings
 

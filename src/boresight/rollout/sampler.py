@@ -59,11 +59,11 @@ def sampling_settings(config: SamplingConfig, *, evaluating: bool = False, seed:
     return SamplingSettings(
         num_completions=k,
         max_completion_length=length,
-        temperature=config.temperature,
-        top_p=config.top_p,
+        temperature=float(config.temperature),
+        top_p=float(config.top_p),
         top_k=config.top_k,
-        min_p=config.min_p,
-        repetition_penalty=config.repetition_penalty,
+        min_p=None if config.min_p is None else float(config.min_p),
+        repetition_penalty=float(config.repetition_penalty),
         seed=seed,
     )
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainerCallback
@@ -26,7 +27,7 @@ from boresight.data.encode import Encoder
 from boresight.data.sources import RowDataset, RowStream, check_rows, load_rows
 from boresight.errors import ConfigError
 from boresight.model.forward import GroupForward
-from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
+from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable, unwrap
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
 from boresight.trainer.config import TrainerConfig
@@ -273,6 +274,23 @@ class GroupTrainer(Trainer, Generic[Item]):
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         torch.save(self.state_of_method(), folder / f"{self.args.process_index}_{STATE_FILE}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load weights the way `from_pretrained` does, every one of them.
+
+        transformers' own loop loads state dictionaries by name. Families that are saved under other names than their modules have
+        (Qwen2.5-VL among them) would match nothing and train on from where they happen to be.
+        """
+        target = unwrap(self.model if model is None else model)  # pyright: ignore[reportArgumentType]
+        if isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        # float32 holds every narrower value exactly, and copying narrows it back.
+        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
+        target.load_state_dict(saved.state_dict(), strict=True)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)  # pyright: ignore[reportArgumentType]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from boresight.types import Completion, Group, PerSequence, PerToken, Prompt
 
@@ -49,27 +48,19 @@ class Scored:
         return self.advantage, self.old, self.reference
 
 
-def padded(rows: Sequence[Tensor], width: int) -> Tensor:
-    """[B, width] several [K, ·] blocks or [·] rows below one another, zeros on the right."""
-    lines = [line for block in rows for line in (block if block.ndim == 2 else block[None])]
-    return torch.stack([torch.nn.functional.pad(line[:width], (0, width - len(line[:width]))) for line in lines])
+def padded(rows: Iterable[Tensor], width: int) -> Tensor:
+    """[B, width] rows below one another, cut or filled with zeros on the right."""
+    return torch.stack([torch.nn.functional.pad(row[:width], (0, max(0, width - len(row)))) for row in rows])
 
 
-def per_group(values: Tensor, groups: Sequence[Group]) -> list[Tensor]:
-    """[B, T] cut into one [K, C] block a group, each as wide as its longest completion."""
-    blocks = values.split([len(group) for group in groups])
-    widths = [max(len(completion.ids) for completion in group.completions) for group in groups]
-    return [block[:, :width].clone() for block, width in zip(blocks, widths, strict=True)]
-
-
-def sampler_logp(groups: Sequence[Group]) -> PerToken:
-    """[B, T] what the sampler reported, NaN where it reported nothing."""
-    rows = [
-        torch.full((len(completion.ids),), torch.nan) if completion.sampler_logp is None else completion.sampler_logp
-        for group in groups
-        for completion in group.completions
-    ]
-    return pad_sequence(rows, True)
+def per_group(rows: Sequence[Tensor], groups: Sequence[Group]) -> list[Tensor]:
+    """One [K, C] block a group, as wide as its longest completion, of one row a completion, each at least as long as that."""
+    blocks, place = [], 0
+    for group in groups:
+        width = max(len(completion.ids) for completion in group.completions)
+        blocks.append(padded(rows[place : place + len(group)], width))
+        place += len(group)
+    return blocks
 
 
 def state_of(items: Sequence[Scored]) -> list[dict[str, Any]]:

@@ -113,7 +113,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def draw(self, prompts: Sequence[Prompt]) -> list[Scored]:
         """Sample completions of prompts, score them, and compare each with its group."""
         with self.timeline.phase("sample"):
-            groups = self.sampler.sample(prompts, sampling_settings(self.args))
+            # A seed of the draw's own: what is sampled depends neither on the ranks nor on what ran before.
+            seed = (self.args.seed << 32) + self.state.global_step
+            groups = self.sampler.sample(prompts, sampling_settings(self.args, seed=seed))
         with self.timeline.phase("reward"):
             table = self.scorer.score(groups, trainer_state=self.state)
             compared, mine = self._compare(table, groups)
@@ -139,12 +141,12 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     def _logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
         """Log-probabilities of every group under a model, no gradient, no dropout."""
-        blocks: list[Tensor] = []
+        rows: list[Tensor] = []
         with torch.no_grad(), _evaluating(self.policy.outer), self.compute_loss_context_manager():
             for part in micro_batches(groups, self.plan, self.args.max_tokens_per_pass):
                 stats = model(part, temperature=self._temperature, ban_modalities=True)
-                blocks += per_group(stats.logp.cpu(), part)
-        return blocks
+                rows += stats.logp.cpu()
+        return per_group(rows, groups)
 
     @property
     def _temperature(self) -> float:
@@ -172,8 +174,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
             wrapped=model,
         )
         device, width = stats.logp.device, stats.logp.shape[1]
-        old = [item.old for item in items if item.old is not None]
-        reference = [item.reference for item in items if item.reference is not None]
+        old = [row for item in items if item.old is not None for row in item.old]
+        reference = [row for item in items if item.reference is not None for row in item.reference]
         result = policy_loss(
             self.args,
             stats.logp,

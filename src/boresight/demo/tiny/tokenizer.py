@@ -75,7 +75,9 @@ def trained_tokenizer(
     if vocab_size < smallest:
         raise ConfigError(f"vocab_size={vocab_size} is too small: bytes and special tokens alone take {smallest}.")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
         CORPUS.strip().splitlines(),

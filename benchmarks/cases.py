@@ -1,0 +1,82 @@
+"""What is compared: one `Case` per row of the table, with the shapes and goals of the engine's specification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["update", "sample", "step", "pairs"]
+"""What is timed.
+
+update   forward and backward of given completions, with the no-grad passes (old, reference) that the recipe asks for before it
+sample   drawing completions alone
+step     a whole GRPO step: loading, sampling, rewards, passes, backward, optimizer
+pairs    a DPO or MPO step on given pairs: reference pass, forward, backward
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One comparison.
+
+    Every prompt has one picture. A micro-batch is one group (K completions) in GRPO and all pairs in DPO, on both sides.
+    """
+
+    name: str
+    kind: Kind
+    picture_tokens: int
+    prompt_tokens: int
+    """P, the picture's placeholders included."""
+    completion_tokens: int
+    """C, of every completion: no stop token can be drawn, so both sides do the same work."""
+    num_completions: int
+    """K"""
+    num_prompts: int = 1
+    old: bool = False
+    """Whether the recipe needs log-probabilities of the weights at rollout (several updates per draw)."""
+    beta: float = 0.0
+    """Weight of the divergence from the reference; not 0 adds a reference pass."""
+    frozen: bool = False
+    """Whether the tower and the projector are left untrained."""
+    checkpointing: bool = False
+    """Whether activations are recomputed in the backward pass."""
+    losses: tuple[str, ...] = ("sigmoid",)
+    """Of pairs."""
+    goal: float | None = None
+    """The speed-up to reach; None where the goal is 90 % of the ideal only."""
+    quick: bool = False
+    """Whether `--quick` runs it."""
+
+    @property
+    def num_rows(self) -> int:
+        """Completions of one run."""
+        return self.num_prompts * self.num_completions
+
+
+SMALL = {"picture_tokens": 256, "prompt_tokens": 297}
+LARGE = {"picture_tokens": 1024, "prompt_tokens": 1100}
+MPO = ("sigmoid", "bco_pair", "sft")
+
+CASES = (
+    Case("update C=32", "update", **SMALL, completion_tokens=32, num_completions=8, goal=6.5, quick=True),
+    Case("update C=128", "update", **SMALL, completion_tokens=128, num_completions=8, goal=5.0),
+    Case("update P=1100", "update", **LARGE, completion_tokens=128, num_completions=8),
+    Case("update +old +ref", "update", **SMALL, completion_tokens=32, num_completions=8, old=True, beta=0.04),
+    Case("update +old +ref C=128", "update", **SMALL, completion_tokens=128, num_completions=8, old=True, beta=0.04),
+    Case("update frozen", "update", **SMALL, completion_tokens=32, num_completions=8, old=True, beta=0.04, frozen=True),
+    Case("update frozen C=128", "update", **SMALL, completion_tokens=128, num_completions=8, old=True, beta=0.04, frozen=True),
+    Case("update recompute", "update", **SMALL, completion_tokens=128, num_completions=8, checkpointing=True),
+    Case("sample C=32", "sample", **SMALL, completion_tokens=32, num_completions=8, num_prompts=2, goal=5.0, quick=True),
+    Case("sample C=128", "sample", **SMALL, completion_tokens=128, num_completions=8, num_prompts=2, goal=2.5),
+    Case("sample P=1100", "sample", **LARGE, completion_tokens=128, num_completions=8, num_prompts=2),
+    Case("step C=32", "step", **SMALL, completion_tokens=32, num_completions=8, num_prompts=2, goal=6.0, quick=True),
+    Case("step C=128", "step", **SMALL, completion_tokens=128, num_completions=8, num_prompts=2, goal=3.5),
+    Case("step C=32 +ref", "step", **SMALL, completion_tokens=32, num_completions=8, num_prompts=2, beta=0.04, goal=6.0),
+    Case("step C=128 +ref", "step", **SMALL, completion_tokens=128, num_completions=8, num_prompts=2, beta=0.04, goal=3.5),
+    Case("step frozen", "step", **SMALL, completion_tokens=32, num_completions=8, num_prompts=2, beta=0.04, frozen=True),
+    Case("step P=1100", "step", **LARGE, completion_tokens=128, num_completions=8, num_prompts=2),
+    Case("DPO C=32", "pairs", **SMALL, completion_tokens=32, num_completions=2, beta=0.1, quick=True),
+    Case("DPO C=128", "pairs", **SMALL, completion_tokens=128, num_completions=2, beta=0.1),
+    Case("DPO frozen", "pairs", **SMALL, completion_tokens=128, num_completions=2, beta=0.1, frozen=True),
+    Case("MPO P=1100", "pairs", **LARGE, completion_tokens=128, num_completions=2, beta=0.1, losses=MPO),
+)

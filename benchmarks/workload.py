@@ -1,0 +1,105 @@
+"""The model and the data that both sides are given."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor
+
+from boresight.demo.easy_vqa import load_easy_vqa
+from boresight.demo.tiny import build_tiny
+from cases import Case
+
+TOKEN_SIZE = 16
+"""Pixels along a picture token: two patches of 8."""
+
+NUM_ROWS = 16
+"""Rows of the data set. Every step of a run sees other pictures than the last."""
+
+LEARNING_RATE = 1e-6
+
+
+def build_model(folder: Path) -> Path:
+    """A Qwen2.5-VL of 256 wide, 6 layers and a tower of 6 layers, with random weights.
+
+    Its vocabulary is in proportion: head and layers share the work as in a 3B model. Windows are 4×4 picture tokens, as published.
+    """
+    sizes = {"num_layers": 6, "num_heads": 8, "num_kv_heads": 4, "vocab_size": 2048, "vision_hidden_size": 256, "vision_depth": 6}
+    build_tiny("qwen2_5_vl", folder, hidden_size=256, vision_heads=8, max_pixels=512 * 512, **sizes)
+    config = AutoConfig.from_pretrained(folder)
+    config.vision_config.window_size = 4 * TOKEN_SIZE
+    config.save_pretrained(folder)
+    return folder
+
+
+def dataset(case: Case, folder: Path) -> Dataset:
+    """Rows as trainers take them: `prompt`, `image`, `solution`, and for pairs `chosen` and `rejected`.
+
+    Pictures are easy-VQA's, enlarged until they have `case.picture_tokens`.
+    """
+    edge = TOKEN_SIZE * round(case.picture_tokens**0.5)
+    question = question_of_length(case.prompt_tokens, edge, folder)
+    pair = {"chosen": "blue " * case.completion_tokens, "rejected": "a red shape " * case.completion_tokens}
+    rows = []
+    for row in load_easy_vqa("train", num_rows=NUM_ROWS):
+        picture = PILImage.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").resize((edge, edge))
+        encoded = io.BytesIO()
+        picture.save(encoded, "png")
+        columns = {"prompt": [{"role": "user", "content": question}], "image": {"bytes": encoded.getvalue(), "path": None}, "solution": row["solution"]}
+        if case.kind == "pairs":
+            columns |= {name: [{"role": "assistant", "content": text}] for name, text in pair.items()}
+        rows.append(columns)
+    message = [{"role": Value("string"), "content": Value("string")}]
+    features = {"prompt": message, "image": Image(), "solution": Value("string")}
+    if case.kind == "pairs":
+        features |= {"chosen": message, "rejected": message}
+    return Dataset.from_list(rows, features=Features(features))
+
+
+def question_of_length(tokens: int, edge: int, folder: Path) -> str:
+    """A question that makes a prompt of `tokens` tokens with one picture of edge × edge pixels."""
+    processor: Any = AutoProcessor.from_pretrained(folder)
+    picture = PILImage.new("RGB", (edge, edge))
+    question = "what color is the shape?"
+    while (length := _prompt_length(processor, question, picture)) < tokens:
+        question += " a"
+    if length != tokens:
+        raise ValueError(f"no question makes a prompt of {tokens} tokens: the next is {length}")
+    return question
+
+
+def _prompt_length(processor: Any, question: str, picture: PILImage.Image) -> int:
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    encoded = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True)
+    return len(encoded["input_ids"][0])
+
+
+def completion_ids(case: Case, folder: Path) -> Tensor:
+    """[prompts, K, C] random ids of plain text: the same completions for both sides."""
+    tokenizer: Any = AutoProcessor.from_pretrained(folder).tokenizer
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    plain = torch.tensor([id for id in range(len(tokenizer)) if id not in special])
+    generator = torch.Generator().manual_seed(0)
+    shape = (case.num_prompts, case.num_completions, case.completion_tokens)
+    return plain[torch.randint(len(plain), shape, generator=generator)]
+
+
+def advantages(case: Case) -> Tensor:
+    """[prompts × K] asymmetric, none of them 0."""
+    return torch.linspace(-1.0, 1.5, case.num_rows)
+
+
+def reward(completions: list[Any], **columns: Any) -> list[float]:
+    """A trivial reward that still differs within a group."""
+    return [float(number % 5) for number, _ in enumerate(completions)]
+
+
+def no_stop_ids() -> tuple[int, ...]:
+    """Stop ids that no model draws: every completion runs to its limit."""
+    return (-1,)

@@ -1,0 +1,169 @@
+"""`Row` → text: the chat template for conversations, placeholders for plain strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from jinja2 import TemplateError
+
+from boresight.data.spans import Span, produced_spans
+from boresight.errors import DataError, ModelError, PictureError
+from boresight.types import Conversation, Message, ModelFacts, Row
+
+
+class Texts:
+    """Renders rows as the processor expects them, one placeholder for each picture.
+
+    The chat template is never edited. In a string prompt every picture needs the family's `placeholder`; where the
+    string has none, they are put in front of it.
+    """
+
+    def __init__(
+        self, processor: Any, facts: ModelFacts, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        self.processor = processor
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.facts = facts
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+
+    def prompt(self, row: Row) -> str:
+        """The prompt, with the generation prompt; after an assistant's last message it goes on with that message."""
+        if isinstance(row.prompt, str):
+            return self._with_placeholders(row.prompt, row)
+        self._check(row.prompt, row)
+        continues = row.prompt[-1]["role"] == "assistant"
+        return self.render(row.prompt, row, add_generation_prompt=not continues, continue_final_message=continues)
+
+    def completions(self, row: Row) -> list[str]:
+        """What each completion adds to the prompt's text, its end token included."""
+        return [self._completion(completion, row) for completion in row.completions]
+
+    def conversation(self, row: Row) -> str:
+        """Prompt and demonstration as one conversation."""
+        self._check(row.prompt, row)
+        self._check(row.completions[0], row)
+        return self.render(joined(row.prompt, row.completions[0]), row)
+
+    def produced(self, row: Row, messages: Sequence[Message], start: int) -> list[Span]:
+        """Where the assistant's turns stand in the rendered `messages`, from message `start` on."""
+        return produced_spans(
+            [message["role"] for message in messages],
+            lambda count, generation: self.render(messages[:count], row, add_generation_prompt=generation),
+            start=start,
+            where=f"row {row.index}",
+        )
+
+    def render(self, messages: Sequence[Message], row: Row, **options: bool) -> str:
+        """The messages in the processor's chat template."""
+        if not self._has_template:
+            raise ModelError(
+                f"row {row.index} is a conversation, but the processor has no chat template. Pass one that has, or "
+                "rows of plain strings."
+            )
+        extra = {**self.chat_template_kwargs, **(row.columns.get("chat_template_kwargs") or {})}
+        conversation = [_flat(message) if self.is_bare else dict(message) for message in messages]
+        try:
+            return self.processor.apply_chat_template(
+                conversation, tools=row.columns.get("tools") or None, tokenize=False, **options, **extra
+            )
+        except TemplateError as error:
+            raise DataError(f"row {row.index}: the chat template refuses the conversation: {error}") from error
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether there is only a tokenizer."""
+        return self.tokenizer is self.processor
+
+    @property
+    def image_token(self) -> str | None:
+        """What the processor replaces by a picture's tokens."""
+        return getattr(self.processor, "image_token", None)
+
+    @property
+    def end_id(self) -> int:
+        """What ends a completion that the template does not end."""
+        return self.facts.stop_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+
+    @cached_property
+    def placeholder(self) -> str:
+        """What stands for one picture in a string prompt: the image token with the family's marks around it."""
+        image = self.image_token
+        if image is None or not self._has_template:
+            return image or ""
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}
+        text = self.processor.apply_chat_template([message], tokenize=False)
+        tokens = self.tokenizer.convert_ids_to_tokens(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        start = tokens.index(image)
+        end = start + 1
+        while start > 0 and tokens[start - 1] in self.reserved:
+            start -= 1
+        while end < len(tokens) and tokens[end] in self.reserved:
+            end += 1
+        return "".join(tokens[start:end])
+
+    @cached_property
+    def reserved(self) -> tuple[str, ...]:
+        """Marks that only a template or a processor may place; written as text they would be taken for pictures."""
+        named = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
+        added = [mark for mark, id in self.tokenizer.get_added_vocab().items() if id in self.facts.modality_ids]
+        return tuple(dict.fromkeys(mark for mark in (*named, *added) if mark))
+
+    @property
+    def _has_template(self) -> bool:
+        return getattr(self.processor, "chat_template", None) is not None
+
+    def _completion(self, completion: str | Conversation, row: Row) -> str:
+        self._check(completion, row)
+        if isinstance(completion, str):
+            end = self.tokenizer.convert_ids_to_tokens(self.end_id)
+            return completion if completion.endswith(end) else completion + end
+        before, whole = self.prompt(row), self.render(joined(row.prompt, completion), row)
+        if not whole.startswith(before):
+            there = whole[max(len(before) - 40, 0) : len(before)]
+            raise DataError(
+                f"row {row.index}: the chat template renders the prompt differently once its completion follows: "
+                f"alone it ends {before[-40:]!r}, but there stands {there!r}. Pass chat_template_kwargs under which "
+                "they agree (such as enable_thinking=False), or give prompt and completion as strings."
+            )
+        return whole[len(before) :]
+
+    def _with_placeholders(self, text: str, row: Row) -> str:
+        marks = [mark for mark in self.reserved if mark in self.placeholder] if row.pictures else []
+        self._check(text, row, allowed=marks)
+        present = text.count(self.image_token) if self.image_token else 0
+        if present == 0:
+            return self.placeholder * len(row.pictures) + text
+        if not present == len(row.pictures) == text.count(self.placeholder):
+            raise PictureError(
+                f"row {row.index}: the prompt has the placeholder {self.placeholder!r} "
+                f"{text.count(self.placeholder)} time(s) for {len(row.pictures)} picture(s). Write one for each, or "
+                "none: then they are put before the text."
+            )
+        return text
+
+    def _check(self, content: str | Conversation, row: Row, *, allowed: Sequence[str] = ()) -> None:
+        """No text may pretend to be a picture."""
+        texts = [content] if isinstance(content, str) else _written(content)
+        for mark in self.reserved:
+            if mark not in allowed and any(mark in text for text in texts):
+                raise DataError(
+                    f"row {row.index}: a text contains {mark!r}, which stands for a picture and may not be written "
+                    "as text. Remove "
+                    'it, and write a content part {"type": "image"} where a picture goes.'
+                )
+
+
+def joined(prompt: str | Conversation, completion: str | Conversation) -> list[Message]:
+    """A conversation and what follows it, as one; an empty prompt adds nothing."""
+    return [*prompt, *completion]  # pyright: ignore[reportReturnType]
+
+
+def _written(conversation: Conversation) -> list[str]:
+    return [part["text"] for message in conversation for part in message["content"] if part["type"] == "text"]
+
+
+def _flat(message: Message) -> dict[str, Any]:
+    """The message as templates of text-only tokenizers take it."""
+    return {**message, "content": "".join(part["text"] for part in message["content"] if part["type"] == "text")}

@@ -1,0 +1,220 @@
+"""Completions as branches of one prompt, while they are sampled.
+
+The prompt's keys and values are kept once, each completion's beside them:
+
+    prompt   [G, heads, P, D]         read by all K completions of the group
+    branch   [G, heads, K, T, D]      read by its own completion
+
+All completions of a prompt are one row of the batch, and each step's tokens its K queries. So nothing is copied K times, prompts
+of any lengths share a batch, and the column of a completion that has ended can be dropped. It is the attention of "Hydragen"
+(Juravsky et al., arXiv 2402.05099), with one softmax over both parts.
+
+The model class is not edited: transformers looks attention functions up by name, and hands them what the cache returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin
+
+from boresight.rollout.decode import Prefill, is_worth_dropping
+from boresight.types import Prompt
+
+ATTENTION = "boresight_sampling"
+"""The name of the attention function below, which the text model has while a token is sampled."""
+
+GROW_STEPS = 32
+"""Fewest steps that a cache grows by. It grows by half at least, so that copying stays a constant share of the work."""
+
+
+class BranchLayer(CacheLayerMixin):
+    """One layer's keys and values.
+
+    Args:
+        prompts: this layer of each prompt's own cache, each [1, heads, length, D].
+        window: how many tokens back a query sees, itself included; None sees all.
+    """
+
+    is_sliding = False
+
+    def __init__(self, prompts: Sequence[CacheLayerMixin], window: int | None) -> None:
+        super().__init__()
+        self.prompt_keys = _stacked([layer.keys for layer in prompts])  # pyright: ignore[reportArgumentType]
+        self.prompt_values = _stacked([layer.values for layer in prompts])  # pyright: ignore[reportArgumentType]
+        self.window = window
+        self.steps = 0
+        self.bias: Tensor | None = None
+        """[G, 1, 1, 1, P + T] −∞ at what the next queries must not see; None where they see everything."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        groups, heads, k, size = key_states.shape
+        self.keys = key_states.new_empty(groups, heads, k, GROW_STEPS, size)
+        self.values = value_states.new_empty(groups, heads, k, GROW_STEPS, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Add one token to each branch ([G, heads, K, D]) and hand `branch_attention` the layer itself."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.steps == self.keys.shape[3]:
+            room = max(GROW_STEPS, self.steps // 2)
+            self.keys, self.values = (
+                torch.cat([held, held.new_empty(*held.shape[:3], room, held.shape[4])], 3)
+                for held in (self.keys, self.values)
+            )
+        self.keys[:, :, :, self.steps] = key_states
+        self.values[:, :, :, self.steps] = value_states
+        self.steps += 1
+        return self, self
+
+    def select(self, rows: Tensor, columns: Tensor, width: int) -> None:
+        """Keep some groups ([G′]), of each some branches ([G′, K′]), and of the prompts the first `width` places."""
+        self.prompt_keys = self.prompt_keys[rows, :, :width]
+        self.prompt_values = self.prompt_values[rows, :, :width]
+        if self.is_initialized:
+            self.keys, self.values = (
+                held.transpose(1, 2)[rows[:, None], columns].transpose(1, 2) for held in (self.keys, self.values)
+            )
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.prompt_keys.shape[2] + self.steps
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """[G, heads, P, D] from tensors [1, heads, ≤ P, D]; what is padded is zero, since 0 × NaN is NaN."""
+    first, width = tensors[0], max(tensor.shape[2] for tensor in tensors)
+    stacked = first.new_zeros(len(tensors), first.shape[1], width, first.shape[3])
+    for row, tensor in zip(stacked, tensors, strict=True):
+        row[:, : tensor.shape[2]] = tensor[0]
+    return stacked
+
+
+def branch_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: BranchLayer,
+    value: BranchLayer,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one new token of each branch to its prompt and to itself.
+
+    Args:
+        query: [G, query heads, K, D].
+        key: the layer that `update` returned; `value` is the same.
+        attention_mask: None; what is hidden is in the layer's `bias`.
+
+    Returns:
+        [G, K, query heads, D].
+    """
+    layer = key
+    groups, heads, k, size = query.shape
+    width, kv_heads = layer.prompt_keys.shape[2], layer.prompt_keys.shape[1]
+    # Heads that share keys are queries of one product: keys are never repeated.
+    query = query.view(groups, kv_heads, heads // kv_heads, k, size).transpose(2, 3)
+    query = query * (size**-0.5 if scaling is None else scaling)
+    to_prompt = query.flatten(2, 3) @ layer.prompt_keys.mT
+    to_branch = query @ layer.keys[:, :, :, : layer.steps].mT
+    scores = torch.cat([to_prompt.unflatten(2, (k, -1)), to_branch], -1)
+    if layer.bias is not None:
+        scores += layer.bias
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    mixed = (weights[..., :width].flatten(2, 3) @ layer.prompt_values).unflatten(2, (k, -1))
+    mixed = mixed + weights[..., width:] @ layer.values[:, :, :, : layer.steps]
+    return mixed.transpose(1, 2).flatten(2, 3), None
+
+
+AttentionInterface.register(ATTENTION, branch_attention)
+
+
+@contextmanager
+def _attending(config: PreTrainedConfig) -> Iterator[None]:
+    """The text model's attention is `branch_attention`; transformers makes no masks for a name that it has none for."""
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+class Branches:
+    """Completions being sampled as branches: N = G × K slots, those of one prompt side by side (see `decode.Decoder`)."""
+
+    def __init__(self, prefill: Prefill, prompts: Sequence[Prompt], num_completions: int) -> None:
+        self.model, self.config, self._axes, device = prefill.model, prefill.config, prefill.axes, prefill.device
+        # Caches without a config keep all of a prompt in sliding layers too: what a window hides depends on the prompt's length.
+        started = [prefill(prompt, DynamicCache()) for prompt in prompts]
+        self.logits = torch.cat([logits for logits, _, _ in started]).repeat_interleave(num_completions, 0)
+        self._starts = torch.tensor([position for _, position, _ in started], device=device)
+        self._lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=device)
+        kinds = prefill.layer_types
+        self._layers = [
+            BranchLayer(layers, self.config.sliding_window if kinds and kinds[index] == "sliding_attention" else None)
+            for index, layers in enumerate(zip(*(cache.layers for _, _, cache in started), strict=True))
+        ]
+        self._cache = Cache(layers=list(self._layers))
+        self._k = num_completions
+        self._measure()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        ids = tokens.view(-1, self._k)
+        steps = self._layers[0].steps
+        positions = (self._starts + steps)[:, None].expand_as(ids)
+        biases = {window: self._bias(window, steps) for window in {layer.window for layer in self._layers}}
+        for layer in self._layers:
+            layer.bias = biases[layer.window]
+        with _attending(self.config):
+            output = self.model(
+                input_ids=ids,
+                position_ids=positions.expand(self._axes, -1, -1) if self._axes else positions,
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+        return output.logits.flatten(0, 1)
+
+    def compact(self, alive: Tensor) -> Tensor | None:
+        alive = alive.view(-1, self._k)
+        counts = alive.sum(1)
+        rows, k = counts.nonzero()[:, 0], int(counts.max())
+        if not is_worth_dropping(len(rows) * k, alive.numel()):
+            return None
+        columns = alive[rows].int().argsort(dim=1, descending=True, stable=True)[:, :k]
+        kept = rows[:, None] * self._k + columns
+        self._lengths, self._starts, self._k = self._lengths[rows], self._starts[rows], k
+        self._measure()
+        for layer in self._layers:
+            layer.select(rows, columns, self._longest)
+        return kept.flatten()
+
+    def _measure(self) -> None:
+        self._longest, shortest = int(self._lengths.max()), int(self._lengths.min())
+        self._ragged = shortest < self._longest
+
+    def _bias(self, window: int | None, steps: int) -> Tensor | None:
+        """What the queries of this step must not see: padding, and what lies outside the window."""
+        sees_back = window is None or self._longest + steps < window
+        if sees_back and not self._ragged:
+            return None
+        place = torch.arange(self._longest, device=self._lengths.device)
+        length = self._lengths[:, None]
+        prompt = place < length
+        branch = torch.ones(len(self._lengths), steps + 1, dtype=torch.bool, device=place.device)
+        if window is not None:
+            prompt = prompt & (length + steps - place < window)
+            branch[:, : max(0, steps + 1 - window)] = False
+        seen = torch.cat([prompt, branch], 1)[:, None, None, None]
+        return torch.zeros(seen.shape, dtype=self._layers[0].prompt_keys.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)

@@ -1,0 +1,208 @@
+"""What users get wrong, and what they are told: the row, what is wrong with it, and the way out; all before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from boresight.data import Encoder, check_rows, read_row
+from boresight.errors import DataError, PictureError
+
+PICTURE = Image.new("RGB", (64, 48), (10, 200, 30))
+BROKEN = b"\x89PNG\r\n\x1a\n and nothing more"
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+def text(value: str) -> dict[str, str]:
+    return {"type": "text", "text": value}
+
+
+IMAGE = {"type": "image"}
+ASK, BLUE, RED = [user("what color?")], [assistant("blue")], [assistant("red")]
+
+READING: dict[str, tuple[dict[str, Any], type[DataError], list[str]]] = {
+    # pictures
+    "missing file": ({"prompt": ASK, "image": "no/such.png"}, PictureError, ["'no/such.png'", "No such file"]),
+    "missing in a list": ({"prompt": ASK, "images": [PICTURE, None]}, PictureError, ["images[1]", "missing (None)"]),
+    "broken": ({"prompt": ASK, "image": BROKEN}, PictureError, ["broken or of an unknown format"]),
+    "broken inside a part": (
+        {"prompt": [user([{"type": "image", "image": BROKEN}, text("?")])]}, PictureError, ["prompt[0].content[0]", "broken"],
+    ),
+    "a folder": ({"prompt": ASK, "image": "/"}, PictureError, ["cannot read the picture '/'"]),
+    "an address": ({"prompt": ASK, "image": "http://localhost/a.png"}, PictureError, ["Download the picture first"]),
+    "a number": ({"prompt": ASK, "image": 3}, PictureError, ["int is no picture", "Give a PIL image"]),
+    "both columns": ({"prompt": ASK, "image": PICTURE, "images": [PICTURE]}, PictureError, ["both 'image' and 'images'"]),
+    "another name": ({"prompt": ASK, "picture": PICTURE}, PictureError, ["'picture' holds a picture", "Rename"]),
+    "a misspelt name": ({"prompt": ASK, "imags": ["a.png"]}, PictureError, ["'imags' holds a picture"]),
+    # placeholders
+    "fewer pictures than parts": (
+        {"prompt": [user([IMAGE, IMAGE, text("?")])], "images": [PICTURE]}, PictureError,
+        ["1 picture(s) in the image columns", "2 image part(s)"],
+    ),
+    "more pictures than parts": (
+        {"prompt": [user([IMAGE, text("?")])], "images": [PICTURE, PICTURE]}, PictureError, ["2 picture(s)", "1 image part(s)"],
+    ),
+    "parts and no pictures": ({"prompt": [user([IMAGE, text("?")])]}, PictureError, ["0 picture(s)", "1 image part(s)"]),
+    "pictures and nowhere to put them": (
+        {"prompt": [user([text("?")])], "images": [PICTURE]}, PictureError, ["0 image part(s)", "plain string"],
+    ),
+    "another tool's placeholder": (
+        {"prompt": [user("<image>what color?")], "image": PICTURE}, PictureError, ["says '<image>'", "content parts"],
+    ),
+    "a picture inside one of two completions": (
+        {"prompt": ASK, "chosen": [assistant([IMAGE, text("x")])], "rejected": RED, "image": PICTURE}, PictureError,
+        ["chosen has a picture", "Only the prompt"],
+    ),
+    # columns
+    "a wrong column": ({"promt": ASK, "solution": "4"}, DataError, ["its columns: promt, solution", "Did you mean 'prompt'"]),
+    "no column": ({}, DataError, ["none of the columns", "its columns: none"]),
+    "chosen alone": ({"prompt": ASK, "chosen": BLUE}, DataError, ["prompt, chosen", "prompt + chosen + rejected"]),
+    "a misspelt partner": (
+        {"prompt": ASK, "chosen": BLUE, "rejeted": RED}, DataError, ["'rejeted' is not read.", "Did you mean 'rejected'"],
+    ),
+    "two formats at once": ({"prompt": ASK, "messages": ASK + BLUE}, DataError, ["together messages, prompt"]),
+    "a prompt of None": ({"prompt": None, "solution": "4"}, DataError, ["'prompt' is None."]),
+    "a string and a conversation": (
+        {"prompt": ASK, "completion": "blue"}, DataError, ["completion is a string and prompt is not", '"role": "assistant"'],
+    ),
+    "strings without a prompt": ({"chosen": "a", "rejected": "b"}, DataError, ["need a prompt column"]),
+    "an empty string": ({"prompt": "  "}, DataError, ["the prompt is empty"]),
+    # conversations
+    "a number as conversation": ({"prompt": 7}, DataError, ["prompt: a int is neither a string nor a list"]),
+    "no messages": ({"messages": []}, DataError, ["messages: the list of messages is empty"]),
+    "a message of text": ({"messages": ["hi"]}, DataError, ["messages[0]: a message is a mapping"]),
+    "ShareGPT": ({"messages": [{"from": "human", "value": "hi"}]}, DataError, ["no 'role'", '"from"']),
+    "a misspelt key": ({"messages": [{"rol": "user", "content": "hi"}]}, DataError, ["no 'role'", "Did you mean 'rol'"]),
+    "an unknown role": ({"messages": [{"role": "usr", "content": "hi"}]}, DataError, ["'usr'", "Did you mean 'user'"]),
+    "no content": ({"messages": [{"role": "user", "contents": "hi"}]}, DataError, ["no 'content'", "'contents'"]),
+    "content of a number": ({"messages": [user(5)]}, DataError, ["neither a string nor a non-empty list"]),
+    "no parts": ({"messages": [user([])]}, DataError, ["neither a string nor a non-empty list"]),
+    "a part of text": ({"messages": [user(["hi"])]}, DataError, ["messages[0].content[0]: a content part is a mapping"]),
+    "a part without type": ({"messages": [user([{"text": "hi"}])]}, DataError, ["the type None"]),
+    "a misspelt part": ({"messages": [user([{"type": "img"}])]}, DataError, ["'img'", "Did you mean 'image'"]),
+    "a text part without text": ({"messages": [user([{"type": "text"}])]}, DataError, ["no string under 'text'"]),
+    "a video": ({"messages": [user([{"type": "video", "path": "a.mp4"}])]}, DataError, ["video is not supported"]),
+    "OpenAI's part": (
+        {"messages": [user([{"type": "image_url", "image_url": {"url": "x"}}])]}, DataError, ["'image_url'", '"type": "image"'],
+    ),
+    "a prompt that only instructs": ({"prompt": [{"role": "system", "content": "x"}]}, DataError, ["nothing to answer"]),
+    "a completion by the user": ({"prompt": ASK, "completion": ASK}, DataError, ["completion starts with", "'user'"]),
+    "the prompt twice": (
+        {"prompt": ASK, "chosen": ASK + BLUE, "rejected": ASK + RED}, DataError, ["chosen starts with", "drop the prompt column"],
+    ),
+    "nothing shared": ({"chosen": BLUE, "rejected": RED}, DataError, ["share no message"]),
+    "no difference": ({"chosen": ASK + BLUE, "rejected": ASK + BLUE}, DataError, ["do not differ"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READING)
+def test_reading_names_the_row(case: str) -> None:
+    record, kind, says = READING[case]
+    with pytest.raises(kind) as error:
+        read_row(record, 7)
+    assert str(error.value).startswith("row 7")
+    assert [piece for piece in says if piece not in str(error.value)] == []
+    with pytest.raises(DataError, match="1 of 8 rows cannot be used:\nrow 7"):
+        check_rows([{"prompt": "fine"}] * 7 + [record])
+
+
+def _demonstration(encoder: Encoder, row: Any) -> object:
+    return encoder.demonstration(row)
+
+
+def _assistant_only(encoder: Encoder, row: Any) -> object:
+    return encoder.demonstration(row, assistant_only=True)
+
+
+def _completion_only(encoder: Encoder, row: Any) -> object:
+    return encoder.demonstration(row, completion_only=True)
+
+
+MARK = "<|vision_start|><|image_pad|><|vision_end|>"
+Door = Callable[[Encoder, Any], object]
+ENCODING: dict[str, tuple[Door, dict[str, Any], list[str]]] = {
+    "a mark in the question": (Encoder.prompt, {"prompt": [user("is <|image_pad|> a word?")]}, ["'<|image_pad|>'", "Remove"]),
+    "a mark in the answer": (
+        _demonstration, {"prompt": ASK, "completion": [assistant("<|vision_start|>")]}, ["'<|vision_start|>'"],
+    ),
+    "a mark in messages": (_demonstration, {"messages": [*ASK, assistant("<|video_pad|>")]}, ["'<|video_pad|>'"]),
+    "a mark in a string answer": (_demonstration, {"prompt": "x", "completion": "<|image_pad|>"}, ["'<|image_pad|>'"]),
+    "a placeholder without its picture": (Encoder.prompt, {"prompt": f"{MARK}what?"}, ["'<|image_pad|>'"]),
+    "one placeholder, two pictures": (
+        Encoder.prompt, {"prompt": f"{MARK}what?", "images": [PICTURE, PICTURE]}, [f"{MARK!r} 1 time(s) for 2 picture(s)"],
+    ),
+    "half a placeholder": (Encoder.prompt, {"prompt": "<|image_pad|>what?", "image": PICTURE}, [f"{MARK!r} 0 time(s)"]),
+    "another kind's placeholder": (Encoder.prompt, {"prompt": "<|video_pad|>what?", "image": PICTURE}, ["'<|video_pad|>'"]),
+    "messages where a prompt is needed": (Encoder.prompt, {"messages": ASK + BLUE}, ["a prompt column is needed"]),
+    "no completion": (_demonstration, {"prompt": ASK}, ["the row has 0 completions"]),
+    "two completions": (_demonstration, {"prompt": ASK, "chosen": BLUE, "rejected": RED}, ["the row has 2 completions"]),
+    "no pair": (Encoder.preference, {"prompt": ASK, "completion": BLUE}, ["needs the columns chosen and rejected"]),
+    "no assistant": (_assistant_only, {"messages": ASK}, ["no assistant's turn", "drop the row"]),
+    "assistant of strings": (_assistant_only, {"prompt": "x", "completion": "y"}, ["assistant_only_loss=True", "strings"]),
+    "completion of messages": (
+        _completion_only, {"messages": ASK + BLUE}, ["completion_only_loss=True", "assistant_only_loss=True"],
+    ),
+    "a picture too narrow for the family": (
+        Encoder.prompt, {"prompt": ASK, "image": Image.new("RGB", (2000, 2))}, ["the processor refuses it (pictures: 2000×2)"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ENCODING)
+def test_encoding_names_the_row(case: str, encoder: Callable[..., Encoder]) -> None:
+    door, record, says = ENCODING[case]
+    with pytest.raises(DataError) as error:
+        door(encoder(), read_row(record, 7))
+    assert str(error.value).startswith("row 7")
+    assert [piece for piece in says if piece not in str(error.value)] == []
+
+
+@pytest.mark.parametrize("case", ["a mark in the question", "one placeholder, two pictures", "half a placeholder"])
+def test_what_the_tokenizer_knows_is_found_before_training_too(case: str, encoder: Callable[..., Encoder]) -> None:
+    with pytest.raises(DataError, match="1 of 2 rows cannot be used:\nrow 1"):
+        check_rows([{"prompt": "fine"}, ENCODING[case][1]], check=encoder().count_tokens)
+
+
+def test_a_template_that_refuses(encoder: Callable[..., Encoder]) -> None:
+    encode = encoder()
+    encode.processor.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DataError, match="row 7: the chat template refuses the conversation: roles must alternate"):
+        encode.prompt(read_row({"prompt": ASK}, 7))
+
+
+def test_a_template_that_thinks_only_when_asked(encoder: Callable[..., Encoder]) -> None:
+    encode = encoder()
+    template = encode.processor.chat_template
+    encode.processor.chat_template = template.replace(
+        "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>{% endif %}"
+    )
+    assert encode.processor.chat_template != template
+    with pytest.raises(DataError, match="row 7: the chat template renders the prompt differently.*enable_thinking"):
+        encode.demonstration(read_row({"prompt": ASK, "completion": BLUE}, 7))
+
+
+def test_no_template(encoder: Callable[..., Encoder]) -> None:
+    encode = encoder()
+    encode.processor.chat_template = None
+    with pytest.raises(ValueError, match="row 7 is a conversation, but the processor has no chat template"):
+        encode.prompt(read_row({"prompt": ASK}, 7))
+    assert len(encode.prompt(read_row({"prompt": "plain", "image": PICTURE}, 7)).ids) > 10
+
+
+def test_a_picture_that_ends_early_is_named_by_the_worker(encoder: Callable[..., Encoder]) -> None:
+    stream = BytesIO()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(stream, format="JPEG")
+    row = read_row({"prompt": ASK, "image": stream.getvalue()[:1500]}, 7)
+    with pytest.raises(PictureError, match="row 7, picture 0: the picture cannot be decoded.*drop the row"):
+        encoder().prompt(row)

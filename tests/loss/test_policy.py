@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from boresight.errors import ShapeError
+from boresight.loss.policy import (
+    PolicyLoss,
+    PolicyLossConfig,
+    counted_mask,
+    high_entropy_threshold,
+    policy_loss,
+    policy_total,
+)
+
+MASK = torch.tensor([[True, True, True], [True, False, False]])
+OLD = torch.tensor([[-1.0, -2.0, -0.5], [-3.0, 0.0, 0.0]])
+RATIO = torch.tensor([[1.5, 0.5, 1.1], [0.5, 1.0, 1.0]])
+ADVANTAGE = torch.tensor([2.0, -1.0])
+ENTROPY = torch.tensor([[0.4, 1.6, 0.7], [0.1, 9.0, 9.0]])
+
+
+def loss_of(config: PolicyLossConfig, **given: Any) -> PolicyLoss:
+    arguments: dict[str, Any] = {
+        "policy_logp": OLD + RATIO.log(),
+        "old_logp": OLD,
+        "sampler_logp": None,
+        "reference_logp": None,
+        "entropy": None,
+        "entropy_threshold": None,
+        "advantage": ADVANTAGE,
+        "mask": MASK,
+    } | given
+    total = policy_total(config, MASK, 10, arguments["entropy"], arguments["entropy_threshold"])
+    return policy_loss(config, total=total, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # per token −2.6, −1.0, −2.2 | 0.8
+        ({"loss_type": "dapo", "epsilon_high": 0.3}, -5.0 / 4),
+        ({"loss_type": "bnpo", "epsilon_high": 0.3}, -5.0 / 4),
+        ({"loss_type": "grpo", "epsilon_high": 0.3}, (-5.8 / 3 + 0.8) / 2),
+        ({"loss_type": "dr_grpo", "epsilon_high": 0.3}, -5.0 / 20),
+        # ratio of the sequence (1.5 · 0.5 · 1.1)^{1/3} = 0.9378881 | 0.5, clipped to 0.8
+        ({"loss_type": "grpo", "importance_sampling_level": "sequence"}, (-2 * 0.9378881 + 0.8) / 2),
+        ({"loss_type": "grpo", "importance_sampling_level": "sequence_token"}, (-2 * 0.9378881 + 0.8) / 2),
+        ({"loss_type": "luspo"}, (-3 * 2 * 0.9378881 + 0.8) / 2),
+        ({"loss_type": "rloo"}, (-2 * 0.825 + 0.8) / 2),
+    ],
+)
+def test_closed_form(options: dict[str, Any], expected: float) -> None:
+    assert loss_of(PolicyLossConfig(**options)).loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_divergence_is_added_after_the_correction() -> None:
+    sampler, reference = OLD - math.log(4.0), OLD + RATIO.log() + 1.0
+    plain = PolicyLossConfig(epsilon_high=0.3, beta=0.5, use_bias_correction_kl=False)
+    k3 = math.e - 2
+    expected = 2.0 * (-5.0 / 4) + 0.5 * k3
+    assert loss_of(plain, sampler_logp=sampler, reference_logp=reference).loss.item() == pytest.approx(expected)
+    unbiased = PolicyLossConfig(epsilon_high=0.3, beta=0.5)
+    expected = 2.0 * (-5.0 / 4) + 0.5 * k3 * (1.5 + 0.5 + 1.1 + 0.5) / 4
+    result = loss_of(unbiased, sampler_logp=sampler, reference_logp=reference)
+    assert result.loss.item() == pytest.approx(expected)
+    kl, count = result.metrics["kl"]
+    assert (kl / count).item() == pytest.approx(k3)
+
+
+def test_the_entropy_bonus_is_the_mean_over_tokens_whatever_the_objective() -> None:
+    for loss_type in ("dapo", "grpo", "dr_grpo"):
+        without = loss_of(PolicyLossConfig(loss_type=loss_type)).loss
+        bonus = loss_of(PolicyLossConfig(loss_type=loss_type, entropy_coef=0.5), entropy=ENTROPY).loss
+        assert (without - bonus).item() == pytest.approx(0.5 * 2.8 / 4)
+
+
+def test_only_tokens_of_high_entropy_keep_their_policy_loss() -> None:
+    config = PolicyLossConfig(epsilon_high=0.3, top_entropy_quantile=0.5, entropy_coef=1.0)
+    threshold = high_entropy_threshold(ENTROPY[MASK], 0.5)
+    assert threshold == pytest.approx(0.55)
+    loss = loss_of(config, entropy=ENTROPY, entropy_threshold=threshold).loss
+    assert loss.item() == pytest.approx((-1.0 - 2.2) / 4 - (1.6 + 0.7) / 2)
+
+
+def test_truncated_completions_leave_the_loss_where_asked() -> None:
+    truncated = torch.tensor([True, False])
+    assert counted_mask(PolicyLossConfig(), MASK, truncated).tolist() == MASK.tolist()
+    masked = counted_mask(PolicyLossConfig(mask_truncated_completions=True), MASK, truncated)
+    assert masked.tolist() == [[False] * 3, [True, False, False]]
+
+
+def test_clip_metrics() -> None:
+    result = loss_of(PolicyLossConfig(epsilon_high=0.3))
+    shares = {name: (value / count).item() for name, (value, count) in result.metrics.items()}
+    assert shares["clip_ratio/low_mean"] == pytest.approx(1 / 4)
+    assert shares["clip_ratio/high_mean"] == pytest.approx(1 / 4)
+    assert shares["clip_ratio/region_mean"] == pytest.approx(2 / 4)
+    assert result.minima["clip_ratio/low_min"].item() == 0.0
+    assert result.maxima["clip_ratio/high_max"].item() == pytest.approx(1 / 3)
+    by_sequence = loss_of(PolicyLossConfig(importance_sampling_level="sequence"))
+    value, count = by_sequence.metrics["clip_ratio/low_mean"]
+    assert (value.item(), count.item()) == (1.0, 2.0)
+
+
+def test_drift_metrics_are_split_by_pictures() -> None:
+    sampler = OLD - torch.tensor([[0.1, -0.2, 0.3], [0.7, 9.0, 9.0]])
+    sampler[0, 2] = float("nan")
+    result = loss_of(PolicyLossConfig(), sampler_logp=sampler, has_picture=torch.tensor([True, False]))
+    name = "sampling/sampling_logp_difference"
+    means = {key: (value / count).item() for key, (value, count) in result.metrics.items()}
+    assert means[f"{name}/mean"] == pytest.approx(1.0 / 3)
+    assert means[f"{name}/mean/with_pictures"] == pytest.approx(0.15)
+    assert means[f"{name}/mean/without_pictures"] == pytest.approx(0.7)
+    assert result.maxima[f"{name}/max"].item() == pytest.approx(0.7)
+    assert result.maxima[f"{name}/max/with_pictures"].item() == pytest.approx(0.2)
+    assert means["sampling/frac_unreported"] == pytest.approx(1 / 4)
+    assert result.maxima["sampling/importance_sampling_ratio/max"].item() == 2.0
+    assert result.minima["sampling/importance_sampling_ratio/min"].item() == pytest.approx(math.exp(-0.2))
+
+
+def test_no_correction_where_it_is_switched_off() -> None:
+    off = PolicyLossConfig(vllm_importance_sampling_correction=False)
+    assert loss_of(off, sampler_logp=OLD - 1.0).loss.item() == loss_of(off).loss.item()
+
+
+@pytest.mark.parametrize("options", [{"beta": 0.1}, {"entropy_coef": 0.1}, {"top_entropy_quantile": 0.5}])
+def test_a_missing_tensor_is_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ShapeError, match=next(iter(options))):
+        loss_of(PolicyLossConfig(**options))
+
+
+def test_shapes_are_checked_at_the_door() -> None:
+    config = PolicyLossConfig()
+    total = policy_total(config, MASK, 10)
+    with pytest.raises(Exception, match="advantage"):
+        policy_loss(config, OLD, OLD, None, None, None, ADVANTAGE[:1], MASK, total)

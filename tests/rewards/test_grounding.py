@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import pytest
+
+from boresight.errors import ConfigError, RewardError
+from boresight.rewards import (
+    Scorer,
+    get_iou_reward,
+    get_point_in_box_reward,
+    iou_reward,
+    point_in_box_reward,
+)
+from boresight.rewards.grounding import Coordinates, box_iou, scale_to_original, stated_box, stated_point
+from boresight.types import Picture
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("[1, 2, 30, 4.5]", (1, 2, 30, 4.5)),
+        ('```json\n[{"bbox_2d": [1, 2, 3, 4], "label": "cat"}]\n```', (1, 2, 3, 4)),
+        ("the box (1,2,3,4) it is", (1, 2, 3, 4)),
+        ("[-1, 2, 3, 4]", (-1, 2, 3, 4)),
+        ("[1, 2, 3, 4] or [5, 6, 7, 8]", None),
+        ("[3, 2, 1, 4]", None),
+        ("[1, 2, 3, 2]", None),
+        ("[1, 2, 3]", None),
+        ("1, 2, 3, 4", None),
+        ("", None),
+    ],
+)
+def test_stated_box(text, box):
+    assert stated_box(text) == box
+
+
+@pytest.mark.parametrize(
+    ("text", "point"),
+    [
+        ("[3, 4.5]", (3, 4.5)),
+        ('{"point_2d": [3, 4]}', (3, 4)),
+        ("(3, 4)", (3, 4)),
+        ("[1, 2, 5, 10]", (3, 6)),
+        ("[1, 2] then [3, 4]", None),
+        ("3, 4", None),
+    ],
+)
+def test_stated_point(text, point):
+    assert stated_point(text) == point
+
+
+@pytest.mark.parametrize(
+    ("box", "other", "iou"),
+    [
+        ((0, 0, 4, 2), (0, 0, 4, 2), 1),
+        ((0, 0, 4, 2), (1, 0, 5, 2), 6 / 10),
+        ((0, 0, 10, 10), (2, 3, 4, 8), 10 / 100),
+        ((0, 0, 4, 2), (3, 1, 9, 3), 1 / 19),
+        ((0, 0, 4, 2), (4, 0, 8, 2), 0),
+        ((0, 0, 4, 2), (0, 5, 4, 7), 0),
+    ],
+)
+def test_box_iou(box, other, iou):
+    assert box_iou(box, other) == box_iou(other, box) == pytest.approx(iou)
+
+
+def test_scales():
+    assert scale_to_original("original", (640, 480)) == (1, 1)
+    assert scale_to_original("thousand", (640, 480)) == (0.64, 0.48)
+    assert scale_to_original("model", (640, 480), (320, 120)) == (2, 4)
+    with pytest.raises(RewardError, match="model_image_sizes"):
+        scale_to_original("model", (640, 480))
+
+
+def test_iou_reward_in_each_way_of_writing():
+    sizes, seen, bbox = [[(640, 480)]], [[(320, 120)]], [[64, 48, 320, 240]]
+    texts: dict[Coordinates, str] = {
+        "original": "[64, 48, 320, 240]",
+        "model": "[32, 12, 160, 60]",
+        "thousand": "[100, 100, 500, 500]",
+    }
+    for way, own in texts.items():
+        for other, text in texts.items():
+            (reward,) = get_iou_reward(way)([f"<answer>{text}</answer>"], bbox, sizes, seen)
+            assert reward == pytest.approx(1) if way == other else reward < 0.9, (way, other)
+        assert get_iou_reward(way)([own], bbox, sizes, seen) == [pytest.approx(1)]
+
+
+def test_iou_reward():
+    texts = [
+        "<think>[0, 0, 1, 1]</think><answer>[1, 0, 5, 2]</answer>",
+        "<answer>left</answer>",
+        "[0, 0, 4, 2]",
+        "[0, 0, 4, 2]",
+    ]
+    bbox = [(0, 0, 4, 2), (0, 0, 4, 2), [0.0, 0.0, 4.0, 2.0], None]
+    assert iou_reward(texts, bbox, [[(8, 8)], [(8, 8)], [(8, 8)], []]) == [pytest.approx(0.6), 0, 1, None]
+
+
+def test_point_in_box_reward():
+    texts = ["<answer>[4, 3]</answer>", "[4.5, 3]", "[4, 1]", "nowhere", "[1, 2, 5, 4]", "[3, 3]"]
+    bbox = [[2, 2, 4, 6]] * 5 + [None]
+    assert point_in_box_reward(texts, bbox, [[(8, 8)]] * 6) == [1, 0, 0, 0, 1, None]
+    assert get_point_in_box_reward("thousand")(["[400, 300]"], [[2, 2, 4, 6]], [[(10, 10)]]) == [1]
+    assert get_point_in_box_reward("thousand")(["[4, 3]"], [[2, 2, 4, 6]], [[(10, 10)]]) == [0]
+
+
+def test_scored_with_the_sizes_that_they_ask_for(make_group):
+    picture = Picture(b"", "p", (640, 480))
+    group = make_group(["[32, 12, 160, 60]", "[64, 48, 320, 240]"], pictures=[picture], bbox=[64, 48, 320, 240])
+    funcs = ["iou_reward", "point_in_box_reward", get_iou_reward("model")]
+    table = Scorer(funcs, model_sizes=lambda prompt: [(320, 120)]).score([group])
+    assert table.names == ("iou_reward", "point_in_box_reward", "iou_reward_2")
+    assert table.values[:, 2].tolist() == [1.0, pytest.approx(9216 / 433152)]
+    assert table.values[1].tolist()[:2] == [1.0, 1.0]
+    with pytest.raises(RewardError, match="needs the picture's size as the model saw it"):
+        Scorer(funcs).score([group])
+
+
+@pytest.mark.parametrize(
+    ("bbox", "sizes", "message"),
+    [
+        ([4, 2, 0, 0], [(8, 8)], r"bbox \[4, 2, 0, 0\] is not"),
+        ([0, 0, 4, 2], [], "completion 0 has a bbox but no picture"),
+    ],
+)
+def test_bad_gold(bbox, sizes, message):
+    with pytest.raises(RewardError, match=message):
+        iou_reward(["[0, 0, 4, 2]"], [bbox], [sizes])
+
+
+def test_unknown_coordinates():
+    with pytest.raises(ConfigError, match="coordinates must be one of original, model, thousand, and is 'percent'"):
+        get_iou_reward("percent")  # pyright: ignore[reportArgumentType]

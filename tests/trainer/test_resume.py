@@ -1,0 +1,105 @@
+"""Interrupted and resumed, a run ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from boresight.report.completions import read_completions
+
+from .conftest import Run, demonstrations, records, weights
+
+
+class Stop(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+SFT = {"max_steps": 5, "per_device_train_batch_size": 5, "gradient_accumulation_steps": 2, "weight_decay": 0.1}
+# 24 rows, 4 a draw, 6 draws an epoch, 4 optimizer steps a draw: step 6 is in the middle of the second draw.
+GRPO = {"max_steps": 9, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "steps_per_generation": 2, "num_iterations": 2, "beta": 0.05}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sft(sft: Run, tmp_path: Path, workers: int) -> None:
+    """Stopped at step 3 of 3 an epoch, and at step 4."""
+    options = {**SFT, "save_strategy": "steps", "save_steps": 1, "dataloader_num_workers": workers}
+    whole = sft(output_dir=str(tmp_path / "whole"), **options)
+    whole.train()
+    for step in (3, 4):
+        folder = tmp_path / f"cut{step}"
+        sft(output_dir=str(folder), callbacks=[Stop(step)], **options).train()
+        resumed = sft(output_dir=str(folder), **options)
+        resumed.train(resume_from_checkpoint=True)
+        assert resumed.state.global_step == 5
+        assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("step", [4, 6, 7])
+def test_grpo(grpo: Run, tmp_path: Path, step: int) -> None:
+    """Between two draws, and within one: the completions that were under way are learned from, not sampled again."""
+    options = {**GRPO, "save_strategy": "steps", "save_steps": 1}
+    whole = grpo(output_dir=str(tmp_path / "whole"), **options)
+    whole.train()
+    grpo(output_dir=str(tmp_path / "cut"), callbacks=[Stop(step)], **options).train()
+    resumed = grpo(output_dir=str(tmp_path / "cut"), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert same(weights(whole), weights(resumed))
+    kept = [read_completions(tmp_path / run).drop_columns(["pictures"]) for run in ("whole", "cut")]
+    assert kept[0].equals(kept[1])
+
+
+def test_grpo_resumes_on_other_completions_without_its_state(grpo: Run, tmp_path: Path) -> None:
+    """Negative control: another draw in the place of the one under way ends elsewhere."""
+    options = {**GRPO, "save_strategy": "steps", "save_steps": 1}
+    whole = grpo(output_dir=str(tmp_path / "whole"), **options)
+    whole.train()
+    grpo(output_dir=str(tmp_path / "cut"), callbacks=[Stop(6)], **options).train()
+    file = next((tmp_path / "cut" / "checkpoint-6").glob("*boresight_state.pt"))
+    state = torch.load(file, weights_only=True)
+    for item in state["experience"]:
+        item["advantage"] = item["advantage"].flip(0)
+    torch.save(state, file)
+    resumed = grpo(output_dir=str(tmp_path / "cut"), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert not same(weights(whole), weights(resumed))
+
+
+def test_sft_evaluation_leaves_training_as_it_is(sft: Run) -> None:
+    plain = sft(**SFT)
+    plain.train()
+    watched = sft(**SFT, eval_dataset=demonstrations(6), eval_strategy="steps", eval_steps=1)
+    watched.train()
+    assert same(weights(plain), weights(watched))
+    logs = [line for line in watched.state.log_history if "eval_loss" in line]
+    assert len(logs) == 5
+    assert logs[-1]["eval_loss"] < logs[0]["eval_loss"]
+
+
+def test_grpo_evaluation_leaves_training_as_it_is(grpo: Run) -> None:
+    plain = grpo(**GRPO)
+    plain.train()
+    watched = grpo(**GRPO, eval_dataset=records(6), eval_strategy="steps", eval_steps=3, num_generations_eval=2)
+    watched.train()
+    assert same(weights(plain), weights(watched))
+    log = next(line for line in watched.state.log_history if "eval_reward" in line)
+    assert {"eval_reward", "eval_reward_std", "eval_rewards/vowel_share/mean", "eval_completions/mean_length"} <= log.keys()
+
+
+def test_a_checkpoint_of_other_ranks_is_refused(sft: Run, tmp_path: Path) -> None:
+    options = {**SFT, "save_strategy": "steps", "save_steps": 2, "output_dir": str(tmp_path / "run")}
+    sft(**options, callbacks=[Stop(2)]).train()
+    next((tmp_path / "run" / "checkpoint-2").glob("*boresight_state.pt")).unlink()
+    with pytest.raises(ValueError, match="was not saved by boresight with 1 ranks"):
+        sft(**options).train(resume_from_checkpoint=True)
