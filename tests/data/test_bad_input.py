@@ -188,7 +188,7 @@ def test_a_template_that_thinks_only_when_asked(encoder: Callable[..., Encoder])
         "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>{% endif %}"
     )
     assert encode.processor.chat_template != template
-    with pytest.raises(DataError, match="row 7: the chat template renders the prompt differently.*enable_thinking"):
+    with pytest.raises(DataError, match=r"row 7: the chat template renders the prompt differently.*enable_thinking"):
         encode.demonstration(read_row({"prompt": ASK, "completion": BLUE}, 7))
 
 
@@ -204,5 +204,5 @@ def test_a_picture_that_ends_early_is_named_by_the_worker(encoder: Callable[...,
     stream = BytesIO()
     Image.effect_noise((64, 64), 90).convert("RGB").save(stream, format="JPEG")
     row = read_row({"prompt": ASK, "image": stream.getvalue()[:1500]}, 7)
-    with pytest.raises(PictureError, match="row 7, picture 0: the picture cannot be decoded.*drop the row"):
+    with pytest.raises(PictureError, match=r"row 7, picture 0: the picture cannot be decoded.*drop the row"):
         encoder().prompt(row)

@@ -154,7 +154,7 @@ class TestObjects:
         del splits["train"]
         with pytest.raises(DataError, match="none is 'train'"):
             load_rows(splits)
-        with pytest.raises(DataError, match="no split 'tests'.*Did you mean 'test'"):
+        with pytest.raises(DataError, match=r"no split 'tests'.*Did you mean 'test'"):
             load_rows(splits, split="tests")
 
 

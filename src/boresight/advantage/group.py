@@ -1,7 +1,8 @@
 """Advantages: what a completion earned beyond the others of its group.
 
-Call these on the rewards of the whole generation batch, gathered over all ranks. A reward of NaN is *unscored*: it takes no part in any
-mean, and its advantage is 0. A group with no spread, or with fewer than two scored completions, has advantages of exactly 0.
+Call these on the rewards of the whole generation batch, gathered over all ranks. A reward of NaN is *unscored*: it
+takes no part in any mean, and its advantage is 0. A group with no spread, or with fewer than two scored completions,
+has advantages of exactly 0.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ BASELINES = ("mean", "leave_one_out")
 
 @dataclass
 class AdvantageConfig:
-    """Options of `boresight.advantage`; a mixin of the trainer's config. Names and defaults are TRL 1.16's `GRPOConfig`, except
-    `advantage_baseline`, which is RLOO's (TRL has a trainer of its own for it)."""
+    """Options of `boresight.advantage`; a mixin of the trainer's config. Names and defaults are TRL 1.16's
+    `GRPOConfig`, except `advantage_baseline`, which is RLOO's (TRL has a trainer of its own for it)."""
 
     scale_rewards: str = field(
         default="group",
@@ -67,7 +68,8 @@ def check_advantage(config: AdvantageConfig, num_rewards: int | None = None) -> 
     """Refuse contradictions before anything is trained.
 
     Raises:
-        ConfigError: an unknown name, weights that do not match the reward functions, or options that exclude one another.
+        ConfigError: an unknown name, weights that do not match the reward functions, or options that exclude one
+        another.
     """
     choices = {"scale_rewards": SCALES, "advantage_baseline": BASELINES, "multi_objective_aggregation": AGGREGATIONS}
     for option, known in choices.items():
@@ -176,8 +178,8 @@ def combine_rewards(
 def group_advantage(rewards: PerSequence, group: GroupIndex, config: AdvantageConfig) -> Advantage:
     r"""Advantage of each completion within its group.
 
-    $A_i = (R_i - \mathrm{mean}_G)/(\mathrm{std}_G + 10^{-4})$, with an unbiased std; the std of the batch, or no division, by
-    `scale_rewards`; for `advantage_baseline="leave_one_out"` the mean is that of the other completions.
+    $A_i = (R_i - \mathrm{mean}_G)/(\mathrm{std}_G + 10^{-4})$, with an unbiased std; the std of the batch, or no
+    division, by `scale_rewards`; for `advantage_baseline="leave_one_out"` the mean is that of the other completions.
 
     Args:
         rewards: NaN where unscored.

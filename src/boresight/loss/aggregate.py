@@ -1,7 +1,7 @@
 """From per-token losses to one number: ``sum(weight · per_token) / total``.
 
-`total` is the sum of every micro-batch's and every rank's share over the whole optimizer step, taken before the first backward.
-So the result does not depend on how the step was cut.
+`total` is the sum of every micro-batch's and every rank's share over the whole optimizer step, taken before the first
+backward. So the result does not depend on how the step was cut.
 """
 
 from __future__ import annotations

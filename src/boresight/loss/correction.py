@@ -1,7 +1,7 @@
 """What to do about the gap between the sampler's log-probabilities and the trainer's under the same weights.
 
-$\\rho = \\exp(lp_{old} - lp_{sampler})$ multiplies the surrogate, detached. A sampler in other kernels or another precision makes ρ
-drift from one although nobody meant to go off-policy.
+$\\rho = \\exp(lp_{old} - lp_{sampler})$ multiplies the surrogate, detached. A sampler in other kernels or another
+precision makes ρ drift from one although nobody meant to go off-policy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def token_log_rho(old: PerToken, sampler: PerToken, mask: Mask) -> PerToken:
 
 
 def sequence_log_rho(old: PerToken, sampler: PerToken, mask: Mask) -> PerToken:
-    """log Π ρ_t, repeated over the tokens. It grows with length: a drift of 10 % per token is 2.6 at 10 tokens, 13,780 at 100."""
+    """log Π ρ_t, repeated over the tokens. It grows with length: a drift of 10 % per token is 2.6 at 10 tokens, 13,780
+    at 100.
+    """
     return over_tokens(token_log_rho(old, sampler, mask).sum(-1), mask)
 
 
@@ -30,7 +32,9 @@ def geometric_log_rho(old: PerToken, sampler: PerToken, mask: Mask) -> PerToken:
 
 
 def truncated(rho: PerToken, low: float | None, high: float | None) -> PerToken:
-    """ρ held within [low, high] (TIS: Yao et al., "Your efficient RL framework secretly brings you off-policy RL training")."""
+    """ρ held within [low, high] (TIS: Yao et al., "Your efficient RL framework secretly brings you off-policy RL
+    training").
+    """
     return rho.clamp(low, high) if low is not None or high is not None else rho
 
 
@@ -62,7 +66,8 @@ def correction_weights(
 def on_policy_enough(
     policy: PerToken, sampler: PerToken, advantage: PerSequence, mask: Mask, threshold: float
 ) -> PerSequence:
-    """1 for completions to keep, 0 for those with A < 0 that the policy has left by more than `threshold` nats per token.
+    """1 for completions to keep, 0 for those with A < 0 that the policy has left by more than `threshold` nats per
+    token.
 
     Reference:
         DeepSeek-V3.2, arXiv 2512.02556, eq. 9. TRL: ``off_policy_mask_threshold``.

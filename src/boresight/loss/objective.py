@@ -180,7 +180,8 @@ def check_policy_loss(config: PolicyLossConfig) -> None:
     """Refuse contradictions before anything is trained.
 
     Raises:
-        ConfigError: an unknown name, a value out of range, or a non-default option that the objective does not read; the
+        ConfigError: an unknown name, a value out of range, or a non-default option that the objective does not read;
+        the
             message prints the fix.
     """
     loss_type, _ = resolved_names(config)

@@ -76,8 +76,8 @@ def policy_total(
 ) -> PolicyTotal:
     """This batch's share of what the step's sums are divided by: of the objective, and of the entropy bonus.
 
-    Add the shares of every micro-batch and rank of the optimizer step, groups that are skipped included, before the first backward, and
-    hand the sum to `policy_loss`.
+    Add the shares of every micro-batch and rank of the optimizer step, groups that are skipped included, before the
+    first backward, and hand the sum to `policy_loss`.
 
     Args:
         mask: true where a token counts, after `counted_mask`.
@@ -90,7 +90,9 @@ def policy_total(
 
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
-    """The loss of one micro-batch, and what to log. Add the losses and their gradients over the step: it is divided by the total already."""
+    """The loss of one micro-batch, and what to log. Add the losses and their gradients over the step: it is divided by
+    the total already.
+    """
 
     loss: Scalar
     metrics: dict[str, Metric]

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 class PolicyLossConfig:
     """Options of `boresight.loss.policy`; a mixin of the trainer's config. `check_policy_loss` refuses contradictions.
 
-    Names and defaults are TRL 1.16's `GRPOConfig`, except: the sampler correction (`token_truncate` at 2 instead of `sequence_mask`
-    at 3), and `loss_type` and `importance_sampling_level`, which unset (None) follow one another and together mean TRL's `dapo`
-    and `token`. `gmpo_epsilon`, `kl_estimator` and the modes `geometric_*` are not in TRL.
+    Names and defaults are TRL 1.16's `GRPOConfig`, except: the sampler correction (`token_truncate` at 2 instead of
+    `sequence_mask` at 3), and `loss_type` and `importance_sampling_level`, which unset (None) follow one another and
+    together mean TRL's `dapo` and `token`. `gmpo_epsilon`, `kl_estimator` and the modes `geometric_*` are not in TRL.
     """
 
     loss_type: str | None = field(

@@ -133,7 +133,8 @@ def check_preference_loss(config: PreferenceLossConfig) -> None:
     """Refuse contradictions before anything is trained.
 
     Raises:
-        ConfigError: an unknown name, a value out of range, or a non-default option that no chosen loss reads; the message
+        ConfigError: an unknown name, a value out of range, or a non-default option that no chosen loss reads; the
+        message
             prints the fix.
     """
     rows = {name: PREFERENCES[name] for name in weighted_rows(config)}
@@ -185,7 +186,8 @@ def completion_logps(logp: PerToken, mask: Mask, ld_alpha: float | None = None) 
     """Log-probability of each completion: the sum over its tokens, [B]. This is what to precompute for the reference.
 
     Args:
-        ld_alpha: weight of the tokens beyond the length of the shorter completion of the pair (LD-DPO, arXiv 2409.06411, eq. 9);
+        ld_alpha: weight of the tokens beyond the length of the shorter completion of the pair (LD-DPO, arXiv
+        2409.06411, eq. 9);
             None: 1.
     """
     weights = mask.to(logp.dtype)
@@ -202,7 +204,8 @@ def preference_total(mask: Mask) -> Scalar:
 
 
 def pair_table(policy: PerSequence, reference: PerSequence) -> PairTable:
-    """What coupled rows need of every pair of the step: log-probabilities of chosen and rejected, under policy and reference.
+    """What coupled rows need of every pair of the step: log-probabilities of chosen and rejected, under policy and
+    reference.
 
     Args:
         policy: `completion_logps` of the batch, from a pass without gradient over the whole step.
@@ -212,8 +215,8 @@ def pair_table(policy: PerSequence, reference: PerSequence) -> PairTable:
 
 
 def aot_partners(table: PairTable) -> Partners:
-    """For each pair of the step, what it is matched with by rank: of its policy margin, a reference margin; of its chosen log ratio, a
-    rejected one; of its rejected log ratio, a chosen one.
+    """For each pair of the step, what it is matched with by rank: of its policy margin, a reference margin; of its
+    chosen log ratio, a rejected one; of its rejected log ratio, a chosen one.
 
     Args:
         table: `pair_table` of every micro-batch and rank of the step, in one.
@@ -232,13 +235,17 @@ def aot_partners(table: PairTable) -> Partners:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceLoss:
-    """The loss of one micro-batch, and what to log. Add the losses and their gradients over the step: it is divided by the total already."""
+    """The loss of one micro-batch, and what to log. Add the losses and their gradients over the step: it is divided by
+    the total already.
+    """
 
     loss: Scalar
     metrics: dict[str, Metric]
     """Name → (sum, count), additive over micro-batches and ranks: divide at the end."""
     reward_sum: Float[Tensor, "2"]
-    """Σ (R_c + R_r)/2 over the pairs, and their number: add over the step and all ranks, then `RewardShift.update(*sums)`."""
+    """Σ (R_c + R_r)/2 over the pairs, and their number: add over the step and all ranks, then
+    `RewardShift.update(*sums)`.
+    """
 
 
 def preference_loss(

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class PreferenceLossConfig:
-    """Options of `boresight.loss.preference`; a mixin of the trainer's config. `check_preference_loss` refuses contradictions.
+    """Options of `boresight.loss.preference`; a mixin of the trainer's config. `check_preference_loss` refuses
+    contradictions.
 
     Names and defaults are TRL 1.16's `DPOConfig`; `bco_shift` is not in TRL.
     """

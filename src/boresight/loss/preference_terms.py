@@ -1,7 +1,7 @@
 """Preference losses of one pair, as pure functions: log ratios in, one loss per pair out.
 
-Throughout, ``chosen`` and ``rejected`` are log ratios s = Σ_t (lp − lp_ref) in nats, ``margin`` is s_c − s_r (after the f-divergence,
-where one is set), R = β s is the implicit reward, and h = β · margin.
+Throughout, ``chosen`` and ``rejected`` are log ratios s = Σ_t (lp − lp_ref) in nats, ``margin`` is s_c − s_r (after the
+f-divergence, where one is set), R = β s is the implicit reward, and h = β · margin.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def sigmoid(margin: PerPair, beta: float, label_smoothing: float = 0.0) -> PerPa
 
 
 def robust(margin: PerPair, beta: float, label_smoothing: float) -> PerPair:
-    """[−(1−ε) log σ(h) + ε log σ(−h)] / (1−2ε): unbiased where a share ε of labels is flipped. arXiv 2403.00409, eq. 11."""
+    """[−(1−ε) log σ(h) + ε log σ(−h)] / (1−2ε): unbiased where a share ε of labels is flipped. arXiv 2403.00409, eq.
+    11.
+    """
     h = beta * margin
     return (-(1 - label_smoothing) * logsigmoid(h) + label_smoothing * logsigmoid(-h)) / (1 - 2 * label_smoothing)
 
@@ -51,7 +53,9 @@ def nca_pair(chosen: PerPair, rejected: PerPair, beta: float) -> PerPair:
 
 
 def bco_pair(chosen: PerPair, rejected: PerPair, beta: float, shift: float) -> PerPair:
-    """−log σ(R_c − δ) − log σ(−(R_r − δ)), δ the running mean of rewards. BCO, Jung et al., arXiv 2404.04656; MPO, 2411.10442."""
+    """−log σ(R_c − δ) − log σ(−(R_r − δ)), δ the running mean of rewards. BCO, Jung et al., arXiv 2404.04656; MPO,
+    2411.10442.
+    """
     return -logsigmoid(beta * chosen - shift) - logsigmoid(-(beta * rejected - shift))
 
 
@@ -61,7 +65,9 @@ def sppo_hard(chosen: PerPair, rejected: PerPair, beta: float) -> PerPair:
 
 
 def apo_zero(chosen: PerPair, rejected: PerPair, beta: float) -> PerPair:
-    """1 − σ(R_c) + σ(R_r): for chosen answers better than the policy's. APO, D'Oosterlinck et al., arXiv 2408.06266, eq. 7."""
+    """1 − σ(R_c) + σ(R_r): for chosen answers better than the policy's. APO, D'Oosterlinck et al., arXiv 2408.06266,
+    eq. 7.
+    """
     return 1 - (beta * chosen).sigmoid() + (beta * rejected).sigmoid()
 
 

@@ -1,7 +1,7 @@
 """Log importance ratios of the policy against the policy that sampled.
 
-Every function takes log-probabilities in nats and a mask, and returns ``Float[Tensor, "B T"]``, zero where the mask is false, so
-what stands in the padding never matters.
+Every function takes log-probabilities in nats and a mask, and returns ``Float[Tensor, "B T"]``, zero where the mask is
+false, so what stands in the padding never matters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ Ratio = Callable[[PerToken, PerToken, Mask], PerToken]
 
 
 def lengths(mask: Mask) -> PerSequence:
-    """Tokens that count in each completion, at least one so that it can divide; a completion with none has weight zero anyway."""
+    """Tokens that count in each completion, at least one so that it can divide; a completion with none has weight zero
+    anyway.
+    """
     return mask.sum(-1).clamp(min=1).float()
 
 
@@ -36,13 +38,16 @@ def sequence_log_ratio(policy: PerToken, old: PerToken, mask: Mask) -> PerToken:
     $\log s_i = \frac{1}{|y_i|}\sum_t \log r_{i,t}$
 
     Reference:
-        Zheng et al., Group Sequence Policy Optimization, arXiv 2507.18071, eq. 7. TRL: ``importance_sampling_level="sequence"``.
+        Zheng et al., Group Sequence Policy Optimization, arXiv 2507.18071, eq. 7. TRL:
+        ``importance_sampling_level="sequence"``.
     """
     return over_tokens(token_log_ratio(policy, old, mask).sum(-1) / lengths(mask), mask)
 
 
 def sequence_sum_log_ratio(policy: PerToken, old: PerToken, mask: Mask) -> PerToken:
-    """Log ratio of each whole completion, not normalised by length, repeated over its tokens (RLOO, arXiv 2402.14740)."""
+    """Log ratio of each whole completion, not normalised by length, repeated over its tokens (RLOO, arXiv
+    2402.14740).
+    """
     return over_tokens(token_log_ratio(policy, old, mask).sum(-1), mask)
 
 

@@ -14,12 +14,13 @@ SHIFTS = ("running", "ema", "none")
 class RewardShift:
     """δ for the pairs of one optimizer step, from the steps before it.
 
-    It is 0 at the first step, exactly, because there R = β (lp − lp_ref) = 0. Update it once per training step with sums over the
-    whole step and all ranks; never in evaluation. So how a step is cut changes nothing, and no second forward is needed; the
-    reference code of MPO includes the current micro-batch, one step sooner.
+    It is 0 at the first step, exactly, because there R = β (lp − lp_ref) = 0. Update it once per training step with
+    sums over the whole step and all ranks; never in evaluation. So how a step is cut changes nothing, and no second
+    forward is needed; the reference code of MPO includes the current micro-batch, one step sooner.
 
     Args:
-        mode: `running` is the mean over all steps so far (BCO and MPO), `ema` decays by 0.99 a step, `none` stays 0 (TRL ≥ 0.29).
+        mode: `running` is the mean over all steps so far (BCO and MPO), `ema` decays by 0.99 a step, `none` stays 0
+        (TRL ≥ 0.29).
 
     Reference:
         BCO, arXiv 2404.04656, § 3.2; MPO, arXiv 2411.10442, eq. 3 and 4.

@@ -1,7 +1,7 @@
 """Surrogate losses: what each token adds, given its log ratio and its completion's advantage. To be minimised.
 
-The gradient of each, where the policy is still the one that sampled, is REINFORCE's: −A ∇ log π. (SAPO's too: its gate has slope
-one there.)
+The gradient of each, where the policy is still the one that sampled, is REINFORCE's: −A ∇ log π. (SAPO's too: its gate
+has slope one there.)
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def sapo(log_ratio: PerToken, advantage: PerSequence, temperature_pos: float, te
 
 
 def gmpo(log_ratio: PerToken, advantage: PerSequence, mask: Mask, epsilon: float) -> PerToken:
-    r"""$-A\,(\prod_t \hat r_t)^{1/|y|}$ with $\hat r_t$ clipped at $e^{\pm\epsilon}$ where that is the pessimistic side.
+    r"""$-A\,(\prod_t \hat r_t)^{1/|y|}$ with $\hat r_t$ clipped at $e^{\pm\epsilon}$ where that is the pessimistic
+    side.
 
     One value per completion, repeated over its tokens.
 
@@ -77,7 +78,8 @@ def vespo_weight(
     k_neg: float,
     lambda_neg: float,
 ) -> PerSequence:
-    r"""$\varphi(w) = w^k e^{\lambda(1-w)}$ of the whole completion's ratio $w = \prod_t r_t \rho_t$: one at w = 1. No gradient.
+    r"""$\varphi(w) = w^k e^{\lambda(1-w)}$ of the whole completion's ratio $w = \prod_t r_t \rho_t$: one at w = 1. No
+    gradient.
 
     Args:
         log_ratio: of tokens, zero in the padding.

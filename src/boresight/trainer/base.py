@@ -28,8 +28,10 @@ from boresight.data.sources import RowDataset, RowStream, check_rows, load_rows
 from boresight.errors import ConfigError
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable, unwrap
+from boresight.model.vision import join_features
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
+from boresight.rollout.hf import HFSampler
 from boresight.trainer.config import TrainerConfig
 from boresight.trainer.steps import Cuttable, StepBatches, StepLoader, StepPlan, StreamedBatches, micro_batches
 from boresight.types import Row
@@ -234,6 +236,15 @@ class GroupTrainer(Trainer, Generic[Item]):
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         """Counted with the floating-point operations."""
+
+    def own_sampler(self) -> HFSampler:
+        """A sampler of the model being trained, which shares the picture features that its passes keep."""
+        return HFSampler(
+            lambda: self.policy.outer,
+            self.facts,
+            self.encoder.tokenizer,
+            features=lambda prompts: join_features(self.policy.vision(prompts)),
+        )
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------------------
 

@@ -17,12 +17,10 @@ from boresight.model.forward import GroupForward
 from boresight.model.load import load_model
 from boresight.model.packing import completion_mask
 from boresight.model.reference import Reference
-from boresight.model.vision import join_features
 from boresight.report.completions import CompletionStore
 from boresight.report.metrics import MeanMetrics
 from boresight.report.table import print_completions
 from boresight.rewards.score import RewardTable, Scorer
-from boresight.rollout.hf import HFSampler
 from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.base import EncodedRows, EncodedStream, GroupTrainer, is_stream
 from boresight.trainer.experience import Scored, from_state, padded, per_group, state_of
@@ -78,12 +76,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        self.sampler = HFSampler(
-            lambda: self.policy.outer,
-            self.facts,
-            self.encoder.tokenizer,
-            features=lambda prompts: join_features(self.policy.vision(prompts)),
-        )
+        self.sampler = self.own_sampler()
         self.reference = self._reference(ref_model) if args.beta != 0 else None
         self.completions = CompletionStore(self.args.output_dir, rank=self.args.process_index)
         self.experience: list[Scored] = []

@@ -1,0 +1,45 @@
+"""How often a model answers easy-VQA right."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from boresight.demo.easy_vqa import ANSWERS
+from boresight.rewards.answer import normalized, tagged_answer
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Right answers out of all, whole and by kind of question."""
+
+    right: Counter[str] = field(default_factory=Counter)
+    asked: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def share(self) -> float:
+        return self.right.total() / max(self.asked.total(), 1)
+
+    @property
+    def by_kind(self) -> dict[str, float]:
+        return {kind: self.right[kind] / self.asked[kind] for kind in ANSWERS if self.asked[kind]}
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the share (Wilson's score interval)."""
+        n, p, z = self.asked.total(), self.share, 1.959964
+        middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+
+
+def accuracy(rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> Accuracy:
+    """The accuracy of `texts` on `rows`: a text is right when what it puts between its answer tags is the solution."""
+    result = Accuracy()
+    for row, text in zip(rows, texts, strict=True):
+        answer = tagged_answer(text)
+        result.asked[row["kind"]] += 1
+        result.right[row["kind"]] += answer is not None and normalized(answer) == normalized(row["solution"])
+    return result
