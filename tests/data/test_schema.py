@@ -143,8 +143,12 @@ def test_tool_calls_and_names_are_kept() -> None:
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}], "content": None}
     result = {"role": "tool", "name": "f", "content": "3"}
     row = read_row({"messages": [user("2+1?"), call, result, assistant("3")]}, 0)
-    assert row.completions[0][1]["tool_calls"] == call["tool_calls"]  # pyright: ignore[reportIndexIssue]
-    assert row.completions[0][2]["name"] == "f"  # pyright: ignore[reportIndexIssue]
+    assert row.completions[0] == [
+        user([text("2+1?")]),
+        {"role": "assistant", "tool_calls": call["tool_calls"], "content": [text("")]},
+        {"role": "tool", "name": "f", "content": [text("3")]},
+        assistant([text("3")]),
+    ]
 
 
 def test_arrow_fills_with_none_what_is_absent() -> None:

@@ -22,7 +22,7 @@ WIDTHS = [10, 11, 12, 13]
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
@@ -33,6 +33,12 @@ def folder(tmp_path: Path) -> Path:
     for width in WIDTHS:
         Image.new("RGB", (width, 20), (width, 0, 0)).save(images / f"{width}.png")
     return images.parent
+
+
+def loaded(source: Any, *, split: str | None = None) -> RowDataset:
+    records = load_rows(source, split=split)
+    assert not isinstance(records, datasets.IterableDataset)
+    return RowDataset(records)
 
 
 def records(make: Callable[[int], Any]) -> list[dict[str, Any]]:
@@ -79,14 +85,14 @@ def assert_four_rows(rows: Any) -> None:
 class TestObjects:
     def test_a_list(self) -> None:
         given = records(lambda width: Image.new("RGB", (width, 20), (width, 0, 0)))
-        rows = RowDataset(load_rows(given))
+        rows = loaded(given)
         assert_four_rows(rows[place] for place in range(len(rows)))
         assert rows[2].pictures[0] is rows[2].pictures[0]  # encoded once, when loaded
         assert isinstance(given[0]["image"], Image.Image)
 
     def test_rows_of_a_list_may_differ_in_columns_and_kinds(self) -> None:
         given = [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}], "images": [Image.new("1", (2, 2))]}]
-        rows = RowDataset(load_rows(given))
+        rows = loaded(given)
         assert [len(rows[place].pictures) for place in range(2)] == [0, 1]
 
     @pytest.mark.parametrize("as_list", [False, True])
@@ -99,7 +105,7 @@ class TestObjects:
             feature = datasets.Features({"image": datasets.Image()})
         plain = {"prompt": datasets.Value("string"), "solution": datasets.Value("int64")}
         data = datasets.Dataset.from_list(paths, features=datasets.Features({**feature, **plain}))
-        rows = RowDataset(load_rows(data))
+        rows = loaded(data)
         assert_four_rows(rows[place] for place in range(4))
         assert rows[1].pictures[0].source == str(folder / "pictures" / "11.png")  # decoded, it would be bytes of a PNG
 
@@ -136,12 +142,14 @@ class TestObjects:
     def test_a_stream(self, folder: Path) -> None:
         data = datasets.Dataset.from_list(records(lambda width: str(folder / relative(width))))
         stream = data.cast_column("image", datasets.Image()).to_iterable_dataset()
-        rows = RowStream(load_rows(stream))  # pyright: ignore[reportArgumentType]
+        streamed = load_rows(stream)
+        assert isinstance(streamed, datasets.IterableDataset)
+        rows = RowStream(streamed)
         assert_four_rows(rows)
         assert next(iter(rows)).pictures[0].source == str(folder / "pictures" / "10.png")
 
     def test_workers_of_a_loader_read_each_row_once(self, folder: Path) -> None:
-        rows = RowDataset(load_rows(records(lambda width: str(folder / relative(width)))))
+        rows = loaded(records(lambda width: str(folder / relative(width))))
         loader = DataLoader(rows, batch_size=2, num_workers=2, collate_fn=list)
         assert_four_rows(row for batch in loader for row in batch)
 
@@ -149,8 +157,8 @@ class TestObjects:
         splits = datasets.DatasetDict(
             {name: datasets.Dataset.from_dict({"prompt": [name]}) for name in ("test", "train", "validation")}
         )
-        assert load_rows(splits)[0]["prompt"] == "train"  # pyright: ignore[reportIndexIssue]
-        assert load_rows(splits, split="test")[0]["prompt"] == "test"  # pyright: ignore[reportIndexIssue]
+        assert loaded(splits)[0].prompt == "train"
+        assert loaded(splits, split="test")[0].prompt == "test"
         del splits["train"]
         with pytest.raises(DataError, match="none is 'train'"):
             load_rows(splits)
@@ -165,28 +173,28 @@ class TestFiles:
     )
     def test_relative_paths_are_taken_from_the_files_folder(self, name: str, write: Any, folder: Path) -> None:
         path = write(folder / name, records(relative))
-        rows = RowDataset(load_rows(path))  # pyright: ignore[reportArgumentType]
+        rows = loaded(path)
         assert_four_rows(rows[place] for place in range(4))
 
     def test_paths_inside_messages_and_lists(self, folder: Path) -> None:
         inside = [{"role": "user", "content": [{"type": "image", "path": relative(12)}, {"type": "text", "text": "?"}]}]
         path = write_jsonl(folder / "a.jsonl", [{"prompt": inside, "images": None}])
-        assert RowDataset(load_rows(path))[0].pictures[0].size == (12, 20)  # pyright: ignore[reportArgumentType]
+        assert loaded(path)[0].pictures[0].size == (12, 20)
         path = write_jsonl(folder / "b.jsonl", [{"prompt": "x", "images": [relative(12), relative(13)]}])
-        row = RowDataset(load_rows(str(path)))[0]  # pyright: ignore[reportArgumentType]
+        row = loaded(str(path))[0]
         assert [picture.size[0] for picture in row.pictures] == [12, 13]
 
     def test_rows_with_and_without_pictures(self, folder: Path) -> None:
         rows = [{"prompt": "x", "image": relative(12)}, {"prompt": "y", "image": None}, {"prompt": "z"}]
-        loaded = RowDataset(load_rows(write_jsonl(folder / "a.jsonl", rows)))  # pyright: ignore[reportArgumentType]
-        assert [len(loaded[place].pictures) for place in range(3)] == [1, 0, 0]
+        rows = loaded(write_jsonl(folder / "a.jsonl", rows))
+        assert [len(rows[place].pictures) for place in range(3)] == [1, 0, 0]
 
     def test_parquet_with_pictures_inside(self, folder: Path) -> None:
         stored = records(lambda width: {"bytes": (folder / relative(width)).read_bytes(), "path": relative(width)})
         data = datasets.Dataset.from_list(stored).cast_column("image", datasets.Image())
         data.to_parquet(folder / "a.parquet")
         shutil.rmtree(folder / "pictures")
-        rows = RowDataset(load_rows(folder / "a.parquet"))  # pyright: ignore[reportArgumentType]
+        rows = loaded(folder / "a.parquet")
         assert_four_rows(rows[place] for place in range(4))
 
     @pytest.mark.parametrize("write", [write_jsonl, write_csv])
@@ -195,21 +203,21 @@ class TestFiles:
         for row in rows:
             del row["image"]
         write(folder / f"metadata.{'jsonl' if write is write_jsonl else 'csv'}", rows)
-        loaded = RowDataset(load_rows(folder))  # pyright: ignore[reportArgumentType]
-        assert_four_rows(loaded[place] for place in range(4))
+        rows = loaded(folder)
+        assert_four_rows(rows[place] for place in range(4))
 
     def test_a_folder_of_data_files_with_splits_by_name(self, folder: Path) -> None:
         rows = records(relative)
         write_jsonl(folder / "my-train.jsonl", rows[:1])
         write_jsonl(folder / "test_0.jsonl", rows[1:])
-        assert len(load_rows(folder)) == 1  # pyright: ignore[reportArgumentType]
-        tested = RowDataset(load_rows(folder, split="test"))  # pyright: ignore[reportArgumentType]
+        assert len(loaded(folder)) == 1
+        tested = loaded(folder, split="test")
         assert [tested[place].pictures[0].size[0] for place in range(3)] == WIDTHS[1:]
 
     def test_a_saved_dataset(self, folder: Path) -> None:
         data = datasets.Dataset.from_list(records(lambda width: str(folder / relative(width))))
         data.save_to_disk(folder / "saved")
-        rows = RowDataset(load_rows(folder / "saved"))  # pyright: ignore[reportArgumentType]
+        rows = loaded(folder / "saved")
         assert_four_rows(rows[place] for place in range(4))
 
     def test_what_cannot_be_loaded(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

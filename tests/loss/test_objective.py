@@ -107,11 +107,15 @@ def test_defaults_are_trls_where_they_are_not_listed_as_deviations() -> None:
         "advantage_baseline": "mean",
         "bco_shift": "running",
     }
-    for ours, theirs in ((PolicyLossConfig, GRPOConfig), (AdvantageConfig, GRPOConfig), (PreferenceLossConfig, DPOConfig)):
+    for ours, theirs in (
+        (PolicyLossConfig, GRPOConfig),
+        (AdvantageConfig, GRPOConfig),
+        (PreferenceLossConfig, DPOConfig),
+    ):
         known = {name: option.default for name, option in theirs.__dataclass_fields__.items()}
         for name, option in ours.__dataclass_fields__.items():
             factory = option.default_factory
-            if name in deviations and theirs is GRPOConfig or name == "bco_shift":
+            if (name in deviations and theirs is GRPOConfig) or name == "bco_shift":
                 assert option.default == deviations[name], name
             elif callable(factory):
                 assert factory() == theirs.__dataclass_fields__[name].default_factory()

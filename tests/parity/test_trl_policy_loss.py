@@ -105,7 +105,9 @@ def assert_same(ours: tuple[float, Tensor, dict[str, float]], theirs: tuple[floa
     torch.testing.assert_close(ours[1], theirs[1], rtol=1e-5, atol=1e-7)
     assert theirs[1].abs().max() > 1e-3
     shared = ours[2].keys() & theirs[2].keys()
-    assert {name: ours[2][name] for name in shared} == pytest.approx({name: theirs[2][name] for name in shared}, rel=1e-5)
+    assert {name: ours[2][name] for name in shared} == pytest.approx(
+        {name: theirs[2][name] for name in shared}, rel=1e-5
+    )
 
 
 ROWS = [

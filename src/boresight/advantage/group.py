@@ -31,8 +31,10 @@ BASELINES = ("mean", "leave_one_out")
 
 @dataclass
 class AdvantageConfig:
-    """Options of `boresight.advantage`; a mixin of the trainer's config. Names and defaults are TRL 1.16's
-    `GRPOConfig`, except `advantage_baseline`, which is RLOO's (TRL has a trainer of its own for it)."""
+    """Options of `boresight.advantage`; a mixin of the trainer's config. See `check_advantage`.
+
+    Names and defaults are TRL 1.16's `GRPOConfig`; `advantage_baseline` is what TRL has a trainer of its own for, RLOO.
+    """
 
     scale_rewards: str = field(
         default="group",
@@ -68,8 +70,7 @@ def check_advantage(config: AdvantageConfig, num_rewards: int | None = None) -> 
     """Refuse contradictions before anything is trained.
 
     Raises:
-        ConfigError: an unknown name, weights that do not match the reward functions, or options that exclude one
-        another.
+        ConfigError: an unknown name, weights that do not match the reward functions, or options at odds.
     """
     choices = {"scale_rewards": SCALES, "advantage_baseline": BASELINES, "multi_objective_aggregation": AGGREGATIONS}
     for option, known in choices.items():

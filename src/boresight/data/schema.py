@@ -65,9 +65,8 @@ def read_row(record: Mapping[str, Any], index: int) -> Row:
         raise DataError(f"{where}: {' and '.join(strings)} of plain strings need a prompt column beside them.")
     else:
         raise DataError(
-            f"{where}: {', '.join(strings)} is a string and {', '.join(texts.keys() - set(strings))} is not. Write "
-            "all as strings, or all as "
-            'conversations, such as [{"role": "assistant", "content": "…"}].'
+            f"{where}: {', '.join(strings)} is a string and {', '.join(texts.keys() - set(strings))} is not. "
+            'Write all as strings, or all as conversations, such as [{"role": "assistant", "content": "…"}].'
         )
     return Row(index=index, prompt=prompt, completions=completions, pictures=tuple(pictures), columns=columns)
 
@@ -233,9 +232,8 @@ def _place(conversations: list[list[dict[str, Any]]], supply: list[Picture], whe
     if supply and first is not None and not any(_image_parts(conversations)):
         if _LITERAL in first["content"][0]["text"]:
             raise PictureError(
-                f"{where}: the text says {_LITERAL!r}, which is not where a picture goes. Remove it (pictures are "
-                "put before the text), "
-                'or write content parts: [{"type": "image"}, {"type": "text", "text": "…"}].'
+                f"{where}: the text says {_LITERAL!r}, which is not where a picture goes. "
+                'Remove it (pictures are put before the text), or write content parts: [{"type": "image"}, {"type": "text", "text": "…"}].'
             )
         first["content"][:0] = [{"type": "image"} for _ in supply]
     empty = [part for part in _image_parts(conversations) if "picture" not in part]

@@ -149,9 +149,8 @@ class Texts:
         for mark in self.reserved:
             if mark not in allowed and any(mark in text for text in texts):
                 raise DataError(
-                    f"row {row.index}: a text contains {mark!r}, which stands for a picture and may not be written "
-                    "as text. Remove "
-                    'it, and write a content part {"type": "image"} where a picture goes.'
+                    f"row {row.index}: a text contains {mark!r}, which stands for a picture and may not be "
+                    'written as text. Remove it, and write a content part {"type": "image"} where a picture goes.'
                 )
 
 

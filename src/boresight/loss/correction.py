@@ -20,9 +20,7 @@ def token_log_rho(old: PerToken, sampler: PerToken, mask: Mask) -> PerToken:
 
 
 def sequence_log_rho(old: PerToken, sampler: PerToken, mask: Mask) -> PerToken:
-    """log Π ρ_t, repeated over the tokens. It grows with length: a drift of 10 % per token is 2.6 at 10 tokens, 13,780
-    at 100.
-    """
+    """log Π ρ_t, repeated over the tokens. A drift of 10 % per token is 2.6 at 10 tokens and 13,780 at 100."""
     return over_tokens(token_log_rho(old, sampler, mask).sum(-1), mask)
 
 
@@ -32,14 +30,12 @@ def geometric_log_rho(old: PerToken, sampler: PerToken, mask: Mask) -> PerToken:
 
 
 def truncated(rho: PerToken, low: float | None, high: float | None) -> PerToken:
-    """ρ held within [low, high] (TIS: Yao et al., "Your efficient RL framework secretly brings you off-policy RL
-    training").
-    """
+    """ρ held within [low, high]: truncated importance sampling (TIS)."""
     return rho.clamp(low, high) if low is not None or high is not None else rho
 
 
 def banded(rho: PerToken, low: float | None, high: float | None) -> PerToken:
-    """ρ within [low, high], 0 outside (MIS: Liu et al., "When speed kills stability")."""
+    """ρ within [low, high], 0 outside: masked importance sampling (MIS)."""
     outside = torch.zeros_like(rho, dtype=torch.bool)
     if low is not None:
         outside |= rho < low
@@ -66,8 +62,7 @@ def correction_weights(
 def on_policy_enough(
     policy: PerToken, sampler: PerToken, advantage: PerSequence, mask: Mask, threshold: float
 ) -> PerSequence:
-    """1 for completions to keep, 0 for those with A < 0 that the policy has left by more than `threshold` nats per
-    token.
+    """1 for completions to keep, 0 for those with A < 0 that the policy has left by over `threshold` nats per token.
 
     Reference:
         DeepSeek-V3.2, arXiv 2512.02556, eq. 9. TRL: ``off_policy_mask_threshold``.

@@ -1,6 +1,4 @@
-"""Estimates of KL(policy ‖ reference) from the tokens that were sampled (J. Schulman, "Approximating KL divergence",
-2020).
-"""
+"""Estimates of KL(policy ‖ reference) from sampled tokens (J. Schulman, "Approximating KL divergence", 2020)."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ def k3(policy: PerToken, reference: PerToken) -> PerToken:
 
 
 def unbiased(divergence: PerToken, token_log_ratio: PerToken) -> PerToken:
-    """r_t · divergence, with the gradient of r_t: its gradient is that of the reverse KL (DeepSeek-V3.2, arXiv
-    2512.02556).
-    """
+    """r_t · divergence, with the gradient of r_t; for k3 that of the reverse KL (DeepSeek-V3.2, arXiv 2512.02556)."""
     return token_log_ratio.exp() * divergence
 
 

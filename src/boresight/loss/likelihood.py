@@ -9,9 +9,7 @@ from boresight.types import Mask, PerToken
 
 
 def likelihood_total(mask: Mask) -> Scalar:
-    """This batch's share of the total: its tokens that count. Sum it over micro-batches and ranks before the first
-    backward.
-    """
+    """This batch's share of the total, its tokens: sum it over micro-batches and ranks before the first backward."""
     return mask.sum().float()
 
 

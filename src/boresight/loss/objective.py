@@ -181,8 +181,7 @@ def check_policy_loss(config: PolicyLossConfig) -> None:
 
     Raises:
         ConfigError: an unknown name, a value out of range, or a non-default option that the objective does not read;
-        the
-            message prints the fix.
+            the message prints the fix.
     """
     loss_type, _ = resolved_names(config)
     _require_known("kl_estimator", config.kl_estimator, DIVERGENCES)

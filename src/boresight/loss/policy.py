@@ -90,9 +90,7 @@ def policy_total(
 
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
-    """The loss of one micro-batch, and what to log. Add the losses and their gradients over the step: it is divided by
-    the total already.
-    """
+    """The loss of one micro-batch, divided by the step's total already, and what to log."""
 
     loss: Scalar
     metrics: dict[str, Metric]

@@ -42,7 +42,7 @@ Partners = Float[Tensor, "N 3"]
 DIVERGENCE_TYPES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 
 MPO: Mapping[str, Any] = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}
-"""Mixed Preference Optimization, Wang et al., arXiv 2411.10442, eq. 1 and its recipe."""
+"""Mixed Preference Optimization, Wang et al., arXiv 2411.10442, and its recipe's weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def check_preference_loss(config: PreferenceLossConfig) -> None:
 
     Raises:
         ConfigError: an unknown name, a value out of range, or a non-default option that no chosen loss reads; the
-        message
+            message
             prints the fix.
     """
     rows = {name: PREFERENCES[name] for name in weighted_rows(config)}
@@ -186,8 +186,7 @@ def completion_logps(logp: PerToken, mask: Mask, ld_alpha: float | None = None) 
     """Log-probability of each completion: the sum over its tokens, [B]. This is what to precompute for the reference.
 
     Args:
-        ld_alpha: weight of the tokens beyond the length of the shorter completion of the pair (LD-DPO, arXiv
-        2409.06411, eq. 9);
+        ld_alpha: weight of the tokens by which one completion of the pair is longer (LD-DPO, arXiv 2409.06411).
             None: 1.
     """
     weights = mask.to(logp.dtype)
@@ -204,8 +203,7 @@ def preference_total(mask: Mask) -> Scalar:
 
 
 def pair_table(policy: PerSequence, reference: PerSequence) -> PairTable:
-    """What coupled rows need of every pair of the step: log-probabilities of chosen and rejected, under policy and
-    reference.
+    """What coupled rows need of every pair of the step: its two log-probabilities under policy and reference.
 
     Args:
         policy: `completion_logps` of the batch, from a pass without gradient over the whole step.
@@ -215,8 +213,9 @@ def pair_table(policy: PerSequence, reference: PerSequence) -> PairTable:
 
 
 def aot_partners(table: PairTable) -> Partners:
-    """For each pair of the step, what it is matched with by rank: of its policy margin, a reference margin; of its
-    chosen log ratio, a rejected one; of its rejected log ratio, a chosen one.
+    """For each pair of the step, what it is matched with by rank.
+
+    Of its policy margin, a reference margin; of its chosen log ratio, a rejected one; of its rejected one, a chosen one.
 
     Args:
         table: `pair_table` of every micro-batch and rank of the step, in one.
@@ -235,17 +234,13 @@ def aot_partners(table: PairTable) -> Partners:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceLoss:
-    """The loss of one micro-batch, and what to log. Add the losses and their gradients over the step: it is divided by
-    the total already.
-    """
+    """The loss of one micro-batch, divided by the step's total already, and what to log."""
 
     loss: Scalar
     metrics: dict[str, Metric]
     """Name → (sum, count), additive over micro-batches and ranks: divide at the end."""
     reward_sum: Float[Tensor, "2"]
-    """Σ (R_c + R_r)/2 over the pairs, and their number: add over the step and all ranks, then
-    `RewardShift.update(*sums)`.
-    """
+    """Σ (R_c + R_r)/2 over the pairs, and their number: summed over the step and ranks, what moves `RewardShift`."""
 
 
 def preference_loss(

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class PreferenceLossConfig:
-    """Options of `boresight.loss.preference`; a mixin of the trainer's config. `check_preference_loss` refuses
-    contradictions.
+    """Options of `boresight.loss.preference`; a mixin of the trainer's config. See `check_preference_loss`.
 
     Names and defaults are TRL 1.16's `DPOConfig`; `bco_shift` is not in TRL.
     """

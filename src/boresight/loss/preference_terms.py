@@ -22,9 +22,7 @@ def sigmoid(margin: PerPair, beta: float, label_smoothing: float = 0.0) -> PerPa
 
 
 def robust(margin: PerPair, beta: float, label_smoothing: float) -> PerPair:
-    """[−(1−ε) log σ(h) + ε log σ(−h)] / (1−2ε): unbiased where a share ε of labels is flipped. arXiv 2403.00409, eq.
-    11.
-    """
+    """[−(1−ε) log σ(h) + ε log σ(−h)] / (1−2ε): unbiased where a share ε of labels is flipped. arXiv 2403.00409."""
     h = beta * margin
     return (-(1 - label_smoothing) * logsigmoid(h) + label_smoothing * logsigmoid(-h)) / (1 - 2 * label_smoothing)
 
@@ -53,9 +51,7 @@ def nca_pair(chosen: PerPair, rejected: PerPair, beta: float) -> PerPair:
 
 
 def bco_pair(chosen: PerPair, rejected: PerPair, beta: float, shift: float) -> PerPair:
-    """−log σ(R_c − δ) − log σ(−(R_r − δ)), δ the running mean of rewards. BCO, Jung et al., arXiv 2404.04656; MPO,
-    2411.10442.
-    """
+    """−log σ(R_c − δ) − log σ(−(R_r − δ)), δ the mean reward. BCO, Jung et al., arXiv 2404.04656."""
     return -logsigmoid(beta * chosen - shift) - logsigmoid(-(beta * rejected - shift))
 
 
@@ -65,9 +61,7 @@ def sppo_hard(chosen: PerPair, rejected: PerPair, beta: float) -> PerPair:
 
 
 def apo_zero(chosen: PerPair, rejected: PerPair, beta: float) -> PerPair:
-    """1 − σ(R_c) + σ(R_r): for chosen answers better than the policy's. APO, D'Oosterlinck et al., arXiv 2408.06266,
-    eq. 7.
-    """
+    """1 − σ(R_c) + σ(R_r): for chosen answers better than the policy's. APO, arXiv 2408.06266, eq. 7."""
     return 1 - (beta * chosen).sigmoid() + (beta * rejected).sigmoid()
 
 
@@ -84,7 +78,7 @@ def discopop(margin: PerPair, beta: float, tau: float) -> PerPair:
 
 
 def sft(chosen_logp: PerPair, chosen_length: PerPair) -> PerPair:
-    """−lp(y_c)/|y_c|: the mean over its tokens of each chosen answer. MPO, Wang et al., arXiv 2411.10442, eq. 5."""
+    """−lp(y_c)/|y_c|: the mean over its tokens of each chosen answer. MPO, Wang et al., arXiv 2411.10442."""
     return -chosen_logp / chosen_length
 
 

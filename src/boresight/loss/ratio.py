@@ -16,9 +16,7 @@ Ratio = Callable[[PerToken, PerToken, Mask], PerToken]
 
 
 def lengths(mask: Mask) -> PerSequence:
-    """Tokens that count in each completion, at least one so that it can divide; a completion with none has weight zero
-    anyway.
-    """
+    """Tokens that count in each completion, at least one so that it can divide: one with none has weight zero."""
     return mask.sum(-1).clamp(min=1).float()
 
 
@@ -45,9 +43,7 @@ def sequence_log_ratio(policy: PerToken, old: PerToken, mask: Mask) -> PerToken:
 
 
 def sequence_sum_log_ratio(policy: PerToken, old: PerToken, mask: Mask) -> PerToken:
-    """Log ratio of each whole completion, not normalised by length, repeated over its tokens (RLOO, arXiv
-    2402.14740).
-    """
+    """Log ratio of each whole completion, not divided by its length, repeated over its tokens (RLOO, 2402.14740)."""
     return over_tokens(token_log_ratio(policy, old, mask).sum(-1), mask)
 
 
@@ -57,7 +53,7 @@ def sequence_token_log_ratio(policy: PerToken, old: PerToken, mask: Mask) -> Per
     $\log s_{i,t} = sg[\log s_i] + \log\pi_\theta(y_t) - sg[\log\pi_\theta(y_t)]$
 
     Reference:
-        Zheng et al., arXiv 2507.18071, eq. 14.
+        Zheng et al., arXiv 2507.18071, § 4.3.
     """
     return sequence_log_ratio(policy, old, mask).detach() + token_log_ratio(policy, policy.detach(), mask)
 

@@ -23,7 +23,7 @@ class RewardShift:
         (TRL ≥ 0.29).
 
     Reference:
-        BCO, arXiv 2404.04656, § 3.2; MPO, arXiv 2411.10442, eq. 3 and 4.
+        BCO, arXiv 2404.04656; MPO, arXiv 2411.10442.
     """
 
     def __init__(self, mode: str = "running") -> None:

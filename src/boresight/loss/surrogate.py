@@ -36,7 +36,7 @@ def cispo(log_ratio: PerToken, advantage: PerSequence, policy: PerToken, cap: fl
     r"""$-sg[\min(r, \epsilon_{max})]\,A \log\pi_\theta$: the weight is capped, no token loses its gradient.
 
     Reference:
-        MiniMax-M1, arXiv 2506.13585, eq. 4; the cap of 5 is ScaleRL's, arXiv 2510.13786.
+        MiniMax-M1, arXiv 2506.13585; the cap of 5 is ScaleRL's, arXiv 2510.13786.
     """
     return -detached(log_ratio).clamp(max=cap) * advantage[:, None] * policy
 
@@ -45,7 +45,7 @@ def sapo(log_ratio: PerToken, advantage: PerSequence, temperature_pos: float, te
     r"""$-\frac{4}{\tau}\sigma(\tau(r-1))A$: a soft gate in place of the clip, narrower where A ≤ 0.
 
     Reference:
-        Soft Adaptive Policy Optimization, arXiv 2511.20347, eq. 5.
+        Soft Adaptive Policy Optimization, arXiv 2511.20347.
     """
     advantage = advantage[:, None]
     temperature = torch.where(advantage > 0, temperature_pos, temperature_neg).to(log_ratio.dtype)
@@ -53,13 +53,12 @@ def sapo(log_ratio: PerToken, advantage: PerSequence, temperature_pos: float, te
 
 
 def gmpo(log_ratio: PerToken, advantage: PerSequence, mask: Mask, epsilon: float) -> PerToken:
-    r"""$-A\,(\prod_t \hat r_t)^{1/|y|}$ with $\hat r_t$ clipped at $e^{\pm\epsilon}$ where that is the pessimistic
-    side.
+    r"""$-A\,(\prod_t \hat r_t)^{1/|y|}$ with $\hat r_t$ clipped at $e^{\pm\epsilon}$ on the pessimistic side.
 
     One value per completion, repeated over its tokens.
 
     Reference:
-        Zhao et al., Geometric-Mean Policy Optimization, arXiv 2507.20673, eq. 4; ε 0.4 in log space.
+        Zhao et al., Geometric-Mean Policy Optimization, arXiv 2507.20673; ε 0.4 in log space.
     """
     sign = advantage.sign()[:, None]
     pessimistic = sign * torch.minimum(sign * log_ratio, sign * log_ratio.clamp(-epsilon, epsilon))
@@ -78,8 +77,7 @@ def vespo_weight(
     k_neg: float,
     lambda_neg: float,
 ) -> PerSequence:
-    r"""$\varphi(w) = w^k e^{\lambda(1-w)}$ of the whole completion's ratio $w = \prod_t r_t \rho_t$: one at w = 1. No
-    gradient.
+    r"""$\varphi(w) = w^k e^{\lambda(1-w)}$ of the completion's ratio $w = \prod_t r_t \rho_t$, without gradient.
 
     Args:
         log_ratio: of tokens, zero in the padding.
