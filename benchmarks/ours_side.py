@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from workload import LEARNING_RATE, advantages, completion_ids, dataset, no_stop
 
 from boresight import GRPOConfig, GRPOTrainer
 from boresight.rollout.sampler import sampling_settings
+from boresight.trainer.base import EncodedRows
 from boresight.trainer.experience import Scored
-from boresight.types import Completion, Group
+from boresight.types import Completion, Group, Prompt
 
 
 class OurSide:
@@ -92,10 +94,30 @@ class OurSide:
         trainer.facts = trainer.sampler.facts = replace(trainer.facts, stop_ids=no_stop_ids())
         return trainer
 
-    def _prompts(self) -> list[Any]:
-        loader = self.trainer._loader  # noqa: F841
-        from boresight.trainer.base import EncodedRows
+    def _dpo(self) -> Any:
+        case, processor = self.case, AutoProcessor.from_pretrained(self.folder)
+        options: dict[str, Any] = {"beta": case.beta, "loss_type": list(case.losses)}
+        if find_spec("boresight.trainer.dpo") is None:
+            from pairs import PairStep
 
+            from boresight.loss.preference_config import PreferenceLossConfig
+
+            return PairStep(self.model, processor, PreferenceLossConfig(**options), dataset(case, self.folder))
+        from boresight import DPOConfig, DPOTrainer  # pyright: ignore[reportAttributeAccessIssue]
+
+        args = DPOConfig(
+            output_dir=str(self.scratch),
+            per_device_train_batch_size=case.num_prompts,
+            learning_rate=LEARNING_RATE,
+            gradient_checkpointing=case.checkpointing,
+            use_cpu=True,
+            report_to="none",
+            **options,
+        )
+        return DPOTrainer(self.model, args=args, train_dataset=dataset(case, self.folder), processing_class=processor)
+
+    def _prompts(self) -> list[Prompt]:
+        """The first prompts of the data."""
         rows = EncodedRows(self.trainer.train_dataset, self.trainer.encoder.prompt)
         return [rows[index] for index in range(self.case.num_prompts)]
 
@@ -146,3 +168,9 @@ class OurSide:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.args.max_grad_norm)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
+        self.trainer.state.global_step += 1
+
+    # ---- Pairs ------------------------------------------------------------------------------------------------------------------
+
+    def _pairs(self) -> None:
+        self.trainer.training_step(self.model, self.groups, None)

@@ -162,6 +162,7 @@ class TRLSide:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.args.max_grad_norm)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
+        self.trainer.state.global_step += 1
 
     # ---- Pairs ------------------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from boresight.data.encode import Encoder
 from boresight.data.schema import read_row
@@ -28,14 +28,16 @@ class Subject:
     """A tiny model and what goes with it."""
 
     family: str
-    model: PreTrainedModel
+    model: Any
     processor: Any
     facts: ModelFacts
     prompts: tuple[Prompt, ...]
 
 
 def noise(size: tuple[int, int], seed: int) -> Image.Image:
-    pixels = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    pixels = torch.randint(
+        0, 256, (size[1], size[0], 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     return Image.fromarray(pixels.numpy())
 
 

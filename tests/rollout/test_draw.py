@@ -54,7 +54,9 @@ def test_distributions(settings: SamplingSettings, expected: list[float]) -> Non
 
 
 def test_banned_ids_have_no_probability_and_no_place_in_top_k() -> None:
-    assert probabilities(SamplingSettings(top_k=2), torch.tensor([3])) == pytest.approx(softmax(2, -INF, 0.5, -INF, -INF))
+    assert probabilities(SamplingSettings(top_k=2), torch.tensor([3])) == pytest.approx(
+        softmax(2, -INF, 0.5, -INF, -INF)
+    )
 
 
 def test_repetition_penalty_divides_what_is_likely_and_multiplies_what_is_not() -> None:

@@ -27,7 +27,11 @@ def sampler(subject: Subject, **options: Any) -> HFSampler:
 
 def model_inputs(subject: Subject, prompt: Prompt) -> dict[str, Tensor]:
     """What the processor would hand to `generate`."""
-    inputs = {"input_ids": prompt.ids[None], "attention_mask": torch.ones(1, len(prompt.ids), dtype=torch.long), **prompt.vision}
+    inputs = {
+        "input_ids": prompt.ids[None],
+        "attention_mask": torch.ones(1, len(prompt.ids), dtype=torch.long),
+        **prompt.vision,
+    }
     named = "token_type_ids" if subject.family == "gemma3" else "mm_token_type_ids"
     return inputs | ({named: prompt.token_types[None]} if subject.family.startswith(("qwen", "gemma")) else {})
 
@@ -151,7 +155,9 @@ def test_banned_ids_are_never_sampled_however_likely(subject: Subjects) -> None:
             settings = SamplingSettings(4, LENGTH, temperature=temperature, seed=1)
             groups = sampler(it).sample(it.prompts, settings)
             assert not {id for ids in ids_of(groups) for id in ids} & set(banned)
-            assert all(c.sampler_logp is not None and c.sampler_logp.isfinite().all() for g in groups for c in g.completions)
+            assert all(
+                c.sampler_logp is not None and c.sampler_logp.isfinite().all() for g in groups for c in g.completions
+            )
             # Negative control: without the ban nothing else would be sampled.
             unbanned = sampler(replace(it, facts=replace(it.facts, modality_ids=())))
             assert {id for ids in ids_of(unbanned.sample(it.prompts, settings)) for id in ids} <= set(banned)
@@ -164,7 +170,9 @@ def test_a_checkpoints_sampling_defaults_are_not_used(subject: Subjects) -> None
     settings = SamplingSettings(2, LENGTH, seed=5)
     plain = ids_of(sampler(it).sample(it.prompts, settings))
     model = copy.deepcopy(it.model)
-    model.generation_config = GenerationConfig(do_sample=True, temperature=0.01, top_k=1, repetition_penalty=9.0, min_new_tokens=9)
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.01, top_k=1, repetition_penalty=9.0, min_new_tokens=9
+    )
     assert ids_of(sampler(replace(it, model=model)).sample(it.prompts, settings)) == plain
 
 
@@ -215,7 +223,9 @@ def test_every_module_returns_to_its_mode_and_gradients_stay_off(subject: Subjec
     model.model.visual.eval()
     before = {name: module.training for name, module in model.named_modules()}
     modes: list[bool] = []
-    model.model.language_model.register_forward_hook(lambda module, *_: modes.append(module.training or torch.is_grad_enabled()))
+    model.model.language_model.register_forward_hook(
+        lambda module, *_: modes.append(module.training or torch.is_grad_enabled())
+    )
     sampler(replace(it, model=model)).sample(it.prompts, SamplingSettings(2, 3))
     assert {name: module.training for name, module in model.named_modules()} == before
     assert len(set(before.values())) == 2

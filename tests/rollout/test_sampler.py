@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import pytest
 import trl
-from dataclasses import MISSING
 
 from boresight.errors import ConfigError
 from boresight.rollout.sampler import SamplingConfig, sampling_settings
@@ -60,9 +59,9 @@ def test_evaluation_takes_the_trainings_number_where_it_has_none() -> None:
 )
 def test_an_option_out_of_range_is_named(option: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^{option}="):
-        sampling_settings(SamplingConfig(**{option: value}))
+        sampling_settings(SamplingConfig(**{option: value}))  # pyright: ignore[reportArgumentType]
 
 
 def test_the_evaluations_number_is_named_when_it_is_wrong() -> None:
-    with pytest.raises(ConfigError, match="^num_generations_eval=0"):
+    with pytest.raises(ConfigError, match=r"^num_generations_eval=0"):
         sampling_settings(SamplingConfig(num_generations_eval=0), evaluating=True)

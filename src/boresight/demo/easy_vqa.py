@@ -132,9 +132,10 @@ def blocks_of(kind: str, questions: Iterable[Question], chooser: random.Random) 
 def block_counts(num_rows: int) -> dict[str, int]:
     """Blocks of each kind that make exactly `num_rows` rows, the kinds as equal as whole blocks allow."""
     color = round(num_rows / 3 / 8)
-    shape = round(num_rows / 3 / 3)
-    shape += (num_rows - 8 * color - 3 * shape) % 2  # what is left for yes/no comes in twos
-    return {"color": color, "shape": shape, "yes/no": (num_rows - 8 * color - 3 * shape) // 2}
+    rest = num_rows - 8 * color
+    shape = rest // 2 // 3
+    shape += (rest - 3 * shape) % 2  # what is left for yes/no comes in twos
+    return {"color": color, "shape": shape, "yes/no": (rest - 3 * shape) // 2}
 
 
 def blind_accuracy(dataset: Dataset) -> float:

@@ -33,12 +33,13 @@ class BranchTable:
     """Which places of a row make up which prompt and which branch, as rectangles padded on the right.
 
     A padded place of a prompt comes after all of its queries, so the causal mask hides it; of a branch, `branch_mask` hides it.
+    A lone completion (K = 1) shares its prompt with nobody: both are one causal sequence here, and count as a prompt.
     """
 
     prompts: Tensor
     """[G, P] places in the row; padding repeats place 0."""
     branches: Tensor
-    """[B, C] places in the row; padding repeats place 0."""
+    """[B, C] places in the row, of groups of two and more; padding repeats place 0."""
     group: Tensor
     """[B] the group of each branch."""
     prompt_lengths: Tensor
@@ -56,13 +57,15 @@ class BranchTable:
         """The table of a packed row; `picture_blocks` where a picture's tokens attend both ways."""
         prompts, branches, group = [], [], []
         for number, span in enumerate(row.spans):
-            prompts.append(torch.arange(span.start, span.start + span.prompt))
+            lone = sum(span.branches) if len(span.branches) == 1 else 0
+            prompts.append(torch.arange(span.start, span.start + span.prompt + lone))
             place = span.start + span.prompt
-            for length in span.branches:
+            for length in () if lone else span.branches:
                 branches.append(torch.arange(place, place + length))
                 group.append(number)
                 place += length
-        padded_prompts, padded_branches = pad_sequence(prompts, True), pad_sequence(branches, True)
+        padded_prompts = pad_sequence(prompts, True)
+        padded_branches = pad_sequence(branches, True) if branches else torch.empty(0, 0, dtype=torch.long)
         restore = torch.empty(len(row.ids), dtype=torch.long)
         offset = padded_prompts.numel()
         for number, places in enumerate(prompts):
@@ -71,7 +74,7 @@ class BranchTable:
             restore[places] = offset + number * padded_branches.shape[1] + torch.arange(len(places))
         blocks = _picture_blocks(row.token_types.cpu(), prompts) if picture_blocks else None
         lengths = torch.tensor([len(places) for places in prompts])
-        return cls(padded_prompts, padded_branches, torch.tensor(group), lengths, restore, blocks)
+        return cls(padded_prompts, padded_branches, torch.tensor(group, dtype=torch.long), lengths, restore, blocks)
 
     def to(self, device: torch.device) -> BranchTable:
         """The same table on another device."""
@@ -156,6 +159,8 @@ def branch_attention(query: Tensor, key: Tensor, value: Tensor, table: BranchTab
         is_causal=prompt_mask is None,
         scale=scale,
     )
+    if not len(table.group):
+        return prompts.transpose(1, 2).flatten(0, 1)[table.restore][None]
     branches = scaled_dot_product_attention(
         own_query,
         repeat_kv(torch.cat([prompt_key[table.group], own_key], 2), repeats),

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
@@ -32,17 +33,44 @@ SHARED_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that a branch table serves."""
 
 
+PROVEN = {
+    "gemma3",
+    "idefics3",
+    "internvl",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "smolvlm",
+}
+"""Families (`model_type`) whose shared layout tests compare with plain transformers; `auto` shares for these alone."""
+
+
 def why_not_shared(model: PreTrainedModel) -> str | None:
     """What keeps a model from the shared layout, or None when nothing does."""
     config = model.get_decoder().config
+    accepts = inspect.signature(model.base_model.forward).parameters
     foreign = set(getattr(config, "layer_types", None) or []) - SHARED_LAYERS
     if foreign:
         return f"its layers of type {', '.join(sorted(foreign))} carry a state from token to token, which a mask cannot branch"
     if config._attn_implementation == "eager":
         return "it was loaded with eager attention, which each model class defines for itself; 'sdpa' can share"
-    if "mm_encoder_outputs" not in inspect.signature(model.base_model.forward).parameters:
+    if "mm_encoder_outputs" not in accepts:
         return "its forward takes no picture features (mm_encoder_outputs)"
+    if getattr(model, "_is_stateful", False):
+        return "it carries a state from token to token, which a mask cannot branch"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "it caps its attention scores"
+    if getattr(config, "use_bidirectional_attention", None) or ("token_type_ids" in accepts and not _has_picture_blocks(model)):
+        return "some of its tokens see what comes after them, in a pattern of its own"
     return None
+
+
+def _has_picture_blocks(model: PreTrainedModel) -> bool:
+    """Whether the tokens of a picture see one another both ways (Gemma 3)."""
+    return model.config.model_type == "gemma3"
 
 
 class GroupForward:
@@ -51,7 +79,7 @@ class GroupForward:
     Args:
         model: as loaded, or wrapped by PEFT. The class is never edited; see `attention.install`.
         facts: what `load.model_facts` says of it.
-        layout: `"shared"`, `"rows"`, or `"auto"`: shared wherever the model's layers allow it.
+        layout: `"shared"`, `"rows"`, or `"auto"`: shared for the families that are proven to give the same numbers (`PROVEN`).
         max_logit_bytes: see `head.token_logp`.
         max_cache_gib: see `vision.VisionEncoder`.
     """
@@ -65,6 +93,8 @@ class GroupForward:
         max_logit_bytes: int = MAX_LOGIT_BYTES,
         max_cache_gib: float = 2.0,
     ) -> None:
+        if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+            raise ModelError(f"{model.active_peft_config.peft_type} puts prompts of its own before ours; use LoRA or the like.")
         self.outer = model
         self.model = unwrap(model)
         self.facts = facts
@@ -80,6 +110,8 @@ class GroupForward:
         if layout not in ("auto", "shared", "rows"):
             raise ConfigError(f"layout={layout!r} is not one of 'auto', 'shared', 'rows'.")
         reason = why_not_shared(self.model) if layout != "rows" else None
+        if layout == "auto" and reason is None and self.model.config.model_type not in PROVEN:
+            reason = "its family is not proven to share; `boresight doctor --probe` can prove it, layout='shared' then asks for it"
         if reason is not None and layout == "shared":
             raise ConfigError(f"layout='shared' cannot serve {type(self.model).__name__}: {reason}. Use layout='rows'.")
         if reason is not None:
@@ -122,7 +154,7 @@ class GroupForward:
     def _shared(self, groups: Sequence[Group], *, banned: Tensor | None, **head: Any) -> TokenStats:
         base, device = self.model.base_model, next(self.model.parameters()).device
         row = pack(base, groups)
-        table = BranchTable.of(row, picture_blocks="token_type_ids" in self._accepts).to(device)
+        table = BranchTable.of(row, picture_blocks=_has_picture_blocks(self.model)).to(device)
         hidden = base(
             input_ids=row.ids[None].to(device),
             position_ids=(row.positions[None] if row.positions.ndim == 1 else row.positions[:, None]).to(device),

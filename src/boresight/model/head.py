@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from boresight.errors import ModelError
 
 MAX_LOGIT_BYTES = 2**28
 """Logits that may be alive at once, float32. 256 MiB holds 2,048 tokens of a vocabulary of 32,768."""
@@ -28,12 +31,28 @@ class Head:
     soft_cap: float | None = None
 
     @classmethod
-    def of(cls, model: nn.Module) -> Head:
-        """The head of a transformers model, by its text config's options."""
+    def of(cls, model: PreTrainedModel) -> Head:
+        """The head of a transformers model.
+
+        Where its text config names a scale or a cap, the model itself is asked what it makes of them: some classes drop them
+        (Aya Vision, PaliGemma 2), and HyperCLOVA X multiplies by what Granite divides by.
+
+        Raises:
+            ModelError: the model does something else with its logits.
+        """
         config = model.config.get_text_config()
+        plain = cls(model.get_output_embeddings())
         scale = getattr(config, "logit_scale", None) or 1.0
-        scale /= getattr(config, "logits_scaling", None) or 1.0
-        return cls(model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None))
+        scaling = getattr(config, "logits_scaling", None) or 1.0
+        cap = getattr(config, "final_logit_softcapping", None)
+        candidates = [replace(plain, scale=scale / scaling, soft_cap=cap), plain, replace(plain, scale=scale * scaling, soft_cap=cap)]
+        if candidates[0] == plain:
+            return plain
+        hidden, logits = _own_logits(model)
+        for head in candidates:
+            if torch.allclose(head.logits(hidden), logits, rtol=1e-2, atol=1e-2 * logits.abs().max().item()):
+                return head
+        raise ModelError(f"{type(model).__name__} does something to its logits that neither its scale nor its cap explains.")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, V] float32 logits of [N, H] hidden states."""
@@ -43,6 +62,25 @@ class Head:
         if self.soft_cap is not None:
             logits = self.soft_cap * torch.tanh(logits / self.soft_cap)
         return logits
+
+
+@torch.no_grad()
+def _own_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Made-up hidden states [4, H], and the logits [4, V] that the model's own forward makes of them."""
+    weight = model.get_output_embeddings().weight
+    # Large enough for a cap to bend them.
+    hidden = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight) * 8
+    ids = torch.zeros(1, len(hidden), dtype=torch.long, device=weight.device)
+
+    def put(base: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+        output.last_hidden_state = hidden[None]
+        return output
+
+    hook = model.base_model.register_forward_hook(put)
+    try:
+        return hidden, model(input_ids=ids, use_cache=False).logits[0].float()
+    finally:
+        hook.remove()
 
 
 class TokenLogp(NamedTuple):

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from boresight.errors import ConfigError, ModelError
 from boresight.types import ModelFacts
 
-MODALITY_TOKENS = ("image", "video", "audio", "vision", "img", "boi", "eoi")
-"""Words in the names that configs and tokenizers give to ids which only a processor may place."""
+MODALITY_TOKENS = ("image", "video", "audio", "vision", "img", "boi", "eoi", "<row_")
+"""Parts of the names that configs and tokenizers give to ids which only a processor may place (`<row_1_col_2>` announces a tile)."""
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -38,6 +38,8 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
         ConfigError: options were given beside a model that is already loaded.
     """
     if isinstance(model, nn.Module):
+        if dtype != "auto":
+            options["dtype"] = dtype
         if options:
             raise ConfigError(f"model_init_kwargs ({', '.join(options)}) have no effect on a model that is already loaded: drop them.")
         return model
@@ -65,7 +67,7 @@ def load_processor(processing_class: Any, model: nn.Module, source: str | Path |
         source: where the model came from.
 
     Raises:
-        ModelError: the folder has no processor.
+        ModelError: the folder has no processor, or `processing_class` is neither processor nor tokenizer.
     """
     if isinstance(processing_class, ProcessorMixin):
         return processing_class
@@ -77,6 +79,8 @@ def load_processor(processing_class: Any, model: nn.Module, source: str | Path |
     if not isinstance(processor, ProcessorMixin):
         raise ModelError(f"{name!r} holds a tokenizer but no processor, so it cannot prepare pictures: pass processing_class=….")
     if processing_class is not None:
+        if not isinstance(processing_class, PreTrainedTokenizerBase):
+            raise ModelError(f"processing_class is a {type(processing_class).__name__}: pass a processor, a tokenizer, or None.")
         processor.tokenizer = processing_class  # pyright: ignore[reportAttributeAccessIssue]
     return processor
 

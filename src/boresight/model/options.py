@@ -17,8 +17,8 @@ class ModelConfig:
     layout: str = field(
         default="auto",
         metadata={
-            "help": "'shared' runs a prompt once with its completions as branches, 'rows' repeats it for each, 'auto' shares wherever the "
-            "model's layers allow it. The results are the same."
+            "help": "'shared' runs a prompt once with its completions as branches, 'rows' repeats it for each, 'auto' shares for the "
+            "families that are proven to. The results are the same."
         },
     )
     max_logit_mib: int = field(default=256, metadata={"help": "Logits that may be alive at once, in MiB."})

@@ -12,14 +12,15 @@ from peft import PeftModel
 from torch import nn
 
 from boresight.model.forward import GroupForward
+from boresight.model.vision import vision_is_frozen
 from boresight.types import Group, TokenStats
 
 
 class Reference:
     """Log-probabilities under the policy as it was before training, without gradients.
 
-    A policy that trains an adapter is its own reference with the adapter off, at no cost in memory. Any other has a frozen copy,
-    which shares the tower's features with the policy where the tower is frozen.
+    A policy that trains an adapter is its own reference with the adapter off, at no cost in memory. Any other has a frozen copy, and
+    where the policy's tower is frozen both read the same features: a picture is encoded once for the two of them.
 
     Args:
         policy: the forward of the model being trained, before its first step.
@@ -36,17 +37,28 @@ class Reference:
         self.forward = GroupForward(
             frozen,
             policy.facts,
-            layout=policy.layout,
+            # Another model may be of a family that cannot share.
+            layout="auto" if model is not None and policy.layout == "shared" else policy.layout,
             max_logit_bytes=policy.max_logit_bytes,
             max_cache_gib=policy.vision.max_cache_bytes / 2**30,
         )
+        if model is None and vision_is_frozen(policy.model):
+            self.forward.vision = policy.vision
 
     def __call__(self, groups: Sequence[Group], **options: Any) -> TokenStats:
-        """As `GroupForward`, under the reference's weights."""
-        with torch.no_grad(), self._weights():
+        """As `GroupForward`, under the reference's weights, without dropout."""
+        adapter_off = nullcontext() if self.adapter is None else self.adapter.disable_adapter()
+        with torch.no_grad(), _evaluating(self.forward.outer), adapter_off:
             return self.forward(groups, **options)
 
-    @contextmanager
-    def _weights(self) -> Iterator[None]:
-        with nullcontext() if self.adapter is None else self.adapter.disable_adapter():
-            yield
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and back in its own afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

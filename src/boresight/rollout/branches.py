@@ -54,22 +54,22 @@ class BranchLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         groups, heads, k, size = key_states.shape
-        self.keys = key_states.new_empty(groups, heads, k, GROW_STEPS, size)
-        self.values = value_states.new_empty(groups, heads, k, GROW_STEPS, value_states.shape[-1])
+        self.branch_keys = key_states.new_empty(groups, heads, k, GROW_STEPS, size)
+        self.branch_values = value_states.new_empty(groups, heads, k, GROW_STEPS, value_states.shape[-1])
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Add one token to each branch ([G, heads, K, D]) and hand `branch_attention` the layer itself."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.steps == self.keys.shape[3]:
+        if self.steps == self.branch_keys.shape[3]:
             room = max(GROW_STEPS, self.steps // 2)
-            self.keys, self.values = (
+            self.branch_keys, self.branch_values = (
                 torch.cat([held, held.new_empty(*held.shape[:3], room, held.shape[4])], 3)
-                for held in (self.keys, self.values)
+                for held in (self.branch_keys, self.branch_values)
             )
-        self.keys[:, :, :, self.steps] = key_states
-        self.values[:, :, :, self.steps] = value_states
+        self.branch_keys[:, :, :, self.steps] = key_states
+        self.branch_values[:, :, :, self.steps] = value_states
         self.steps += 1
         return self, self
 
@@ -78,8 +78,9 @@ class BranchLayer(CacheLayerMixin):
         self.prompt_keys = self.prompt_keys[rows, :, :width]
         self.prompt_values = self.prompt_values[rows, :, :width]
         if self.is_initialized:
-            self.keys, self.values = (
-                held.transpose(1, 2)[rows[:, None], columns].transpose(1, 2) for held in (self.keys, self.values)
+            self.branch_keys, self.branch_values = (
+                held.transpose(1, 2)[rows[:, None], columns].transpose(1, 2)
+                for held in (self.branch_keys, self.branch_values)
             )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -127,13 +128,13 @@ def branch_attention(
     query = query.view(groups, kv_heads, heads // kv_heads, k, size).transpose(2, 3)
     query = query * (size**-0.5 if scaling is None else scaling)
     to_prompt = query.flatten(2, 3) @ layer.prompt_keys.mT
-    to_branch = query @ layer.keys[:, :, :, : layer.steps].mT
+    to_branch = query @ layer.branch_keys[:, :, :, : layer.steps].mT
     scores = torch.cat([to_prompt.unflatten(2, (k, -1)), to_branch], -1)
     if layer.bias is not None:
         scores += layer.bias
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     mixed = (weights[..., :width].flatten(2, 3) @ layer.prompt_values).unflatten(2, (k, -1))
-    mixed = mixed + weights[..., width:] @ layer.values[:, :, :, : layer.steps]
+    mixed = mixed + weights[..., width:] @ layer.branch_values[:, :, :, : layer.steps]
     return mixed.transpose(1, 2).flatten(2, 3), None
 
 
@@ -217,4 +218,6 @@ class Branches:
             prompt = prompt & (length + steps - place < window)
             branch[:, : max(0, steps + 1 - window)] = False
         seen = torch.cat([prompt, branch], 1)[:, None, None, None]
-        return torch.zeros(seen.shape, dtype=self._layers[0].prompt_keys.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+        return torch.zeros(seen.shape, dtype=self._layers[0].prompt_keys.dtype, device=seen.device).masked_fill_(
+            ~seen, -torch.inf
+        )

@@ -99,7 +99,7 @@ class Rows:
         copies = torch.zeros(num_completions, dtype=torch.long, device=logits.device)
         self.logits = logits[copies]
         # Every kind of layer can be reordered, recurrent states included; `batch_repeat_interleave` leaves those out.
-        self._cache.reorder_cache(copies)
+        self._cache.reorder_cache(copies)  # pyright: ignore[reportArgumentType]
 
     def step(self, tokens: Tensor) -> Tensor:
         positions = torch.full_like(tokens, self._position)[:, None]
@@ -116,5 +116,5 @@ class Rows:
         kept = alive.nonzero()[:, 0]
         if not is_worth_dropping(len(kept), len(alive)):
             return None
-        self._cache.reorder_cache(kept)
+        self._cache.reorder_cache(kept)  # pyright: ignore[reportArgumentType]
         return kept

@@ -60,7 +60,7 @@ class Distribution:
             [N, V] in float32.
         """
         scores = logits.float().index_fill(-1, self.banned, -torch.inf)
-        return self._processors(history, scores).log_softmax(-1)
+        return self._processors(history, scores).log_softmax(-1)  # pyright: ignore[reportArgumentType]
 
     def draw(self, logp: Tensor, uniform: Tensor) -> Tensor:
         """[N] one token of each row: the likeliest, or the one where the cumulative distribution passes `uniform` ([N], float64).

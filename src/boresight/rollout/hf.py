@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -56,8 +57,10 @@ class HFSampler:
         Log-probabilities are those of the distribution that was drawn from: after temperature, penalty and narrowing, without
         banned ids. With a seed, completions do not depend on which prompts share a call, up to rounding in the model.
         """
-        model = self.model()
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if not prompts:
+            return []
+        model: Any = self.model()
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         numbers = uniforms(prompts, settings)
         with torch.no_grad(), evaluating(model):
             prefill = Prefill(base, self.features)
@@ -96,7 +99,9 @@ class HFSampler:
                 sampler_logp=values[:length].clone(),
                 truncated=cut,
             )
-            for row, values, length, text, cut in zip(ids.cpu(), logp.cpu(), lengths, texts, truncated.tolist(), strict=True)
+            for row, values, length, text, cut in zip(
+                ids.cpu(), logp.cpu(), lengths, texts, truncated.tolist(), strict=True
+            )
         ]
         k = settings.num_completions
         return [Group(prompt, tuple(completions[i * k : (i + 1) * k])) for i, prompt in enumerate(prompts)]
@@ -112,7 +117,7 @@ class HFSampler:
         place = history.shape[1] - size[1]
         slots = torch.arange(size[0], device=device)
         alive = torch.ones(size[0], dtype=torch.bool, device=device)
-        logits, computed = decoder.logits, 0
+        logits, length, computed = decoder.logits, 0, 0
         for t in range(size[1]):
             every = distribution.logp(logits, history[slots, : place + t] if distribution.needs_history else history)
             tokens = distribution.draw(every, numbers[slots, t])
@@ -120,15 +125,15 @@ class HFSampler:
             logp[slots, t] = every.gather(1, tokens[:, None])[:, 0]
             if distribution.needs_history:
                 history[slots, place + t] = tokens
-            computed += len(slots)
+            length, computed = t + 1, computed + len(slots)
             alive &= (tokens[:, None] != stop_ids).all(1)
-            if t + 1 == size[1] or not alive.any():
+            if length == size[1] or not alive.any():
                 break
             kept = decoder.compact(alive)
             if kept is not None:
                 slots, alive, tokens = slots[kept], alive[kept], tokens[kept]
             logits = decoder.step(tokens)
-        return ids[:, : t + 1], logp[:, : t + 1], computed
+        return ids[:, :length], logp[:, :length], computed
 
     def _say_once(self, message: str) -> None:
         if message not in self._said:

@@ -47,7 +47,11 @@ def sampling_settings(config: SamplingConfig, *, evaluating: bool = False, seed:
     Raises:
         ConfigError: an option is outside its range; the message names it and the range.
     """
-    k = config.num_generations_eval if evaluating and config.num_generations_eval is not None else config.num_generations
+    k = (
+        config.num_generations_eval
+        if evaluating and config.num_generations_eval is not None
+        else config.num_generations
+    )
     _require(k >= 1, "num_generations_eval" if evaluating else "num_generations", k, "at least 1")
     length = config.max_completion_length
     _require(length >= 1, "max_completion_length", length, "at least 1 token")
@@ -55,7 +59,9 @@ def sampling_settings(config: SamplingConfig, *, evaluating: bool = False, seed:
     _require(0 < config.top_p <= 1, "top_p", config.top_p, "above 0, up to 1 (keeps all)")
     _require(config.top_k >= 0, "top_k", config.top_k, "0 (keeps all) or more")
     _require(config.min_p is None or 0 <= config.min_p <= 1, "min_p", config.min_p, "None or between 0 and 1")
-    _require(0 < config.repetition_penalty < math.inf, "repetition_penalty", config.repetition_penalty, "above 0 (1: none)")
+    _require(
+        0 < config.repetition_penalty < math.inf, "repetition_penalty", config.repetition_penalty, "above 0 (1: none)"
+    )
     return SamplingSettings(
         num_completions=k,
         max_completion_length=length,

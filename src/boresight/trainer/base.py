@@ -32,6 +32,7 @@ from boresight.model.vision import join_features
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
+from boresight.trainer.checks import RowCheck
 from boresight.trainer.config import TrainerConfig
 from boresight.trainer.steps import Cuttable, StepBatches, StepLoader, StepPlan, StreamedBatches, micro_batches
 from boresight.types import Row
@@ -148,7 +149,9 @@ class GroupTrainer(Trainer, Generic[Item]):
         with self.timeline.phase("data"):
             for dataset in (self.train_dataset, *_values(self.eval_dataset)):
                 if dataset is not None and not is_stream(dataset):
-                    check_rows(dataset)
+                    num_rows = check_rows(dataset, check=(check := RowCheck(self.encoder)))
+                    if check.num_tried < num_rows:
+                        self.log_once(f"{check.num_tried} of {num_rows} rows were tried in full before training, the rest by their columns.")
         if self.train_dataset is not None and not is_stream(self.train_dataset):
             dropped = self._train_batches().num_dropped
             if dropped:

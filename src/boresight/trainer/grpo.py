@@ -205,7 +205,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def _note(self, metrics: MeanMetrics, groups: Sequence[Group], table: RewardTable, compared: Advantage) -> None:
         """Reward and length metrics under TRL's names."""
         metrics.mean("reward", compared.rewards)
-        metrics.mean("reward_std", compared.std)
+        scored = compared.rewards[~compared.rewards.isnan()]
+        metrics.mean("reward_std", scored.std() if len(scored) > 1 else 0.0)
         metrics.mean("frac_reward_zero_std", compared.zero_spread.float())
         metrics.mean("frac_unscored", (~table.scored).float())
         for name, values in _by_name(table).items():

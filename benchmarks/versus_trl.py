@@ -1,0 +1,164 @@
+"""boresight beside TRL 1.16: the same model, pictures, completions and settings, run by run in turn.
+
+    .venv/bin/python benchmarks/versus_trl.py [--quick] [--json FILE] [--only TEXT] [--threads N]
+
+Each side lives in a process of its own and is asked for one run at a time, TRL, boresight, TRL, boresight, …; the speed-up is the median of the
+paired ratios, its spread their quartiles. Both are float32, with the same completions (their log-probabilities are compared first), the same
+micro-batches and the same number of threads. `ideal.py` says what the bound is made of, `measure.py` how memory and work are counted.
+
+On a CPU, TRL's head runs over every position, prompts included (on CUDA over completions alone): a few per cent of its time here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+from cases import CASES, Case
+from ideal import ideal_seconds
+from measure import paired_ratio
+from rich.console import Console
+from rich.table import Table
+from worker import Worker
+from workload import build_model
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long a case is measured."""
+
+    min_pairs: int
+    max_pairs: int
+    seconds: float
+    """Start no further pair after this long."""
+    repeats: int
+    """Of each unit cost."""
+
+
+QUICK = Effort(min_pairs=2, max_pairs=5, seconds=12, repeats=3)
+FULL = Effort(min_pairs=5, max_pairs=15, seconds=90, repeats=9)
+
+MAX_LOGP_DIFFERENCE = 1e-4
+"""Between the two sides' log-probabilities of the same completions, in nats, float32: beyond it they do not do the same work."""
+
+
+def measured(case: Case, theirs: Worker, ours: Worker, effort: Effort) -> dict[str, Any]:
+    """The record of one case."""
+    for worker in (theirs, ours):
+        worker.ask("prepare", case)
+    difference = logp_difference(theirs.ask("logp"), ours.ask("logp"))
+    # Also the warm-up.
+    accounts = [worker.ask("account") for worker in (theirs, ours)]
+    times: tuple[list[float], list[float]] = ([], [])
+    start = time.perf_counter()
+    while len(times[0]) < effort.min_pairs or (
+        len(times[0]) < effort.max_pairs and time.perf_counter() - start < effort.seconds
+    ):
+        for worker, own in zip((theirs, ours), times, strict=True):
+            own.append(worker.ask("seconds"))
+    parts = ideal_seconds(case, ours.ask("costs", case, effort.repeats))
+    bound = sum(parts.values())
+    ratio = paired_ratio(*times)
+    ideal = statistics.median(times[0]) / bound
+    return {
+        "name": case.name,
+        "speedup": ratio.median,
+        "spread": [ratio.low, ratio.high],
+        "memory_ratio": accounts[0]["peak_bytes"] / accounts[1]["peak_bytes"],
+        "ideal": ideal,
+        "fraction_of_ideal": ratio.median / ideal,
+        "goal": case.goal,
+        "P": case.prompt_tokens,
+        "C": case.completion_tokens,
+        "K": case.num_completions,
+        "pairs": len(times[0]),
+        "seconds": {"trl": statistics.median(times[0]), "boresight": statistics.median(times[1]), "ideal": bound},
+        "ideal_parts": {name: value / bound for name, value in parts.items()},
+        "peak_mib": {name: account["peak_bytes"] / 2**20 for name, account in zip(("trl", "boresight"), accounts, strict=True)},
+        **{
+            work: {name: account[work] for name, account in zip(("trl", "boresight"), accounts, strict=True)}
+            for work in ("encodes", "tokens")
+        },
+        "logp_difference": difference,
+        "case": asdict(case),
+    }
+
+
+def logp_difference(theirs: Any, ours: Any) -> float | None:
+    """Largest difference between the two sides' log-probabilities; None where completions are drawn."""
+    if theirs is None or ours is None:
+        return None
+    difference = float((theirs - ours).abs().max())
+    if difference > MAX_LOGP_DIFFERENCE:
+        raise RuntimeError(f"the two sides differ by {difference:.2e} nats on the same completions: they do not run the same inputs")
+    return difference
+
+
+def table(records: list[dict[str, Any]], caption: str) -> Table:
+    """The records for people."""
+    shown = Table(caption=caption, caption_justify="left")
+    for name in ("case", "P", "C", "K", "TRL s", "ours s", "speed-up", "quartiles", "goal", "ideal", "of it", "memory", "encodes", "tokens"):
+        shown.add_column(name, justify="left" if name == "case" else "right", no_wrap=True)
+    for record in records:
+        seconds, low, high = record["seconds"], *record["spread"]
+        shown.add_row(
+            record["name"],
+            *(str(record[name]) for name in "PCK"),
+            f"{seconds['trl']:.2f}",
+            f"{seconds['boresight']:.2f}",
+            f"{record['speedup']:.1f}×",
+            f"{low:.1f}–{high:.1f}",
+            "" if record["goal"] is None else f"{record['goal']:g}×",
+            f"{record['ideal']:.1f}×",
+            f"{record['fraction_of_ideal']:.0%}",
+            f"{record['memory_ratio']:.1f}×",
+            *(f"{record[work]['trl']}→{record[work]['boresight']}" for work in ("encodes", "tokens")),
+        )
+    return shown
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="boresight beside TRL 1.16.")
+    parser.add_argument("--quick", action="store_true", help="the smallest shapes, few repetitions")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write one record per case")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains this")
+    parser.add_argument("--threads", type=int, default=2, help="of torch's operators (2)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    effort = QUICK if args.quick else FULL
+    chosen = [case for case in CASES if args.only in case.name and (case.quick or not args.quick)]
+    if not chosen:
+        raise SystemExit(f"no case is named like {args.only!r}; there are {', '.join(case.name for case in CASES)}")
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    console = Console(width=150)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = build_model(Path(scratch) / "model")
+        context = multiprocessing.get_context("spawn")
+        theirs, ours = (Worker(context, side, folder, Path(scratch) / side, args.threads) for side in ("trl", "ours"))
+        records = []
+        for case in chosen:
+            with console.status(case.name):
+                records.append(measured(case, theirs, ours, effort))
+            if args.json:
+                args.json.write_text(json.dumps(records, indent=1))
+        for worker in (theirs, ours):
+            worker.close()
+    caption = f"{args.threads} threads, float32; medians of alternating runs; encodes and tokens: TRL→boresight, every pass counted by hooks"
+    console.print(table(records, caption))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from boresight import GRPOConfig, GRPOTrainer
+from boresight.errors import RewardError
+from boresight.report.completions import read_completions
+
+from .conftest import QUIET, Gradients, Run, furthest, records, vowel_share, weights
+
+
+def test_a_policy_pushed_to_the_image_placeholder_never_samples_it(grpo: Run) -> None:
+    """Fifty steps under a bias that makes the placeholder the likeliest token by far."""
+    trainer = grpo(max_steps=50, per_device_train_batch_size=4, max_completion_length=4)
+    placeholder = trainer.facts.image_token_id
+    assert placeholder in trainer.facts.modality_ids
+
+    def push(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        bias = torch.zeros(logits.shape[-1])
+        bias[placeholder] = 100.0
+        return logits + bias
+
+    trainer.policy.model.get_output_embeddings().register_forward_hook(push)
+    trainer.train()
+    ids = {id for row in read_completions(trainer.args.output_dir)["completion_ids"].to_pylist() for id in row}
+    assert trainer.state.global_step == 50
+    assert not ids & set(trainer.facts.modality_ids)
+    assert all(torch.isfinite(value).all() for value in weights(trainer).values())
+
+
+def test_pictures_are_encoded_once_a_pass(grpo: Run) -> None:
+    """Four pictures a step: once to sample and once to learn from where the tower is trained."""
+    trainer = grpo(max_steps=2, per_device_train_batch_size=16, train_dataset=[row for row in records() if row["image"]][:8])
+    trainer.train()
+    for log in trainer.state.log_history[:2]:
+        assert log["work/vision_encodes"] == 2 * 4
+        assert log["work/padded_tokens"] == 0
+
+
+def test_a_frozen_tower_encodes_a_picture_once_in_a_step(model_folder: Path, tmp_path: Path) -> None:
+    """Sampling, old, reference and policy passes, two updates each: one encode per picture."""
+    model = AutoModelForImageTextToText.from_pretrained(model_folder)
+    model.model.visual.requires_grad_(False)
+    config = GRPOConfig(
+        **QUIET, output_dir=str(tmp_path), num_generations=4, max_completion_length=6, num_prompts_per_step=4, num_iterations=2,
+        beta=0.1, max_steps=2, per_device_train_batch_size=8,
+    )  # fmt: skip
+    trainer = GRPOTrainer(model, vowel_share, config, [row for row in records() if row["image"]][:4], ref_model=None)
+    trainer.train()
+    assert sum(log.get("work/vision_encodes", 0) for log in trainer.state.log_history) == 4
+    # The reference is a model of its own, so its tower makes its own features, once.
+    assert trainer.reference is not None
+    assert trainer.reference.forward.counts["vision_encodes"] == 4
+
+
+def test_lora_is_its_own_reference(model_folder: Path, tmp_path: Path) -> None:
+    config = GRPOConfig(
+        **QUIET, output_dir=str(tmp_path), num_generations=4, max_completion_length=6, beta=0.1, max_steps=3,
+        per_device_train_batch_size=8,
+    )  # fmt: skip
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights="gaussian")
+    trainer = GRPOTrainer(str(model_folder), vowel_share, config, records(), peft_config=lora)
+    trainer.train()
+    assert trainer.reference is not None and trainer.reference.forward is trainer.policy
+    kl = [log["kl"] for log in trainer.state.log_history if "kl" in log]
+    assert kl[0] == pytest.approx(0, abs=1e-6)
+    assert kl[-1] > 1e-6
+    assert all("lora" in name for name, value in trainer.model.named_parameters() if value.requires_grad)
+
+
+def test_gradient_checkpointing_changes_nothing(grpo: Run) -> None:
+    plain, checkpointed = Gradients(), Gradients()
+    grpo(callbacks=[plain], max_steps=1, per_device_train_batch_size=16).train()
+    grpo(callbacks=[checkpointed], max_steps=1, per_device_train_batch_size=16, gradient_checkpointing=True).train()
+    assert furthest(plain.steps[0], checkpointed.steps[0]) < 1e-5
+
+
+def test_rows_layout_learns_the_same(grpo: Run) -> None:
+    shared, rows = Gradients(), Gradients()
+    grpo(callbacks=[shared], max_steps=1, per_device_train_batch_size=16).train()
+    trainer = grpo(callbacks=[rows], max_steps=1, per_device_train_batch_size=16, layout="rows")
+    trainer.train()
+    assert trainer.policy.layout == "rows"
+    assert furthest(shared.steps[0], rows.steps[0]) < 2e-5
+
+
+def test_several_rewards_weighted_some_not_applicable(grpo: Run) -> None:
+    def half(completions: list[Any], **columns: Any) -> list[float | None]:
+        return [None if index % 2 else 2.0 for index in range(len(completions))]
+
+    async def later(completions: list[Any], solution: list[str], **columns: Any) -> list[float]:
+        assert len(solution) == len(completions)
+        return [1.0] * len(completions)
+
+    trainer = grpo(max_steps=1, per_device_train_batch_size=8, reward_funcs=[half, later], reward_weights=[0.5, 3.0])
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["rewards/half/mean"] == 2.0
+    assert log["reward"] == pytest.approx((4.0 + 3.0) / 2)
+
+
+def test_a_reward_that_fails_always_stops_the_run(grpo: Run) -> None:
+    def broken(completions: list[Any], **columns: Any) -> list[float]:
+        raise RuntimeError("no judge today")
+
+    with pytest.raises(RewardError, match="'broken' failed .* no judge today"):
+        grpo(max_steps=1, per_device_train_batch_size=8, reward_funcs=broken).train()
+
+
+def test_saved_folder_is_plain_transformers(grpo: Run, tmp_path: Path) -> None:
+    """The export loads without boresight and answers as the trainer's model does."""
+    trainer = grpo(max_steps=2, per_device_train_batch_size=8)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "final")
+    processor = AutoProcessor.from_pretrained(tmp_path / "final")
+    assert "branch" not in (tmp_path / "final" / "config.json").read_text()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert processor.tokenizer.get_vocab() == trainer.processing_class.tokenizer.get_vocab()
+
+
+def test_bf16_checkpoint_trains_in_float32_and_is_saved_in_bf16(model_folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.bfloat16)
+    model.model.visual.requires_grad_(False)
+    config = GRPOConfig(**QUIET, output_dir=str(tmp_path), num_generations=4, max_completion_length=4, max_steps=1, per_device_train_batch_size=4)
+    trainer = GRPOTrainer(model, vowel_share, config, records())
+    kinds = {value.dtype for value in trainer.model.model.language_model.parameters()}
+    assert kinds == {torch.float32}
+    assert {value.dtype for value in trainer.model.model.visual.parameters()} == {torch.bfloat16}
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "final", dtype="auto")
+    assert {value.dtype for value in saved.parameters()} == {torch.bfloat16}
