@@ -53,6 +53,7 @@ class Case:
         return self.num_prompts * self.num_completions
 
 
+# fmt: off
 SMALL = {"picture_tokens": 256, "prompt_tokens": 297}
 LARGE = {"picture_tokens": 1024, "prompt_tokens": 1100}
 MPO = ("sigmoid", "bco_pair", "sft")
@@ -80,3 +81,4 @@ CASES = (
     Case("DPO frozen", "pairs", **SMALL, completion_tokens=128, num_completions=2, beta=0.1, frozen=True),
     Case("MPO P=1100", "pairs", **LARGE, completion_tokens=128, num_completions=2, beta=0.1, losses=MPO),
 )
+# fmt: on

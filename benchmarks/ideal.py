@@ -1,7 +1,7 @@
 """The bound: what a case would take if every picture and every prompt were computed once and nothing else cost anything.
 
-Each part is timed alone, on plain transformers modules at the case's own shapes, beside the runs that it bounds. A completion's part is its own
-rows plus its attention to the prompt, which no layout can spare.
+Each part is timed alone, on plain transformers modules at the case's own shapes, beside the runs that it bounds. A
+completion's part is its own rows plus its attention to the prompt, which no layout can spare.
 """
 
 from __future__ import annotations
@@ -84,12 +84,15 @@ def unit_costs(case: Case, folder: Path, repeats: int) -> Costs:
 
     updating = case.kind != "sample"
     to_prompt = timed(lambda: _attention_to_prompt(config, own_ids.numel(), case.prompt_tokens), train=updating)
-    own = timed(lambda: text(own_ids), train=updating) if updating else (0.0, 0.0)
+    own = head = (0.0, 0.0)
+    if updating:
+        own = timed(lambda: text(own_ids))
+        head = timed(lambda: _logp(model.get_output_embeddings(), hidden, own_ids.flatten()))
     return Costs(
         vision=timed(lambda: base.visual(pixels, grid).pooler_output, train=updating and not case.frozen),
         prompt=timed(lambda: text(prompt_ids), train=updating),
         completions=(own[0] + to_prompt[0], own[1] + to_prompt[1]),
-        head=timed(lambda: _logp(model.get_output_embeddings(), hidden, own_ids.flatten()), train=updating) if updating else (0.0, 0.0),
+        head=head,
         decode=_decode(model, case, repeats) if case.kind in ("sample", "step") else 0.0,
         preprocess=_preprocess(folder, edge * TOKEN_SIZE // 2, repeats) if case.kind == "step" else 0.0,
         optimizer=_optimizer(model, repeats) if case.kind == "step" else 0.0,

@@ -58,7 +58,8 @@ def peak_bytes(run: Callable[[], object]) -> int:
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         run()
-    events: Iterable[Any] = recorded.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
+    result: Any = recorded.profiler
+    events: Iterable[Any] = result.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     held = peak = 0
     for _, change in changes:
@@ -77,8 +78,7 @@ def counted_work(models: Sequence[nn.Module]) -> Iterator[Counter[str]]:
     counts: Counter[str] = Counter()
 
     def tower(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        grids = options.get("grid_thw", args[1] if len(args) > 1 else None)
-        counts["encodes"] += len(grids)
+        counts["encodes"] += len(options["grid_thw"] if "grid_thw" in options else args[1])
 
     def language(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         counts["tokens"] += options["inputs_embeds"].shape[:2].numel()

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from workload import LEARNING_RATE, advantages, completion_ids, dataset, no_stop_ids, reward
 
-from boresight import GRPOConfig, GRPOTrainer
 from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.base import EncodedRows
 from boresight.trainer.experience import Scored
+from boresight.trainer.grpo import GRPOTrainer
+from boresight.trainer.grpo_config import GRPOConfig
 from boresight.types import Completion, Group, Prompt
 
 
@@ -128,7 +129,8 @@ class OurSide:
         given = completion_ids(self.case, self.folder)
         mask = torch.ones(self.case.completion_tokens, dtype=torch.bool)
         self.groups = [
-            Group(prompt, tuple(Completion(ids, mask, "") for ids in rows)) for prompt, rows in zip(self._prompts(), given, strict=True)
+            Group(prompt, tuple(Completion(ids, mask, "") for ids in rows))
+            for prompt, rows in zip(self._prompts(), given, strict=True)
         ]
         self.shares = advantages(self.case).split(self.case.num_completions)
 
@@ -154,7 +156,9 @@ class OurSide:
 
     def _sample(self) -> None:
         groups = self.trainer.sampler.sample(self.prompts, self.settings)
-        assert {len(completion.ids) for group in groups for completion in group.completions} == {self.case.completion_tokens}
+        assert {len(completion.ids) for group in groups for completion in group.completions} == {
+            self.case.completion_tokens
+        }
 
     # ---- A whole step -----------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,9 @@ from boresight.types import Group
 class PairStep:
     """Reference pass, forward and backward of pairs: what `DPOTrainer.training_step` does."""
 
-    def __init__(self, model: nn.Module, processor: ProcessorMixin, config: PreferenceLossConfig, train_dataset: Any) -> None:
+    def __init__(
+        self, model: nn.Module, processor: ProcessorMixin, config: PreferenceLossConfig, train_dataset: Any
+    ) -> None:
         facts = model_facts(model, processor)
         self.config = config
         self.train_dataset = load_rows(train_dataset)

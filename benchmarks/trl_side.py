@@ -12,6 +12,7 @@ from cases import Case
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+from trl.data_utils import prepare_multimodal_messages
 from workload import LEARNING_RATE, advantages, completion_ids, dataset, no_stop_ids, reward
 
 VISION = ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")
@@ -140,8 +141,6 @@ class TRLSide:
     # ---- Sampling ---------------------------------------------------------------------------------------------------------------
 
     def _prepare_sample(self) -> None:
-        from trl.data_utils import prepare_multimodal_messages
-
         prompts = [prepare_multimodal_messages(row["prompt"], images=[row["image"]]) for row in self._rows()]
         self.inputs = self.trainer._tokenize_prompts(prompts)
 
@@ -204,6 +203,7 @@ class TRLSide:
         inputs = {name: value for name, value in self.batch.items() if name != "completion_mask"}
         labels = self.batch["input_ids"].masked_fill(self.batch["completion_mask"] == 0, -100)
         with torch.no_grad():
-            values = self.model(**inputs, labels=labels, fused_lm_head=True).log_probs[:, -self.case.completion_tokens :]
+            values = self.model(**inputs, labels=labels, fused_lm_head=True).log_probs
+        values = values[:, -self.case.completion_tokens :]
         # TRL puts all chosen before all rejected; here, pair by pair.
         return values.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)

@@ -2,11 +2,13 @@
 
     .venv/bin/python benchmarks/versus_trl.py [--quick] [--json FILE] [--only TEXT] [--threads N]
 
-Each side lives in a process of its own and is asked for one run at a time, TRL, boresight, TRL, boresight, …; the speed-up is the median of the
-paired ratios, its spread their quartiles. Both are float32, with the same completions (their log-probabilities are compared first), the same
-micro-batches and the same number of threads. `ideal.py` says what the bound is made of, `measure.py` how memory and work are counted.
+Each side lives in a process of its own and is asked for one run at a time, TRL, boresight, TRL, boresight, …; the speed-up
+is the median of the paired ratios, its spread their quartiles. Both are float32, with the same completions (their
+log-probabilities are compared first), the same micro-batches and the same number of threads. `ideal.py` says what the bound
+is made of, `measure.py` how memory and work are counted. Nothing else may run meanwhile: operators of two threads wait for
+the slower one.
 
-On a CPU, TRL's head runs over every position, prompts included (on CUDA over completions alone): a few per cent of its time here.
+On a CPU, TRL's head runs over every position, prompts included (on CUDA over completions alone): 1–3 % of its time here.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "CUDA_VISIBLE_DEVICES": ""}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 from cases import CASES, Case
 from ideal import ideal_seconds
@@ -45,8 +52,23 @@ class Effort:
     """Of each unit cost."""
 
 
-QUICK = Effort(min_pairs=2, max_pairs=5, seconds=12, repeats=3)
+QUICK = Effort(min_pairs=2, max_pairs=5, seconds=6, repeats=3)
 FULL = Effort(min_pairs=5, max_pairs=15, seconds=90, repeats=9)
+
+COLUMNS = (
+    "case",
+    *"PCK",
+    "TRL s",
+    "ours s",
+    "speed-up",
+    "quartiles",
+    "goal",
+    "ideal",
+    "of it",
+    "memory",
+    "encodes",
+    "tokens",
+)
 
 MAX_LOGP_DIFFERENCE = 1e-4
 """Between the two sides' log-probabilities of the same completions, in nats, float32: beyond it they do not do the same work."""
@@ -54,6 +76,7 @@ MAX_LOGP_DIFFERENCE = 1e-4
 
 def measured(case: Case, theirs: Worker, ours: Worker, effort: Effort) -> dict[str, Any]:
     """The record of one case."""
+    sides = ("trl", "boresight")
     for worker in (theirs, ours):
         worker.ask("prepare", case)
     difference = logp_difference(theirs.ask("logp"), ours.ask("logp"))
@@ -84,11 +107,9 @@ def measured(case: Case, theirs: Worker, ours: Worker, effort: Effort) -> dict[s
         "pairs": len(times[0]),
         "seconds": {"trl": statistics.median(times[0]), "boresight": statistics.median(times[1]), "ideal": bound},
         "ideal_parts": {name: value / bound for name, value in parts.items()},
-        "peak_mib": {name: account["peak_bytes"] / 2**20 for name, account in zip(("trl", "boresight"), accounts, strict=True)},
-        **{
-            work: {name: account[work] for name, account in zip(("trl", "boresight"), accounts, strict=True)}
-            for work in ("encodes", "tokens")
-        },
+        "peak_mib": {side: account["peak_bytes"] / 2**20 for side, account in zip(sides, accounts, strict=True)},
+        "encodes": {side: account["encodes"] for side, account in zip(sides, accounts, strict=True)},
+        "tokens": {side: account["tokens"] for side, account in zip(sides, accounts, strict=True)},
         "logp_difference": difference,
         "case": asdict(case),
     }
@@ -100,14 +121,16 @@ def logp_difference(theirs: Any, ours: Any) -> float | None:
         return None
     difference = float((theirs - ours).abs().max())
     if difference > MAX_LOGP_DIFFERENCE:
-        raise RuntimeError(f"the two sides differ by {difference:.2e} nats on the same completions: they do not run the same inputs")
+        raise RuntimeError(
+            f"the two sides differ by {difference:.2e} nats on the same completions: they do not run the same inputs"
+        )
     return difference
 
 
 def table(records: list[dict[str, Any]], caption: str) -> Table:
     """The records for people."""
     shown = Table(caption=caption, caption_justify="left")
-    for name in ("case", "P", "C", "K", "TRL s", "ours s", "speed-up", "quartiles", "goal", "ideal", "of it", "memory", "encodes", "tokens"):
+    for name in COLUMNS:
         shown.add_column(name, justify="left" if name == "case" else "right", no_wrap=True)
     for record in records:
         seconds, low, high = record["seconds"], *record["spread"]
@@ -143,6 +166,7 @@ def main() -> None:
     if not chosen:
         raise SystemExit(f"no case is named like {args.only!r}; there are {', '.join(case.name for case in CASES)}")
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    load = os.getloadavg()[0]
     console = Console(width=150)
     with tempfile.TemporaryDirectory() as scratch:
         folder = build_model(Path(scratch) / "model")
@@ -156,7 +180,10 @@ def main() -> None:
                 args.json.write_text(json.dumps(records, indent=1))
         for worker in (theirs, ours):
             worker.close()
-    caption = f"{args.threads} threads, float32; medians of alternating runs; encodes and tokens: TRL→boresight, every pass counted by hooks"
+    caption = (
+        f"{args.threads} thread(s), float32, load {load:.1f} before the start; medians of alternating runs; encodes and tokens are "
+        "counted by hooks in every pass. The ideal does picture, prompt, completions and head once each, at their measured cost."
+    )
     console.print(table(records, caption))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 import traceback
 import warnings
 from multiprocessing.connection import Connection
@@ -85,8 +86,6 @@ def _silence_profiler() -> None:
     """torch's profiler writes to standard error whenever it starts; Python's own messages keep going there."""
     kept = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    import sys
-
     sys.stderr = os.fdopen(kept, "w", buffering=1)
 
 

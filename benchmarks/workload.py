@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cases import Case
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from torch import Tensor
@@ -14,7 +15,6 @@ from transformers import AutoConfig, AutoProcessor
 
 from boresight.demo.easy_vqa import load_easy_vqa
 from boresight.demo.tiny import build_tiny
-from cases import Case
 
 TOKEN_SIZE = 16
 """Pixels along a picture token: two patches of 8."""
@@ -30,7 +30,14 @@ def build_model(folder: Path) -> Path:
 
     Its vocabulary is in proportion: head and layers share the work as in a 3B model. Windows are 4×4 picture tokens, as published.
     """
-    sizes = {"num_layers": 6, "num_heads": 8, "num_kv_heads": 4, "vocab_size": 2048, "vision_hidden_size": 256, "vision_depth": 6}
+    sizes = {
+        "num_layers": 6,
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "vocab_size": 2048,
+        "vision_hidden_size": 256,
+        "vision_depth": 6,
+    }
     build_tiny("qwen2_5_vl", folder, hidden_size=256, vision_heads=8, max_pixels=512 * 512, **sizes)
     config = AutoConfig.from_pretrained(folder)
     config.vision_config.window_size = 4 * TOKEN_SIZE
@@ -46,15 +53,18 @@ def dataset(case: Case, folder: Path) -> Dataset:
     edge = TOKEN_SIZE * round(case.picture_tokens**0.5)
     question = question_of_length(case.prompt_tokens, edge, folder)
     pair = {"chosen": "blue " * case.completion_tokens, "rejected": "a red shape " * case.completion_tokens}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    row: Any
     for row in load_easy_vqa("train", num_rows=NUM_ROWS):
         picture = PILImage.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").resize((edge, edge))
         encoded = io.BytesIO()
         picture.save(encoded, "png")
-        columns = {"prompt": [{"role": "user", "content": question}], "image": {"bytes": encoded.getvalue(), "path": None}, "solution": row["solution"]}
+        prompt = [{"role": "user", "content": question}]
+        rows.append(
+            {"prompt": prompt, "image": {"bytes": encoded.getvalue(), "path": None}, "solution": row["solution"]}
+        )
         if case.kind == "pairs":
-            columns |= {name: [{"role": "assistant", "content": text}] for name, text in pair.items()}
-        rows.append(columns)
+            rows[-1] |= {name: [{"role": "assistant", "content": text}] for name, text in pair.items()}
     message = [{"role": Value("string"), "content": Value("string")}]
     features = {"prompt": message, "image": Image(), "solution": Value("string")}
     if case.kind == "pairs":
@@ -76,7 +86,8 @@ def question_of_length(tokens: int, edge: int, folder: Path) -> str:
 
 def _prompt_length(processor: Any, question: str, picture: PILImage.Image) -> int:
     content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-    encoded = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True)
+    message = [{"role": "user", "content": content}]
+    encoded = processor.apply_chat_template(message, tokenize=True, return_dict=True, add_generation_prompt=True)
     return len(encoded["input_ids"][0])
 
 
@@ -95,7 +106,7 @@ def advantages(case: Case) -> Tensor:
     return torch.linspace(-1.0, 1.5, case.num_rows)
 
 
-def reward(completions: list[Any], **columns: Any) -> list[float]:
+def reward(completions: list[Any], **columns: Any) -> list[float | None]:
     """A trivial reward that still differs within a group."""
     return [float(number % 5) for number, _ in enumerate(completions)]
 

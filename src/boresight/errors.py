@@ -1,13 +1,13 @@
 """Every error that boresight raises on purpose.
 
-    BoresightError
-    ├── UserError (also ValueError)     something the user wrote; the message names it and the way out
-    │   ├── DataError                   a row, a column, a file
-    │   │   └── PictureError            a picture is missing, broken, too large, or miscounted
-    │   ├── ConfigError                 an option that is unknown, contradictory or unsupported
-    │   ├── ModelError                  a model or processor that cannot do what is asked of it
-    │   └── RewardError                 a reward function that broke its contract
-    └── ShapeError (also AssertionError)   ourselves: a tensor that is not what its door promises
+BoresightError
+├── UserError (also ValueError)     something the user wrote; the message names it and the way out
+│   ├── DataError                   a row, a column, a file
+│   │   └── PictureError            a picture is missing, broken, too large, or miscounted
+│   ├── ConfigError                 an option that is unknown, contradictory or unsupported
+│   ├── ModelError                  a model or processor that cannot do what is asked of it
+│   └── RewardError                 a reward function that broke its contract
+└── ShapeError (also AssertionError)   ourselves: a tensor that is not what its door promises
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ def run_script(tmp_path: Path, model_folder: Path) -> Callable[[str], str]:
         file = tmp_path / "script.py"
         file.write_text(source)
         environment = {**os.environ, "MODEL": str(model_folder), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run([sys.executable, str(file)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [sys.executable, str(file)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 

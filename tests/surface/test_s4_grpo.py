@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-DATA = '''
+DATA = """
 import os
 from boresight.demo.easy_vqa import load_easy_vqa
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 model = AutoModelForImageTextToText.from_pretrained(os.environ["MODEL"])
 processor = AutoProcessor.from_pretrained(os.environ["MODEL"])
 train_dataset = load_easy_vqa("train", num_rows=8).map(lambda row: {"solution": f"${row['solution']}$"})
-'''
+"""
 
 REWARDS = '''
 import re
@@ -46,7 +46,7 @@ def accuracy_reward(completions, **kwargs):
     return rewards
 '''
 
-TRAIN = '''
+TRAIN = """
 from boresight import GRPOConfig, GRPOTrainer
 
 training_args = GRPOConfig(
@@ -64,7 +64,7 @@ trainer = GRPOTrainer(
 )
 trainer.train()
 print("logged", sorted(trainer.state.log_history[0]))
-'''
+"""
 
 CHOICE = 'max_steps=4, num_generations=4, per_device_train_batch_size=4, max_completion_length=8, logging_steps=1, report_to="none",'
 
@@ -77,12 +77,19 @@ def test_s4_grpo_with_the_articles_rewards(run_script: Callable[[str], str]) -> 
 
 def test_s5_each_reward_unchanged_on_its_own_prompt_form(run_script: Callable[[str], str]) -> None:
     """As printed, `format_reward` takes strings: with prompts that are strings it runs without S5's line."""
-    plain = DATA + 'train_dataset = train_dataset.map(lambda row: {"prompt": row["prompt"][0]["content"][1]["text"]}, remove_columns="prompt")\n'
-    plain = plain.replace("train_dataset.map(lambda row: {\"prompt\"", "type(train_dataset).from_list([{**row, \"prompt\"").replace(
-        '}, remove_columns="prompt")', "} for row in train_dataset])"
+    plain = (
+        DATA
+        + 'train_dataset = train_dataset.map(lambda row: {"prompt": row["prompt"][0]["content"][1]["text"]}, remove_columns="prompt")\n'
     )
+    plain = plain.replace(
+        'train_dataset.map(lambda row: {"prompt"', 'type(train_dataset).from_list([{**row, "prompt"'
+    ).replace('}, remove_columns="prompt")', "} for row in train_dataset])")
     rewards = REWARDS.replace('content if isinstance(content, str) else content[0]["content"]', "content")
-    printed = run_script(plain + rewards + TRAIN.replace("{options}", CHOICE).replace("[format_reward, accuracy_reward]", "format_reward"))
+    printed = run_script(
+        plain
+        + rewards
+        + TRAIN.replace("{options}", CHOICE).replace("[format_reward, accuracy_reward]", "format_reward")
+    )
     assert "'rewards/format_reward/mean'" in printed
 
 

@@ -76,7 +76,9 @@ Run = Callable[..., Any]
 def sft(model_folder: Path, tmp_path: Path) -> Run:
     """Builds an `SFTTrainer` from options."""
 
-    def build(*, train_dataset: Any = None, callbacks: Any = None, eval_dataset: Any = None, **options: Any) -> SFTTrainer:
+    def build(
+        *, train_dataset: Any = None, callbacks: Any = None, eval_dataset: Any = None, **options: Any
+    ) -> SFTTrainer:
         config = SFTConfig(**{"output_dir": str(tmp_path / "sft"), **QUIET, **options})
         rows = demonstrations() if train_dataset is None else train_dataset
         return SFTTrainer(str(model_folder), config, rows, eval_dataset, callbacks=callbacks)
@@ -89,7 +91,12 @@ def grpo(model_folder: Path, tmp_path: Path) -> Run:
     """Builds a `GRPOTrainer` from options."""
 
     def build(
-        *, reward_funcs: Any = vowel_share, train_dataset: Any = None, callbacks: Any = None, eval_dataset: Any = None, **options: Any
+        *,
+        reward_funcs: Any = vowel_share,
+        train_dataset: Any = None,
+        callbacks: Any = None,
+        eval_dataset: Any = None,
+        **options: Any,
     ) -> GRPOTrainer:
         lengths = {"num_generations": 4, "max_completion_length": 8}
         config = GRPOConfig(**{"output_dir": str(tmp_path / "grpo"), **QUIET, **lengths, **options})

@@ -29,7 +29,9 @@ def train(method: str, model: str, output_dir: str, ranks: int) -> None:
         config = SFTConfig(**common, per_device_train_batch_size=4, gradient_accumulation_steps=4 // ranks)
         SFTTrainer(model, config, rows, callbacks=callbacks).train()
     else:
-        options = {"scale_rewards": "batch", "beta": 0.1} if method == "grpo" else {"importance_sampling_level": "sequence"}
+        options = (
+            {"scale_rewards": "batch", "beta": 0.1} if method == "grpo" else {"importance_sampling_level": "sequence"}
+        )
         config = GRPOConfig(**common, **options, num_generations=4, max_completion_length=6, num_prompts_per_step=6)
         GRPOTrainer(model, vowel_share, config, records(12), callbacks=callbacks).train()
 

@@ -27,17 +27,31 @@ def two_placeholders() -> list[dict[str, Any]]:
 CASES: list[tuple[str, Any, str]] = [
     ("missing picture", changed(5, image="nowhere.png"), r"row 5, image: .*'nowhere.png'"),
     ("broken picture", changed(4, image=b"not a picture"), r"row 4, image: the picture is broken"),
-    ("picture that ends early", changed(4, image={"bytes": GOOD[4]["image"]["bytes"][:60]}), r"row 4.*: the picture cannot be decoded"),
-    ("wrong column", [{"promt": row["prompt"], "image": row["image"]} for row in GOOD], r"row 0 .*\n?.*Did you mean 'prompt'"),
+    (
+        "picture that ends early",
+        changed(4, image={"bytes": GOOD[4]["image"]["bytes"][:60]}),
+        r"row 4.*: the picture cannot be decoded",
+    ),
+    (
+        "wrong column",
+        [{"promt": row["prompt"], "image": row["image"]} for row in GOOD],
+        r"row 0 .*\n?.*Did you mean 'prompt'",
+    ),
     ("placeholders", two_placeholders(), r"row 4: 1 picture.* but 2 image part"),
-    ("literal placeholder", changed(2, prompt=[{"role": "user", "content": "<|image_pad|> what?"}]), r"row 2: .*image_pad"),
+    (
+        "literal placeholder",
+        changed(2, prompt=[{"role": "user", "content": "<|image_pad|> what?"}]),
+        r"row 2: .*image_pad",
+    ),
     ("no rows", [], r"no rows"),
 ]
 
 
 @pytest.mark.parametrize(("rows", "message"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_rows(model_folder: Path, tmp_path: Path, rows: Any, message: str) -> None:
-    config = GRPOConfig(**QUIET, output_dir=str(tmp_path), num_generations=4, num_prompts_per_step=2, max_completion_length=4)
+    config = GRPOConfig(
+        **QUIET, output_dir=str(tmp_path), num_generations=4, num_prompts_per_step=2, max_completion_length=4
+    )
     with pytest.raises(UserError, match=message):
         trainer = GRPOTrainer(str(model_folder), vowel_share, config, rows)
         trainer.training_step = lambda *_: pytest.fail("a step was taken")

@@ -11,19 +11,94 @@ from boresight.errors import ConfigError
 from boresight.trainer.config import UNSUPPORTED
 from boresight.trainer.steps import StepPlan
 
-SUPPORTED = set("""
-    output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim
-    optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon optim_target_modules gradient_accumulation_steps average_tokens_across_devices
-    max_grad_norm bf16 fp16 tf32 gradient_checkpointing gradient_checkpointing_kwargs use_cache logging_strategy logging_steps logging_first_step
-    log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name project
-    trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay per_device_eval_batch_size eval_on_start
-    save_only_model save_strategy save_steps save_on_each_node save_total_limit push_to_hub hub_token hub_private_repo hub_model_id hub_strategy
-    hub_always_push hub_revision load_best_model_at_end metric_for_best_model greater_is_better ignore_data_skip
-    restore_callback_states_from_checkpoint full_determinism seed data_seed use_cpu accelerator_config dataloader_drop_last dataloader_num_workers
-    dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order
-    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout debug skip_memory_metrics do_train
-    do_eval do_predict resume_from_checkpoint local_rank
-""".split())
+SUPPORTED = {
+    "output_dir",
+    "per_device_train_batch_size",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "optim_args",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "optim_target_modules",
+    "gradient_accumulation_steps",
+    "average_tokens_across_devices",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+    "tf32",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "use_cache",
+    "logging_strategy",
+    "logging_steps",
+    "logging_first_step",
+    "log_on_each_node",
+    "logging_nan_inf_filter",
+    "include_num_input_tokens_seen",
+    "log_level",
+    "log_level_replica",
+    "disable_tqdm",
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
+    "eval_strategy",
+    "eval_steps",
+    "eval_delay",
+    "per_device_eval_batch_size",
+    "eval_on_start",
+    "save_only_model",
+    "save_strategy",
+    "save_steps",
+    "save_on_each_node",
+    "save_total_limit",
+    "push_to_hub",
+    "hub_token",
+    "hub_private_repo",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_always_push",
+    "hub_revision",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+    "ignore_data_skip",
+    "restore_callback_states_from_checkpoint",
+    "full_determinism",
+    "seed",
+    "data_seed",
+    "use_cpu",
+    "accelerator_config",
+    "dataloader_drop_last",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context",
+    "dataloader_in_order",
+    "ddp_find_unused_parameters",
+    "ddp_bucket_cap_mb",
+    "ddp_broadcast_buffers",
+    "ddp_static_graph",
+    "ddp_backend",
+    "ddp_timeout",
+    "debug",
+    "skip_memory_metrics",
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "resume_from_checkpoint",
+    "local_rank",
+}
 
 
 def test_every_option_of_transformers_is_either_heeded_or_refused() -> None:
@@ -34,7 +109,9 @@ def test_every_option_of_transformers_is_either_heeded_or_refused() -> None:
 
 @pytest.mark.parametrize("config", [SFTConfig, GRPOConfig])
 def test_every_option_is_documented(config: type) -> None:
-    assert not [option.name for option in fields(config) if option.name not in SUPPORTED and not option.metadata.get("help")]
+    assert not [
+        option.name for option in fields(config) if option.name not in SUPPORTED and not option.metadata.get("help")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +126,11 @@ def test_every_option_is_documented(config: type) -> None:
         (GRPOConfig, {"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "not whole optimizer steps"),
         (GRPOConfig, {"steps_per_generation": 2, "generation_batch_size": 16}, "set one of them"),
         (GRPOConfig, {"generation_batch_size": 12}, "multiple of the 8 completions"),
-        (GRPOConfig, {"num_prompts_per_step": 3, "gradient_accumulation_steps": 2}, "leave gradient_accumulation_steps out"),
+        (
+            GRPOConfig,
+            {"num_prompts_per_step": 3, "gradient_accumulation_steps": 2},
+            "leave gradient_accumulation_steps out",
+        ),
         (GRPOConfig, {"loss_type": "dapo", "importance_sampling_level": "sequence"}, "leave loss_type unset"),
         (GRPOConfig, {"temperature": -1.0}, "temperature"),
         (GRPOConfig, {"num_iterations": 0}, "at least 1"),

@@ -39,7 +39,9 @@ GROUPS = [
 
 
 @pytest.mark.parametrize("options", GROUPS)
-@pytest.mark.parametrize("method", [{}, {"loss_type": "grpo", "beta": 0.1}, {"importance_sampling_level": "sequence", "entropy_coef": 0.01}])
+@pytest.mark.parametrize(
+    "method", [{}, {"loss_type": "grpo", "beta": 0.1}, {"importance_sampling_level": "sequence", "entropy_coef": 0.01}]
+)
 def test_grpo(grpo: Run, options: dict[str, Any], method: dict[str, Any]) -> None:
     whole = gradients(grpo, per_device_train_batch_size=24, **method)
     assert furthest(whole, gradients(grpo, **options, **method)) < TOLERANCE
@@ -50,7 +52,9 @@ def test_cutting_without_a_common_total_would_show(sft: Run, monkeypatch: pytest
     whole = gradients(sft, per_device_train_batch_size=8)
     trainer = sft(callbacks=[kept := Gradients()], max_steps=1, **CUTS[0])
     loss = trainer.loss
-    monkeypatch.setattr(trainer, "loss", lambda model, items, total, metrics: loss(model, items, trainer.total(items) * 4, metrics))
+    monkeypatch.setattr(
+        trainer, "loss", lambda model, items, total, metrics: loss(model, items, trainer.total(items) * 4, metrics)
+    )
     trainer.train()
     assert furthest(whole, kept.steps[0]) > 100 * TOLERANCE
 

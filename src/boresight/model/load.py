@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from boresight.errors import ConfigError, ModelError
 from boresight.types import ModelFacts
@@ -41,7 +47,9 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
         if dtype != "auto":
             options["dtype"] = dtype
         if options:
-            raise ConfigError(f"model_init_kwargs ({', '.join(options)}) have no effect on a model that is already loaded: drop them.")
+            raise ConfigError(
+                f"model_init_kwargs ({', '.join(options)}) have no effect on a model that is already loaded: drop them."
+            )
         return model
     if isinstance(dtype, str) and dtype != "auto":
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -50,7 +58,9 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
     try:
         return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
     except OSError as error:
-        raise ModelError(f"There is no model at {str(model)!r} (neither a folder nor a hub id that can be reached): {error}") from error
+        raise ModelError(
+            f"There is no model at {str(model)!r} (neither a folder nor a hub id that can be reached): {error}"
+        ) from error
     except ValueError as error:
         raise ModelError(f"{str(model)!r} is no vision-language model that transformers knows: {error}") from error
 
@@ -75,12 +85,18 @@ def load_processor(processing_class: Any, model: nn.Module, source: str | Path |
     try:
         processor = AutoProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ModelError(f"No processor was given and none could be loaded from {name!r}: pass processing_class=…. ({error})") from error
+        raise ModelError(
+            f"No processor was given and none could be loaded from {name!r}: pass processing_class=…. ({error})"
+        ) from error
     if not isinstance(processor, ProcessorMixin):
-        raise ModelError(f"{name!r} holds a tokenizer but no processor, so it cannot prepare pictures: pass processing_class=….")
+        raise ModelError(
+            f"{name!r} holds a tokenizer but no processor, so it cannot prepare pictures: pass processing_class=…."
+        )
     if processing_class is not None:
         if not isinstance(processing_class, PreTrainedTokenizerBase):
-            raise ModelError(f"processing_class is a {type(processing_class).__name__}: pass a processor, a tokenizer, or None.")
+            raise ModelError(
+                f"processing_class is a {type(processing_class).__name__}: pass a processor, a tokenizer, or None."
+            )
         processor.tokenizer = processing_class  # pyright: ignore[reportAttributeAccessIssue]
     return processor
 
@@ -122,9 +138,12 @@ def model_facts(model: nn.Module, processor: ProcessorMixin) -> ModelFacts:
     stops = getattr(generation, "eos_token_id", None)
     stop_ids = {tokenizer.eos_token_id, *([stops] if isinstance(stops, int) else stops or ())} - {None}
     if not stop_ids:
-        raise ModelError("Neither the tokenizer nor the generation config names an end token, so no completion could ever end.")
+        raise ModelError(
+            "Neither the tokenizer nor the generation config names an end token, so no completion could ever end."
+        )
     pad = tokenizer.pad_token_id
-    vocab = model.get_output_embeddings().weight.shape[0]
+    head: Any = model.get_output_embeddings()
+    vocab = len(head.weight)
     modality = _modality_ids(model, processor) - stop_ids
     return ModelFacts(
         stop_ids=tuple(sorted(stop_ids)),
@@ -140,7 +159,9 @@ def _modality_ids(model: PreTrainedModel, processor: ProcessorMixin) -> set[int]
     named = {
         value
         for name, value in model.config.to_dict().items()
-        if isinstance(value, int) and name.endswith(("_token_id", "_token_index")) and any(word in name for word in MODALITY_TOKENS)
+        if isinstance(value, int)
+        and name.endswith(("_token_id", "_token_index"))
+        and any(word in name for word in MODALITY_TOKENS)
     }
     added: dict[int, Any] = processor.tokenizer.added_tokens_decoder  # pyright: ignore[reportAttributeAccessIssue]
     special = {id for id, token in added.items() if any(word in token.content.lower() for word in MODALITY_TOKENS)}

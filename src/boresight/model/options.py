@@ -11,7 +11,8 @@ class ModelConfig:
     """How a model is loaded, and how groups run through it."""
 
     model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further arguments of `from_pretrained`, where the model is given by id or folder."}
+        default=None,
+        metadata={"help": "Further arguments of `from_pretrained`, where the model is given by id or folder."},
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes with a checkpoint."})
     layout: str = field(

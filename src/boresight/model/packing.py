@@ -60,7 +60,9 @@ def pack(base: nn.Module, groups: Sequence[Group]) -> PackedRow:
         lone = group.completions[0] if len(group) == 1 else None
         if lone is not None and lone.token_types is not None:
             # K = 1: pictures may stand anywhere, so the positions of the whole sequence are the model's own.
-            prompt_positions, branch = sequence_positions(base, prompt, lone).split([len(prompt.ids), len(lone.ids)], -1)
+            prompt_positions, branch = sequence_positions(base, prompt, lone).split(
+                [len(prompt.ids), len(lone.ids)], -1
+            )
             branches = [branch]
         else:
             prompt_positions = sequence_positions(base, prompt)

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from boresight.errors import ModelError
 from boresight.model.positions import accepted
 from boresight.types import Prompt
-
 
 Parts = Tensor | tuple[Tensor, ...]
 """Features of several pictures, as the family has them: one tensor [tiles, tokens, hidden], or a [tokens, hidden] for each picture."""
@@ -59,7 +59,10 @@ def join_features(features: Sequence[Features]) -> BaseModelOutputWithPooling:
 def split_features(output: Any, parts: int) -> list[Features]:
     """The tower's output for `parts` prompts of equal shape, prompt by prompt."""
     levels = [_split(level, parts) for level in getattr(output, "deepstack_features", None) or ()]
-    return [Features(pooled, tuple(level[part] for level in levels)) for part, pooled in enumerate(_split(output.pooler_output, parts))]
+    return [
+        Features(pooled, tuple(level[part] for level in levels))
+        for part, pooled in enumerate(_split(output.pooler_output, parts))
+    ]
 
 
 def picture_key(prompt: Prompt) -> Hashable:
@@ -67,13 +70,13 @@ def picture_key(prompt: Prompt) -> Hashable:
     return tuple(picture.digest for picture in prompt.pictures)
 
 
-def text_parameters(model: nn.Module) -> set[nn.Parameter]:
+def text_parameters(model: PreTrainedModel) -> set[nn.Parameter]:
     """The parameters of the language model and its head: all that a picture does not pass through before it is merged."""
     head = model.get_output_embeddings()
     return {*model.get_decoder().parameters(), *(head.parameters() if head is not None else ())}
 
 
-def vision_is_frozen(model: nn.Module) -> bool:
+def vision_is_frozen(model: PreTrainedModel) -> bool:
     """Whether nothing that a picture passes through (tower, projector) is trained."""
     text = text_parameters(model)
     return not any(parameter.requires_grad for parameter in model.parameters() if parameter not in text)
@@ -93,7 +96,12 @@ class VisionEncoder:
     """
 
     def __init__(
-        self, model: nn.Module, *, max_cache_gib: float = 2.0, batch_size: int = 16, counts: Counter[str] | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        max_cache_gib: float = 2.0,
+        batch_size: int = 16,
+        counts: Counter[str] | None = None,
     ) -> None:
         self.model = model
         self.max_cache_bytes = int(max_cache_gib * 2**30)
@@ -134,7 +142,7 @@ class VisionEncoder:
         return features
 
     def _tower(self, prompts: Sequence[Prompt]) -> list[Features]:
-        base = self.model.base_model
+        base: Any = self.model.base_model
         device = next(base.parameters()).device
         tensors = {
             name: torch.cat([prompt.vision[name] for prompt in prompts]).to(device) for name in prompts[0].vision

@@ -1,8 +1,8 @@
 """transformers' training loop, in units of groups.
 
-One item of the loader is this rank's share of a whole optimizer step. `training_step` counts what the loss is divided by over that step and all
-ranks, cuts the share into micro-batches, runs them, and synchronises gradients at the last. So the result depends neither on how a
-step is cut nor over how many ranks, and transformers' own accumulation stays at 1.
+One item of the loader is this rank's share of a whole optimizer step. `training_step` counts what the loss is divided by over
+that step and all ranks, cuts the share into micro-batches, runs them, and synchronises gradients at the last. So the result depends
+neither on how a step is cut nor over how many ranks, and transformers' own accumulation stays at 1.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class GroupTrainer(Trainer, Generic[Item]):
     """
 
     args: Any
+    train_dataset: Any
+    eval_dataset: Any
 
     def __init__(
         self,
@@ -71,13 +73,12 @@ class GroupTrainer(Trainer, Generic[Item]):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
     ) -> None:
-        if args.trust_remote_code:
-            args.model_init_kwargs = {**(args.model_init_kwargs or {}), "trust_remote_code": True}
-        loaded = load_model(model, **(args.model_init_kwargs or {}))
+        options = from_pretrained_options(args)
+        loaded = load_model(model, **options)
         processor = load_processor(processing_class, loaded, None if isinstance(model, nn.Module) else model)
         loaded = adapt(loaded, peft_config)
         self.checkpoint_dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
-        promote_trainable(loaded, keep="dtype" in (args.model_init_kwargs or {}))
+        promote_trainable(loaded, keep="dtype" in options)
         self.facts = model_facts(loaded, processor)
         self.encoder = Encoder(processor, facts=self.facts, **self.encoder_options(args))
         self.policy = GroupForward(
@@ -93,21 +94,26 @@ class GroupTrainer(Trainer, Generic[Item]):
         super().__init__(
             model=loaded,
             args=_one_pass_a_step(args, plan, eval_groups),
-            data_collator=list,
-            train_dataset=None if train_dataset is None else load_rows(train_dataset),
+            train_dataset=_each(load_rows, train_dataset),
             eval_dataset=_each(load_rows, eval_dataset),
             processing_class=processor,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.timeline = Timeline(Path(self.args.output_dir) / "timeline.jsonl" if self.is_world_process_zero() else None)
+        self.timeline = Timeline(
+            Path(self.args.output_dir) / "timeline.jsonl" if self.is_world_process_zero() else None
+        )
         self._check_data()
 
     # ---- What a method says -----------------------------------------------------------------------------------------------------
 
     def encoder_options(self, args: Any) -> dict[str, Any]:
         """Further arguments of the `Encoder`."""
-        return {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels, "chat_template_kwargs": args.chat_template_kwargs}
+        return {
+            "min_pixels": args.min_pixels,
+            "max_pixels": args.max_pixels,
+            "chat_template_kwargs": args.chat_template_kwargs,
+        }
 
     def encode(self, row: Row) -> Any:
         """What a worker makes of a row."""
@@ -151,11 +157,15 @@ class GroupTrainer(Trainer, Generic[Item]):
                 if dataset is not None and not is_stream(dataset):
                     num_rows = check_rows(dataset, check=(check := RowCheck(self.encoder)))
                     if check.num_tried < num_rows:
-                        self.log_once(f"{check.num_tried} of {num_rows} rows were tried in full before training, the rest by their columns.")
+                        self.log_once(
+                            f"{check.num_tried} of {num_rows} rows were tried in full before training, the rest by their columns."
+                        )
         if self.train_dataset is not None and not is_stream(self.train_dataset):
             dropped = self._train_batches().num_dropped
             if dropped:
-                self.log_once(f"{dropped} of {len(self.train_dataset)} training rows do not fill a draw and are left out of each epoch.")
+                self.log_once(
+                    f"{dropped} of {len(self.train_dataset)} training rows do not fill a draw and are left out of each epoch."
+                )
 
     def log_once(self, message: str) -> None:
         """Tell the user, once over all ranks."""
@@ -179,7 +189,9 @@ class GroupTrainer(Trainer, Generic[Item]):
             raise ConfigError("Training needs a train_dataset.")
         if is_stream(self.train_dataset):
             rows = EncodedStream(self.train_dataset, self.encode)
-            return self._loader(StreamedBatches(rows, self.plan, rank=self.args.process_index, world_size=self.args.world_size), None)
+            return self._loader(
+                StreamedBatches(rows, self.plan, rank=self.args.process_index, world_size=self.args.world_size), None
+            )
         return self._loader(EncodedRows(self.train_dataset, self.encode), self._train_batches())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
@@ -190,28 +202,34 @@ class GroupTrainer(Trainer, Generic[Item]):
             raise ConfigError("Evaluation needs an eval_dataset.")
         rank, world = self.args.process_index, self.args.world_size
         if is_stream(dataset):
-            return self._loader(StreamedBatches(EncodedStream(dataset, self.encode), self.eval_plan, rank=rank, world_size=world), None)
+            return self._loader(
+                StreamedBatches(EncodedStream(dataset, self.encode), self.eval_plan, rank=rank, world_size=world), None
+            )
         batches = StepBatches(len(dataset), self.eval_plan, shuffle=False, seed=0, rank=rank, world_size=world)  # pyright: ignore[reportArgumentType]
         return self._loader(EncodedRows(dataset, self.encode), batches)
 
     def _loader(self, dataset: Dataset[Any], batches: StepBatches | None) -> StepLoader:
         workers = self.args.dataloader_num_workers
-        options: dict[str, Any] = {"batch_size": None} if batches is None else {"batch_sampler": batches, "collate_fn": list}
+        options: dict[str, Any] = (
+            {"batch_size": None} if batches is None else {"batch_sampler": batches, "collate_fn": list}
+        )
         if workers:
             options["prefetch_factor"] = self.args.dataloader_prefetch_factor
             options["persistent_workers"] = self.args.dataloader_persistent_workers
-        return StepLoader(dataset, num_workers=workers, generator=torch.Generator().manual_seed(self.args.seed), **options)
+        return StepLoader(
+            dataset, num_workers=workers, generator=torch.Generator().manual_seed(self.args.seed), **options
+        )
 
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
-    def training_step(self, model: nn.Module, inputs: list[Any], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One whole optimizer step's gradients; transformers clips and applies them."""
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         items = self.prepare(inputs)
         with self.timeline.phase("update"):
-            total = self.accelerator.reduce(self.total(items).to(self.args.device), reduction="sum")
+            total: Any = self.accelerator.reduce(self.total(items).to(self.args.device), reduction="sum")
             # A step with nothing to learn still runs one pass: gradients of zero are not the same as none to an optimizer.
             learning = [item for item in items if self.learns_from(item)] or items[:1]
             passes = micro_batches(learning, self.plan, self.args.max_tokens_per_pass)
@@ -234,7 +252,8 @@ class GroupTrainer(Trainer, Generic[Item]):
         """Two for each weight and token forward, four backward."""
         tokens, self._tokens_seen = self._tokens_seen, 0
         if self.args.include_num_input_tokens_seen != "no":
-            self.state.num_input_tokens_seen += int(self.accelerator.reduce(torch.tensor(tokens, device=self.args.device), "sum"))
+            everywhere: Any = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device), "sum")
+            self.state.num_input_tokens_seen += int(everywhere)
         return 6 * tokens * sum(parameter.numel() for parameter in self.policy.model.parameters())
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
@@ -251,7 +270,9 @@ class GroupTrainer(Trainer, Generic[Item]):
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------------------
 
-    def evaluation_loop(self, dataloader: Any, description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self, dataloader: Any, description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any
+    ) -> EvalLoopOutput:
         """Metrics over the evaluation set. Leaves every random state as it found it."""
         metrics = MeanMetrics()
         self.model.eval()  # pyright: ignore[reportOptionalMemberAccess]
@@ -311,7 +332,9 @@ class GroupTrainer(Trainer, Generic[Item]):
         if checkpoint is not None:
             file = Path(checkpoint) / f"{self.args.process_index}_{STATE_FILE}"
             if not file.exists():
-                raise ConfigError(f"{checkpoint} was not saved by boresight with {self.args.world_size} ranks: {file.name} is missing.")
+                raise ConfigError(
+                    f"{checkpoint} was not saved by boresight with {self.args.world_size} ranks: {file.name} is missing."
+                )
             self.restore_method(torch.load(file, weights_only=True))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -364,6 +387,12 @@ def _one_pass_a_step(args: Config, plan: StepPlan, eval_groups: int) -> Config:
     inner.per_device_train_batch_size = plan.groups_per_step
     inner.per_device_eval_batch_size = eval_groups
     return inner
+
+
+def from_pretrained_options(args: TrainerConfig) -> dict[str, Any]:
+    """What the user's options say to `from_pretrained`."""
+    given: Any = args.model_init_kwargs or {}
+    return {**given, "trust_remote_code": True} if args.trust_remote_code else dict(given)
 
 
 def is_stream(dataset: Any) -> bool:

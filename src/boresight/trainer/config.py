@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from transformers import TrainingArguments
@@ -18,6 +18,8 @@ from boresight.data.options import DataConfig
 from boresight.errors import ConfigError, nearest
 from boresight.model.options import ModelConfig
 from boresight.report.options import ReportConfig
+
+Config = TypeVar("Config", bound=type)
 
 UNSUPPORTED = {
     "auto_find_batch_size": "a step is cut into micro-batches by itself",
@@ -55,7 +57,7 @@ def default_of(option: Field[Any]) -> Any:
     return option.default_factory() if option.default_factory is not MISSING else option.default
 
 
-def strict(cls: type) -> type:
+def strict(cls: Config) -> Config:
     """A dataclass that answers an unknown option with the nearest known one."""
     init = cls.__init__
 
@@ -76,14 +78,22 @@ class TrainerConfig(DataConfig, ModelConfig, ReportConfig, TrainingArguments):
 
     unsupported: ClassVar[dict[str, str]] = UNSUPPORTED
 
-    output_dir: str | None = field(default="trainer_output", metadata={"help": "The run folder: checkpoints, completions, pictures, metrics."})
-    bf16: bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    output_dir: str | None = field(
+        default="trainer_output", metadata={"help": "The run folder: checkpoints, completions, pictures, metrics."}
+    )
+    bf16: bool | None = field(  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
         default=None, metadata={"help": "Compute in bfloat16. None: where the hardware has it (CUDA; never on a CPU)."}
     )
-    gradient_checkpointing: bool = field(default=True, metadata={"help": "Recompute activations in the backward pass to save memory."})
+    gradient_checkpointing: bool = field(
+        default=True, metadata={"help": "Recompute activations in the backward pass to save memory."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many optimizer steps."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: reward functions receive every column."})
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Groups are moved when they are packed, so pinning helps nothing."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: reward functions receive every column."}
+    )
+    dataloader_pin_memory: bool = field(
+        default=False, metadata={"help": "Groups are moved when they are packed, so pinning helps nothing."}
+    )
     max_tokens_per_pass: int | None = field(
         default=None,
         metadata={
@@ -95,7 +105,9 @@ class TrainerConfig(DataConfig, ModelConfig, ReportConfig, TrainingArguments):
     def __post_init__(self) -> None:
         self.output_dir = self.output_dir or "trainer_output"
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = (
+                not self.fp16 and not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            )
         for name in ("model_init_kwargs", "chat_template_kwargs"):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, json.loads(value))

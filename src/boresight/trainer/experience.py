@@ -42,10 +42,12 @@ class Scored:
 
     def branches(self, start: int, stop: int) -> Scored:
         """The same prompt with some of its completions."""
-        return Scored(self.group.branches(start, stop), *(None if it is None else it[start:stop] for it in self._per_branch()))  # pyright: ignore[reportArgumentType]
-
-    def _per_branch(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return self.advantage, self.old, self.reference
+        return Scored(
+            self.group.branches(start, stop),
+            self.advantage[start:stop],
+            None if self.old is None else self.old[start:stop],
+            None if self.reference is None else self.reference[start:stop],
+        )
 
 
 def padded(rows: Iterable[Tensor], width: int) -> Tensor:
@@ -97,5 +99,3 @@ def from_state(states: Sequence[dict[str, Any]], prompt: Callable[[int], Prompt]
         )
         for state in states
     ]
-
-

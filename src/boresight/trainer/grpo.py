@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from boresight.advantage.group import Advantage, advantage
 from boresight.data.images import decode
 from boresight.loss.policy import counted_mask, policy_loss, policy_total
-from boresight.model.forward import GroupForward
 from boresight.model.load import load_model
 from boresight.model.packing import completion_mask
 from boresight.model.reference import Reference
@@ -22,7 +21,7 @@ from boresight.report.metrics import MeanMetrics
 from boresight.report.table import print_completions
 from boresight.rewards.score import RewardTable, Scorer
 from boresight.rollout.sampler import sampling_settings
-from boresight.trainer.base import EncodedRows, EncodedStream, GroupTrainer, is_stream
+from boresight.trainer.base import EncodedRows, EncodedStream, GroupTrainer, from_pretrained_options, is_stream
 from boresight.trainer.experience import Scored, from_state, padded, per_group, state_of
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.steps import micro_batches
@@ -83,8 +82,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
         """The groups of the latest draw, in the order its optimizer steps learn from them."""
 
     def _reference(self, ref_model: str | Path | nn.Module | None) -> Reference:
-        model = None if ref_model is None else load_model(ref_model, **(self.args.model_init_kwargs or {})).to(self.args.device)
-        return Reference(self.policy, model)
+        if ref_model is None:
+            return Reference(self.policy)
+        return Reference(self.policy, load_model(ref_model, **from_pretrained_options(self.args)).to(self.args.device))
 
     # ---- Data -------------------------------------------------------------------------------------------------------------------
 
@@ -126,9 +126,10 @@ class GRPOTrainer(GroupTrainer[Scored]):
         """Advantages over all ranks' completions, and where this rank's are among them."""
         first = self.accelerator.process_index * len(groups)
         group = torch.arange(first, first + len(groups)).repeat_interleave(torch.tensor([len(each) for each in groups]))
-        values, failed, group = (
-            self.accelerator.gather(part.to(self.args.device)).cpu() for part in (table.values, table.failed, group)
-        )
+        parts: list[Any] = [
+            self.accelerator.gather(part.to(self.args.device)) for part in (table.values, table.failed, group)
+        ]
+        values, failed, group = (part.cpu() for part in parts)
         start = self.accelerator.process_index * len(table.values)
         return advantage(values, group, self.args, failed), slice(start, start + len(table.values))
 
@@ -225,7 +226,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
                 metrics.mean(f"completions/mean_{kind}length", chosen)
                 metrics.min(f"completions/min_{kind}length", chosen)
                 metrics.max(f"completions/max_{kind}length", chosen)
-        metrics.sum("num_tokens", sum(group.num_prompt_tokens * len(group) + group.num_completion_tokens for group in groups))
+        metrics.sum(
+            "num_tokens", sum(group.num_prompt_tokens * len(group) + group.num_completion_tokens for group in groups)
+        )
         for name, count in self.sampler.counts.items():
             metrics.sum(f"work/sampler_{name}", count)
         self.sampler.counts.clear()

@@ -36,20 +36,29 @@ class GRPOConfig(PolicyLossConfig, AdvantageConfig, SamplingConfig, TrainerConfi
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of AdamW."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Completions of one micro-batch on a rank."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Completions of one evaluation batch on a rank."})
+    per_device_eval_batch_size: int = field(
+        default=8, metadata={"help": "Completions of one evaluation batch on a rank."}
+    )
     num_prompts_per_step: int | None = field(
-        default=None, metadata={"help": "Groups of one optimizer step over all ranks, instead of gradient_accumulation_steps."}
+        default=None,
+        metadata={"help": "Groups of one optimizer step over all ranks, instead of gradient_accumulation_steps."},
     )
     max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Longest prompt in tokens; a longer one is an error, never cut. None: no limit."}
+        default=None,
+        metadata={"help": "Longest prompt in tokens; a longer one is an error, never cut. None: no limit."},
     )
-    num_iterations: int = field(default=1, metadata={"help": "How often the completions of one generation are learned from (µ)."})
+    num_iterations: int = field(
+        default=1, metadata={"help": "How often the completions of one generation are learned from (µ)."}
+    )
     steps_per_generation: int | None = field(
         default=None,
-        metadata={"help": "Micro-batches that one generation serves, as TRL counts. None: one optimizer step's, gradient_accumulation_steps."},
+        metadata={
+            "help": "Micro-batches that one generation serves, as TRL counts. None: one optimizer step's, gradient_accumulation_steps."
+        },
     )
     generation_batch_size: int | None = field(
-        default=None, metadata={"help": "Completions of one generation over all ranks, instead of steps_per_generation."}
+        default=None,
+        metadata={"help": "Completions of one generation over all ranks, instead of steps_per_generation."},
     )
     max_failed_rate: float = field(
         default=0.5, metadata={"help": "Share of completions on which a reward function may fail before the run stops."}
@@ -62,7 +71,9 @@ class GRPOConfig(PolicyLossConfig, AdvantageConfig, SamplingConfig, TrainerConfi
         sampling_settings(self)
         sampling_settings(self, evaluating=True)
         if self.num_generations < 2:
-            raise ConfigError(f"num_generations={self.num_generations}: an advantage compares completions of one prompt, so at least 2.")
+            raise ConfigError(
+                f"num_generations={self.num_generations}: an advantage compares completions of one prompt, so at least 2."
+            )
         if self.num_iterations < 1:
             raise ConfigError(f"num_iterations={self.num_iterations} must be at least 1.")
         self.step_plan()
@@ -82,22 +93,30 @@ class GRPOConfig(PolicyLossConfig, AdvantageConfig, SamplingConfig, TrainerConfi
         )
 
     def _groups_per_step(self) -> int:
-        g, per_device, accumulation = self.num_generations, self.per_device_train_batch_size, self.gradient_accumulation_steps
+        g, per_device, accumulation = (
+            self.num_generations,
+            self.per_device_train_batch_size,
+            self.gradient_accumulation_steps,
+        )
         if self.num_prompts_per_step is not None:
             if accumulation != 1 and per_device * accumulation * self.world_size != self.num_prompts_per_step * g:
                 raise ConfigError(
-                    f"num_prompts_per_step={self.num_prompts_per_step} × num_generations={g} is not per_device_train_batch_size={per_device} × "
+                    f"num_prompts_per_step={self.num_prompts_per_step} × num_generations={g} is not "
+                    f"per_device_train_batch_size={per_device} × "
                     f"gradient_accumulation_steps={accumulation} × {self.world_size} ranks: leave gradient_accumulation_steps out."
                 )
             if self.num_prompts_per_step % self.world_size:
-                raise ConfigError(f"num_prompts_per_step={self.num_prompts_per_step} must be a multiple of the {self.world_size} ranks.")
+                raise ConfigError(
+                    f"num_prompts_per_step={self.num_prompts_per_step} must be a multiple of the {self.world_size} ranks."
+                )
             return self.num_prompts_per_step // self.world_size
         groups, rest = divmod(per_device * accumulation, g)
         if rest:
             nearest = max(1, round(per_device * accumulation / g))
             raise ConfigError(
-                f"per_device_train_batch_size={per_device} × gradient_accumulation_steps={accumulation} completions are not whole groups of "
-                f"num_generations={g}. Nearest: num_prompts_per_step={nearest * self.world_size}, or a product of {nearest * g}."
+                f"per_device_train_batch_size={per_device} × gradient_accumulation_steps={accumulation} completions are not "
+                f"whole groups of num_generations={g}. "
+                f"Nearest: num_prompts_per_step={nearest * self.world_size}, or a product of {nearest * g}."
             )
         return groups
 
@@ -111,7 +130,8 @@ class GRPOConfig(PolicyLossConfig, AdvantageConfig, SamplingConfig, TrainerConfi
             steps, rest = divmod(self.generation_batch_size, completions)
             if rest or not steps:
                 raise ConfigError(
-                    f"generation_batch_size={self.generation_batch_size} must be a multiple of the {completions} completions of an optimizer step."
+                    f"generation_batch_size={self.generation_batch_size} must be a multiple of the {completions} "
+                    "completions of an optimizer step."
                 )
             return steps
         if self.steps_per_generation is None or accumulation % self.steps_per_generation == 0:

@@ -24,15 +24,19 @@ class SFTConfig(TrainerConfig):
     """Options of `SFTTrainer`. Names and defaults are TRL's, except `max_length`: no limit, since a cut picture is no picture."""
 
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate of AdamW."})
-    shuffle_dataset: bool = field(default=True, metadata={"help": "Draw the training rows in a new random order each epoch."})
+    shuffle_dataset: bool = field(
+        default=True, metadata={"help": "Draw the training rows in a new random order each epoch."}
+    )
     assistant_only_loss: bool = field(
-        default=False, metadata={"help": "In `messages` rows, count only what the assistant said. The chat template stays as it is."}
+        default=False,
+        metadata={"help": "In `messages` rows, count only what the assistant said. The chat template stays as it is."},
     )
     completion_only_loss: bool | None = field(
         default=None, metadata={"help": "In `prompt`/`completion` rows, count only the completion. None: yes."}
     )
     max_length: int | None = field(
-        default=None, metadata={"help": "Most tokens of a row; text is cut from the end, pictures never. None: no limit."}
+        default=None,
+        metadata={"help": "Most tokens of a row; text is cut from the end, pictures never. None: no limit."},
     )
 
 

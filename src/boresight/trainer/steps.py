@@ -36,7 +36,9 @@ class StepPlan:
 
 
 class StepBatches(Sampler[list[int]]):
-    """For every optimizer step, the numbers of the rows this rank draws for it: those of a whole draw at its first step, none at the others.
+    """For every optimizer step, the numbers of the rows that this rank draws for it.
+
+    Those of a whole draw come at its first step, none at the others.
 
     Every rank walks through the same order and takes its own share, so groups are never split over ranks and no row is drawn twice in
     an epoch. The last step of an epoch may be smaller where `keep_last` allows it; totals are counted per step, so that
@@ -44,7 +46,15 @@ class StepBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, num_rows: int, plan: StepPlan, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1, keep_last: bool = True
+        self,
+        num_rows: int,
+        plan: StepPlan,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        keep_last: bool = True,
     ) -> None:
         self.num_rows = num_rows
         self.plan = plan
