@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -226,7 +227,7 @@ class Rows(TorchDispatchMode):
 def test_logits_of_all_tokens_never_exist(subject: Subjects, layout: str) -> None:
     """A vocabulary of 32,768 and 4 MiB for logits: 32 tokens at a time out of 101, and of several hundred in the row."""
     vocab = 32_768
-    it = subject("qwen2_5_vl", vocab_size=vocab)
+    it = subject("qwen2_5_vl", vocab_size=vocab, hidden_size=16, num_heads=1, num_kv_heads=1)
     groups = [it.group(it.prompt(1), (40, 33)), it.group(it.prompt(2), (28,))]
     for limit, most in ((4 * 2**20, 32), (2**30, 101)):
         run = GroupForward(it.model(), it.facts, layout=layout, max_logit_bytes=limit)
@@ -243,7 +244,7 @@ def peak_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 torch.manual_seed(0)
-vocab, width, count = 32_768, 32, 1024
+vocab, width, count = 32_768, 32, 768
 head = Head(torch.nn.Linear(width, vocab, bias=False))
 hidden, targets = torch.randn(count, width, requires_grad=True), torch.randint(vocab, (count,))
 token_logp(head, hidden[:8], targets[:8], entropy=True).logp.sum().backward()
@@ -255,8 +256,13 @@ for limit in (8 * 2**20, 2**30):
 
 
 def test_peak_memory_is_that_of_a_chunk() -> None:
-    """1,024 tokens of 32,768: one copy of their logits is 128 MiB, and a chunk of 8 MiB never comes near."""
-    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    """768 tokens of 32,768: one copy of their logits is 96 MiB, and chunks of 8 MiB never come near the several that there would be.
+
+    glibc keeps freed blocks below 32 MiB in a heap with holes; the variable gives them back to the system, as it does with larger ones
+    (the default chunk has 256 MiB).
+    """
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, env=environment)
     chunked, whole = map(float, done.stdout.split())
-    assert chunked < 100
+    assert chunked < 80
     assert whole > 256

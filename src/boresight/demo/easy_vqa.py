@@ -174,11 +174,15 @@ def scenes_of(questions: Sequence[Question]) -> dict[int, str]:
         denied = ("not" in words or "no" in words) == (question.answer == "yes")
         # "is there a red shape?" tells the colour where the answer affirms it.
         told = [question.answer] if KIND[question.answer] != "yes/no" else [] if denied else words
-        colors |= {question.picture: word for word in told if word in ANSWERS["color"]}
-        shapes |= {question.picture: word for word in told if word in ANSWERS["shape"]}
+        for word in told:
+            if word in ANSWERS["color"]:
+                colors[question.picture] = word
+            elif word in ANSWERS["shape"]:
+                shapes[question.picture] = word
     pictures = {question.picture for question in questions}
     return {
-        picture: " ".join(["a", *filter(None, [colors.get(picture)]), shapes.get(picture, "shape")]) for picture in pictures
+        picture: " ".join(["a", *filter(None, [colors.get(picture)]), shapes.get(picture, "shape")])
+        for picture in pictures
     }
 
 

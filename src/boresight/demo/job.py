@@ -46,13 +46,17 @@ class Recipe:
         }
     )
     sft_steps: int = 100
-    color_share: float = 1 / 16
+    color_share: float = 1 / 24
     """Share of the colour questions that SFT gets to see. What it learns of colours it learns by describing pictures."""
+    other_share: float = 0.4
+    """Questions of the other kinds that GRPO gets for each question about colour, so that it forgets nothing."""
     sft_batch: int = 64
     sft_learning_rate: float = 2e-3
-    grpo_steps: int = 250
+    grpo_steps: int = 300
     grpo_prompts: int = 32
-    grpo_learning_rate: float = 3e-4
+    grpo_learning_rate: float = 2.5e-4
+    entropy_coef: float = 0.01
+    """Keeps the policy from settling on an answer before it has tried the others."""
     num_generations: int = 8
     max_completion_length: int = 16
     test_rows: int = 1000
@@ -137,7 +141,9 @@ def run_demo(
             summary.by_kind[kind] = {"blind": blind_accuracy(same)}
             summary.counts[f"test_questions/{kind}"] = len(same)
 
-    sft = SFTTrainer(str(folder), _sft_config(output_dir, seed, recipe), _demonstrated(train, recipe.color_share))
+    sft = SFTTrainer(
+        str(folder), _sft_config(output_dir, seed, recipe), demonstrations(with_few_colors(train, recipe.color_share))
+    )
     _evaluate(sft, test, "start", summary, recipe)
     with summary.timed("sft"):
         sft.add_callback(TimeLimit(0.35 * 60 * minutes))
@@ -147,7 +153,10 @@ def run_demo(
 
     rewards = [answer_format_reward, exact_answer_reward]
     grpo = GRPOTrainer(
-        str(output_dir / "sft" / "model"), rewards, _grpo_config(output_dir, seed, recipe, method), train
+        str(output_dir / "sft" / "model"),
+        rewards,
+        _grpo_config(output_dir, seed, recipe, method),
+        with_mostly_colors(train, recipe.other_share),
     )
     with summary.timed(method):
         evaluation = summary.seconds["evaluate"] / 2
@@ -161,11 +170,22 @@ def run_demo(
     return summary
 
 
-def _demonstrated(train: Dataset, color_share: float) -> Dataset:
-    """Demonstrations of every question that is not about colour, and of a share of those that are."""
+def with_few_colors(train: Dataset, color_share: float) -> Dataset:
+    """The questions that are not about colour, and a share of those that are."""
+    color, other = _places(train)
+    return train.select(sorted(other + color[: round(len(color) * color_share)]))
+
+
+def with_mostly_colors(train: Dataset, other_share: float) -> Dataset:
+    """The questions about colour, and for each of them a share of a question of another kind."""
+    color, other = _places(train)
+    return train.select(sorted(color + other[: round(len(color) * other_share)]))
+
+
+def _places(train: Dataset) -> tuple[list[int], list[int]]:
+    """Where the questions about colour stand, and all others."""
     color = [place for place, kind in enumerate(train["kind"]) if kind == "color"]
-    held_back = set(color[round(len(color) * color_share) :])
-    return demonstrations(train.select([place for place in range(len(train)) if place not in held_back]))
+    return color, sorted(set(range(len(train))) - set(color))
 
 
 def _sft_config(output_dir: Path, seed: int, recipe: Recipe) -> SFTConfig:
@@ -192,6 +212,7 @@ def _grpo_config(output_dir: Path, seed: int, recipe: Recipe, method: str) -> GR
         num_generations=recipe.num_generations,
         max_completion_length=recipe.max_completion_length,
         learning_rate=recipe.grpo_learning_rate,
+        entropy_coef=recipe.entropy_coef,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=5,
         logging_steps=25,

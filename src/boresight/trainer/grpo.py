@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from boresight.report.completions import CompletionStore
 from boresight.report.metrics import MeanMetrics
 from boresight.report.table import print_completions
 from boresight.rewards.score import RewardTable, Scorer
+from boresight.rollout.hf import evaluating
 from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.base import EncodedRows, EncodedStream, GroupTrainer, from_pretrained_options, is_stream
 from boresight.trainer.experience import Scored, from_state, padded, per_group, state_of
@@ -136,7 +136,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def _logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
         """Log-probabilities of every group under a model, no gradient, no dropout."""
         rows: list[Tensor] = []
-        with torch.no_grad(), _evaluating(self.policy.outer), self.compute_loss_context_manager():
+        with torch.no_grad(), evaluating(self.policy.outer), self.compute_loss_context_manager():
             for part in micro_batches(groups, self.plan, self.args.max_tokens_per_pass):
                 stats = model(part, temperature=self._temperature, ban_modalities=True)
                 rows += stats.logp.cpu()
@@ -270,14 +270,3 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
 def _by_name(table: RewardTable) -> dict[str, Tensor]:
     return {name: table.values[:, column] for column, name in enumerate(table.names)}
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, ProcessorMixin
+
+from boresight.demo.tiny import FAMILIES
+from boresight.errors import ConfigError, ModelError
+from boresight.model.forward import GroupForward
+from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable, unwrap
+from boresight.model.vision import text_parameters
+from tests.model.conftest import Subjects
+
+QWEN = {"<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"}
+TILES = {f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)}
+IDEFICS = {"<fake_token_around_image>", "<image>", "<global-img>"} | TILES
+BANNED: dict[str, set[str]] = {
+    "qwen2_vl": QWEN,
+    "qwen2_5_vl": QWEN,
+    "qwen3_vl": QWEN,
+    "qwen3_5": QWEN,
+    "smolvlm": IDEFICS | {"<video>"},
+    "idefics3": IDEFICS,
+    "llava": {"<image>"},
+    "llava_next": {"<image>"},
+    "llava_onevision": {"<image>", "<video>"},
+    "internvl": {"<img>", "</img>", "<IMG_CONTEXT>", "<video>"},
+    "gemma3": {"<start_of_image>", "<end_of_image>", "<image_soft_token>"},
+}
+STOPS: dict[str, set[str]] = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_onevision", "internvl"), {"<|im_end|>", "<|endoftext|>"}),
+    **dict.fromkeys(("smolvlm", "idefics3"), {"<end_of_utterance>"}),
+    **dict.fromkeys(("llava", "llava_next"), {"</s>"}),
+    "gemma3": {"<eos>", "<end_of_turn>"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_facts(subject: Subjects, family: str) -> None:
+    """Exactly the ids that only a processor may place are banned: no ordinary token, no stop, no word about images."""
+    it = subject(family)
+    names = it.processor.tokenizer.convert_ids_to_tokens
+    facts = model_facts(it.model(), it.processor)
+    assert set(names(facts.modality_ids)) == BANNED[family]
+    assert set(names(facts.stop_ids)) == STOPS[family]
+    assert facts.pad_id == it.processor.tokenizer.pad_token_id
+    assert facts.image_token_id in facts.modality_ids
+    assert facts.vocab_size == 512
+    assert not set(facts.modality_ids) & set(it.processor.tokenizer("Look at the image, the vision of a video, audio, img")["input_ids"])
+
+
+def test_grounding_and_role_tokens_stay_free(subject: Subjects) -> None:
+    """A policy may say where an object is; only pictures are the processor's."""
+    it = subject("qwen2_5_vl")
+    processor = load_processor(None, it.model(), it.folder)
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<|box_start|>", "<|audio_bos|>"]})  # pyright: ignore
+    facts = model_facts(it.model(), processor)
+    names = processor.tokenizer.convert_ids_to_tokens(facts.modality_ids)  # pyright: ignore
+    assert "<|audio_bos|>" in names
+    assert not {"<|box_start|>", "<|im_start|>", "<think>"} & set(names)
+
+
+def test_ids_beyond_the_head_are_not_banned(subject: Subjects) -> None:
+    it = subject("qwen2_5_vl")
+    model = it.model()
+    model.config.video_token_id = 512
+    assert max(model_facts(model, it.processor).modality_ids) < 512
+
+
+def test_stop_ids_come_from_generation_config_and_tokenizer(subject: Subjects) -> None:
+    it = subject("qwen2_5_vl")
+    model = it.model()
+    end = it.processor.tokenizer.eos_token_id
+    for stops, expected in ((7, (end, 7)), ([7, 9], (end, 7, 9)), (None, (end,))):
+        model.generation_config = GenerationConfig(eos_token_id=stops)
+        assert model_facts(model, it.processor).stop_ids == tuple(sorted(expected))
+
+
+def test_a_model_without_an_end_is_refused(subject: Subjects) -> None:
+    it = subject("qwen2_5_vl")
+    model, processor = it.model(), load_processor(None, it.model(), it.folder)
+    model.generation_config = GenerationConfig()
+    processor.tokenizer.eos_token = None  # pyright: ignore
+    with pytest.raises(ModelError, match="no completion could ever end"):
+        model_facts(model, processor)
+
+
+def test_without_a_pad_token_a_stop_pads(subject: Subjects) -> None:
+    it = subject("qwen2_5_vl")
+    processor = load_processor(None, it.model(), it.folder)
+    processor.tokenizer.pad_token = None  # pyright: ignore
+    facts = model_facts(it.model(), processor)
+    assert facts.pad_id in facts.stop_ids
+
+
+# ---- Models --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_by_folder_path_and_object(subject: Subjects) -> None:
+    folder = subject("qwen2_5_vl").folder
+    for source in (folder, str(folder)):
+        assert isinstance(load_model(source), PreTrainedModel)
+    model = load_model(folder)
+    assert load_model(model) is model
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)])
+def test_dtype(subject: Subjects, dtype: Any, expected: torch.dtype) -> None:
+    model = load_model(subject("qwen2_5_vl").folder, dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+
+
+def test_what_cannot_be_loaded_says_why(subject: Subjects, tmp_path: Path) -> None:
+    folder = subject("qwen2_5_vl").folder
+    with pytest.raises(ModelError, match="no model at '.*nowhere'"):
+        load_model(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelError, match="no vision-language model"):
+        load_model(tmp_path)
+    with pytest.raises(ConfigError, match="dtype='float33'"):
+        load_model(folder, dtype="float33")
+    with pytest.raises(ConfigError, match=r"attn_implementation.* already loaded"):
+        load_model(load_model(folder), attn_implementation="sdpa")
+    with pytest.raises(ConfigError, match=r"dtype.* already loaded"):
+        load_model(load_model(folder), dtype="bfloat16")
+
+
+# ---- Processors ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_processor_is_kept_and_a_missing_one_loaded(subject: Subjects) -> None:
+    it = subject("qwen2_5_vl")
+    assert load_processor(it.processor, it.model()) is it.processor
+    assert isinstance(load_processor(None, it.model()), ProcessorMixin)  # the model knows where it came from
+    assert isinstance(load_processor(None, nn.Module(), it.folder), ProcessorMixin)
+
+
+def test_a_bare_tokenizer_gets_its_processor(subject: Subjects) -> None:
+    """S3: `processing_class=tokenizer`, with whatever its owner did to it."""
+    it = subject("qwen2_5_vl")
+    tokenizer = AutoTokenizer.from_pretrained(it.folder)
+    tokenizer.pad_token = "<|im_start|>"
+    processor = load_processor(tokenizer, it.model())
+    assert isinstance(processor, ProcessorMixin)
+    assert processor.tokenizer is tokenizer  # pyright: ignore
+    assert model_facts(it.model(), processor).pad_id == tokenizer.convert_tokens_to_ids("<|im_start|>")
+
+
+def test_what_is_no_processor_is_refused(subject: Subjects, tmp_path: Path) -> None:
+    it = subject("qwen2_5_vl")
+    with pytest.raises(ModelError, match="is a str"):
+        load_processor("qwen", it.model())
+    nameless = it.model()
+    nameless.config._name_or_path = ""
+    with pytest.raises(ModelError, match="none could be loaded"):
+        load_processor(None, nameless)
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copy(it.folder / name, tmp_path)
+    with pytest.raises(ModelError, match="processor"):
+        load_processor(None, it.model(), tmp_path)
+
+
+# ---- Adapters and precision ----------------------------------------------------------------------------------------------------------
+
+
+def test_adapt(subject: Subjects) -> None:
+    model = subject("qwen2_5_vl").model()
+    assert adapt(model, None) is model
+    adapted = adapt(model, LoraConfig(target_modules=["q_proj"]))
+    assert isinstance(adapted, PeftModel)
+    with pytest.raises(ConfigError, match="adapter already"):
+        adapt(adapted, LoraConfig(target_modules=["v_proj"]))
+
+
+def test_unwrap(subject: Subjects) -> None:
+    model = subject("qwen2_5_vl").model()
+    assert unwrap(model) is model
+    adapted = adapt(subject("qwen2_5_vl").model(), LoraConfig(target_modules=["q_proj"]))
+    inner = adapted.get_base_model()  # pyright: ignore
+    for wrapped in (adapted, SimpleNamespace(module=adapted), SimpleNamespace(_orig_mod=SimpleNamespace(module=adapted))):
+        assert unwrap(wrapped) is inner  # pyright: ignore
+
+
+def test_trainable_weights_become_float32_and_frozen_ones_stay(subject: Subjects) -> None:
+    it = subject("qwen2_5_vl")
+    model = it.model(dtype=torch.bfloat16)
+    promote_trainable(model, keep=True)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    text = text_parameters(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in text)
+    promote_trainable(model)
+    assert {parameter.dtype for parameter in text} == {torch.float32}
+    assert {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad} == {torch.bfloat16}
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+@pytest.mark.parametrize("layout", ["shared", "rows"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_frozen_bf16_tower_serves_a_float32_language_model(subject: Subjects, family: str, layout: str) -> None:
+    it = subject(family)
+    model = it.model(dtype=torch.bfloat16)
+    text = text_parameters(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in text)
+    promote_trainable(model)
+    layout = "rows" if family == "qwen3_5" else layout
+    stats = GroupForward(model, it.facts, layout=layout)([it.group(it.prompt(1), (3, 4))])
+    stats.logp.sum().backward()
+    assert stats.logp.dtype == torch.float32
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in text)
