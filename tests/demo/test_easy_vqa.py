@@ -20,7 +20,8 @@ from boresight.demo.easy_vqa import (
     demonstrations,
     load_easy_vqa,
     question_text,
-    sight,
+    read_questions,
+    scenes_of,
 )
 from boresight.errors import DataError
 
@@ -151,30 +152,39 @@ def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("question", "answer", "seen"),
+    ("asked", "scene"),
     [
-        ("what color is the shape?", "blue", "a blue shape"),
-        ("what is the color of the rectangle?", "gray", "a gray rectangle"),
-        ("what is the teal shape?", "circle", "a teal circle"),
-        ("what shape is present?", "triangle", "a triangle"),
-        ("is there a red shape?", "yes", "a red shape"),
-        ("is there a red shape?", "no", "no red shape"),
-        ("is no black shape present?", "yes", "no black shape"),
-        ("does the image not contain a circle?", "no", "a circle"),
-        ("is there not a circle in the image?", "yes", "no circle"),
+        ([("what color is the shape?", "blue"), ("what shape is present?", "circle")], "a blue circle"),
+        ([("what is the color of the rectangle?", "gray")], "a gray shape"),
+        ([("what is the teal shape?", "circle")], "a circle"),
+        ([("is there a red shape?", "yes"), ("is there a circle?", "no")], "a red shape"),
+        ([("is there a red shape?", "no")], "a shape"),
+        ([("is no black shape present?", "no")], "a black shape"),
+        ([("does the image not contain a circle?", "no")], "a circle"),
+        ([("does the image not contain a circle?", "yes"), ("is there not a teal shape?", "yes")], "a shape"),
     ],
 )
-def test_what_a_demonstration_sees(question: str, answer: str, seen: str) -> None:
-    assert sight(question, answer) == seen
+def test_what_questions_tell_of_their_picture(asked: list[tuple[str, str]], scene: str) -> None:
+    other = easy_vqa.Question("what color is the shape?", "green", 4)
+    assert scenes_of([easy_vqa.Question(text, answer, 3) for text, answer in asked] + [other])[3] == scene
+
+
+def test_no_picture_is_told_two_ways() -> None:
+    """Every answer about a picture agrees with the scene that all of them make together."""
+    questions = read_questions("train")
+    scenes = scenes_of(questions)
+    for question in questions:
+        if KIND[question.answer] != "yes/no":
+            assert question.answer in scenes[question.picture].split()
 
 
 def test_demonstrations_end_in_the_answer(test_rows: Dataset) -> None:
-    rows = demonstrations(test_rows.select(range(100)))
+    rows = demonstrations(test_rows.select(range(100)), "test")
     assert rows.column_names == ["prompt", "image", "solution", "kind", "completion"]
     for row in rows.to_list():
         (turn,) = row["completion"]
         assert turn["role"] == "assistant"
         text = turn["content"][0]["text"]
-        assert text.startswith("<think>")
+        assert text.startswith("<think>a ")
         assert text.endswith(f"</think><answer>{row['solution']}</answer>")
         assert isinstance(row["image"]["bytes"], bytes)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from boresight.data.encode import Encoder
+from boresight.data.images import decode
 from boresight.data.schema import read_row
 from boresight.demo.tiny import build_tiny
 from boresight.model.load import model_facts
@@ -49,7 +50,9 @@ class Subject:
         """Fresh weights, in evaluation mode."""
         return AutoModelForImageTextToText.from_pretrained(self.folder, **options).eval()
 
-    def conversation(self, pictures: Sequence[Image.Image], text: str = "what color is the shape?") -> list[dict[str, Any]]:
+    def conversation(
+        self, pictures: Sequence[Image.Image], text: str = "what color is the shape?"
+    ) -> list[dict[str, Any]]:
         parts = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": text}]
         return [{"role": "user", "content": parts}]
 
@@ -68,13 +71,11 @@ class Subject:
         return dict(outputs)
 
     def _with_images(self, prompt: Prompt) -> list[dict[str, Any]]:
-        from boresight.data.images import decode
-
         pictures = iter(prompt.pictures)
-        message = prompt.row.prompt[0]
+        message: Any = prompt.row.prompt[0]
         parts = [
             {"type": "image", "image": decode(next(pictures), where="test")} if part["type"] == "image" else part
-            for part in message["content"]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            for part in message["content"]
         ]
         return [{"role": "user", "content": parts}]
 

@@ -19,7 +19,11 @@ Result = tuple[list[Tensor], dict[str, Tensor]]
 def weights_of(groups: Sequence[Group]) -> list[Tensor]:
     """A weight for every token, so that no gradient cancels by symmetry."""
     draw = torch.Generator().manual_seed(7)
-    return [torch.randn(len(completion.ids), generator=draw) * completion.mask for group in groups for completion in group.completions]
+    return [
+        torch.randn(len(completion.ids), generator=draw) * completion.mask
+        for group in groups
+        for completion in group.completions
+    ]
 
 
 def plain_rows(it: Subject, groups: Sequence[Group]) -> Iterator[tuple[dict[str, Tensor], Tensor]]:

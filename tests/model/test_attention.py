@@ -27,13 +27,17 @@ def row_of(shapes: list[tuple[int, list[int]]], types: Tensor | None = None) -> 
         spans.append(Span(start, prompt, tuple(branches)))
         start += prompt + sum(branches)
     nothing = torch.zeros(start, dtype=torch.long)
-    return PackedRow(tuple(spans), nothing, nothing, nothing if types is None else types, nothing, nothing, nothing[None].bool())
+    return PackedRow(
+        tuple(spans), nothing, nothing, nothing if types is None else types, nothing, nothing, nothing[None].bool()
+    )
 
 
 def visible(row: PackedRow, window: int | None, blocks: bool) -> Tensor:
     """[L, L] who sees whom, from the definition: my own past in the prompt and in my branch, and all of my picture."""
     length = len(row.ids)
-    home = torch.zeros(length, 2, dtype=torch.long)  # group, branch (−1: the prompt, or a lone completion, which goes straight on)
+    home = torch.zeros(
+        length, 2, dtype=torch.long
+    )  # group, branch (−1: the prompt, or a lone completion, which goes straight on)
     step = torch.zeros(length, dtype=torch.long)  # place in the sequence that one completion would be
     for number, span in enumerate(row.spans):
         place = span.start
@@ -53,12 +57,16 @@ def visible(row: PackedRow, window: int | None, blocks: bool) -> Tensor:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    shapes=st.lists(st.tuples(st.integers(1, 7), st.lists(st.integers(1, 4), min_size=1, max_size=4)), min_size=1, max_size=3),
+    shapes=st.lists(
+        st.tuples(st.integers(1, 7), st.lists(st.integers(1, 4), min_size=1, max_size=4)), min_size=1, max_size=3
+    ),
     window=st.sampled_from([None, 1, 3]),
     blocks=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_two_calls_equal_one_dense_mask(shapes: list[tuple[int, list[int]]], window: int | None, blocks: bool, seed: int) -> None:
+def test_two_calls_equal_one_dense_mask(
+    shapes: list[tuple[int, list[int]]], window: int | None, blocks: bool, seed: int
+) -> None:
     """Values and gradients, whatever the shapes: groups of one and of several, grouped heads, windows, pictures in prompts."""
     torch.manual_seed(seed)
     row = row_of(shapes)
@@ -70,7 +78,9 @@ def test_two_calls_equal_one_dense_mask(shapes: list[tuple[int, list[int]]], win
     query, key, value = (torch.randn(1, heads, length, 5, requires_grad=True) for heads in (4, 2, 2))
     table = BranchTable.of(row, picture_blocks=blocks)
     found = branch_attention(query, key, value, table, 0.3, window)
-    dense = scaled_dot_product_attention(query, repeat_kv(key, 2), repeat_kv(value, 2), visible(row, window, blocks), scale=0.3)
+    dense = scaled_dot_product_attention(
+        query, repeat_kv(key, 2), repeat_kv(value, 2), visible(row, window, blocks), scale=0.3
+    )
     expected = dense.transpose(1, 2)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     weight = torch.randn_like(expected)
@@ -133,7 +143,9 @@ def test_an_installed_model_is_the_same_model(subject: Subjects, family: str, tm
     with torch.no_grad():
         expected = GroupForward(model, it.facts)([group]).logp
         assert torch.equal(GroupForward(copy.deepcopy(model), it.facts)([group]).logp, expected)
-        adapted: Any = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["q_proj"]))  # starts as the identity
+        adapted: Any = get_peft_model(
+            copy.deepcopy(model), LoraConfig(target_modules=["q_proj"])
+        )  # starts as the identity
         assert torch.equal(GroupForward(adapted, it.facts, layout="shared")([group]).logp, expected)
     adapted.save_pretrained(tmp_path / "adapter")
     assert "branch" not in (tmp_path / "adapter" / "adapter_config.json").read_text()
@@ -149,6 +161,8 @@ def test_a_model_that_drops_the_table_is_found_out(subject: Subjects, monkeypatc
     model = it.model()
     run = GroupForward(model, it.facts, layout="shared")
     inner = model.model.language_model.forward
-    monkeypatch.setattr(model.model.language_model, "forward", lambda *a, branches=None, **k: inner(*a, **k | {"attention_mask": None}))
+    monkeypatch.setattr(
+        model.model.language_model, "forward", lambda *a, branches=None, **k: inner(*a, **k | {"attention_mask": None})
+    )
     with pytest.raises(ModelError, match="keyword arguments"):
         run([it.group(it.prompt(1), (2, 3))])

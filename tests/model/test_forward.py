@@ -48,7 +48,10 @@ CASES: dict[str, tuple[tuple[int, tuple[int, ...]], ...]] = {
 
 
 def groups_of(it: Subject, case: str) -> list[Group]:
-    groups = [it.group(it.prompt(pictures, seed=place), lengths, seed=place) for place, (pictures, lengths) in enumerate(CASES[case])]
+    groups = [
+        it.group(it.prompt(pictures, seed=place), lengths, seed=place)
+        for place, (pictures, lengths) in enumerate(CASES[case])
+    ]
     # Not every token counts: neither the first nor one in the middle of the first completion does.
     first = groups[0].completions[0]
     mask = first.mask.clone()
@@ -115,20 +118,25 @@ def moved_branches(start_of: Callable[[int, int, int], int]) -> Callable[..., Pa
             largest = int(positions[..., span.start : span.start + span.prompt].max())
             place = first = span.start + span.prompt
             for length in span.branches:
-                positions[..., place : place + length] = start_of(largest, span.prompt, place - first) + torch.arange(length)
+                positions[..., place : place + length] = start_of(largest, span.prompt, place - first) + torch.arange(
+                    length
+                )
                 place += length
         return replace(row, positions=positions)
 
     return packed
 
 
-def causal_over_the_row(query: Tensor, key: Tensor, value: Tensor, table: BranchTable, scale: float, window: int | None) -> Tensor:
+def causal_over_the_row(
+    query: Tensor, key: Tensor, value: Tensor, table: BranchTable, scale: float, window: int | None
+) -> Tensor:
     key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
     return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale).transpose(1, 2)
 
 
 def without_window(*arguments: Any) -> Tensor:
-    return BRANCH_ATTENTION(*arguments[:-1], None)
+    query, key, value, table, scale, _ = arguments
+    return BRANCH_ATTENTION(query, key, value, table, scale, None)
 
 
 def no_blocks(token_types: Tensor, prompts: list[Tensor]) -> Tensor:
@@ -207,7 +215,9 @@ def test_a_lone_completion_may_hold_pictures(subject: Subjects, family: str, lay
 
     filled = iter(pictures)
     for message in messages:
-        message["content"] = [{**part, "image": next(filled)} if part["type"] == "image" else part for part in message["content"]]
+        message["content"] = [
+            {**part, "image": next(filled)} if part["type"] == "image" else part for part in message["content"]
+        ]
     inputs = it.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
     assert torch.equal(inputs["input_ids"][0], torch.cat([whole.prompt.ids, completion.ids]))
     logp = picked(plain_logits(model, inputs, completion.ids), completion.ids)
@@ -249,17 +259,23 @@ def test_bf16_is_bounded(subject: Subjects, family: str) -> None:
 
 
 def median_gradient(one: Result, other: Result) -> float:
-    far = sorted((one[1][name].float() - value).norm().item() / (value.norm().item() or 1.0) for name, value in other[1].items())
+    far = sorted(
+        (one[1][name].float() - value).norm().item() / (value.norm().item() or 1.0) for name, value in other[1].items()
+    )
     return far[len(far) // 2]
 
 
 @pytest.mark.parametrize("layout", ["shared", "rows"])
-@pytest.mark.parametrize(("family", "tied"), [("qwen2_5_vl", True), ("qwen2_5_vl", False), ("smolvlm", False), ("gemma3", True)])
+@pytest.mark.parametrize(
+    ("family", "tied"), [("qwen2_5_vl", True), ("qwen2_5_vl", False), ("smolvlm", False), ("gemma3", True)]
+)
 def test_adapters_on_attention_and_head(subject: Subjects, family: str, tied: bool, layout: str) -> None:
     it = subject(family, tie_word_embeddings=tied)
     torch.manual_seed(0)
-    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "lm_head"], init_lora_weights=False, ensure_weight_tying=False)
-    model = get_peft_model(it.model(), adapter)
+    adapter = LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj", "lm_head"], init_lora_weights=False, ensure_weight_tying=False
+    )
+    model: Any = get_peft_model(it.model(), adapter)
     head = model.get_base_model().get_output_embeddings()
     assert head.lora_A.default.weight.requires_grad and not head.weight.requires_grad
     groups = groups_of(it, "K=2")
@@ -335,7 +351,9 @@ def test_recurrent_layers_fall_back_to_rows(subject: Subjects, caplog: pytest.Lo
         GroupForward(it.model(), it.facts, layout="shared")
 
 
-def test_sharing_recurrent_layers_would_be_wide_of_the_mark(subject: Subjects, expected: Expected, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharing_recurrent_layers_would_be_wide_of_the_mark(
+    subject: Subjects, expected: Expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
     it = subject("qwen3_5")
     monkeypatch.setattr(forward, "why_not_shared", lambda model: None)
     found = ours(GroupForward(it.model(), it.facts, layout="shared"), groups_of(it, "K=2"))
@@ -385,6 +403,15 @@ def test_wrong_settings_are_refused(subject: Subjects) -> None:
     prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     with pytest.raises(ModelError, match="PROMPT_TUNING"):
         GroupForward(get_peft_model(it.model(), prompts), it.facts)
+
+
+def test_a_model_that_takes_no_features_is_refused_with_pictures(subject: Subjects) -> None:
+    it = subject("llava")
+    run = GroupForward(it.model(), it.facts, layout="rows")
+    run._accepts.discard("mm_encoder_outputs")
+    run([it.group(it.prompt(0), (2, 3))])
+    with pytest.raises(ModelError, match="mm_encoder_outputs"):
+        run([it.group(it.prompt(1), (2, 3))])
 
 
 def test_attention_dropout_is_refused(subject: Subjects) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,7 +47,14 @@ TINY: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], float, float | None]] = {
     "plain": (lambda: LlamaForCausalLM(LlamaConfig(**TINY)), 1.0, None),
     "scaled": (lambda: CohereForCausalLM(CohereConfig(**TINY, logit_scale=0.25)), 0.25, None),
@@ -59,12 +67,14 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], float, float | None]] = {
 }
 
 
-def aya() -> AyaVisionConfig:
+def aya() -> Any:
     text = {**TINY, "model_type": "cohere", "logit_scale": 0.25}
-    return AyaVisionConfig(text_config=text, vision_config={**TOWER, "model_type": "siglip_vision_model"}, image_token_id=3)
+    return AyaVisionConfig(
+        text_config=text, vision_config={**TOWER, "model_type": "siglip_vision_model"}, image_token_index=3
+    )
 
 
-def paligemma() -> PaliGemmaConfig:
+def paligemma() -> Any:
     text = {**TINY, "model_type": "gemma2", "final_logit_softcapping": 5.0}
     tower = {**TOWER, "model_type": "siglip_vision_model", "projection_dim": 16}
     return PaliGemmaConfig(text_config=text, vision_config=tower, image_token_index=3, projection_dim=16)
@@ -75,7 +85,7 @@ def test_a_head_says_what_its_model_says(kind: str) -> None:
     """Scaled, divided, multiplied, soft-capped, or only said to be: against the model's own forward."""
     build, scale, cap = MODELS[kind]
     torch.manual_seed(0)
-    model = build().eval()
+    model: Any = build().eval()
     model.get_output_embeddings().weight.data.normal_()  # logits that a cap bends
     head = Head.of(model)
     assert (head.scale, head.soft_cap) == (pytest.approx(scale), cap)
@@ -91,7 +101,7 @@ def test_a_head_says_what_its_model_says(kind: str) -> None:
 def test_a_head_that_nothing_explains_is_refused() -> None:
     class Shifted(CohereForCausalLM):
         def forward(self, *arguments: Any, **options: Any) -> Any:
-            output = super().forward(*arguments, **options)
+            output: Any = super().forward(*arguments, **options)
             output.logits = output.logits + torch.arange(97.0)
             return output
 
@@ -185,7 +195,7 @@ def test_adapters_on_the_head_learn(limit: int) -> None:
     adapted = get_peft_model(model, LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
     head, hidden, targets = Head.of(adapted.get_base_model()), torch.randn(7, 16), torch.arange(7)  # pyright: ignore[reportArgumentType]
     token_logp(head, hidden, targets, max_logit_bytes=limit).logp.sum().backward()
-    ours = {name: weight.grad.clone() for name, weight in adapted.named_parameters() if weight.requires_grad}
+    ours = {name: weight.grad for name, weight in adapted.named_parameters() if weight.requires_grad}
     adapted.zero_grad()
     model.lm_head(hidden).log_softmax(-1).gather(-1, targets[:, None]).sum().backward()
     assert len(ours) == 2
@@ -237,17 +247,18 @@ def test_logits_of_all_tokens_never_exist(subject: Subjects, layout: str) -> Non
 
 
 MEASURE = """
-import resource, torch
+import re, torch
+from pathlib import Path
 from boresight.model.head import Head, token_logp
 
 def peak_mib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 torch.manual_seed(0)
-vocab, width, count = 32_768, 32, 768
+vocab, width, count = 32_768, 16, 512
 head = Head(torch.nn.Linear(width, vocab, bias=False))
 hidden, targets = torch.randn(count, width, requires_grad=True), torch.randint(vocab, (count,))
-token_logp(head, hidden[:8], targets[:8], entropy=True).logp.sum().backward()
+token_logp(head, hidden[:8], targets[:8], entropy=True, max_logit_bytes=2**20).logp.sum().backward()
 for limit in (8 * 2**20, 2**30):
     before = peak_mib()
     token_logp(head, hidden, targets, entropy=True, max_logit_bytes=limit).logp.sum().backward()
@@ -255,8 +266,9 @@ for limit in (8 * 2**20, 2**30):
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel keeps the peak there")
 def test_peak_memory_is_that_of_a_chunk() -> None:
-    """768 tokens of 32,768: one copy of their logits is 96 MiB, and chunks of 8 MiB never come near the several that there would be.
+    """512 tokens of 32,768: one copy of their logits is 64 MiB, and chunks of 8 MiB never come near the several that there would be.
 
     glibc keeps freed blocks below 32 MiB in a heap with holes; the variable gives them back to the system, as it does with larger ones
     (the default chunk has 256 MiB).
@@ -264,5 +276,5 @@ def test_peak_memory_is_that_of_a_chunk() -> None:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, env=environment)
     chunked, whole = map(float, done.stdout.split())
-    assert chunked < 80
-    assert whole > 256
+    assert chunked < 64
+    assert whole > 160

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,10 +33,18 @@ BANNED: dict[str, set[str]] = {
     "internvl": {"<img>", "</img>", "<IMG_CONTEXT>", "<video>"},
     "gemma3": {"<start_of_image>", "<end_of_image>", "<image_soft_token>"},
 }
+CHATML, END, SLASH = {"<|im_end|>", "<|endoftext|>"}, {"<end_of_utterance>"}, {"</s>"}
 STOPS: dict[str, set[str]] = {
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_onevision", "internvl"), {"<|im_end|>", "<|endoftext|>"}),
-    **dict.fromkeys(("smolvlm", "idefics3"), {"<end_of_utterance>"}),
-    **dict.fromkeys(("llava", "llava_next"), {"</s>"}),
+    "qwen2_vl": CHATML,
+    "qwen2_5_vl": CHATML,
+    "qwen3_vl": CHATML,
+    "qwen3_5": CHATML,
+    "smolvlm": END,
+    "idefics3": END,
+    "llava": SLASH,
+    "llava_next": SLASH,
+    "llava_onevision": CHATML,
+    "internvl": CHATML,
     "gemma3": {"<eos>", "<end_of_turn>"},
 }
 
@@ -53,16 +60,19 @@ def test_facts(subject: Subjects, family: str) -> None:
     assert facts.pad_id == it.processor.tokenizer.pad_token_id
     assert facts.image_token_id in facts.modality_ids
     assert facts.vocab_size == 512
-    assert not set(facts.modality_ids) & set(it.processor.tokenizer("Look at the image, the vision of a video, audio, img")["input_ids"])
+    assert not set(facts.modality_ids) & set(
+        it.processor.tokenizer("Look at the image, the vision of a video, audio, img")["input_ids"]
+    )
 
 
 def test_grounding_and_role_tokens_stay_free(subject: Subjects) -> None:
     """A policy may say where an object is; only pictures are the processor's."""
     it = subject("qwen2_5_vl")
     processor = load_processor(None, it.model(), it.folder)
-    processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<|box_start|>", "<|audio_bos|>"]})  # pyright: ignore
-    facts = model_facts(it.model(), processor)
-    names = processor.tokenizer.convert_ids_to_tokens(facts.modality_ids)  # pyright: ignore
+    processor.tokenizer.add_special_tokens({"pad_token": "<|box_start|>", "unk_token": "<|audio_bos|>"})  # pyright: ignore
+    model = it.model()
+    model.resize_token_embeddings(516)
+    names = processor.tokenizer.convert_ids_to_tokens(model_facts(model, processor).modality_ids)  # pyright: ignore
     assert "<|audio_bos|>" in names
     assert not {"<|box_start|>", "<|im_start|>", "<think>"} & set(names)
 
@@ -111,7 +121,9 @@ def test_a_model_by_folder_path_and_object(subject: Subjects) -> None:
     assert load_model(model) is model
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)])
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("auto", torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)]
+)
 def test_dtype(subject: Subjects, dtype: Any, expected: torch.dtype) -> None:
     model = load_model(subject("qwen2_5_vl").folder, dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
@@ -119,7 +131,7 @@ def test_dtype(subject: Subjects, dtype: Any, expected: torch.dtype) -> None:
 
 def test_what_cannot_be_loaded_says_why(subject: Subjects, tmp_path: Path) -> None:
     folder = subject("qwen2_5_vl").folder
-    with pytest.raises(ModelError, match="no model at '.*nowhere'"):
+    with pytest.raises(ModelError, match=r"no model at '.*nowhere'"):
         load_model(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match="no vision-language model"):
@@ -184,7 +196,8 @@ def test_unwrap(subject: Subjects) -> None:
     assert unwrap(model) is model
     adapted = adapt(subject("qwen2_5_vl").model(), LoraConfig(target_modules=["q_proj"]))
     inner = adapted.get_base_model()  # pyright: ignore
-    for wrapped in (adapted, SimpleNamespace(module=adapted), SimpleNamespace(_orig_mod=SimpleNamespace(module=adapted))):
+    compiled = torch.compile(adapted)
+    for wrapped in (adapted, nn.DataParallel(adapted), compiled, nn.DataParallel(compiled)):  # pyright: ignore
         assert unwrap(wrapped) is inner  # pyright: ignore
 
 

@@ -42,7 +42,9 @@ def test_a_picture_inside_a_lone_completion_takes_its_own_positions(subject: Sub
     whole = it.prompt(2)
     cut = int((whole.token_types == 1).nonzero()[-1]) - 30  # before the second picture
     prompt = replace(whole, ids=whole.ids[:cut], token_types=whole.token_types[:cut])
-    completion = Completion(whole.ids[cut:], torch.ones(len(whole.ids) - cut, dtype=torch.bool), "", token_types=whole.token_types[cut:])
+    completion = Completion(
+        whole.ids[cut:], torch.ones(len(whole.ids) - cut, dtype=torch.bool), "", token_types=whole.token_types[cut:]
+    )
     base = it.model().base_model
     assert torch.equal(sequence_positions(base, prompt, completion), sequence_positions(base, whole))
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from boresight.model.forward import GroupForward
 from boresight.model.reference import Reference
@@ -29,9 +30,11 @@ def train_a_step(forward: GroupForward, groups: list[Group]) -> None:
     optimizer.zero_grad()
 
 
-def adapted(it: Subject, **options: object) -> nn.Module:
+def adapted(it: Subject, **options: Any) -> Any:
     torch.manual_seed(0)
-    return get_peft_model(it.model(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, **options))  # pyright: ignore
+    return get_peft_model(
+        it.model(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, **options)
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "qwen3_5"])
@@ -122,4 +125,6 @@ def test_no_gradient_no_dropout_and_every_mode_restored(subject: Subjects, kind:
     hook.remove()
     assert {name: module.training for name, module in model.named_modules()} == before
     if kind == "adapter":
-        assert (logp(GroupForward(copy.deepcopy(model).eval(), it.facts), groups) - one.logp).abs().max() > 0.01  # on again
+        assert (
+            logp(GroupForward(copy.deepcopy(model).eval(), it.facts), groups) - one.logp
+        ).abs().max() > 0.01  # on again

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from transformers import TrainerCallback, set_seed
+from datasets import Dataset, disable_progress_bars
+from transformers import ProgressCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from boresight.data.sources import RowDataset
 from boresight.demo.accuracy import Accuracy, accuracy
-from boresight.demo.easy_vqa import blind_accuracy, demonstrations, load_easy_vqa
+from boresight.demo.easy_vqa import blind_accuracy, demonstrations, load_easy_vqa, question_text
 from boresight.demo.tiny import build_tiny
 from boresight.rewards import answer_format_reward, exact_answer_reward
 from boresight.trainer.base import GroupTrainer
@@ -45,18 +45,16 @@ class Recipe:
             "tie_word_embeddings": True,
         }
     )
-    sft_steps: int = 100
-    color_share: float = 1 / 24
+    sft_steps: int = 200
+    color_share: float = 1 / 128
     """Share of the colour questions that SFT gets to see. What it learns of colours it learns by describing pictures."""
-    other_share: float = 0.4
+    other_share: float = 0.3
     """Questions of the other kinds that GRPO gets for each question about colour, so that it forgets nothing."""
     sft_batch: int = 64
     sft_learning_rate: float = 2e-3
-    grpo_steps: int = 300
+    grpo_steps: int = 400
     grpo_prompts: int = 32
-    grpo_learning_rate: float = 2.5e-4
-    entropy_coef: float = 0.01
-    """Keeps the policy from settling on an answer before it has tried the others."""
+    grpo_learning_rate: float = 3e-4
     num_generations: int = 8
     max_completion_length: int = 16
     test_rows: int = 1000
@@ -105,6 +103,24 @@ class Summary:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
+class Bar(ProgressCallback):
+    """A progress bar with the few numbers that tell a newcomer how it goes."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title = title
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.title)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        shown = {"loss": "loss", "rewards/exact_answer_reward/mean": "right", "entropy": "entropy"}
+        if self.training_bar is not None:
+            self.training_bar.set_postfix({name: f"{logs[key]:.2f}" for key, name in shown.items() if key in logs})
+
+
 class TimeLimit(TrainerCallback):
     """Ends training when its time is up."""
 
@@ -129,12 +145,14 @@ def run_demo(
     recipe = recipe or Recipe()
     begun = time.perf_counter()
     logging.disable_progress_bar()
+    disable_progress_bars()
     set_seed(seed)
     summary = Summary(method, seed, folder=str(output_dir))
     with summary.timed("prepare"):
         folder = build_tiny("qwen2_5_vl", output_dir / "start", seed=seed, **recipe.sizes)
         train, test = load_easy_vqa("train", seed=seed), load_easy_vqa("test", num_rows=recipe.test_rows)
         summary.counts = {"train_questions": len(train), "test_questions": len(test)}
+        _keep_questions(test, output_dir / "test_questions.jsonl")
         summary.accuracy["blind"] = blind_accuracy(test)
         for kind in sorted(set(test["kind"])):
             same = test.filter(lambda row, kind=kind: row["kind"] == kind)
@@ -146,8 +164,7 @@ def run_demo(
     )
     _evaluate(sft, test, "start", summary, recipe)
     with summary.timed("sft"):
-        sft.add_callback(TimeLimit(0.35 * 60 * minutes))
-        sft.train()
+        _train(sft, "SFT", 0.45 * 60 * minutes)
         sft.save_model(str(output_dir / "sft" / "model"))
     _evaluate(sft, test, "sft", summary, recipe)
 
@@ -160,14 +177,34 @@ def run_demo(
     )
     with summary.timed(method):
         evaluation = summary.seconds["evaluate"] / 2
-        grpo.add_callback(TimeLimit(60 * minutes - (time.perf_counter() - begun) - evaluation))
-        grpo.train()
+        _train(grpo, method.upper(), 60 * minutes - (time.perf_counter() - begun) - evaluation)
         grpo.save_model(str(output_dir / method / "model"))
     _evaluate(grpo, test, "final", summary, recipe)
     summary.counts |= {"sft_steps": sft.state.global_step, f"{method}_steps": grpo.state.global_step}
     summary.seconds["total"] = time.perf_counter() - begun
     (output_dir / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
     return summary
+
+
+def _train(trainer: GroupTrainer[Any], title: str, seconds: float) -> None:
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Bar(title))
+    trainer.add_callback(TimeLimit(seconds))
+    trainer.train()
+
+
+def _keep_questions(test: Dataset, path: Path) -> None:
+    """Write down what was asked, for whoever wants to ask it again without boresight."""
+    lines = [
+        {
+            "question": question_text(row["prompt"]),
+            "picture": row["image"]["path"],
+            "solution": row["solution"],
+            "kind": row["kind"],
+        }
+        for row in test.to_list()
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def with_few_colors(train: Dataset, color_share: float) -> Dataset:
@@ -212,7 +249,6 @@ def _grpo_config(output_dir: Path, seed: int, recipe: Recipe, method: str) -> GR
         num_generations=recipe.num_generations,
         max_completion_length=recipe.max_completion_length,
         learning_rate=recipe.grpo_learning_rate,
-        entropy_coef=recipe.entropy_coef,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=5,
         logging_steps=25,

@@ -217,6 +217,11 @@ class GroupForward:
         prompts = [group.prompt for group in groups if group.prompt.vision]
         if not prompts:
             return {}
+        if "mm_encoder_outputs" not in self._accepts:
+            raise ModelError(
+                f"{type(self.model).__name__} takes no picture features (mm_encoder_outputs), so its pictures could not be encoded once: "
+                "boresight does not train it."
+            )
         return {"mm_encoder_outputs": {"image": join_features(self.vision(prompts))}}
 
     def _stats(self, hidden: Tensor, targets: Tensor, mask: Tensor, banned: Tensor | None, **head: Any) -> TokenStats:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from boresight.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MAX_LOGIT_BYTES = 2**28
 """Logits that may be alive at once, float32. 256 MiB holds 2,048 tokens of a vocabulary of 32,768."""

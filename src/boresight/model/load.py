@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,17 @@ def promote_trainable(model: nn.Module, *, keep: bool = False) -> None:
     """
     if keep:
         return
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+    _promote(parameter for parameter in model.parameters() if parameter.requires_grad)
+    inner = unwrap(model)
+    if inner.config.model_type == "smolvlm" and inner.get_input_embeddings().weight.dtype != inner.dtype:
+        _promote(
+            model.parameters()
+        )  # it casts features to the dtype of its tower, which must be that of its embeddings then
+
+
+def _promote(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        if parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
 
 
