@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from boresight.errors import UserError
 from boresight.model.forward import PROVEN, GroupForward, why_not_shared
 from boresight.model.head import Head
 from boresight.model.load import load_model, load_processor, model_facts, unwrap
+from boresight.model.reference import evaluating
 from boresight.types import Completion, Group, LayoutName, ModelFacts, Prompt
 
 LENGTHS = (5, 3)
@@ -110,7 +110,7 @@ def probe(model: str | Path | nn.Module, processor: Any = None) -> Report:
     name = type(inner).__name__ if isinstance(model, nn.Module) else str(model)
     groups = _made_up_groups(processor, facts)
     bounds = FLOAT32 if next(inner.parameters()).dtype == torch.float32 else HALF
-    with _evaluating(loaded):
+    with evaluating(loaded):
         obstacle = why_not_shared(inner)
         checks = [
             *_check_ids(facts, processor),
@@ -169,24 +169,13 @@ def _prompt(encoder: Encoder, picture: Image.Image) -> Prompt:
     return encoder.prompt(read_row({"prompt": f"{encoder.texts.image_token}{words}", "images": [picture]}, 0))
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and every module back in its own afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 # ---- Checks --------------------------------------------------------------------------------------------------------------------------
 
 
 def _check_ids(facts: ModelFacts, processor: Any) -> list[Check]:
     def names(ids: Sequence[int]) -> str:
-        return " ".join(processor.tokenizer.convert_ids_to_tokens(list(ids))) or "none"
+        tokens = processor.tokenizer.convert_ids_to_tokens(list(ids[:8]))
+        return " ".join(tokens) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "") or "none"
 
     placeholder = facts.image_token_id
     return [

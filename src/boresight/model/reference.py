@@ -48,12 +48,12 @@ class Reference:
     def __call__(self, groups: Sequence[Group], **options: Any) -> TokenStats:
         """As `GroupForward`, under the reference's weights, without dropout."""
         adapter_off = nullcontext() if self.adapter is None else self.adapter.disable_adapter()
-        with torch.no_grad(), _evaluating(self.forward.outer), adapter_off:
+        with torch.no_grad(), evaluating(self.forward.outer), adapter_off:
             return self.forward(groups, **options)
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode, and back in its own afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
