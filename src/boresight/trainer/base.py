@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,12 +19,11 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from boresight.data.encode import Encoder
-from boresight.data.sources import RowDataset, RowStream, check_rows, load_rows
+from boresight.data.sources import check_rows, load_rows
 from boresight.errors import ConfigError
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable, unwrap
@@ -34,7 +33,8 @@ from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
 from boresight.trainer.checks import RowCheck
 from boresight.trainer.config import TrainerConfig
-from boresight.trainer.steps import Cuttable, StepBatches, StepLoader, StepPlan, StreamedBatches, micro_batches
+from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
+from boresight.trainer.steps import Cuttable, StepBatches, StepPlan, micro_batches
 from boresight.types import Row
 
 STATE_FILE = "boresight_state.pt"
@@ -94,8 +94,8 @@ class GroupTrainer(Trainer, Generic[Item]):
         super().__init__(
             model=loaded,
             args=_one_pass_a_step(args, plan, eval_groups),
-            train_dataset=_each(load_rows, train_dataset),
-            eval_dataset=_each(load_rows, eval_dataset),
+            train_dataset=each(load_rows, train_dataset),
+            eval_dataset=each(load_rows, eval_dataset),
             processing_class=processor,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -153,7 +153,7 @@ class GroupTrainer(Trainer, Generic[Item]):
     def _check_data(self) -> None:
         """Find bad rows before the first step, where the set can be indexed."""
         with self.timeline.phase("data"):
-            for dataset in (self.train_dataset, *_values(self.eval_dataset)):
+            for dataset in (self.train_dataset, *values(self.eval_dataset)):
                 if dataset is not None and not is_stream(dataset):
                     num_rows = check_rows(dataset, check=(check := RowCheck(self.encoder)))
                     if check.num_tried < num_rows:
@@ -173,52 +173,34 @@ class GroupTrainer(Trainer, Generic[Item]):
             self.accelerator.print(f"boresight: {message}")
 
     def _train_batches(self) -> StepBatches:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        args = self.args
         return StepBatches(
-            len(self.train_dataset),  # pyright: ignore[reportArgumentType]
+            len(self.train_dataset),
             self.plan,
-            shuffle=self.args.shuffle_dataset,
-            seed=seed,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
-            keep_last=not self.args.dataloader_drop_last,
+            shuffle=args.shuffle_dataset,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            rank=args.process_index,
+            world_size=args.world_size,
+            keep_last=not args.dataloader_drop_last,
         )
 
     def get_train_dataloader(self) -> StepLoader:
         if self.train_dataset is None:
             raise ConfigError("Training needs a train_dataset.")
-        if is_stream(self.train_dataset):
-            rows = EncodedStream(self.train_dataset, self.encode)
-            return self._loader(
-                StreamedBatches(rows, self.plan, rank=self.args.process_index, world_size=self.args.world_size), None
-            )
-        return self._loader(EncodedRows(self.train_dataset, self.encode), self._train_batches())
+        batches = None if is_stream(self.train_dataset) else self._train_batches()
+        return step_loader(self.train_dataset, self.encode, self.plan, batches, self.args)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
         if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
-        dataset = self.eval_dataset if eval_dataset is None else load_rows(eval_dataset)
-        if dataset is None:
+            eval_dataset = self.eval_dataset[eval_dataset]
+        records = self.eval_dataset if eval_dataset is None else load_rows(eval_dataset)
+        if records is None:
             raise ConfigError("Evaluation needs an eval_dataset.")
-        rank, world = self.args.process_index, self.args.world_size
-        if is_stream(dataset):
-            return self._loader(
-                StreamedBatches(EncodedStream(dataset, self.encode), self.eval_plan, rank=rank, world_size=world), None
-            )
-        batches = StepBatches(len(dataset), self.eval_plan, shuffle=False, seed=0, rank=rank, world_size=world)  # pyright: ignore[reportArgumentType]
-        return self._loader(EncodedRows(dataset, self.encode), batches)
-
-    def _loader(self, dataset: Dataset[Any], batches: StepBatches | None) -> StepLoader:
-        workers = self.args.dataloader_num_workers
-        options: dict[str, Any] = (
-            {"batch_size": None} if batches is None else {"batch_sampler": batches, "collate_fn": list}
-        )
-        if workers:
-            options["prefetch_factor"] = self.args.dataloader_prefetch_factor
-            options["persistent_workers"] = self.args.dataloader_persistent_workers
-        return StepLoader(
-            dataset, num_workers=workers, generator=torch.Generator().manual_seed(self.args.seed), **options
-        )
+        rank, world_size = self.args.process_index, self.args.world_size
+        batches = None
+        if not is_stream(records):
+            batches = StepBatches(len(records), self.eval_plan, shuffle=False, seed=0, rank=rank, world_size=world_size)
+        return step_loader(records, self.encode, self.eval_plan, batches, self.args)
 
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
@@ -355,31 +337,6 @@ class GroupTrainer(Trainer, Generic[Item]):
         super()._save(output_dir, state_dict)
 
 
-class EncodedRows(Dataset[Any]):
-    """Rows by number, encoded where they are asked for: in a loader's worker."""
-
-    def __init__(self, records: Any, encode: Callable[[Row], Any]) -> None:
-        self.rows = RowDataset(records)
-        self.encode = encode
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.encode(self.rows[index])
-
-
-class EncodedStream(IterableDataset[Any]):
-    """Rows of a data set that can only be walked through, encoded."""
-
-    def __init__(self, records: Any, encode: Callable[[Row], Any]) -> None:
-        self.rows = RowStream(records)
-        self.encode = encode
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(self.encode, self.rows)
-
-
 def _one_pass_a_step(args: Config, plan: StepPlan, eval_groups: int) -> Config:
     """The configuration as transformers' loop must see it: one loader item is one optimizer step. The user's object is left as it is."""
     inner = copy.copy(args)
@@ -393,23 +350,6 @@ def from_pretrained_options(args: TrainerConfig) -> dict[str, Any]:
     """What the user's options say to `from_pretrained`."""
     given: Any = args.model_init_kwargs or {}
     return {**given, "trust_remote_code": True} if args.trust_remote_code else dict(given)
-
-
-def is_stream(dataset: Any) -> bool:
-    return not hasattr(dataset, "__len__")
-
-
-def _values(datasets: Any) -> list[Any]:
-    return list(datasets.values()) if isinstance(datasets, dict) else [datasets]
-
-
-def _each(function: Any, datasets: Any) -> Any:
-    """Apply to a data set, or to each of a plain dict of them; None stays None."""
-    if datasets is None:
-        return None
-    if type(datasets) is dict:
-        return {name: function(dataset) for name, dataset in datasets.items()}
-    return function(datasets)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from boresight.advantage.group import Advantage, advantage
 from boresight.data.images import decode
+from boresight.data.sources import RowStream
 from boresight.loss.policy import counted_mask, policy_loss, policy_total
 from boresight.model.load import load_model
 from boresight.model.packing import completion_mask
@@ -21,9 +22,10 @@ from boresight.report.table import print_completions
 from boresight.rewards.score import RewardTable, Scorer
 from boresight.rollout.hf import evaluating
 from boresight.rollout.sampler import sampling_settings
-from boresight.trainer.base import EncodedRows, EncodedStream, GroupTrainer, from_pretrained_options, is_stream
+from boresight.trainer.base import GroupTrainer, from_pretrained_options
 from boresight.trainer.experience import Scored, from_state, padded, per_group, state_of
 from boresight.trainer.grpo_config import GRPOConfig
+from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.steps import micro_batches
 from boresight.types import Group, Prompt, Row, TokenStats
 
@@ -259,8 +261,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         wanted = {each["row"] for each in state["experience"]}
         prompts: dict[int, Prompt] = {}
         if wanted and is_stream(self.train_dataset):
-            stream = EncodedStream(self.train_dataset, lambda row: self.encode(row) if row.index in wanted else None)
-            prompts = {prompt.row.index: prompt for prompt in stream if prompt is not None}
+            prompts = {row.index: self.encode(row) for row in RowStream(self.train_dataset) if row.index in wanted}
         elif wanted:
             rows = EncodedRows(self.train_dataset, self.encode)
             prompts = {index: rows[index] for index in wanted}

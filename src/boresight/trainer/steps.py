@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import IterableDataset, Sampler
 
 from boresight.errors import ConfigError
 
@@ -104,9 +104,18 @@ class StepBatches(Sampler[list[int]]):
 class StreamedBatches(IterableDataset[list[Any]]):
     """The same for a data set that can only be walked through."""
 
-    def __init__(self, rows: Iterable[Any], plan: StepPlan, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Any],
+        plan: StepPlan,
+        *,
+        encode: Callable[[Any], Any] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.rows = rows
         self.plan = plan
+        self.encode = encode
         self.rank = rank
         self.world_size = world_size
 
@@ -115,19 +124,11 @@ class StreamedBatches(IterableDataset[list[Any]]):
         mine: list[Any] = []
         for number, row in enumerate(self.rows):
             if number % rows_per_step // self.plan.groups_per_step == self.rank:
-                mine.append(row)
+                mine.append(row if self.encode is None else self.encode(row))
             if (number + 1) % (rows_per_step * self.plan.steps_per_draw) == 0:
                 yield mine
                 yield from ([] for _ in range(self.plan.draw_period - 1))
                 mine = []
-
-
-class StepLoader(DataLoader[Any]):
-    """A loader of optimizer steps. Its workers' seeds come from a generator of its own, so that loading draws no global random number."""
-
-    def set_epoch(self, epoch: int) -> None:
-        if isinstance(self.batch_sampler, StepBatches):
-            self.batch_sampler.set_epoch(epoch)
 
 
 class Cuttable(Protocol):
@@ -172,8 +173,3 @@ def _parts(item: Item, max_tokens: int) -> Iterator[Item]:
         half = len(item) // 2
         yield from _parts(item.branches(0, half), max_tokens)
         yield from _parts(item.branches(half, len(item)), max_tokens)
-
-
-def num_rows(dataset: object) -> int | None:
-    """Rows of a data set, or None where it can only be walked through."""
-    return len(dataset) if isinstance(dataset, Sized) else None

@@ -1,0 +1,77 @@
+"""From records to a loader of optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from boresight.data.sources import RowDataset, RowStream
+from boresight.trainer.steps import StepBatches, StepPlan, StreamedBatches
+from boresight.types import Row
+
+
+class EncodedRows(Dataset[Any]):
+    """Rows by number, encoded where they are asked for: in a loader's worker."""
+
+    def __init__(self, records: Any, encode: Callable[[Row], Any]) -> None:
+        self.rows = RowDataset(records)
+        self.encode = encode
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.encode(self.rows[index])
+
+
+class StepLoader(DataLoader[Any]):
+    """A loader of optimizer steps. Its workers' seeds come from a generator of its own, so that loading draws no global random number."""
+
+    def set_epoch(self, epoch: int) -> None:
+        if isinstance(self.batch_sampler, StepBatches):
+            self.batch_sampler.set_epoch(epoch)
+
+
+def step_loader(
+    records: Any, encode: Callable[[Row], Any], plan: StepPlan, batches: StepBatches | None, args: Any
+) -> StepLoader:
+    """A loader whose items are this rank's shares of optimizer steps.
+
+    Args:
+        batches: which rows each step gets; None where records can only be walked through.
+        args: transformers' options of loading.
+    """
+    options: dict[str, Any] = {"generator": torch.Generator().manual_seed(args.seed)}
+    if workers := args.dataloader_num_workers:
+        options |= {
+            "num_workers": workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "persistent_workers": args.dataloader_persistent_workers,
+        }
+    if batches is not None:
+        return StepLoader(EncodedRows(records, encode), batch_sampler=batches, collate_fn=list, **options)
+    if workers > 1:
+        # Every worker would walk through all of it.
+        options["num_workers"] = 1
+    rows = StreamedBatches(RowStream(records), plan, encode=encode, rank=args.process_index, world_size=args.world_size)
+    return StepLoader(rows, batch_size=None, **options)
+
+
+def is_stream(dataset: Any) -> bool:
+    return not hasattr(dataset, "__len__")
+
+
+def values(datasets: Any) -> list[Any]:
+    return list(datasets.values()) if isinstance(datasets, dict) else [datasets]
+
+
+def each(function: Any, datasets: Any) -> Any:
+    """Apply to a data set, or to each of a plain dict of them; None stays None."""
+    if datasets is None:
+        return None
+    if type(datasets) is dict:
+        return {name: function(dataset) for name, dataset in datasets.items()}
+    return function(datasets)
