@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from workload import LEARNING_RATE, advantages, completion_ids, dataset, no_stop_ids, reward
 
+from boresight.data.sources import RowDataset
 from boresight.rollout.sampler import sampling_settings
-from boresight.trainer.base import EncodedRows
 from boresight.trainer.experience import Scored
 from boresight.trainer.grpo import GRPOTrainer
 from boresight.trainer.grpo_config import GRPOConfig
@@ -119,8 +119,8 @@ class OurSide:
 
     def _prompts(self) -> list[Prompt]:
         """The first prompts of the data."""
-        rows = EncodedRows(self.trainer.train_dataset, self.trainer.encoder.prompt)
-        return [rows[index] for index in range(self.case.num_prompts)]
+        rows = RowDataset(self.trainer.train_dataset)
+        return [self.trainer.encoder.prompt(rows[index]) for index in range(self.case.num_prompts)]
 
     # ---- Update -----------------------------------------------------------------------------------------------------------------
 

@@ -193,7 +193,7 @@ class GroupTrainer(Trainer, Generic[Item]):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
-        records = self.eval_dataset if eval_dataset is None else load_rows(eval_dataset)
+        records: Any = self.eval_dataset if eval_dataset is None else load_rows(eval_dataset)
         if records is None:
             raise ConfigError("Evaluation needs an eval_dataset.")
         rank, world_size = self.args.process_index, self.args.world_size

@@ -105,9 +105,8 @@ class TrainerConfig(DataConfig, ModelConfig, ReportConfig, TrainingArguments):
     def __post_init__(self) -> None:
         self.output_dir = self.output_dir or "trainer_output"
         if self.bf16 is None:
-            self.bf16 = (
-                not self.fp16 and not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-            )
+            has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = has_bf16 and not self.fp16 and not self.use_cpu  # pyright: ignore[reportIncompatibleVariableOverride]
         for name in ("model_init_kwargs", "chat_template_kwargs"):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, json.loads(value))
