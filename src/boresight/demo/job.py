@@ -46,7 +46,7 @@ class Recipe:
         }
     )
     sft_steps: int = 200
-    color_share: float = 1 / 96
+    color_share: float = 1 / 64
     """Share of the colour questions that SFT gets to see. What it learns of colours it learns by describing pictures."""
     other_share: float = 0.3
     """Questions of the other kinds that GRPO gets for each question about colour, so that it forgets nothing."""
