@@ -57,6 +57,8 @@ class Recipe:
     grpo_learning_rate: float = 3e-4
     num_generations: int = 8
     max_completion_length: int = 16
+    train_rows: int | None = None
+    """Questions that training draws from; None for all."""
     test_rows: int = 1000
 
 
@@ -150,7 +152,10 @@ def run_demo(
     summary = Summary(method, seed, folder=str(output_dir))
     with summary.timed("prepare"):
         folder = build_tiny("qwen2_5_vl", output_dir / "start", seed=seed, **recipe.sizes)
-        train, test = load_easy_vqa("train", seed=seed), load_easy_vqa("test", num_rows=recipe.test_rows)
+        train, test = (
+            load_easy_vqa("train", num_rows=recipe.train_rows, seed=seed),
+            load_easy_vqa("test", num_rows=recipe.test_rows),
+        )
         summary.counts = {"train_questions": len(train), "test_questions": len(test)}
         _keep_questions(test, output_dir / "test_questions.jsonl")
         summary.accuracy["blind"] = blind_accuracy(test)
