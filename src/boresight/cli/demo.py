@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 HELP = "teach a small Qwen2.5-VL by SFT, improve it by GRPO on real pictures, and show the accuracy"
 
-STAGES = {"blind": "never seeing the picture", "start": "at the start", "sft": "after SFT", "final": "after {method}"}
+STAGES = {"blind": "blind guesser", "start": "at the start", "sft": "after SFT", "final": "after {method}"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,16 +48,17 @@ def run(options: argparse.Namespace) -> None:
 
 def accuracy_table(summary: Summary) -> Table:
     """Accuracy on held-out questions, by stage and kind."""
+    from rich import box
     from rich.table import Table
 
     asked = summary.counts["test_questions"]
-    table = Table(title=f"easy-VQA, {asked:,} held-out questions (seed {summary.seed})")
-    table.add_column("model")
-    table.add_column("right", justify="right")
+    table = Table(title=f"easy-VQA, {asked:,} held-out questions (seed {summary.seed})", box=box.SIMPLE_HEAD)
+    table.add_column("model", no_wrap=True)
+    table.add_column(f"right\nof {asked}", justify="right")
     table.add_column("accuracy", justify="right")
-    table.add_column("95 % interval", justify="right")
+    table.add_column("95 % interval", justify="right", no_wrap=True)
     for kind in summary.by_kind:
-        table.add_column(f"{kind} ({summary.counts[f'test_questions/{kind}']})", justify="right")
+        table.add_column(f"{kind}\nof {summary.counts[f'test_questions/{kind}']}", justify="right")
     for stage, meaning in STAGES.items():
         share = summary.accuracy[stage]
         low, high = summary.interval.get(stage, (None, None))
@@ -65,7 +66,7 @@ def accuracy_table(summary: Summary) -> Table:
             meaning.format(method=summary.method.upper()),
             f"{share * asked:.0f}",
             f"{share:.1%}",
-            "" if low is None or high is None else f"{low:.1%} to {high:.1%}",
+            "" if low is None or high is None else f"{low:.1%}–{high:.1%}",
             *(f"{shares[stage]:.0%}" for shares in summary.by_kind.values()),
             style="bold" if stage == "final" else None,
         )
