@@ -52,7 +52,9 @@ def accuracy_table(summary: Summary) -> Table:
     from rich.table import Table
 
     asked = summary.counts["test_questions"]
-    table = Table(title=f"easy-VQA, {asked:,} held-out questions (seed {summary.seed})", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"easy-VQA, {asked:,} held-out questions (seed {summary.seed})", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("model", no_wrap=True)
     table.add_column(f"right\nof {asked}", justify="right")
     table.add_column("accuracy", justify="right")
