@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from boresight.errors import ModelError
-from boresight.model.attention import BranchTable, branch_attention, install
+from boresight.model.attention import BranchTable, branch_attention, install, padded_attention
 from boresight.model.forward import GroupForward
 from boresight.model.packing import PackedRow, Span
 from tests.model.conftest import Subjects
@@ -55,17 +56,18 @@ def visible(row: PackedRow, window: int | None, blocks: bool) -> Tensor:
     return mask
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     shapes=st.lists(
-        st.tuples(st.integers(1, 7), st.lists(st.integers(1, 4), min_size=1, max_size=4)), min_size=1, max_size=3
+        st.tuples(st.integers(1, 7), st.lists(st.integers(0, 4), min_size=1, max_size=4)), min_size=1, max_size=3
     ),
     window=st.sampled_from([None, 1, 3]),
     blocks=st.booleans(),
+    attention=st.sampled_from([branch_attention, padded_attention]),
     seed=st.integers(0, 1000),
 )
-def test_two_calls_equal_one_dense_mask(
-    shapes: list[tuple[int, list[int]]], window: int | None, blocks: bool, seed: int
+def test_pieces_and_two_calls_equal_one_dense_mask(
+    shapes: list[tuple[int, list[int]]], window: int | None, blocks: bool, attention: Callable[..., Tensor], seed: int
 ) -> None:
     """Values and gradients, whatever the shapes: groups of one and of several, grouped heads, windows, pictures in prompts."""
     torch.manual_seed(seed)
@@ -77,7 +79,7 @@ def test_two_calls_equal_one_dense_mask(
     length = len(row.ids)
     query, key, value = (torch.randn(1, heads, length, 5, requires_grad=True) for heads in (4, 2, 2))
     table = BranchTable.of(row, picture_blocks=blocks)
-    found = branch_attention(query, key, value, table, 0.3, window)
+    found = attention(query, key, value, table, 0.3, window)
     dense = scaled_dot_product_attention(
         query, repeat_kv(key, 2), repeat_kv(value, 2), visible(row, window, blocks), scale=0.3
     )

@@ -5,7 +5,7 @@ among the forward's keyword arguments the function below runs, without one the m
 ordinary rows and generation alike, and gradient checkpointing, which carries keyword arguments, recomputes the right thing.
 
 Attention of a packed row is two calls, whatever the number of groups: all prompts with themselves, and all branches with their
-prompt and themselves.
+prompt and themselves. On a CPU, full attention goes in flash pieces instead (`model/merge.py`), which is faster.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from boresight.errors import ModelError
-from boresight.model.packing import PackedRow
+from boresight.model.merge import can_merge, merged_attention
+from boresight.model.packing import PackedRow, Span
 
 PREFIX = "branch_"
 
@@ -44,6 +45,8 @@ class BranchTable:
     """[B] the group of each branch."""
     prompt_lengths: Tensor
     """[G]"""
+    spans: tuple[Span, ...]
+    """The row's groups."""
     restore: Tensor
     """[L] where each place of the row is found among the padded prompts followed by the padded branches."""
     blocks: Tensor | None = None
@@ -74,7 +77,8 @@ class BranchTable:
             restore[places] = offset + number * padded_branches.shape[1] + torch.arange(len(places))
         blocks = _picture_blocks(row.token_types.cpu(), prompts) if picture_blocks else None
         lengths = torch.tensor([len(places) for places in prompts])
-        return cls(padded_prompts, padded_branches, torch.tensor(group, dtype=torch.long), lengths, restore, blocks)
+        places = torch.tensor(group, dtype=torch.long)
+        return cls(padded_prompts, padded_branches, places, lengths, row.spans, restore, blocks)
 
     def to(self, device: torch.device) -> BranchTable:
         """The same table on another device."""
@@ -83,7 +87,7 @@ class BranchTable:
             for name in ("prompts", "branches", "group", "prompt_lengths", "restore", "blocks")
             if (value := getattr(self, name)) is not None
         }
-        return BranchTable(**moved)
+        return BranchTable(**moved, spans=self.spans)
 
     def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
         """Masks of prompts [G, 1, P, P], None where plain causal, and of branches [B, 1, C, P + C], true where a query sees a key.
@@ -96,6 +100,11 @@ class BranchTable:
         if window not in self._masks:
             self._masks[window] = (self._prompt_mask(window), self._branch_mask(window))
         return self._masks[window]
+
+    def is_plain(self, window: int | None) -> bool:
+        """Whether every query sees all that comes before it, and nothing else."""
+        longest = max(span.prompt + max(span.branches, default=0) for span in self.spans)
+        return self.blocks is None and (window is None or longest <= window)
 
     def _prompt_mask(self, window: int | None) -> Tensor | None:
         width = self.prompts.shape[1]
@@ -147,8 +156,19 @@ def branch_attention(
     Returns:
         [1, L, heads, D]
     """
-    prompt_mask, branch_mask = table.masks(window)
+    if table.is_plain(window) and can_merge(query):
+        repeats = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+        return merged_attention(query, key, value, table.spans, scale).transpose(1, 2)
+    return padded_attention(query, key, value, table, scale, window)
+
+
+def padded_attention(
+    query: Tensor, key: Tensor, value: Tensor, table: BranchTable, scale: float, window: int | None
+) -> Tensor:
+    """The same in two SDPA calls on padded rectangles, for any device, window and pattern of pictures."""
     repeats = query.shape[1] // key.shape[1]
+    prompt_mask, branch_mask = table.masks(window)
     # [L, heads, D], so that a table of places picks rows.
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     prompt_query, prompt_key, prompt_value = (states[table.prompts].transpose(1, 2) for states in (query, key, value))
