@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["update", "sample", "step", "pairs"]
 """What is timed.
@@ -40,6 +40,10 @@ class Case:
     """Whether the tower and the projector are left untrained."""
     checkpointing: bool = False
     """Whether activations are recomputed in the backward pass."""
+    lora: bool = False
+    """Whether an adapter of the language model is trained instead of the weights; the reference is the model without it."""
+    precomputed: bool = False
+    """Whether boresight reads the reference's log-probabilities from its table. TRL cannot precompute them for pictures."""
     losses: tuple[str, ...] = ("sigmoid",)
     """Of pairs."""
     goal: float | None = None
@@ -48,14 +52,20 @@ class Case:
     """Whether `--quick` runs it."""
 
     @property
+    def frozen_tower(self) -> bool:
+        """Whether no weight that a picture passes through is trained."""
+        return self.frozen or self.lora
+
+    @property
     def num_rows(self) -> int:
         """Completions of one run."""
         return self.num_prompts * self.num_completions
 
 
 # fmt: off
-SMALL = {"picture_tokens": 256, "prompt_tokens": 297}
-LARGE = {"picture_tokens": 1024, "prompt_tokens": 1100}
+SMALL: dict[str, Any] = {"picture_tokens": 256, "prompt_tokens": 297}
+LARGE: dict[str, Any] = {"picture_tokens": 1024, "prompt_tokens": 1100}
+PAIR: dict[str, Any] = {"num_completions": 2, "beta": 0.1}
 MPO = ("sigmoid", "bco_pair", "sft")
 
 CASES = (
@@ -76,9 +86,15 @@ CASES = (
     Case("step C=128 +ref", "step", **SMALL, completion_tokens=128, num_completions=8, num_prompts=2, beta=0.04, goal=3.5),
     Case("step frozen", "step", **SMALL, completion_tokens=32, num_completions=8, num_prompts=2, beta=0.04, frozen=True),
     Case("step P=1100", "step", **LARGE, completion_tokens=128, num_completions=8, num_prompts=2),
-    Case("DPO C=32", "pairs", **SMALL, completion_tokens=32, num_completions=2, beta=0.1, quick=True),
-    Case("DPO C=128", "pairs", **SMALL, completion_tokens=128, num_completions=2, beta=0.1),
-    Case("DPO frozen", "pairs", **SMALL, completion_tokens=128, num_completions=2, beta=0.1, frozen=True),
-    Case("MPO P=1100", "pairs", **LARGE, completion_tokens=128, num_completions=2, beta=0.1, losses=MPO),
+    Case("DPO C=32", "pairs", **SMALL, **PAIR, completion_tokens=32, goal=1.85, quick=True),
+    Case("DPO C=128", "pairs", **SMALL, **PAIR, completion_tokens=128, goal=1.75),
+    Case("DPO precomputed C=32", "pairs", **SMALL, **PAIR, completion_tokens=32, precomputed=True, goal=2.4),
+    Case("DPO precomputed C=128", "pairs", **SMALL, **PAIR, completion_tokens=128, precomputed=True, goal=2.2),
+    Case("DPO frozen", "pairs", **SMALL, **PAIR, completion_tokens=128, frozen=True),
+    Case("DPO LoRA", "pairs", **SMALL, **PAIR, completion_tokens=128, lora=True),
+    Case("DPO LoRA precomputed", "pairs", **SMALL, **PAIR, completion_tokens=128, lora=True, precomputed=True),
+    Case("MPO C=32", "pairs", **SMALL, **PAIR, completion_tokens=32, losses=MPO, goal=1.85),
+    Case("MPO C=128", "pairs", **SMALL, **PAIR, completion_tokens=128, losses=MPO, goal=1.75),
+    Case("MPO P=1100", "pairs", **LARGE, **PAIR, completion_tokens=128, losses=MPO),
 )
 # fmt: on

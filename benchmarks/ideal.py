@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from cases import Case
 from measure import median_seconds
+from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
-from workload import TOKEN_SIZE
+from workload import TOKEN_SIZE, adapter
 
 Parts = dict[str, float]
 """Seconds by part: vision, prompt, completions, head, other."""
@@ -44,13 +45,13 @@ def ideal_seconds(case: Case, costs: Costs) -> Parts:
     parts: Parts = dict.fromkeys(("vision", "prompt", "completions", "head", "other"), 0.0)
     updating = case.kind != "sample"
     sampling = case.kind in ("sample", "step")
-    looking = (case.old or False) + (case.beta != 0) if updating else 0
+    looking = case.old + (case.beta != 0 and not case.precomputed) if updating else 0
     if updating:
-        parts["vision"] += case.num_prompts * costs.vision[not case.frozen]
+        parts["vision"] += case.num_prompts * costs.vision[not case.frozen_tower]
         for name in ("prompt", "completions", "head"):
             parts[name] += case.num_prompts * (getattr(costs, name)[1] + looking * getattr(costs, name)[0])
     # A frozen tower's features serve every pass; a trained one runs in each, since its gradient or its weights differ.
-    again = 0 if case.frozen and updating else looking + sampling
+    again = 0 if case.frozen_tower and updating else looking + sampling
     parts["vision"] += case.num_prompts * again * costs.vision[0]
     if sampling:
         parts["prompt"] += case.num_prompts * costs.prompt[0]
@@ -64,6 +65,8 @@ def unit_costs(case: Case, folder: Path, repeats: int) -> Costs:
     """Time the parts of a case."""
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).train()
     base = model.base_model
+    if (config := adapter(case)) is not None:
+        get_peft_model(model, config)
     if case.frozen:
         base.visual.requires_grad_(False)
     if case.checkpointing:
@@ -89,7 +92,7 @@ def unit_costs(case: Case, folder: Path, repeats: int) -> Costs:
         own = timed(lambda: text(own_ids))
         head = timed(lambda: _logp(model.get_output_embeddings(), hidden, own_ids.flatten()))
     return Costs(
-        vision=timed(lambda: base.visual(pixels, grid).pooler_output, train=updating and not case.frozen),
+        vision=timed(lambda: base.visual(pixels, grid).pooler_output, train=updating and not case.frozen_tower),
         prompt=timed(lambda: text(prompt_ids), train=updating),
         completions=(own[0] + to_prompt[0], own[1] + to_prompt[1]),
         head=head,

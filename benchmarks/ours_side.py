@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ import torch
 from cases import Case
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from workload import LEARNING_RATE, advantages, completion_ids, dataset, no_stop_ids, reward
+from workload import LEARNING_RATE, adapter, advantages, completion_ids, dataset, no_stop_ids, reward
 
+from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from boresight.data.sources import RowDataset
 from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.experience import Scored
-from boresight.trainer.grpo import GRPOTrainer
-from boresight.trainer.grpo_config import GRPOConfig
 from boresight.types import Completion, Group, Prompt
 
 
@@ -44,6 +42,7 @@ class OurSide:
         if case.frozen:
             self.model.base_model.visual.requires_grad_(False)
         self.trainer: Any = self._dpo() if case.kind == "pairs" else self._grpo()
+        self.model = self.trainer.model
         if case.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         prepare: dict[str, Callable[[], None]] = {
@@ -67,8 +66,10 @@ class OurSide:
 
     def models(self) -> list[nn.Module]:
         """Every model that a run goes through."""
+        own = self.trainer.policy.model
         reference = self.trainer.reference
-        return [self.model] if reference is None else [self.model, reference.forward.model]
+        # A reference that is the policy with its adapter off is no second model.
+        return [own] if reference is None or reference.forward.model is own else [own, reference.forward.model]
 
     def _grpo(self) -> GRPOTrainer:
         case = self.case
@@ -95,27 +96,28 @@ class OurSide:
         trainer.facts = trainer.sampler.facts = replace(trainer.facts, stop_ids=no_stop_ids())
         return trainer
 
-    def _dpo(self) -> Any:
-        case, processor = self.case, AutoProcessor.from_pretrained(self.folder)
-        options: dict[str, Any] = {"beta": case.beta, "loss_type": list(case.losses)}
-        if find_spec("boresight.trainer.dpo") is None:
-            from pairs import PairStep
-
-            from boresight.loss.preference_config import PreferenceLossConfig
-
-            return PairStep(self.model, processor, PreferenceLossConfig(**options), dataset(case, self.folder))
-        from boresight import DPOConfig, DPOTrainer  # pyright: ignore[reportAttributeAccessIssue]
-
+    def _dpo(self) -> DPOTrainer:
+        case = self.case
         args = DPOConfig(
             output_dir=str(self.scratch),
             per_device_train_batch_size=case.num_prompts,
+            beta=case.beta,
+            loss_type=list(case.losses),
+            precompute_ref_log_probs=case.precomputed,
+            precomputed_ref_path=str(self.scratch / f"{case.name}.safetensors") if case.precomputed else None,
             learning_rate=LEARNING_RATE,
             gradient_checkpointing=case.checkpointing,
             use_cpu=True,
             report_to="none",
-            **options,
+            disable_tqdm=True,
         )
-        return DPOTrainer(self.model, args=args, train_dataset=dataset(case, self.folder), processing_class=processor)
+        return DPOTrainer(
+            self.model,
+            args=args,
+            train_dataset=dataset(case, self.folder),
+            processing_class=AutoProcessor.from_pretrained(self.folder),
+            peft_config=adapter(case),
+        )
 
     def _prompts(self) -> list[Prompt]:
         """The first prompts of the data."""

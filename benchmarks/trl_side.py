@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
-from workload import LEARNING_RATE, advantages, completion_ids, dataset, no_stop_ids, reward
+from workload import LEARNING_RATE, adapter, advantages, completion_ids, dataset, no_stop_ids, reward
 
 VISION = ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")
 
@@ -39,6 +39,7 @@ class TRLSide:
         if case.frozen:
             self.model.base_model.visual.requires_grad_(False)
         self.trainer: Any = self._dpo() if case.kind == "pairs" else self._grpo()
+        self.model = self.trainer.model
         self.trainer.current_gradient_accumulation_steps = self.trainer.args.gradient_accumulation_steps
         if case.checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -60,7 +61,8 @@ class TRLSide:
 
     def models(self) -> list[nn.Module]:
         """Every model that a run goes through."""
-        return [model for model in (self.model, self.trainer.ref_model) if model is not None]
+        own = self.model.get_base_model() if self.case.lora else self.model
+        return [model for model in (own, self.trainer.ref_model) if model is not None]
 
     def _grpo(self) -> GRPOTrainer:
         case = self.case
@@ -184,6 +186,7 @@ class TRLSide:
             args=args,
             train_dataset=dataset(case, self.folder),
             processing_class=AutoProcessor.from_pretrained(self.folder),
+            peft_config=adapter(case),
         )
 
     def _prepare_pairs(self) -> None:

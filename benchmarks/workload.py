@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from cases import Case
 from datasets import Dataset, Features, Image, Value
+from peft import LoraConfig
 from PIL import Image as PILImage
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor
@@ -99,6 +100,11 @@ def completion_ids(case: Case, folder: Path) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (case.num_prompts, case.num_completions, case.completion_tokens)
     return plain[torch.randint(len(plain), shape, generator=generator)]
+
+
+def adapter(case: Case) -> LoraConfig | None:
+    """What is trained instead of the weights, or None."""
+    return LoraConfig(target_modules="all-linear", exclude_modules=r".*visual.*", r=16) if case.lora else None
 
 
 def advantages(case: Case) -> Tensor:

@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from boresight.trainer.dpo import DPOTrainer
+    from boresight.trainer.dpo_config import DPOConfig
     from boresight.trainer.grpo import GRPOTrainer
     from boresight.trainer.grpo_config import GRPOConfig
     from boresight.trainer.sft import SFTConfig, SFTTrainer
@@ -16,13 +18,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DPOConfig": "trainer.dpo_config",
+    "DPOTrainer": "trainer.dpo",
     "GRPOConfig": "trainer.grpo_config",
     "GRPOTrainer": "trainer.grpo",
     "SFTConfig": "trainer.sft",
     "SFTTrainer": "trainer.sft",
 }
 
-__all__ = ["GRPOConfig", "GRPOTrainer", "SFTConfig", "SFTTrainer"]
+__all__ = ["DPOConfig", "DPOTrainer", "GRPOConfig", "GRPOTrainer", "SFTConfig", "SFTTrainer"]
 
 
 def __getattr__(name: str) -> object:

@@ -140,6 +140,8 @@ class TokenStats:
     """[B, T] entropy of the distribution each token was drawn from; None when not asked for. It carries a gradient only when asked to."""
     greedy: Mask | None = None
     """[B, T] true where the token is the likeliest of its distribution; given with `entropy`."""
+    log_collision: PerToken | None = None
+    """[B, T] log Σ_v p_v² of the distribution each token was drawn from, no gradient; None when not asked for."""
 
 
 @dataclass(frozen=True, slots=True)

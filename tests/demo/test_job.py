@@ -9,8 +9,8 @@ import pytest
 
 from boresight.cli import main
 from boresight.demo.accuracy import Accuracy, accuracy
-from boresight.demo.easy_vqa import load_easy_vqa
-from boresight.demo.job import Recipe, run_demo, with_few_colors, with_mostly_colors
+from boresight.demo.easy_vqa import ANSWERS, load_easy_vqa
+from boresight.demo.job import Recipe, run_demo, with_guessed_colors, with_mostly_colors
 
 SHORT = Recipe(sft_steps=3, sft_batch=16, grpo_steps=2, grpo_prompts=8, num_generations=4, train_rows=300, test_rows=30)
 STAGES = {"blind", "start", "sft", "final"}
@@ -49,9 +49,18 @@ def test_no_time_is_no_training(tmp_path: Path) -> None:
 def test_which_questions_each_stage_learns_from() -> None:
     train = load_easy_vqa("train", num_rows=600)
     num_colors = train["kind"].count("color")
-    few, mostly = with_few_colors(train, 1 / 8)["kind"], with_mostly_colors(train, 0.25)["kind"]
-    assert (few.count("color"), len(few)) == (round(num_colors / 8), 600 - num_colors + round(num_colors / 8))
+    guessed, mostly = with_guessed_colors(train, 1 / 2, seed=5), with_mostly_colors(train, 0.25)["kind"]
+    assert (guessed["kind"].count("color"), len(guessed)) == (num_colors // 2, 600 - num_colors + num_colors // 2)
     assert (mostly.count("color"), len(mostly)) == (num_colors, num_colors + round(num_colors / 4))
+
+    truth = {(row["image"]["path"], row["prompt"][0]["content"][1]["text"]): row["solution"] for row in train}
+    right = {"color": 0, "shape": 0, "yes/no": 0}
+    for row in guessed:
+        right[row["kind"]] += row["solution"] == truth[row["image"]["path"], row["prompt"][0]["content"][1]["text"]]
+    asked = {kind: guessed["kind"].count(kind) for kind in right}
+    assert (right["shape"], right["yes/no"]) == (asked["shape"], asked["yes/no"])
+    assert 0 < right["color"] < asked["color"] / 3  # a guess is right once in eight
+    assert {row["solution"] for row in guessed if row["kind"] == "color"} == set(ANSWERS["color"])
 
 
 def test_accuracy_counts_by_kind() -> None:

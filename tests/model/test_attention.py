@@ -56,17 +56,31 @@ def visible(row: PackedRow, window: int | None, blocks: bool) -> Tensor:
     return mask
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    shapes=st.lists(
+SHAPES = {
+    "shapes": st.lists(
         st.tuples(st.integers(1, 7), st.lists(st.integers(0, 4), min_size=1, max_size=4)), min_size=1, max_size=3
     ),
-    window=st.sampled_from([None, 1, 3]),
-    blocks=st.booleans(),
-    attention=st.sampled_from([branch_attention, padded_attention]),
-    seed=st.integers(0, 1000),
-)
-def test_pieces_and_two_calls_equal_one_dense_mask(
+    "window": st.sampled_from([None, 1, 3]),
+    "blocks": st.booleans(),
+    "attention": st.sampled_from([branch_attention, padded_attention]),
+    "seed": st.integers(0, 1000),
+}
+
+
+@pytest.mark.soak
+@settings(max_examples=5000, deadline=None)
+@given(**SHAPES)
+def test_many_more_shapes(**case: Any) -> None:
+    check_against_one_dense_mask(**case)
+
+
+@settings(max_examples=80, deadline=None)
+@given(**SHAPES)
+def test_pieces_and_two_calls_equal_one_dense_mask(**case: Any) -> None:
+    check_against_one_dense_mask(**case)
+
+
+def check_against_one_dense_mask(
     shapes: list[tuple[int, list[int]]], window: int | None, blocks: bool, attention: Callable[..., Tensor], seed: int
 ) -> None:
     """Values and gradients, whatever the shapes: groups of one and of several, grouped heads, windows, pictures in prompts."""

@@ -185,6 +185,15 @@ class Encoder:
             return count + sum(expanded) - len(sizes)
         return count + len(self._process(texts[0], row).ids) - len(self._tokens(texts[0], special=special)[0])
 
+    def fits(self, row: Row, max_length: int) -> bool:
+        """Whether the row's prompt with its longest completion has at most `max_length` tokens. Its pictures are processed only where
+        their sizes do not settle it."""
+        # All completions together are longer than the longest; what the sizes leave out is a few tokens a picture.
+        if self.count_tokens(row) + 16 * len(row.pictures) <= max_length:
+            return True
+        group = self._answered(row, assistant_only=True)
+        return len(group.prompt.ids) + max(len(completion.ids) for completion in group.completions) <= max_length
+
     def _answered(self, row: Row, *, assistant_only: bool) -> Group:
         """The prompt, and every completion tokenised on its own, as if the policy had produced it."""
         prompt, texts = self.prompt(row), self.texts.completions(row)

@@ -133,6 +133,7 @@ class GroupForward:
         ban_modalities: bool = False,
         entropy: bool = False,
         entropy_grad: bool = False,
+        collision: bool = False,
         wrapped: nn.Module | None = None,
     ) -> TokenStats:
         """Log-probabilities of every completion of every group, in order.
@@ -141,12 +142,19 @@ class GroupForward:
             temperature: the sampler's; 1 for data that nobody sampled.
             ban_modalities: give ids that only the processor may place no probability, as samplers do.
             entropy: also return entropies; `entropy_grad` lets them carry a gradient.
+            collision: also return log Σ p² of every token's distribution.
             wrapped: the same model inside DDP or the like, when its hooks must see this forward.
         """
         run = self._shared if self.layout == "shared" else self._rows
+        head = {
+            "temperature": temperature,
+            "entropy": entropy,
+            "entropy_grad": entropy_grad,
+            "collision": collision,
+        }
 
         def forward() -> TokenStats:
-            return run(groups, temperature=temperature, banned=banned, entropy=entropy, entropy_grad=entropy_grad)
+            return run(groups, banned=banned, **head)
 
         device = next(self.model.parameters()).device
         banned = (
@@ -226,10 +234,10 @@ class GroupForward:
 
     def _stats(self, hidden: Tensor, targets: Tensor, mask: Tensor, banned: Tensor | None, **head: Any) -> TokenStats:
         found = token_logp(self.head, hidden, targets, banned=banned, max_logit_bytes=self.max_logit_bytes, **head)
-        logp, entropy, greedy = (
+        logp, *rest = (
             None if values is None else values.new_zeros(mask.shape).masked_scatter(mask, values) for values in found
         )
-        return TokenStats(logp, mask, entropy, greedy)  # pyright: ignore[reportArgumentType]
+        return TokenStats(logp, mask, *rest)  # pyright: ignore[reportArgumentType]
 
     def _count(self, groups: Sequence[Group], num_prompts: int, *, padded: int) -> None:
         shared = num_prompts == len(groups)

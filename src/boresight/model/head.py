@@ -102,6 +102,8 @@ class TokenLogp(NamedTuple):
     """[N] in nats, float32; None when not asked for."""
     greedy: Tensor | None
     """[N] whether the token is the likeliest; None without entropy."""
+    log_collision: Tensor | None
+    """[N] log Σ_v p_v², in nats; None when not asked for."""
 
 
 def token_logp(
@@ -113,6 +115,7 @@ def token_logp(
     banned: Tensor | None = None,
     entropy: bool = False,
     entropy_grad: bool = False,
+    collision: bool = False,
     max_logit_bytes: int = MAX_LOGIT_BYTES,
 ) -> TokenLogp:
     """Log-probability of each target, and the entropy of the distribution it was drawn from.
@@ -127,7 +130,7 @@ def token_logp(
         banned: ids whose probability is zero, as in sampling.
         entropy: whether to return entropies.
         entropy_grad: whether entropies carry a gradient.
-
+        collision: whether to return log Σ_v p_v², without a gradient.
     """
 
     def chunk_stats(hidden: Tensor, targets: Tensor) -> TokenLogp:
@@ -136,14 +139,15 @@ def token_logp(
             logits = logits.index_fill(-1, banned, -torch.inf)
         log_total = logits.logsumexp(-1)
         logp = logits.gather(-1, targets[:, None]).squeeze(-1) - log_total
+        log_collision = (2 * logits.detach()).logsumexp(-1) - 2 * log_total.detach() if collision else None
         if not entropy:
-            return TokenLogp(logp, None, None)
+            return TokenLogp(logp, None, None, log_collision)
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
             probability = torch.exp(logits - log_total[:, None])
             # 0 · −inf of a banned id is 0, not NaN.
             mean = (probability * (logits if banned is None else logits.index_fill(-1, banned, 0.0))).sum(-1)
             greedy = logits.detach().argmax(-1) == targets
-            return TokenLogp(logp, log_total - mean, greedy)
+            return TokenLogp(logp, log_total - mean, greedy, log_collision)
 
     weight: Any = head.project.weight
     vocab = len(weight)
@@ -155,5 +159,4 @@ def token_logp(
         checkpoint(chunk_stats, part, target, use_reentrant=False) if recompute else chunk_stats(part, target)
         for part, target in zip(hidden.split(size), targets.split(size), strict=True)
     ]
-    logp, entropies, greedy = zip(*chunks, strict=True)
-    return TokenLogp(torch.cat(logp), torch.cat(entropies) if entropy else None, torch.cat(greedy) if entropy else None)
+    return TokenLogp(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True)))  # pyright: ignore[reportArgumentType]

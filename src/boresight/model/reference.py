@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
+from boresight.errors import ModelError
 from boresight.model.forward import GroupForward
 from boresight.model.vision import vision_is_frozen
 from boresight.types import Group, TokenStats
@@ -50,6 +51,37 @@ class Reference:
         adapter_off = nullcontext() if self.adapter is None else self.adapter.disable_adapter()
         with torch.no_grad(), evaluating(self.forward.outer), adapter_off:
             return self.forward(groups, **options)
+
+    @torch.no_grad()
+    def follow(self, policy: GroupForward, share: float) -> None:
+        """Move every weight that training moves: reference ← share · policy + (1 − share) · reference.
+
+        Raises:
+            ModelError: the reference is the policy with its adapter off, or has other weights than the policy.
+        """
+        if self.adapter is not None:
+            raise ModelError("A reference that is the policy with its adapter off cannot follow it: give a ref_model.")
+        own = dict(self.forward.model.named_parameters())
+        for name, weight in policy.model.named_parameters():
+            if weight.requires_grad:
+                if name not in own or own[name].shape != weight.shape:
+                    raise ModelError(f"The reference cannot follow the policy: it has no {name} of its shape.")
+                own[name].lerp_(weight.to(own[name]), share)
+        if not vision_is_frozen(policy.model):
+            self.forward.vision.clear()
+
+    def moved_weights(self, policy: GroupForward) -> dict[str, Tensor]:
+        """The weights that `follow` moves, by name: what a checkpoint must hold."""
+        moved = {name for name, weight in policy.model.named_parameters() if weight.requires_grad}
+        return {name: weight.detach() for name, weight in self.forward.model.named_parameters() if name in moved}
+
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Take weights back from a checkpoint."""
+        for name, weight in self.forward.model.named_parameters():
+            if name in weights:
+                weight.copy_(weights[name])
+        self.forward.vision.clear()
 
 
 @contextmanager
