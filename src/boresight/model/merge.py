@@ -106,7 +106,8 @@ def _pieces(spans: Sequence[Span]) -> Iterator[tuple[slice, slice, tuple[int, ..
         end = span.start + span.prompt
         last = end + sum(span.branches)
         if len(span.branches) > 1:
-            yield slice(span.start, end), slice(end, last), span.branches
+            # The kernels divide by the number of queries: what is empty must not reach them.
+            yield slice(span.start, end), slice(end, last), tuple(length for length in span.branches if length)
         else:
             yield slice(span.start, last), slice(last, last), ()
 
