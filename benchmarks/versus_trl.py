@@ -55,7 +55,7 @@ class Effort:
 
 
 QUICK = Effort(min_pairs=2, max_pairs=5, seconds=6, repeats=3)
-FULL = Effort(min_pairs=3, max_pairs=11, seconds=60, repeats=5)
+FULL = Effort(min_pairs=3, max_pairs=9, seconds=25, repeats=3)
 
 COLUMNS = (
     "case",
