@@ -152,12 +152,39 @@ def table(records: list[dict[str, Any]], caption: str) -> Table:
     return shown
 
 
+def markdown(records: list[dict[str, Any]]) -> str:
+    """The records as the documentation shows them."""
+    lines = [
+        "| case | P | C | K | TRL | boresight | speed-up (quartiles) | goal | bound | of it | memory | encodes | tokens |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        seconds, low, high = record["seconds"], *record["spread"]
+        goal = "" if record["goal"] is None else f"{record['goal']:g}×"
+        work = (f"{record[name]['trl']} → {record[name]['boresight']}" for name in ("encodes", "tokens"))
+        cells = (
+            record["name"],
+            *(str(record[name]) for name in "PCK"),
+            f"{seconds['trl']:.2f} s",
+            f"{seconds['boresight']:.2f} s",
+            f"**{record['speedup']:.1f}×** ({low:.1f}–{high:.1f})",
+            goal,
+            f"{record['ideal']:.1f}×",
+            f"{record['fraction_of_ideal']:.0%}",
+            f"1/{record['memory_ratio']:.1f}",
+            *work,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="boresight beside TRL 1.16.")
     parser.add_argument(
         "--quick", action="store_true", help="few repetitions, and the smallest shapes unless --only names others"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one record per case")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as the documentation shows it")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", choices=[case.name for case in CASES], help="these cases alone"
     )
@@ -182,6 +209,8 @@ def main() -> None:
                 records.append(measured(case, theirs, ours, effort))
             if args.json:
                 args.json.write_text(json.dumps(records, indent=1))
+            if args.markdown:
+                args.markdown.write_text(markdown(records))
         for worker in (theirs, ours):
             worker.close()
     caption = (

@@ -91,6 +91,32 @@ class TestPrompt:
         assert len(prompt.vision.get("image_grid_thw", [])) == count
         assert prompt.pictures == row.pictures
 
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_sizes_as_the_model_saw_them(self, family: str, encoder: Make) -> None:
+        """They are what the tensors hold; processors that cut tiles have no one size to tell."""
+        encode = encoder(family)
+        prompt = encode.prompt(read_row({"prompt": [user("look")], "images": [noise(100, 60), noise(64, 128)]}, 0))
+        if family.startswith("qwen"):
+            patch = encode.processor.image_processor.patch_size
+            sizes = encode.model_sizes(prompt)
+            assert sum(w * h for w, h in sizes) == len(prompt.vision["pixel_values"]) * patch**2
+            assert sizes[0][0] > sizes[0][1] and sizes[1][0] < sizes[1][1]
+        elif family in ("llava", "gemma3"):
+            assert encode.model_sizes(prompt) == [tuple(reversed(prompt.vision["pixel_values"].shape[2:]))] * 2
+        elif family != "internvl":
+            with pytest.raises(ModelError, match="cuts pictures into tiles"):
+                encode.model_sizes(prompt)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_what_fits_is_exact(self, family: str, encoder: Make) -> None:
+        """At the length of the longer answer, and not one token below."""
+        said = {"chosen": [assistant("blue")], "rejected": [assistant("a very long answer of many words")]}
+        row = read_row({"prompt": [user("look")], "images": [noise(100, 60), noise(64, 128)]} | said, 0)
+        encode = encoder(family)
+        group = encode.preference(row)
+        longest = group.num_prompt_tokens + max(len(completion.ids) for completion in group.completions)
+        assert [encode.fits(row, limit) for limit in (longest + 500, longest, longest - 1)] == [True, True, False]
+
     def test_real_questions(self, encoder: Make, questions: list[dict[str, Any]]) -> None:
         encode = encoder()
         prompts = [encode.prompt(read_row(question, place)) for place, question in enumerate(questions)]

@@ -190,6 +190,20 @@ def test_the_gradient_of_entropy_is_its_closed_form() -> None:
 
 
 @pytest.mark.parametrize("limit", [10**9, 4 * 31 * 2])
+def test_collision_is_the_log_of_the_sum_of_squares(limit: int) -> None:
+    """At the sampler's temperature, banned ids left out, no gradient; in one chunk and in several."""
+    project, hidden, targets = made_up(5, 31)
+    banned = torch.tensor([3, 30])
+    found = token_logp(
+        Head(project), hidden, targets, temperature=0.7, banned=banned, collision=True, max_logit_bytes=limit
+    )
+    p = (project(hidden) / 0.7).index_fill(-1, banned, -torch.inf).softmax(-1)
+    assert found.log_collision is not None and not found.log_collision.requires_grad
+    torch.testing.assert_close(found.log_collision, p.square().sum(-1).log().detach(), atol=1e-5, rtol=0)
+    assert found.entropy is None and found.greedy is None
+
+
+@pytest.mark.parametrize("limit", [10**9, 4 * 31 * 2])
 def test_adapters_on_the_head_learn(limit: int) -> None:
     model = LlamaForCausalLM(LlamaConfig(**TINY))
     adapted = get_peft_model(model, LoraConfig(target_modules=["lm_head"], init_lora_weights=False))

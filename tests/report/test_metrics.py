@@ -71,3 +71,14 @@ def test_one_name_has_one_kind():
     metrics.mean("loss", 1.0)
     with pytest.raises(AssertionError, match="'loss' is a mean, and was given a sum"):
         metrics.sum("loss", 1.0)
+
+
+def test_absorbing_is_adding():
+    one, other, both = MeanMetrics(), MeanMetrics(), MeanMetrics()
+    for metrics, values in ((one, [1.0, 2.0]), (other, [6.0])):
+        for target in (metrics, both):
+            target.mean("m", torch.tensor(values))
+            target.max("x", values[-1])
+            target.sum("s", len(values))
+    one.absorb(other)
+    assert one.flush() == both.flush() == {"m": 3.0, "x": 6.0, "s": 3.0}

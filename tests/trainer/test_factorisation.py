@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from boresight.loss.objective import OBJECTIVES
+
 from .conftest import Gradients, Run, furthest
 
 TOLERANCE = 2e-5
@@ -38,13 +40,43 @@ GROUPS = [
 ]
 
 
+METHODS: list[dict[str, Any]] = [
+    {},
+    {"loss_type": "grpo", "beta": 0.1},
+    {"importance_sampling_level": "sequence", "entropy_coef": 0.01},
+    {"top_entropy_quantile": 0.4},
+    {"mask_truncated_completions": True, "beta": 0.1},
+    {"scale_rewards": "batch"},
+    {"scale_rewards": "none", "advantage_baseline": "leave_one_out", "loss_type": "rloo"},
+]
+
+
 @pytest.mark.parametrize("options", GROUPS)
-@pytest.mark.parametrize(
-    "method", [{}, {"loss_type": "grpo", "beta": 0.1}, {"importance_sampling_level": "sequence", "entropy_coef": 0.01}]
-)
+@pytest.mark.parametrize("method", METHODS, ids=str)
 def test_grpo(grpo: Run, options: dict[str, Any], method: dict[str, Any]) -> None:
     whole = gradients(grpo, per_device_train_batch_size=24, **method)
     assert furthest(whole, gradients(grpo, **options, **method)) < TOLERANCE
+
+
+@pytest.mark.parametrize("loss_type", OBJECTIVES)
+def test_every_objective_off_policy(grpo: Run, loss_type: str) -> None:
+    """The third and fourth step of one generation, where ratios are no longer 1: two groups in one pass, or each in two."""
+    method: dict[str, Any] = {"loss_type": loss_type, "max_steps": 4, "max_completion_length": 6}
+    if loss_type == "cispo":
+        method["epsilon_high"] = 5.0
+    if loss_type == "rloo":
+        method |= {"scale_rewards": "none", "advantage_baseline": "leave_one_out"}
+    kept = []
+    for cut in (
+        {"per_device_train_batch_size": 8, "steps_per_generation": 4},
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 8},
+        {"per_device_train_batch_size": 8, "steps_per_generation": 4, "max_tokens_per_pass": 40},
+    ):
+        grpo(callbacks=[gradients := Gradients()], **method, **cut).train()
+        kept.append(gradients.steps)
+    for other in kept[1:]:
+        for step in (0, 3):
+            assert furthest(kept[0][step], other[step]) < 10 * TOLERANCE
 
 
 def test_cutting_without_a_common_total_would_show(sft: Run, monkeypatch: pytest.MonkeyPatch) -> None:

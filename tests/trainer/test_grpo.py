@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from boresight import GRPOConfig, GRPOTrainer
 from boresight.errors import RewardError
 from boresight.report.completions import read_completions
+from boresight.rewards import exact_answer_reward
 
 from .conftest import QUIET, Gradients, Run, furthest, records, vowel_share, weights
 
@@ -146,3 +147,59 @@ def test_bf16_checkpoint_trains_in_float32_and_is_saved_in_bf16(model_folder: Pa
     trainer.save_model(str(tmp_path / "final"))
     saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "final", dtype="auto")
     assert {value.dtype for value in saved.parameters()} == {torch.bfloat16}
+
+
+def test_the_reference_follows_and_resumes(grpo: Run, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "beta": 0.1,
+        "sync_ref_model": True,
+        "ref_model_sync_steps": 2,
+        "ref_model_mixup_alpha": 0.25,
+    }
+    options |= {"max_steps": 4, "per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 3}
+    whole = grpo(output_dir=str(tmp_path / "whole"), **options)
+    start = weights(whole)
+    whole.train()
+    assert whole.reference is not None
+    moved = dict(whole.reference.forward.model.named_parameters())
+    assert any(not torch.equal(moved[name], value) for name, value in start.items())
+    again = grpo(output_dir=str(tmp_path / "again"), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    for name, value in again.reference.forward.model.named_parameters():
+        assert torch.equal(value, moved[name])
+
+
+def test_gold_answers_are_checked_before_training(grpo: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    grpo(reward_funcs=exact_answer_reward)
+    assert "gold check: exact_answer_reward gives full marks to all 24 gold answers" in capsys.readouterr().out
+    rows = records()
+    rows[3]["solution"] = "<answer>two</answer><answer>answers</answer>"
+    with pytest.raises(RewardError, match=r"does not give full marks to 1 of 24 gold answers: row 3 .*gold_template"):
+        grpo(reward_funcs=exact_answer_reward, train_dataset=rows, gold_check="error")
+    grpo(reward_funcs=exact_answer_reward, train_dataset=rows, gold_check="off")
+    assert "gold check" not in capsys.readouterr().out
+
+
+def test_rewards_in_workers_train_the_same(grpo: Run) -> None:
+    here, there = grpo(max_steps=2), grpo(max_steps=2, reward_workers=1)
+    here.train()
+    there.train()
+    there.scorer.close()
+    assert furthest(weights(here), weights(there)) == 0
+    assert there.state.log_history[0]["rewards/vowel_share/failed"] == 0
+
+
+def test_a_reward_that_asks_gets_sizes_as_the_model_saw_them(grpo: Run) -> None:
+    seen: list[Any] = []
+
+    def looks(
+        completions: list[Any], model_image_sizes: list[Any], image_sizes: list[Any], **columns: Any
+    ) -> list[float]:
+        seen.extend(zip(model_image_sizes, image_sizes, strict=True))
+        return [float(index % 3) for index, _ in enumerate(completions)]
+
+    grpo(reward_funcs=looks, max_steps=1, per_device_train_batch_size=16).train()
+    assert ([], []) in seen
+    (model, original) = next(pair for pair in seen if pair[0])
+    assert original == [(64, 64)]
+    assert all(side % 4 == 0 and side > 0 for size in model for side in size)

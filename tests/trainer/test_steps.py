@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boresight.errors import ConfigError
-from boresight.trainer.steps import StepBatches, StepPlan, StreamedBatches, micro_batches
+from boresight.trainer.steps import StepBatches, StepPlan, StreamedBatches, micro_batches, smaller_budget
 from boresight.types import Completion, Group, Prompt, Row
 
 
@@ -96,3 +96,10 @@ def test_a_single_branch_is_never_cut() -> None:
     assert [
         [item.num_tokens for item in part] for part in micro_batches([group(6, 9)], StepPlan(1, 1), max_tokens=10)
     ] == [[15]]
+
+
+def test_the_next_budget_is_half_of_the_largest_pass() -> None:
+    passes = [[group(5, 2, 3)], [group(4, 3), group(8, 4, 5)]]
+    assert smaller_budget(passes) == (7 + 17) // 2
+    assert smaller_budget([[group(6, 9)], [group(2, 1)]]) is None
+    assert smaller_budget([[group(6, 9)], [group(2, 1), group(9, 2)]]) == 7

@@ -185,6 +185,25 @@ class Encoder:
             return count + sum(expanded) - len(sizes)
         return count + len(self._process(texts[0], row).ids) - len(self._tokens(texts[0], special=special)[0])
 
+    def model_sizes(self, prompt: Prompt) -> list[tuple[int, int]]:
+        """(Width, height) in pixels of a prompt's pictures as the processor resized them for the model.
+
+        Raises:
+            ModelError: the processor cuts pictures into tiles, so there is no one size.
+        """
+        if "image_grid_thw" in prompt.vision:
+            patch = self.processor.image_processor.patch_size
+            return [(int(width) * patch, int(height) * patch) for _, height, width in prompt.vision["image_grid_thw"]]
+        pixels = prompt.vision.get("pixel_values")
+        if not prompt.pictures:
+            return []
+        if pixels is None or pixels.ndim != 4 or len(pixels) != len(prompt.pictures):
+            raise ModelError(
+                f"{type(self.processor).__name__} cuts pictures into tiles, so they have no one size in the model: ask for "
+                "image_sizes instead of model_image_sizes."
+            )
+        return [(pixels.shape[3], pixels.shape[2])] * len(prompt.pictures)
+
     def fits(self, row: Row, max_length: int) -> bool:
         """Whether the row's prompt with its longest completion has at most `max_length` tokens. Its pictures are processed only where
         their sizes do not settle it."""

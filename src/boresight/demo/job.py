@@ -28,6 +28,7 @@ from boresight.rewards import answer_format_reward, exact_answer_reward
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.grpo import GRPOTrainer
 from boresight.trainer.grpo_config import GRPOConfig
+from boresight.trainer.presets import preset
 from boresight.trainer.sft import SFTConfig, SFTTrainer
 from boresight.types import SamplingSettings
 
@@ -62,16 +63,6 @@ class Recipe:
     train_rows: int | None = None
     """Questions that training draws from; None for all."""
     test_rows: int = 1000
-
-
-GSPO = {
-    "importance_sampling_level": "sequence",
-    "loss_type": "grpo",
-    "epsilon": 3e-4,
-    "epsilon_high": 4e-4,
-    "steps_per_generation": 4,
-}
-"""What makes GRPO GSPO: arXiv 2507.18071, section 5.1."""
 
 
 @dataclass(slots=True)
@@ -271,7 +262,7 @@ def _grpo_config(output_dir: Path, seed: int, recipe: Recipe, method: str) -> GR
         save_strategy="no",
         report_to="none",
         seed=seed,
-        **(GSPO if method == "gspo" else {}),
+        **(preset("gspo") if method == "gspo" else {}),
     )
 
 

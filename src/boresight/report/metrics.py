@@ -66,6 +66,12 @@ class MeanMetrics:
         parts.values.append(value)
         parts.counts.append(count)
 
+    def absorb(self, other: MeanMetrics) -> None:
+        """Add all that another gathered."""
+        for name, parts in other._parts.items():
+            for value, count in zip(parts.values, parts.counts, strict=True):
+                self._add(name, parts.kind, value, count)
+
     def flush(self, prefix: str = "", gather: Gather | None = None) -> dict[str, float]:
         """What was added since the last flush, over all ranks, by name.
 

@@ -16,7 +16,8 @@ Everything is passed by keyword, one entry per completion:
 | `image_sizes` | their (width, height) in pixels. Only for a function that names this parameter |
 | `model_image_sizes` | their (width, height) as the model saw them. Only for a function that names this parameter |
 
-`None` or NaN means that the reward does not apply to this completion; the others still count.
+`None` or NaN means that the reward does not apply to this completion; the others still count. A `Failure` means that the
+function could not tell: the completion is unscored, and the failure is counted.
 """
 
 from __future__ import annotations
@@ -54,6 +55,13 @@ BUILT_IN = {
     "think_format_reward": "boresight.rewards.format",
 }
 """Rewards that a command line may name without their module."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a function returns for a completion on which it failed; the completion is then unscored, never given 0."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +223,7 @@ def checked_values(returned: Any, name: str, rows: Sequence[int]) -> list[float]
 
 def _checked_value(value: Any, name: str, index: int, row: int) -> float:
     number = value.tolist() if hasattr(value, "tolist") else value
-    if number is None:
+    if number is None or isinstance(number, Failure):
         return math.nan
     if not isinstance(number, int | float) or abs(number) > LARGEST:
         raise RewardError(

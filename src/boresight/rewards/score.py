@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import math
 import threading
@@ -16,7 +17,9 @@ from typing import Any
 import torch
 
 from boresight.errors import ConfigError, RewardError
+from boresight.rewards.pool import RewardPool
 from boresight.rewards.reward import (
+    Failure,
     RewardFunc,
     RewardTable,
     accepted,
@@ -31,6 +34,9 @@ from boresight.types import Group, Picture, Prompt
 logger = logging.getLogger(__name__)
 
 DecodePictures = Callable[[Sequence[Picture]], Sequence[Any]]
+MAX_NAMED = 5
+"""Failed completions that a message names."""
+
 ModelSizes = Callable[[Prompt], Sequence[tuple[int, int]]]
 
 
@@ -38,7 +44,10 @@ class Scorer:
     """Calls every reward function on every completion.
 
     A function that raises has *failed* on all completions of that call: they are left unscored, never given 0, and
-    counted. The run stops when a function failed on more than `max_failed_rate` of the completions of its last
+    counted. So is a completion for which it returns a `Failure`. With `workers`, sync functions run in processes of
+    their own, on one completion at a time, and fail on that one alone (see `RewardPool`).
+
+    The run stops when a function failed on more than `max_failed_rate` of the completions of its last
     `failed_window` calls: at once if its very first call fails, but one bad minute of a remote judge does not end a run
     that went well for hours.
 
@@ -49,6 +58,9 @@ class Scorer:
     Args:
         reward_funcs: a function or several; each may also be a built-in reward's name or a dotted path.
         weights: one per function (`reward_weights`); 1 each by default.
+        workers: processes per sync function; 0 calls them in this process, on the whole batch, as TRL does.
+        timeout_s: seconds that a worker has for a completion, and an async function for a batch.
+        memory_gib: data that a worker may allocate.
         max_failed_rate: share of completions on which a function may fail before the run stops.
         failed_window: calls over which that share is taken.
         decode_pictures: decodes the pictures of one prompt, for functions that ask for `images`.
@@ -64,6 +76,9 @@ class Scorer:
         reward_funcs: str | RewardFunc | Sequence[str | RewardFunc],
         weights: Sequence[float] | None = None,
         *,
+        workers: int = 0,
+        timeout_s: float = 60.0,
+        memory_gib: float = 8.0,
         max_failed_rate: float = 0.5,
         failed_window: int = 16,
         decode_pictures: DecodePictures | None = None,
@@ -75,11 +90,31 @@ class Scorer:
         self.funcs: list[RewardFunc] = [load_reward(spec) for spec in specs]
         self.names = reward_names(self.funcs)
         self.weights = _checked_weights(weights, self.names)
+        self.timeout_s = timeout_s
         self.max_failed_rate = max_failed_rate
+        self._pools = {
+            index: RewardPool(func, num_workers=workers, timeout_s=timeout_s, memory_gib=memory_gib)
+            for index, func in enumerate(self.funcs)
+            if workers and not is_async(func)
+        }
         self._decode_pictures = decode_pictures
         self._model_sizes = model_sizes
         self._asked = frozenset[str]().union(*map(asked_for, self.funcs))
         self._recent = [deque[tuple[int, int]](maxlen=failed_window) for _ in self.funcs]
+
+    def only(self, wanted: Callable[[RewardFunc], bool]) -> Scorer | None:
+        """A scorer of some of the functions, for trying them out: however often they fail, it goes on. None where none is wanted."""
+        places = [place for place, func in enumerate(self.funcs) if wanted(func)]
+        if not places:
+            return None
+        some = copy.copy(self)
+        some.funcs = [self.funcs[place] for place in places]
+        some.names = tuple(self.names[place] for place in places)
+        some.weights = self.weights[places]
+        some.max_failed_rate = 1.0
+        some._pools = {new: self._pools[old] for new, old in enumerate(places) if old in self._pools}
+        some._recent = [deque(maxlen=1) for _ in places]
+        return some
 
     def score(self, groups: Sequence[Group], *, trainer_state: Any = None) -> RewardTable:
         """The reward table of all completions of `groups`.
@@ -97,14 +132,22 @@ class Scorer:
         }
         values = torch.full((len(rows), len(self.funcs)), math.nan)
         failed = torch.zeros(len(rows), dtype=torch.bool)
-        for index, outcome in enumerate(self._call_all(inputs)):
+        for index, outcome in enumerate(self._call_all(inputs, rows, log)):
             if isinstance(outcome, Exception):
-                failed[:] = True
+                failures = dict.fromkeys(range(len(rows)), _last_line(outcome))
             else:
                 values[:, index] = torch.tensor(checked_values(outcome, self.names[index], rows))
-            self._record(index, len(rows), outcome)
+                failures = {place: value.reason for place, value in enumerate(outcome) if isinstance(value, Failure)}
+            failed[list(failures)] = True
+            log.add_metric(f"rewards/{self.names[index]}/failed", len(failures) / len(rows))
+            self._record(index, rows, failures, outcome if isinstance(outcome, Exception) else None)
         log.check(len(rows))
         return RewardTable(self.names, values, failed, self.weights, log.metrics, log.columns)
+
+    def close(self) -> None:
+        """End all workers."""
+        for pool in self._pools.values():
+            pool.close()
 
     def _inputs(self, groups: Sequence[Group]) -> dict[str, Any]:
         """The keywords that depend on the completions, each with one entry per completion."""
@@ -131,7 +174,7 @@ class Scorer:
             "completion_ids": [completion.ids.tolist() for group in groups for completion in group.completions],
         }
 
-    def _call_all(self, inputs: Mapping[str, Any]) -> list[Any]:
+    def _call_all(self, inputs: Mapping[str, Any], rows: Sequence[int], log: _Log) -> list[Any]:
         """What each function returned, or the exception it raised. Async ones are under way while sync ones run."""
         arguments = [accepted(func, name, inputs) for func, name in zip(self.funcs, self.names, strict=True)]
         outcomes: list[Any] = [None] * len(self.funcs)
@@ -139,13 +182,16 @@ class Scorer:
         try:
             for index, func in sorted(enumerate(self.funcs), key=lambda item: not is_async(item[1])):
                 try:
-                    returned = func(**arguments[index])
+                    if index in self._pools:
+                        returned = self._pooled(index, arguments[index], rows, log)
+                    else:
+                        returned = func(**arguments[index])
                 except RewardError:
                     raise
                 except Exception as error:
                     returned = error
                 if asyncio.iscoroutine(returned):
-                    running[index] = asyncio.run_coroutine_threadsafe(_outcome(returned), _event_loop())
+                    running[index] = asyncio.run_coroutine_threadsafe(_outcome(returned, self.timeout_s), _event_loop())
                 outcomes[index] = returned
             for index, future in running.items():
                 outcomes[index] = future.result()
@@ -154,27 +200,44 @@ class Scorer:
                 future.cancel()
         return outcomes
 
-    def _record(self, index: int, num_completions: int, outcome: Any) -> None:
-        """Count the call; warn of a failure, and stop the run when there are too many."""
+    def _pooled(self, index: int, arguments: Mapping[str, Any], rows: Sequence[int], log: _Log) -> list[Any]:
+        """What the function said of each completion, one by one, in its workers."""
+        answers = self._pools[index](arguments, len(rows))
+        name = self.names[index]
+        log.add_metric(f"rewards/{name}/slowest_s", max(answer.seconds for answer in answers))
+        columns: dict[str, list[Any]] = {}
+        for place, answer in enumerate(answers):
+            for kind, key, value in answer.logged:
+                if kind == "log_metric":
+                    log.add_metric(key, value)
+                else:
+                    columns.setdefault(key, [None] * len(rows))[place] = value[0]
+        for key, column in columns.items():
+            log.add_column(key, column)
+        return [_one_value(answer.value, name, row) for answer, row in zip(answers, rows, strict=True)]
+
+    def _record(self, index: int, rows: Sequence[int], failures: Mapping[int, str], cause: Exception | None) -> None:
+        """Count the call; warn of failures, and stop the run when there are too many."""
         name, recent = self.names[index], self._recent[index]
-        failed = isinstance(outcome, Exception)
-        recent.append((num_completions if failed else 0, num_completions))
-        if not failed:
+        recent.append((len(failures), len(rows)))
+        if not failures:
             return
-        last_line = traceback.format_exception_only(outcome)[-1].strip()
+        reasons = [f"row {rows[place]}: {reason}" for place, reason in failures.items()]
+        more = " …" if len(reasons) > MAX_NAMED else ""
+        shown = "; ".join(reasons[:MAX_NAMED]) + more if cause is None else _last_line(cause)
         num_failed, num_called = map(sum, zip(*recent, strict=True))
         if num_failed > self.max_failed_rate * num_called:
             raise RewardError(
                 f"reward function {name!r} failed on {num_failed} of its last {num_called} completions, "
-                f"more than max_failed_rate={self.max_failed_rate} allows. Its error: {last_line}"
-            ) from outcome
+                f"more than max_failed_rate={self.max_failed_rate} allows. Its error: {shown}"
+            ) from cause
         logger.warning(
             "reward function %r failed; its %d completions stay unscored (%d of the last %d failed): %s",
             name,
-            num_completions,
+            len(failures),
             num_failed,
             num_called,
-            last_line,
+            shown,
         )
 
 
@@ -225,10 +288,24 @@ def _checked_weights(weights: Sequence[float] | None, names: Sequence[str]) -> t
     return torch.tensor(weights, dtype=torch.float32)
 
 
-async def _outcome(coroutine: Coroutine[Any, Any, Any]) -> Any:
+def _one_value(returned: Any, name: str, row: int) -> float | Failure:
+    """What a function said of the one completion it was called with."""
+    if isinstance(returned, Failure):
+        return returned
+    (value,) = checked_values(returned, name, [row])
+    return returned[0] if isinstance(returned[0], Failure) else value
+
+
+def _last_line(error: Exception) -> str:
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+async def _outcome(coroutine: Coroutine[Any, Any, Any], timeout_s: float) -> Any:
     """What the coroutine returns, or the exception it raises, as a value: one failure leaves its neighbours running."""
     try:
-        return await coroutine
+        return await asyncio.wait_for(coroutine, timeout_s)
+    except TimeoutError:
+        return TimeoutError(f"took longer than reward_timeout={timeout_s:g} s")
     except RewardError:
         raise
     except Exception as error:

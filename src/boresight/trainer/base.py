@@ -34,7 +34,7 @@ from boresight.rollout.hf import HFSampler
 from boresight.trainer.checks import RowCheck
 from boresight.trainer.config import TrainerConfig
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
-from boresight.trainer.steps import Cuttable, StepBatches, StepPlan, micro_batches
+from boresight.trainer.steps import Cuttable, StepBatches, StepPlan, micro_batches, smaller_budget
 from boresight.types import Row
 
 STATE_FILE = "boresight_state.pt"
@@ -90,6 +90,7 @@ class GroupTrainer(Trainer, Generic[Item]):
         )
         self.plan = plan
         self.eval_plan = StepPlan(eval_groups, eval_groups)
+        self._max_tokens: int | None = args.max_tokens_per_pass
         self.metrics = MeanMetrics()
         super().__init__(
             model=loaded,
@@ -214,19 +215,61 @@ class GroupTrainer(Trainer, Generic[Item]):
             total: Any = self.accelerator.reduce(self.total(items).to(self.args.device), reduction="sum")
             # A step with nothing to learn still runs one pass: gradients of zero are not the same as none to an optimizer.
             learning = [item for item in items if self.learns_from(item)] or items[:1]
-            passes = micro_batches(learning, self.plan, self.args.max_tokens_per_pass)
-            loss = torch.zeros((), device=self.args.device)
-            for number, part in enumerate(passes, 1):
-                last = number == len(passes)
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                    with self.compute_loss_context_manager():
-                        share = self.loss(model, part, total, self.metrics)
-                    # Gradients are averaged over ranks; the total already counts all of them.
-                    self.accelerator.backward(share * self.accelerator.num_processes)
-                loss += share.detach()
+            loss = self._backward(model, learning, total)
         self._tokens_seen += sum(item.num_tokens for item in items)
         self._note_step()
         return loss * self.accelerator.num_processes
+
+    def _backward(self, model: nn.Module, items: Sequence[Item], total: Tensor) -> Tensor:
+        """This rank's loss and gradients. When a micro-batch does not fit in memory, its step starts anew in smaller ones.
+
+        Raises:
+            torch.OutOfMemoryError: one completion alone does not fit, or the ranks are already exchanging gradients.
+        """
+        while True:
+            passes = micro_batches(items, self.plan, self._max_tokens)
+            metrics = MeanMetrics()
+            self.begin_passes()
+            try:
+                loss = self._passes(model, passes, total, metrics)
+            except torch.OutOfMemoryError as error:
+                budget = smaller_budget(passes)
+                if budget is None or self._exchanging:
+                    error.add_note(
+                        "boresight: set max_tokens_per_pass, gradient_checkpointing=True, or lower max_pixels or the lengths."
+                    )
+                    raise
+                self._max_tokens = budget
+                self.log_once(
+                    f"step {self.state.global_step + 1}: a micro-batch did not fit in memory; from now on max_tokens_per_pass={budget}."
+                )
+            else:
+                self.metrics.absorb(metrics)
+                return loss
+            # Outside of `except`, whose traceback holds the activations; part of the gradients is there already.
+            model.zero_grad(set_to_none=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _passes(
+        self, model: nn.Module, passes: Sequence[Sequence[Item]], total: Tensor, metrics: MeanMetrics
+    ) -> Tensor:
+        loss = torch.zeros((), device=self.args.device)
+        for number, part in enumerate(passes, 1):
+            last = number == len(passes)
+            self._exchanging = last and self.accelerator.num_processes > 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    share = self.loss(model, part, total, metrics)
+                # Gradients are averaged over ranks; the total already counts all of them.
+                self.accelerator.backward(share * self.accelerator.num_processes)
+            loss += share.detach()
+        return loss
+
+    _exchanging = False
+
+    def begin_passes(self) -> None:
+        """Called before the first micro-batch of a step, and again when the step starts anew."""
 
     _tokens_seen = 0
 

@@ -232,12 +232,14 @@ class DPOTrainer(GroupTrainer[Pair]):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One optimizer step's gradients, under the shift of the steps before; then this step moves the shift."""
-        self._reward_sum.zero_()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if "bco_pair" in weighted_rows(self.args):
             everywhere = torch.stack(gather_object([self._reward_sum])).sum(0)
             self.shift.update(*everywhere.tolist())
         return loss
+
+    def begin_passes(self) -> None:
+        self._reward_sum.zero_()
 
     def total(self, items: Sequence[Pair]) -> Tensor:
         return preference_total(completion_mask([item.group for item in items]))

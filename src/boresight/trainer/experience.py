@@ -23,6 +23,8 @@ class Scored:
     """[K, C] log-probabilities under the trainer's weights at rollout; None where no update comes between."""
     reference: PerToken | None = None
     """[K, C] log-probabilities under the reference; None where no divergence is asked for."""
+    entropy: PerToken | None = None
+    """[K, C] entropies before the optimizer step; None where no objective selects tokens by them."""
 
     def __len__(self) -> int:
         return len(self.group)
@@ -47,6 +49,7 @@ class Scored:
             self.advantage[start:stop],
             None if self.old is None else self.old[start:stop],
             None if self.reference is None else self.reference[start:stop],
+            None if self.entropy is None else self.entropy[start:stop],
         )
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from boresight.advantage.group import Advantage, advantage
 from boresight.data.images import decode
-from boresight.data.sources import RowStream
-from boresight.loss.policy import counted_mask, policy_loss, policy_total
+from boresight.data.sources import RowDataset, RowStream
+from boresight.errors import RewardError
+from boresight.loss.policy import counted_mask, high_entropy_threshold, policy_loss, policy_total
 from boresight.model.load import load_model
 from boresight.model.packing import completion_mask
 from boresight.model.reference import Reference
 from boresight.report.completions import CompletionStore
 from boresight.report.metrics import MeanMetrics
 from boresight.report.table import print_completions
+from boresight.rewards.check import check_gold
 from boresight.rewards.score import RewardTable, Scorer
 from boresight.rollout.hf import evaluating
 from boresight.rollout.sampler import sampling_settings
@@ -26,8 +30,12 @@ from boresight.trainer.base import GroupTrainer, from_pretrained_options
 from boresight.trainer.experience import Scored, from_state, padded, per_group, state_of
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
+from boresight.trainer.reference_sync import ReferenceSync
 from boresight.trainer.steps import micro_batches
 from boresight.types import Group, Prompt, Row, TokenStats
+
+GOLD_ROWS = 256
+"""Rows whose gold answers the rewards are tried on before training."""
 
 
 class GRPOTrainer(GroupTrainer[Scored]):
@@ -61,8 +69,11 @@ class GRPOTrainer(GroupTrainer[Scored]):
         self.scorer = Scorer(
             reward_funcs,
             args.reward_weights,
+            workers=args.reward_workers,
+            timeout_s=args.reward_timeout,
             max_failed_rate=args.max_failed_rate,
             decode_pictures=lambda pictures: [decode(picture) for picture in pictures],
+            model_sizes=lambda prompt: self.encoder.model_sizes(prompt),
         )
         num_eval = args.num_generations_eval or args.num_generations
         super().__init__(
@@ -79,9 +90,13 @@ class GRPOTrainer(GroupTrainer[Scored]):
         )
         self.sampler = self.own_sampler()
         self.reference = self._reference(ref_model) if args.beta != 0 else None
+        if args.sync_ref_model and self.reference is not None:
+            self.reference.follow(self.policy, 0.0)  # refuses now what it would refuse then
+            self.add_callback(ReferenceSync(self.reference, self.policy, args))
         self.completions = CompletionStore(self.args.output_dir, rank=self.args.process_index)
         self.experience: list[Scored] = []
         """The groups of the latest draw, in the order its optimizer steps learn from them."""
+        self._entropy_threshold: float | None = None
 
     def _reference(self, ref_model: str | Path | nn.Module | None) -> Reference:
         if ref_model is None:
@@ -96,6 +111,27 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def encode(self, row: Row) -> Prompt:
         return self.encoder.prompt(row)
 
+    def _check_data(self) -> None:
+        """Also have the answer rewards mark the gold answers."""
+        super()._check_data()
+        args, records = self.args, self.train_dataset
+        if args.gold_check == "off" or records is None or is_stream(records) or not self.is_world_process_zero():
+            return
+        rows = RowDataset(records)
+        picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))[:GOLD_ROWS].tolist()
+        checks = check_gold(self.scorer, [_unprocessed(rows[index]) for index in sorted(picked)], args.gold_template)
+        unsound = [str(check) for check in checks if not check.is_sound]
+        if unsound and args.gold_check == "error":
+            raise RewardError(
+                "The rewards do not know the gold answers. "
+                + " ".join(unsound)
+                + ". Mend these rows, or set gold_template to how a "
+                "right answer looks, or gold_check='warn'."
+            )
+        for check in checks:
+            if check.num_rows:
+                self.log_once(f"gold check: {check}.")
+
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
     def prepare(self, inputs: list[Prompt]) -> list[Scored]:
@@ -103,7 +139,19 @@ class GRPOTrainer(GroupTrainer[Scored]):
         if inputs:
             self.experience = self.draw(inputs)
         place = self.state.global_step % self.plan.draw_period % self.plan.steps_per_draw
-        return self.experience[place * self.plan.groups_per_step : (place + 1) * self.plan.groups_per_step]
+        items = self.experience[place * self.plan.groups_per_step : (place + 1) * self.plan.groups_per_step]
+        return self._with_entropy(items) if self.args.top_entropy_quantile < 1 else items
+
+    def _with_entropy(self, items: Sequence[Scored]) -> list[Scored]:
+        """The items with their tokens' entropies, from whose quantile over the whole step and all ranks the threshold is taken."""
+        groups = [item.group for item in items]
+        with self.timeline.phase("logp"):
+            rows = self._token_rows(groups, self.policy, "entropy")
+        mask = self._mask(groups)
+        counted = padded(rows, mask.shape[1])[mask]
+        everywhere = torch.cat(gather_object([counted]))
+        self._entropy_threshold = high_entropy_threshold(everywhere, self.args.top_entropy_quantile)
+        return [replace(item, entropy=block) for item, block in zip(items, per_group(rows, groups), strict=True)]
 
     def draw(self, prompts: Sequence[Prompt]) -> list[Scored]:
         """Sample completions of prompts, score them, and compare each with its group."""
@@ -137,12 +185,16 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     def _logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
         """Log-probabilities of every group under a model, no gradient, no dropout."""
+        return per_group(self._token_rows(groups, model, "logp"), groups)
+
+    def _token_rows(self, groups: Sequence[Group], model: Callable[..., TokenStats], wanted: str) -> list[Tensor]:
+        """One row per completion of what a model says of its tokens: `logp` or `entropy`."""
         rows: list[Tensor] = []
         with torch.no_grad(), evaluating(self.policy.outer), self.compute_loss_context_manager():
             for part in micro_batches(groups, self.plan, self.args.max_tokens_per_pass):
-                stats = model(part, temperature=self._temperature, ban_modalities=True)
-                rows += stats.logp.cpu()
-        return per_group(rows, groups)
+                stats = model(part, temperature=self._temperature, ban_modalities=True, entropy=wanted == "entropy")
+                rows += getattr(stats, wanted).cpu()
+        return rows
 
     @property
     def _temperature(self) -> float:
@@ -153,7 +205,15 @@ class GRPOTrainer(GroupTrainer[Scored]):
         return not item.is_flat or self.args.beta != 0 or self.args.entropy_coef != 0
 
     def total(self, items: Sequence[Scored]) -> Tensor:
-        return policy_total(self.args, self._mask([item.group for item in items]), self.args.max_completion_length)
+        mask = self._mask([item.group for item in items])
+        entropy = [row for item in items if item.entropy is not None for row in item.entropy]
+        return policy_total(
+            self.args,
+            mask,
+            self.args.max_completion_length,
+            padded(entropy, mask.shape[1]) if entropy else None,
+            self._entropy_threshold,
+        )
 
     def _mask(self, groups: Sequence[Group]) -> Tensor:
         truncated = torch.tensor([completion.truncated for group in groups for completion in group.completions])
@@ -182,6 +242,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             torch.cat([item.advantage for item in items]).to(device),
             self._mask(groups).to(device),
             total,
+            entropy_threshold=self._entropy_threshold,
         )
         for name, (value, count) in result.metrics.items():
             metrics.mean(name, value / count.clamp(min=1), weight=count)
@@ -255,7 +316,11 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     def state_of_method(self) -> dict[str, Any]:
         under_way = self.state.global_step % self.plan.draw_period != 0
-        return {"experience": state_of(self.experience) if under_way else []}
+        follows = self.args.sync_ref_model and self.reference is not None
+        return {
+            "experience": state_of(self.experience) if under_way else [],
+            "reference": self.reference.moved_weights(self.policy) if follows else {},  # pyright: ignore[reportOptionalMemberAccess]
+        }
 
     def restore_method(self, state: dict[str, Any]) -> None:
         wanted = {each["row"] for each in state["experience"]}
@@ -266,7 +331,15 @@ class GRPOTrainer(GroupTrainer[Scored]):
             rows = EncodedRows(self.train_dataset, self.encode)
             prompts = {index: rows[index] for index in wanted}
         self.experience = from_state(state["experience"], prompts.__getitem__)
+        if self.reference is not None and state["reference"]:
+            self.reference.restore(state["reference"])
         self.completions.discard_after(self.state.global_step)
+
+
+def _unprocessed(row: Row) -> Prompt:
+    """A prompt for the rewards' eyes alone: its pictures stay unprocessed, and it has no tokens."""
+    nothing = torch.empty(0, dtype=torch.long)
+    return Prompt(row=row, ids=nothing, token_types=nothing, vision={}, unexpanded_ids=nothing)
 
 
 def _by_name(table: RewardTable) -> dict[str, Tensor]:

@@ -9,8 +9,10 @@ from boresight.advantage.group import AdvantageConfig, check_advantage
 from boresight.errors import ConfigError
 from boresight.loss.policy import check_policy_loss
 from boresight.loss.policy_config import PolicyLossConfig
+from boresight.rewards.check import GOLD_TEMPLATE
 from boresight.rollout.sampler import SamplingConfig, sampling_settings
 from boresight.trainer.config import UNSUPPORTED, TrainerConfig, strict
+from boresight.trainer.reference_sync import ReferenceSyncConfig, check_reference_sync
 from boresight.trainer.steps import StepPlan
 
 NARROWING = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
@@ -19,7 +21,7 @@ NARROWING = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
 
 @strict
 @dataclass
-class GRPOConfig(PolicyLossConfig, AdvantageConfig, SamplingConfig, TrainerConfig):
+class GRPOConfig(PolicyLossConfig, AdvantageConfig, SamplingConfig, ReferenceSyncConfig, TrainerConfig):
     """Options of `GRPOTrainer`. Names and defaults are TRL's; the deviations stand in the rooms' own configurations.
 
     `per_device_train_batch_size` counts completions, as in TRL: a rank's optimizer step holds per_device_train_batch_size ×
@@ -27,7 +29,6 @@ class GRPOConfig(PolicyLossConfig, AdvantageConfig, SamplingConfig, TrainerConfi
     """
 
     unsupported: ClassVar[dict[str, str]] = UNSUPPORTED | {
-        "top_entropy_quantile": "its threshold over a step is not wired yet",
         "top_p": "the objective would need log-probabilities of the narrowed distribution",
         "top_k": "the objective would need log-probabilities of the narrowed distribution",
         "min_p": "the objective would need log-probabilities of the narrowed distribution",
@@ -60,6 +61,29 @@ class GRPOConfig(PolicyLossConfig, AdvantageConfig, SamplingConfig, TrainerConfi
         default=None,
         metadata={"help": "Completions of one generation over all ranks, instead of steps_per_generation."},
     )
+    gold_check: str = field(
+        default="warn",
+        metadata={
+            "help": "Before training, have answer rewards mark the gold answers of up to 256 rows: 'warn' names rows without full marks, "
+            "'error' stops there, 'off' does not look."
+        },
+    )
+    gold_template: str = field(
+        default=GOLD_TEMPLATE, metadata={"help": "The completion that the gold check puts {solution} into."}
+    )
+    reward_workers: int = field(
+        default=0,
+        metadata={
+            "help": "Processes for each sync reward function, which then sees one completion at a time and can hang or crash without "
+            "harm to others. 0: called in the training process on the whole batch, as in TRL."
+        },
+    )
+    reward_timeout: float = field(
+        default=60.0,
+        metadata={
+            "help": "Seconds that a reward worker has for a completion, and an async reward function for a batch."
+        },
+    )
     max_failed_rate: float = field(
         default=0.5, metadata={"help": "Share of completions on which a reward function may fail before the run stops."}
     )
@@ -68,6 +92,9 @@ class GRPOConfig(PolicyLossConfig, AdvantageConfig, SamplingConfig, TrainerConfi
         super().__post_init__()
         check_policy_loss(self)
         check_advantage(self)
+        check_reference_sync(self)
+        if self.sync_ref_model and self.beta == 0:
+            raise ConfigError("sync_ref_model=True has no effect without a reference: set beta above 0.")
         sampling_settings(self)
         sampling_settings(self, evaluating=True)
         if self.num_generations < 2:
@@ -76,6 +103,8 @@ class GRPOConfig(PolicyLossConfig, AdvantageConfig, SamplingConfig, TrainerConfi
             )
         if self.num_iterations < 1:
             raise ConfigError(f"num_iterations={self.num_iterations} must be at least 1.")
+        if self.gold_check not in ("warn", "error", "off"):
+            raise ConfigError(f"gold_check={self.gold_check!r} is not one of 'warn', 'error', 'off'.")
         self.step_plan()
 
     def step_plan(self) -> StepPlan:

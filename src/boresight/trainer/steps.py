@@ -173,3 +173,9 @@ def _parts(item: Item, max_tokens: int) -> Iterator[Item]:
         half = len(item) // 2
         yield from _parts(item.branches(0, half), max_tokens)
         yield from _parts(item.branches(half, len(item)), max_tokens)
+
+
+def smaller_budget(passes: Sequence[Sequence[Cuttable]]) -> int | None:
+    """Half the tokens of the largest pass: what to try when it did not fit in memory. None where nothing can be cut any more."""
+    tokens, part = max(((sum(item.num_tokens for item in part), part) for part in passes), key=lambda each: each[0])
+    return None if len(part) == 1 and len(part[0]) == 1 else tokens // 2
