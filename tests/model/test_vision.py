@@ -77,13 +77,15 @@ def listed(output: Any) -> list[torch.Tensor]:
     return [part for level in levels for part in ((level,) if isinstance(level, torch.Tensor) else level)]
 
 
-def test_shapes_that_differ_go_one_by_one(subject: Subjects) -> None:
-    it = subject("qwen2_5_vl")
+@pytest.mark.parametrize(("family", "num_calls"), [("qwen2_5_vl", 3), ("llava_next", 4)])
+def test_what_goes_through_the_tower_together(subject: Subjects, family: str, num_calls: int) -> None:
+    """Five squares and a tall picture, two at a time: patches of any sizes, tiles of equal shapes (two, two, one, and the tall one)."""
+    it = subject(family)
     encoder = VisionEncoder(it.model(), batch_size=2)
     same = [it.prompt_of([noise((64, 64), seed)]) for seed in range(5)]
     with torch.no_grad(), counted(tower_of(encoder.model)) as calls:
-        encoder([*same, it.prompt_of([noise((64, 96), 0)])])
-    assert len(calls) == 4  # two, two and one squares, and the tall one
+        encoder([*same, it.prompt_of([noise((64, 200), 0)])])
+    assert len(calls) == num_calls
     assert encoder.counts["vision_encodes"] == 6
 
 
@@ -100,6 +102,33 @@ def test_one_encode_for_each_distinct_set_of_pictures(subject: Subjects) -> None
     assert parts(found[0])[0].requires_grad
     encoder(prompts)
     assert encoder.counts["vision_encodes"] == 3  # a trained tower's features are of one pass
+
+
+def test_one_encode_for_each_distinct_picture(subject: Subjects) -> None:
+    """Prompts that share a picture and differ in another; a picture twice in one prompt; the same two in another order."""
+    it = subject("qwen3_vl")
+    a, b, c = noise((64, 64), 0), noise((64, 96), 1), noise((96, 64), 2)
+    prompts = [it.prompt_of(pictures, "compare") for pictures in ([a, b], [a, c], [b, b, a], [c, a])]
+    model = it.model()
+    encoder = VisionEncoder(model)
+    found = encoder(prompts)
+    assert encoder.counts["vision_encodes"] == 3
+    for features, prompt in zip(found, prompts, strict=True):
+        plain = model.base_model.get_image_features(**prompt.vision, return_dict=True)
+        assert len(parts(features)) == len(listed(plain))
+        for mine, theirs in zip(parts(features), listed(plain), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+    total = sum(part.square().sum() for features in found for part in parts(features))
+    ours = torch.autograd.grad(total, [*model.base_model.visual.parameters()])  # pyright: ignore[reportArgumentType, reportCallIssue]
+    total = sum(
+        part.square().sum()
+        for prompt in prompts
+        for part in listed(model.base_model.get_image_features(**prompt.vision, return_dict=True))
+    )
+    plain = torch.autograd.grad(total, [*model.base_model.visual.parameters()])  # pyright: ignore[reportArgumentType, reportCallIssue]
+    typical = torch.stack([gradient.norm() for gradient in plain]).median()
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert (mine - theirs).norm() <= 1e-5 * max(theirs.norm(), 1e-3 * typical)
 
 
 def test_a_frozen_tower_encodes_once_for_policy_old_reference_and_updates(subject: Subjects) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ Parts = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What the tower and the projector made of one prompt's pictures."""
+    """What the tower and the projector made of one prompt's pictures, or of one picture."""
 
     pooled: Parts
     deepstack: tuple[Parts, ...] = ()
@@ -39,6 +39,14 @@ def _joined(parts: Sequence[Parts]) -> Parts:
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)  # pyright: ignore[reportArgumentType]
     return tuple(tensor for part in parts for tensor in part)
+
+
+def _together(features: Sequence[Features]) -> Features:
+    """The features of several pictures as those of one prompt."""
+    if len(features) == 1:
+        return features[0]
+    levels = zip(*(item.deepstack for item in features), strict=True)
+    return Features(_joined([item.pooled for item in features]), tuple(map(_joined, levels)))
 
 
 def _split(whole: Any, parts: int) -> list[Parts]:
@@ -57,17 +65,62 @@ def join_features(features: Sequence[Features]) -> BaseModelOutputWithPooling:
 
 
 def split_features(output: Any, parts: int) -> list[Features]:
-    """The tower's output for `parts` prompts of equal shape, prompt by prompt."""
-    levels = [_split(level, parts) for level in getattr(output, "deepstack_features", None) or ()]
-    return [
-        Features(pooled, tuple(level[part] for level in levels))
-        for part, pooled in enumerate(_split(output.pooler_output, parts))
-    ]
+    """The tower's output for `parts` prompts, prompt by prompt: of one picture each and any sizes, or of equal shapes."""
+    pooled: Any = output.pooler_output
+    levels = list(getattr(output, "deepstack_features", None) or ())
+    if isinstance(pooled, Tensor) or len(pooled) != parts:
+        split = [_split(level, parts) for level in (pooled, *levels)]
+    else:
+        tokens = [len(picture) for picture in pooled]
+        split = [
+            list(level.split(tokens)) if isinstance(level, Tensor) else [(picture,) for picture in level]
+            for level in (pooled, *levels)
+        ]
+    return [Features(own, tuple(rest)) for own, *rest in zip(*split, strict=True)]
 
 
 def picture_key(prompt: Prompt) -> Hashable:
     """Prompts with equal keys have equal features. Token ids say nothing here: two pictures of one size have equal ids."""
     return tuple(picture.digest for picture in prompt.pictures)
+
+
+def lies_in_patches(prompt: Prompt) -> bool:
+    """Whether the processor laid the patches of all pictures one behind another, each picture's made by itself (the Qwen families).
+
+    Others cut tiles by how many pictures there are, or pad pictures to a common size.
+    """
+    patches, grids = prompt.vision.get("pixel_values"), prompt.vision.get("image_grid_thw")
+    return (
+        patches is not None
+        and grids is not None
+        and len(prompt.vision) == 2
+        and patches.ndim == 2
+        and len(grids) == len(prompt.pictures)
+        and int(grids.prod(-1).sum()) == len(patches)
+    )
+
+
+def single_pictures(prompt: Prompt) -> list[Prompt]:
+    """The prompt once for each of its pictures, where they can be told apart; else the prompt as it is."""
+    if not lies_in_patches(prompt):
+        return [prompt]
+    grids = prompt.vision["image_grid_thw"]
+    patches = prompt.vision["pixel_values"].split(grids.prod(-1).tolist())
+    return [
+        replace(
+            prompt,
+            row=replace(prompt.row, pictures=(picture,)),
+            vision={"pixel_values": own, "image_grid_thw": grids[place : place + 1]},
+        )
+        for place, (picture, own) in enumerate(zip(prompt.pictures, patches, strict=True))
+    ]
+
+
+def _shape(prompt: Prompt) -> Hashable:
+    """What prompts must have in common to go through the tower together: of single pictures laid out in patches, nothing but that."""
+    if len(prompt.pictures) == 1 and lies_in_patches(prompt):
+        return "patches"
+    return tuple((name, tuple(tensor.shape)) for name, tensor in sorted(prompt.vision.items()))
 
 
 def text_parameters(model: PreTrainedModel) -> set[nn.Parameter]:
@@ -83,15 +136,15 @@ def vision_is_frozen(model: PreTrainedModel) -> bool:
 
 
 class VisionEncoder:
-    """Encodes the pictures of prompts: once per distinct set of pictures in a call, once in all while the tower is frozen.
+    """Encodes the pictures of prompts: each distinct one once in a call, and once in all while the tower is frozen.
 
-    Prompts whose tensors have equal shapes go through the tower together, others one by one, so no tensor of the processor's is
-    ever sliced or padded.
+    Where a processor's tensors cannot be told apart by picture (`lies_in_patches`), that holds for each distinct set of pictures. Single
+    pictures go through the tower together whatever their sizes, others with those of equal shapes, so nothing is ever padded.
 
     Args:
         model: the model with its head.
         max_cache_gib: how much may be kept of a frozen tower's features. The oldest go first.
-        batch_size: how many prompts of equal shape go through the tower together.
+        batch_size: how many of them go through the tower together.
         counts: where `vision_encodes`, pictures that went through the tower, are counted.
     """
 
@@ -120,19 +173,19 @@ class VisionEncoder:
         frozen = vision_is_frozen(self.model)
         if not frozen:
             self.clear()
-        wanted = {picture_key(prompt): prompt for prompt in prompts}
+        pictures = [single_pictures(prompt) for prompt in prompts]
+        wanted = {picture_key(single): single for singles in pictures for single in singles}
         known = {key: self._cache[key] for key in wanted if key in self._cache}
         with torch.no_grad() if frozen else nullcontext():
             known |= self._encode([(key, prompt) for key, prompt in wanted.items() if key not in known])
         if frozen:
             self._remember(known)
-        return [known[picture_key(prompt)] for prompt in prompts]
+        return [_together([known[picture_key(single)] for single in singles]) for singles in pictures]
 
     def _encode(self, prompts: Sequence[tuple[Hashable, Prompt]]) -> dict[Hashable, Features]:
         shapes: dict[Hashable, list[tuple[Hashable, Prompt]]] = {}
         for key, prompt in prompts:
-            shape = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(prompt.vision.items()))
-            shapes.setdefault(shape, []).append((key, prompt))
+            shapes.setdefault(_shape(prompt), []).append((key, prompt))
         features: dict[Hashable, Features] = {}
         for same in shapes.values():
             for start in range(0, len(same), self.batch_size):
