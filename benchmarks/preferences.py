@@ -129,9 +129,7 @@ def _features(right: Dataset) -> Any:
 
 def _tested(trainer: Any, test: Dataset, effort: Effort) -> tuple[float, float]:
     """Accuracy and repetition of greedy answers."""
-    settings = SamplingSettings(
-        num_completions=1, max_completion_length=effort.max_completion_length, temperature=0.0
-    )
+    settings = SamplingSettings(num_completions=1, max_completion_length=effort.max_completion_length, temperature=0.0)
     said = [completions[0] for completions in _completions(trainer, test, settings)]
     share = accuracy(test.to_list(), [completion.text for completion in said]).share
     repeated = get_repetition_penalty_reward(3, -1.0)(completion_ids=[completion.ids.tolist() for completion in said])
