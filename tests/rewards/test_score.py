@@ -271,7 +271,7 @@ def test_logged_metrics_and_columns(make_group):
         return [0.0, 0.0]
 
     table = Scorer(f).score([make_group(["a", "b"])])
-    assert table.metrics == {"hits": [2.0, 0.5]}
+    assert table.metrics == {"hits": [2.0, 0.5], "rewards/f/failed": [0.0]}
     assert table.extra == {"parsed": ["x", None]}
 
 

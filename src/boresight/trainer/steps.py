@@ -176,6 +176,6 @@ def _parts(item: Item, max_tokens: int) -> Iterator[Item]:
 
 
 def smaller_budget(passes: Sequence[Sequence[Cuttable]]) -> int | None:
-    """Half the tokens of the largest pass: what to try when it did not fit in memory. None where nothing can be cut any more."""
-    tokens, part = max(((sum(item.num_tokens for item in part), part) for part in passes), key=lambda each: each[0])
-    return None if len(part) == 1 and len(part[0]) == 1 else tokens // 2
+    """Half the tokens of the largest pass that can be cut: what to try when one did not fit in memory. None where none can be cut."""
+    cuttable = [part for part in passes if len(part) > 1 or len(part[0]) > 1]
+    return max((sum(item.num_tokens for item in part) for part in cuttable), default=0) // 2 or None
