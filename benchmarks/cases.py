@@ -95,6 +95,10 @@ CASES = (
     Case("DPO LoRA precomputed", "pairs", **SMALL, **PAIR, completion_tokens=128, lora=True, precomputed=True),
     Case("MPO C=32", "pairs", **SMALL, **PAIR, completion_tokens=32, losses=MPO, goal=1.85),
     Case("MPO C=128", "pairs", **SMALL, **PAIR, completion_tokens=128, losses=MPO, goal=1.75),
+    Case("MPO precomputed C=32", "pairs", **SMALL, **PAIR, completion_tokens=32, losses=MPO, precomputed=True, goal=2.4),
+    Case("MPO precomputed C=128", "pairs", **SMALL, **PAIR, completion_tokens=128, losses=MPO, precomputed=True, goal=2.2),
+    Case("MPO LoRA", "pairs", **SMALL, **PAIR, completion_tokens=128, losses=MPO, lora=True),
+    Case("MPO LoRA precomputed", "pairs", **SMALL, **PAIR, completion_tokens=128, losses=MPO, lora=True, precomputed=True),
     Case("MPO P=1100", "pairs", **LARGE, **PAIR, completion_tokens=128, losses=MPO),
 )
 # fmt: on

@@ -34,8 +34,8 @@ from boresight.trainer.loading import each, is_stream, values
 from boresight.trainer.pairs import Pair, kept_pairs, pair_lengths, selected, stacked
 from boresight.trainer.precomputed import (
     PrecomputedReference,
-    folder_digest,
     processor_digest,
+    saved_model_digest,
     template_digest,
     weights_digest,
 )
@@ -179,11 +179,10 @@ class DPOTrainer(GroupTrainer[Pair]):
     def _fingerprint(self, ref_model: str | Path | nn.Module | None) -> dict[str, str]:
         """Everything but the samples that reference log-probabilities depend on."""
         args = self.args
-        if isinstance(ref_model, str | Path) and Path(ref_model).is_dir():
-            weights, adapter = folder_digest(Path(ref_model)), "none"
+        if isinstance(ref_model, str | Path):
+            # By its files, or on the hub by its commit: a model need not be loaded to be known.
+            weights, adapter = saved_model_digest(str(ref_model), from_pretrained_options(args)), "none"
         else:
-            if isinstance(ref_model, str | Path):
-                ref_model = load_model(ref_model, **from_pretrained_options(args))
             weights = weights_digest(self.policy.outer if ref_model is None else ref_model)
             adapter = "off" if ref_model is None else weights_digest(ref_model, adapter=True)
         return {

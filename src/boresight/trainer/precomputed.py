@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.utils import cached_file
 
 from boresight.data.texts import Texts
 from boresight.errors import ConfigError
@@ -38,9 +39,19 @@ def weights_digest(model: nn.Module, *, adapter: bool = False) -> str:
     return digest.hexdigest()
 
 
-def folder_digest(folder: Path) -> str:
-    """SHA-256 of a saved model's weight files and configuration, so that a model need not be loaded to be known."""
+def saved_model_digest(name: str, options: Mapping[str, Any]) -> str:
+    """SHA-256 of a saved model's weight files and configuration, or of its id and commit where it is on the hub.
+
+    Args:
+        options: of `from_pretrained`.
+    """
     digest = hashlib.sha256()
+    folder = Path(name)
+    if not folder.is_dir():
+        # Not tried against a real hub here: transformers keeps a commit's files in a folder named after it.
+        where = {key: options[key] for key in ("revision", "cache_dir", "token", "subfolder") if key in options}
+        digest.update(f"{name} {Path(str(cached_file(name, 'config.json', **where))).parent.name}".encode())
+        return digest.hexdigest()
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json")):
         digest.update(path.name.encode())
         with path.open("rb") as file:
