@@ -1,4 +1,4 @@
-"""Trains one step of each method and saves its gradients: run alone, or by torchrun on two ranks."""
+"""Trains a step or a few of each method and saves the last gradients: run alone, or by torchrun on two ranks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from boresight import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from boresight.loss.preference import MPO
 
 from .conftest import QUIET, Gradients, demonstrations, records, vowel_share
+from .test_dpo import preferences
+
+PAIRS: dict[str, dict[str, Any]] = {
+    "mpo": dict(MPO),
+    "aot": {"loss_type": ["aot"]},
+    "precomputed": {"precompute_ref_log_probs": True},
+}
 
 
 class SaveGradients(Gradients):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.process_index == 0:
-            found = {name.removeprefix("module."): value for name, value in self.steps[0].items()}
+            found = {name.removeprefix("module."): value for name, value in self.steps[-1].items()}
             torch.save({"gradients": found, "log": state.log_history}, f"{args.output_dir}/gradients.pt")
 
 
@@ -28,6 +36,11 @@ def train(method: str, model: str, output_dir: str, ranks: int) -> None:
         rows = demonstrations(11)
         config = SFTConfig(**common, per_device_train_batch_size=4, gradient_accumulation_steps=4 // ranks)
         SFTTrainer(model, config, rows, callbacks=callbacks).train()
+    elif method in PAIRS:
+        # Three steps, so that the shift and the table matter in the last; the ranks' shares differ in tokens and pictures.
+        batch = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2 // ranks}
+        config = DPOConfig(**common | {"max_steps": 3}, **batch, **PAIRS[method])
+        DPOTrainer(model, args=config, train_dataset=preferences(), callbacks=callbacks).train()
     else:
         options = (
             {"scale_rewards": "batch", "beta": 0.1} if method == "grpo" else {"importance_sampling_level": "sequence"}
@@ -37,5 +50,5 @@ def train(method: str, model: str, output_dir: str, ranks: int) -> None:
 
 
 if __name__ == "__main__":
-    for method in ("sft", "grpo", "gspo"):
+    for method in ("sft", "grpo", "gspo", *PAIRS):
         train(method, sys.argv[1], f"{sys.argv[2]}/{method}", int(sys.argv[3]))

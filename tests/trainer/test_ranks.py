@@ -38,11 +38,12 @@ def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
     return folders
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo", "gspo"])
+@pytest.mark.parametrize("method", ["sft", "grpo", "gspo", "mpo", "aot", "precomputed"])
 def test_two_ranks_equal_one(method: str, runs: dict[int, Path]) -> None:
     one, two = (torch.load(runs[ranks] / method / "gradients.pt", weights_only=False) for ranks in (1, 2))
     assert furthest(one["gradients"], two["gradients"]) < 2e-5
-    log = one["log"][0]
+    # Of the last step that was logged, before the summary.
+    log, other = (run["log"][-2] for run in (one, two))
     compared = {
         "loss",
         "entropy",
@@ -51,7 +52,9 @@ def test_two_ranks_equal_one(method: str, runs: dict[int, Path]) -> None:
         "completions/mean_length",
         "mean_token_accuracy",
         "kl",
+        "rewards/margins",
+        "loss/bco_shift",
     } & log.keys()
     assert len(compared) >= 3
     for name in compared:
-        assert log[name] == pytest.approx(two["log"][0][name], rel=1e-4, abs=1e-6), name
+        assert log[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
