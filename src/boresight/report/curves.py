@@ -79,7 +79,7 @@ def charts(names: Iterable[str]) -> list[dict[str, Any]]:
                 {"title": chart.title, "unit": chart.unit, "about": chart.about, "lines": lines, "more": False}
             )
     for name in left:
-        lines = [{"name": name, "label": name, "eval": name.startswith("eval_")}]
+        lines = [{"name": name, "label": name, "eval": False}]
         found.append({"title": name, "unit": "", "about": "", "lines": lines, "more": True})
     return found
 
@@ -89,5 +89,4 @@ def _line(chart: Chart, name: str) -> dict[str, Any] | None:
     if match is None:
         return None
     label = match[1] if match.re.groups else match[0]
-    is_eval = name.startswith("eval_")
-    return {"name": name, "label": f"{label}, evaluation" if is_eval else label, "eval": is_eval}
+    return {"name": name, "label": label, "eval": name.startswith("eval_")}

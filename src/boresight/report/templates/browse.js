@@ -5,7 +5,7 @@ const ROW_HEIGHT = 68; // As .list .row in run.css.
 const ROWS_BEYOND = 6;
 
 /** What is browsed: columns by row, groups of rows, texts as far as they are unpacked. */
-const shelf = {num: 0, columns: {}, rewards: {}, prompts: [], texts: [], extras: [], groups: [], groupOf: [], blocks: [], lowest: 0, highest: 1};
+const shelf = {isReady: false, num: 0, columns: {}, rewards: {}, prompts: [], texts: [], extras: [], groups: [], groupOf: [], blocks: [], lowest: 0, highest: 1};
 /** What is looked at: the places found, in order, and the one that is open. */
 const view = {kind: "groups", found: [], open: null, drawn: ""};
 
@@ -45,8 +45,10 @@ async function showCompletions(data) {
   byId("phase-label").hidden = new Set(columns.phase).size < 2;
   noteWhatIsLeftOut(data);
   await unpackTexts(data.blocks);
+  shelf.isReady = true;
   view.open = open === null ? null : shelf.groups.find((group) => nameOf(group.first) === open)?.first ?? null;
   apply(true);
+  byId("list").setAttribute("aria-busy", "false");
 }
 
 const nameOf = (row) => ["step", "phase", "rank", "group"].map((name) => shelf.columns[name][row]).join(" ");
@@ -373,6 +375,7 @@ async function shade(card, row) {
 if (byId("completions")) {
   const form = byId("filters");
   const changed = () => {
+    if (!shelf.isReady) return; // What is asked for while texts are still unpacked is done then.
     byId("list").scrollTop = 0;
     apply();
   };

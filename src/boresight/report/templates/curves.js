@@ -35,13 +35,20 @@ function smoothed(values, share) {
   });
 }
 
+/** Lines of one label, training's and evaluation's, have one colour. */
+function lineColours(chart) {
+  const labels = [...new Set(chart.lines.map((line) => line.label))];
+  return new Map(labels.map((label, place) => [label, PALETTE[place % PALETTE.length]]));
+}
+
 function lineTraces(chart, series, share) {
-  return chart.lines.flatMap((line, place) => {
+  const colours = lineColours(chart);
+  return chart.lines.flatMap((line) => {
     const {steps, values} = series[line.name];
     const base = {
-      x: steps, type: "scatter", name: plain(line.label), hovertemplate: "%{y:.4g}",
+      x: steps, type: "scatter", name: plain(line.eval ? `${line.label}, evaluation` : line.label), hovertemplate: "%{y:.4g}",
       mode: steps.length === 1 || line.eval ? "lines+markers" : "lines",
-      line: {color: colour(PALETTE[place % PALETTE.length]), width: 1.8, dash: line.eval ? "dot" : "solid"}, marker: {size: 5},
+      line: {color: colour(colours.get(line.label)), width: 1.8, dash: line.eval ? "dot" : "solid"}, marker: {size: 5},
     };
     if (!share || steps.length < 3) return [{...base, y: values}];
     return [{...base, y: values, opacity: 0.25, hoverinfo: "skip", hovertemplate: undefined}, {...base, y: smoothed(values, share)}];
@@ -50,9 +57,10 @@ function lineTraces(chart, series, share) {
 
 function chartCard(chart, series) {
   const last = (line) => compact(series[line.name].values.at(-1));
-  const legend = chart.lines.map((line, place) => element("li", {},
-    element("span", {class: `swatch${line.eval ? " dotted" : ""}`, style: `--swatch: var(${PALETTE[place % PALETTE.length]})`}),
-    chart.lines.length === 1 && line.label === chart.title ? null : `${line.label} `, element("b", {}, last(line))));
+  const legend = [...lineColours(chart)].map(([label, name]) => element("li", {},
+    element("span", {class: "swatch", style: `--swatch: var(${name})`}), label === chart.title ? null : `${label} `,
+    chart.lines.filter((line) => line.label === label).flatMap((line) =>
+      [line.eval ? element("span", {class: "dotted", style: `--swatch: var(${name})`}, " evaluation ") : null, element("b", {}, last(line))])));
   const plot = element("div", {class: "plot", role: "img", "aria-label": chart.title});
   const card = element("figure", {class: "card chart"},
     element("figcaption", {}, element("h3", {}, chart.title, chart.unit && element("span", {class: "unit"}, chart.unit)),
