@@ -27,11 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # Commands import what they run when they run: `boresight --help` loads no torch.
-    from boresight.cli import demo, doctor, env
+    from boresight.cli import compare, demo, doctor, env
 
     parser = argparse.ArgumentParser(prog="boresight", description="Align vision-language models.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (demo, doctor, env):
+    for command in (compare, demo, doctor, env):
         name = command.__name__.rsplit(".", 1)[-1]
         own = commands.add_parser(name, help=command.HELP, description=command.HELP)
         command.add_options(own)
