@@ -29,6 +29,14 @@ ASKING: dict[str, dict[str, Any]] = {
 """Fields of `AnswerSettings`."""
 
 
+COLUMNS = {
+    "prompt": "a column of plain text that asks: it becomes what the user says to the model",
+    "solution": "the column with the right answer (solution)",
+    "image": "the column with the picture, or its path (image or images)",
+}
+"""Columns of a table of one's own."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which models, which questions, how to ask, how to mark, what to write. None stands for what was not given."""
     models = parser.add_argument_group("models")
@@ -48,6 +56,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="rows with prompts and a solution: a file, a folder, a hub id, or a built-in set: easy_vqa, geometry, geometry_sample",
     )
+    for name, meaning in COLUMNS.items():
+        _add(data, f"{name}_column", metavar="NAME", help=meaning)
+    _add(
+        data,
+        "image_root",
+        metavar="FOLDER",
+        help="where paths of pictures start (the folder of the file that names them)",
+    )
+    _add(data, "system_prompt", metavar="TEXT", help="what the system says before every question")
     _add(data, "dataset_config", metavar="NAME", help="which configuration of a data set on the hub")
     _add(
         data,
@@ -55,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPLIT",
         help="which split (the test split of built-in sets; else the only one, or train)",
     )
-    _add(data, "num_rows", type=int, metavar="N", help="so many of them, drawn at random (all; 200 of geometry)")
+    _add(data, "num_rows", type=int, metavar="N", help="so many of them, drawn at random (all; 1,000 of geometry)")
     _add(data, "seed", type=int, metavar="N", help="of the rows that are drawn, and of answers that are drawn (0)")
     _add(data, "kind_column", metavar="NAME", help="break accuracies down by this column (kind, where there is one)")
     asking = parser.add_argument_group("answers")
@@ -133,7 +150,8 @@ def _stored(options: argparse.Namespace, folder: Path) -> Comparison:
 
 
 _NEEDS_MODELS = {
-    *ASKING, "dataset", "dataset_config", "split", "num_rows", "seed", "kind_column", "reward", "right_at",
+    *ASKING, *(f"{name}_column" for name in COLUMNS), "dataset", "dataset_config", "split", "num_rows", "seed", "kind_column",
+    "image_root", "system_prompt", "reward", "right_at",
 }  # fmt: skip
 
 
@@ -176,23 +194,32 @@ def _asked(options: argparse.Namespace, folder: Path) -> Comparison:
 
 def _questions(options: argparse.Namespace) -> tuple[Any, Sequence[int] | None]:
     """The records, and which of them are asked; None for all."""
+    from boresight.cli.rows import readable
     from boresight.data.sources import load_rows
     from boresight.demo.built_in import NAMES, load_built_in
 
     if not options.dataset:
         raise ConfigError(f"--dataset is missing: a file, a folder, a hub id, or one of {', '.join(NAMES)}.")
+    columns = {name: named for name in COLUMNS if (named := getattr(options, f"{name}_column")) is not None}
     if options.dataset in NAMES:
-        if options.dataset_config:
-            raise ConfigError(
-                f"--dataset_config has no effect on {options.dataset}, which has one configuration: drop it."
-            )
+        idle = [*(f"{name}_column" for name in columns), *(["dataset_config"] * bool(options.dataset_config))]
+        idle += ["image_root"] * bool(options.image_root)
+        if idle:
+            raise ConfigError(f"--{idle[0]} has no effect on the built-in {options.dataset}: drop it.")
         asked = {"split": options.split or "test", "num_rows": options.num_rows, "seed": options.seed or 0}
-        return load_built_in(options.dataset, **asked), None
+        return readable(load_built_in(options.dataset, **asked), {}, options.system_prompt), None
     if options.seed is not None and options.num_rows is None and not options.temperature:
         raise ConfigError(
             "--seed has no effect: all rows are asked, and answered greedily. Drop it, or give --num_rows."
         )
-    records: Any = load_rows(options.dataset, split=options.split, name=options.dataset_config)
+    records: Any = load_rows(
+        options.dataset,
+        split=options.split,
+        name=options.dataset_config,
+        columns=columns,
+        image_root=options.image_root,
+    )
+    records = readable(records, columns, options.system_prompt)
     if options.num_rows is None:
         return records, None
     if not 1 <= options.num_rows <= len(records):

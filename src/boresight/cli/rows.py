@@ -119,17 +119,32 @@ def _read(
     """The rows of one data set, ready for the trainer."""
     asked = command.data
     records: Any = load_rows(
-        source,
+        built_in(source, split),
         split=split,
         name=asked.dataset_config if part is None else part.name,
         columns=columns,
         image_root=asked.image_root if part is None or part.image_root is None else part.image_root,
         streaming=asked.dataset_streaming,
     )
-    records = as_text(records, [name for name in columns if name != "image"])
-    records = as_conversations(records, prompt="prompt" in columns, system_prompt=asked.system_prompt)
+    records = readable(records, columns, asked.system_prompt)
     command.check_columns(column_names(records))
     return records
+
+
+def readable(records: Any, columns: Mapping[str, str], system_prompt: str | None) -> Any:
+    """The records with conversations where columns of a table were named, and after what the system says."""
+    records = as_text(records, [name for name in columns if name != "image"])
+    return as_conversations(records, prompt="prompt" in columns, system_prompt=system_prompt)
+
+
+def built_in(source: str, split: str | None) -> Any:
+    """The built-in data set of that name (`demo.built_in.NAMES`) with the one split that is asked for; else the source as it is."""
+    from boresight.demo.built_in import NAMES, load_built_in
+
+    if source not in NAMES:
+        return source
+    which = (split or "train").partition("[")[0]
+    return datasets.DatasetDict({which: load_built_in(source, split=which)})
 
 
 def _divided(records: Any, size: float, command: Command) -> tuple[Any, Any]:

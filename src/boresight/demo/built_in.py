@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset, Features
@@ -36,31 +35,32 @@ def load_built_in(name: str, *, split: str = "train", num_rows: int | None = Non
         DataError: no such split, or fewer rows than asked for.
     """
     if split not in ("train", "test"):
-        raise DataError(f"{name} has the splits train and test, and no {split!r}. How many rows is said apart.")
+        raise DataError(f"{name} has the splits train and test, and no {split!r}.")
     which: Split = split  # pyright: ignore[reportAssignmentType]
     if name == "geometry_sample":
         if num_rows not in (None, 1):
-            raise DataError(f"num_rows={num_rows}: geometry_sample is one question; geometry makes as many as you like.")
+            raise DataError(
+                f"num_rows={num_rows}: geometry_sample is one question; geometry makes as many as you like."
+            )
         return geometry.sample_question()
     if name.startswith("easy_vqa"):
         rows = easy_vqa.load_easy_vqa(which, num_rows=num_rows, seed=seed)
-        wrong: Callable[[dict[str, Any]], tuple[str, ...]] = lambda row: easy_vqa.ANSWERS[row["kind"]]  # noqa: E731
         shown = rows if name == "easy_vqa" else easy_vqa.demonstrations(rows, which)
     else:
         rows = geometry.load_geometry(which, num_rows=1000 if num_rows is None else num_rows, seed=seed)
-        wrong = lambda _: tuple(geometry.LETTERS)  # noqa: E731
         shown = rows if name == "geometry" else geometry.demonstrations(rows)
-    return _pairs(shown, wrong, seed) if name.endswith("_pairs") else shown
+    return _pairs(shown, seed) if name.endswith("_pairs") else shown
 
 
-def _pairs(demonstrated: Dataset, answers: Callable[[dict[str, Any]], tuple[str, ...]], seed: int) -> Dataset:
+def _pairs(demonstrated: Dataset, seed: int) -> Dataset:
     """Each demonstration as chosen, and as rejected the same with another answer, drawn at random."""
     chooser = random.Random(seed)
 
     def pair(row: dict[str, Any]) -> dict[str, Any]:
         (chosen,) = row["completion"]
         (part,) = chosen["content"]
-        wrong = chooser.choice([answer for answer in answers(row) if answer != row["solution"]])
+        answers = easy_vqa.ANSWERS.get(row["kind"], tuple(geometry.LETTERS))
+        wrong = chooser.choice([answer for answer in answers if answer != row["solution"]])
         said = part["text"].replace(f"<answer>{row['solution']}<", f"<answer>{wrong}<")
         return {
             "chosen": [chosen],
