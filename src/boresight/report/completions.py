@@ -1,6 +1,7 @@
 """Every completion of a run, kept with what was thought of it.
 
     RUN/completions/step_00000012.parquet    one row per completion (the second rank's: step_00000012.rank1.parquet)
+    RUN/completions/tokenizer.json           what token ids mean
     RUN/pictures/<digest>.<ext>              every picture once, as it was encoded
 
 `read_completions(run)` gives the whole as one table. Its columns:
@@ -15,7 +16,8 @@
 | `completion_ids` | token ids |
 | `length`, `truncated` | in tokens; whether the length limit ended it |
 | `pictures` | file names under RUN/pictures |
-| `reward`, `advantage` | null where unscored |
+| `reward`, `advantage` | null where unscored; `advantage` also in a group that was thrown away |
+| `kept` | whether it is learned from: false in a group that dynamic sampling threw away |
 | `rewards/<name>` | what each function said; null where it does not apply or failed |
 | `logp` | log-probability of each token in nats, where it was handed over |
 | `extra/<name>` | what reward functions passed to `log_extra`, as text |
@@ -35,6 +37,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from boresight.errors import DataError
+from boresight.report.tokens import keep_tokenizer
 from boresight.types import Conversation, Group, PerSequence, Picture
 
 Phase = Literal["train", "eval"]
@@ -46,9 +49,12 @@ class CompletionStore:
     Args:
         run: the run folder.
         rank: this process's.
+        tokenizer: kept beside the first completions, so that a page can show their tokens; None keeps none.
     """
 
-    def __init__(self, run: str | os.PathLike[str], *, rank: int = 0) -> None:
+    def __init__(self, run: str | os.PathLike[str], *, rank: int = 0, tokenizer: Any = None) -> None:
+        self._run = run
+        self._tokenizer = tokenizer if rank == 0 else None
         self._folder = Path(run) / "completions"
         self._pictures_folder = Path(run) / "pictures"
         self._rank = rank
@@ -64,6 +70,7 @@ class CompletionStore:
         reward: PerSequence,
         advantage: PerSequence | None = None,
         phase: Phase = "train",
+        kept: Sequence[bool] | None = None,
         logp: Sequence[Sequence[float]] | None = None,
         extra: Mapping[str, Sequence[Any]] | None = None,
     ) -> pa.Table:
@@ -76,12 +83,16 @@ class CompletionStore:
             reward: [B] their weighted sum, NaN where unscored.
             advantage: [B].
             phase: train or eval.
+            kept: one for each group; None: all.
             logp: log-probabilities of each completion's tokens, in nats.
             extra: further columns, one value per completion.
 
         Returns:
             The rows that were added.
         """
+        if self._tokenizer is not None:
+            keep_tokenizer(self._run, self._tokenizer)
+            self._tokenizer = None
         for picture in {picture for group in groups for picture in group.prompt.pictures}:
             self._keep_picture(picture)
         first = self._num_groups.get((step, phase), 0)
@@ -89,6 +100,9 @@ class CompletionStore:
         columns = {"step": pa.array([step] * num, pa.int64()), "phase": pa.array([phase] * num, pa.string())}
         columns |= self._sampled(groups, first)
         columns |= {"reward": _numbers(reward)} | ({} if advantage is None else {"advantage": _numbers(advantage)})
+        kept = [True] * len(groups) if kept is None else kept
+        each_kept = [is_kept for is_kept, group in zip(kept, groups, strict=True) for _ in group.completions]
+        columns["kept"] = pa.array(each_kept, pa.bool_())
         columns |= {f"rewards/{name}": _numbers(values) for name, values in rewards.items()}
         if logp is not None:
             columns["logp"] = pa.array([list(values) for values in logp], pa.list_(pa.float32()))
