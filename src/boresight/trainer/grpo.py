@@ -25,9 +25,11 @@ from boresight.rewards.check import check_gold
 from boresight.rewards.score import RewardTable, Scorer
 from boresight.rollout.hf import evaluating
 from boresight.rollout.sampler import sampling_settings
+from boresight.rollout.vllm.engine import EngineError
 from boresight.trainer.base import GroupTrainer, from_pretrained_options
 from boresight.trainer.drawn import Drawn, Place, exchanged, shares
 from boresight.trainer.dynamic_sampling import further_rows, note_resampling, resample
+from boresight.trainer.engine import EngineSampler
 from boresight.trainer.experience import Scored, from_state, padded, per_group, state_of
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
@@ -90,7 +92,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        self.sampler = self.own_sampler()
+        self.sampler = EngineSampler(self) if args.use_vllm else self.own_sampler()
         self.reference = self._reference(ref_model) if args.beta != 0 else None
         if args.sync_ref_model and self.reference is not None:
             self.reference.follow(self.policy, 0.0)  # refuses now what it would refuse then
@@ -150,7 +152,11 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def prepare(self, inputs: list[Prompt]) -> list[Scored]:
         """This optimizer step's groups; a new draw of completions where the loader brought prompts."""
         if inputs:
-            self.experience = self.draw(inputs)
+            try:
+                self.experience = self.draw(inputs)
+            except EngineError as error:
+                self._keep_what_was_learned(error)
+                raise
         place = self.state.global_step % self.plan.draw_period % self.plan.steps_per_draw
         items = self.experience[place * self.plan.groups_per_step : (place + 1) * self.plan.groups_per_step]
         return self._with_entropy(items) if self.args.top_entropy_quantile < 1 else items
@@ -175,12 +181,14 @@ class GRPOTrainer(GroupTrainer[Scored]):
         if self.args.dynamic_sampling:
             drawn, kept = self._resampled(drawn, seed)
             groups = exchanged(drawn.groups, kept, self.args.process_index, self._prompt)
+        if isinstance(self.sampler, EngineSampler):
+            self.sampler.rest()
         advantages = drawn.advantages([place for own in kept for place in own], self.args)
         self._note(self.metrics, drawn)
         with self.timeline.phase("logp"):
             # One update per draw: the policy is its own old self, and no pass is needed.
-            old = self._logp(groups, self.policy) if self.plan.draw_period > 1 else [None] * len(groups)
-            reference = self._logp(groups, self.reference) if self.reference is not None else [None] * len(groups)
+            old = self.logp(groups, self.policy) if self.plan.draw_period > 1 else [None] * len(groups)
+            reference = self.logp(groups, self.reference) if self.reference is not None else [None] * len(groups)
         self._report(drawn, advantages)
         own = [advantages[place] for place in kept[self.args.process_index]]
         return [Scored(*each) for each in zip(groups, own, old, reference, strict=True)]
@@ -192,6 +200,15 @@ class GRPOTrainer(GroupTrainer[Scored]):
         with self.timeline.phase("reward"):
             table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=self.state))
             return Drawn.of(groups, table)
+
+    def _keep_what_was_learned(self, error: EngineError) -> None:
+        """The engine is gone for good: a checkpoint of the last finished step, for a run that goes on later."""
+        if self.state.global_step:
+            self._save_checkpoint(self.model, trial=None)  # pyright: ignore[reportArgumentType]
+            error.add_note(
+                f"boresight: what was learned is in {self.args.output_dir}/checkpoint-{self.state.global_step}; go on with "
+                "trainer.train(resume_from_checkpoint=True)."
+            )
 
     def _resampled(self, first: Drawn, seed: int) -> tuple[Drawn, list[list[Place]]]:
         """All that dynamic sampling drew, and which groups each rank learns from."""
@@ -217,7 +234,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         """A training row's prompt, encoded here."""
         return EncodedRows(self.train_dataset, self.encode)[row]
 
-    def _logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
+    def logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
         """Log-probabilities of every group under a model, no gradient, no dropout."""
         return per_group(self._token_rows(groups, model, "logp"), groups)
 
@@ -266,17 +283,21 @@ class GRPOTrainer(GroupTrainer[Scored]):
         device, width = stats.logp.device, stats.logp.shape[1]
         old = [row for item in items if item.old is not None for row in item.old]
         reference = [row for item in items if item.reference is not None for row in item.reference]
+        sampled: list[Any] = [completion.sampler_logp for group in groups for completion in group.completions]
         result = policy_loss(
             self.args,
             stats.logp,
             padded(old, width).to(device) if old else stats.logp.detach(),
-            None,
+            padded(sampled, width).to(device),
             padded(reference, width).to(device) if reference else None,
             stats.entropy,
             torch.cat([item.advantage for item in items]).to(device),
             self._mask(groups).to(device),
             total,
             entropy_threshold=self._entropy_threshold,
+            has_picture=torch.tensor(
+                [bool(group.prompt.pictures) for group in groups for _ in group.completions], device=device
+            ),
         )
         for name, (value, count) in result.metrics.items():
             metrics.mean(name, value / count.clamp(min=1), weight=count)
