@@ -80,7 +80,7 @@ def exit_code(work: Callable[[], object]) -> int:
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of all commands, and those of each that does not train, which also has one in `flags`."""
     # Commands import what they run when they run: `boresight --help` loads no torch.
-    from boresight.cli import demo, doctor, env, report, vllm_serve
+    from boresight.cli import compare, demo, doctor, env, report, vllm_serve
 
     parser = argparse.ArgumentParser(
         prog="boresight",
@@ -92,7 +92,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     for name, meaning in TRAINING.items():
         commands.add_parser(name, help=meaning)
     own: dict[str, argparse.ArgumentParser] = {}
-    for command in (vllm_serve, report, demo, doctor, env):
+    for command in (vllm_serve, report, compare, demo, doctor, env):
         name = command.__name__.rsplit(".", 1)[-1].replace("_", "-")
         own[name] = commands.add_parser(name, help=command.HELP, description=command.HELP, allow_abbrev=False)
         command.add_options(own[name])
