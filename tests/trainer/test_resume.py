@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from boresight.report.completions import read_completions
+from boresight.report import read_completions, read_lines
 
 from .conftest import Run, demonstrations, records, weights
 
@@ -65,6 +65,32 @@ def test_grpo(grpo: Run, tmp_path: Path, step: int) -> None:
     assert same(weights(whole), weights(resumed))
     kept = [read_completions(tmp_path / run).drop_columns(["pictures"]) for run in ("whole", "cut")]
     assert kept[0].equals(kept[1])
+    whole_lines, cut_lines = ([_reproducible(line) for line in _steps(tmp_path / run)] for run in ("whole", "cut"))
+    assert whole_lines == cut_lines
+    assert [line["step"] for line in whole_lines] == list(range(1, 10))
+    assert [line["step"] for line in read_lines(tmp_path / "cut" / "timeline.jsonl")] == list(range(1, 10))
+
+
+def _steps(run: Path) -> list[dict[str, Any]]:
+    """The log lines of optimizer steps: those of evaluations and the summary have no loss."""
+    return [line for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+
+
+def _reproducible(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if not name.startswith("time/")}
+
+
+def test_a_new_run_in_an_old_folder_starts_with_empty_files(grpo: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"per_device_train_batch_size": 8}
+    grpo(max_steps=3, **options).train()
+    assert "is removed" not in capsys.readouterr().out
+    again = grpo(max_steps=2, **options)
+    again.train()
+    assert "what an earlier run left of steps after 0" in capsys.readouterr().out
+    run = Path(again.args.output_dir)
+    assert [line["step"] for line in _steps(run)] == [1, 2]
+    assert [line["step"] for line in read_lines(run / "timeline.jsonl")] == [1, 2]
+    assert set(read_completions(run)["step"].to_pylist()) == {1, 2}
 
 
 def test_grpo_resumes_on_other_completions_without_its_state(grpo: Run, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What happened in a run, for people: metrics, completions, time."""
 
 from boresight.report.completions import CompletionStore, prompt_text, read_completions
+from boresight.report.lines import StepLines, read_lines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.table import print_completions
 from boresight.report.timeline import PHASES, Timeline
@@ -9,8 +10,10 @@ __all__ = [
     "PHASES",
     "CompletionStore",
     "MeanMetrics",
+    "StepLines",
     "Timeline",
     "print_completions",
     "prompt_text",
     "read_completions",
+    "read_lines",
 ]

@@ -98,11 +98,12 @@ class CompletionStore:
         self._num_groups[step, phase] = first + len(groups)
         return rows
 
-    def discard_after(self, step: int) -> None:
-        """Remove what an interrupted run kept of later steps, for all ranks, before it goes on from `step`; 0: all."""
-        for path in _step_files(self._folder):
-            if _step_of(path) > step:
-                path.unlink()
+    def discard_after(self, step: int) -> int:
+        """Remove what an interrupted run kept of later steps, for all ranks, before it goes on from `step`; how many files went."""
+        later = [path for path in _step_files(self._folder) if _step_of(path) > step]
+        for path in later:
+            path.unlink()
+        return len(later)
 
     def _sampled(self, groups: Sequence[Group], first: int) -> dict[str, pa.Array]:
         """The columns that are known before anything is scored."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+from boresight.report.lines import StepLines
 
 PHASES: tuple[str, ...] = ("data", "sample", "reward", "logp", "update", "other")
 """What a step spends its time on; `other` is all that no phase claims."""
@@ -30,7 +30,7 @@ class Timeline:
         synchronize: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._path = None if path is None else Path(path)
+        self.lines = StepLines(path)
         self._synchronize = synchronize
         self._clock = clock
         self._open = ["other"]
@@ -53,12 +53,7 @@ class Timeline:
         self._charge()
         seconds = {f"{name}_s": value for name, value in self._seconds.items()}
         self._seconds = dict.fromkeys(PHASES, 0.0)
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(
-                    json.dumps({"step": step} | {name: round(value, 6) for name, value in seconds.items()}) + "\n"
-                )
+        self.lines.add(step, {name: round(value, 6) for name, value in seconds.items()})
         return {f"time/{name}": value for name, value in seconds.items()}
 
     def restart(self) -> None:
@@ -66,14 +61,9 @@ class Timeline:
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._since = self._clock()
 
-    def discard_after(self, step: int) -> None:
-        """Remove the lines of later steps, before an interrupted run goes on from `step`."""
-        if self._path is None or not self._path.exists():
-            return
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        aside = self._path.with_name(f".{self._path.name}")
-        aside.write_text("".join(line for line in lines if _is_kept(line, step)), encoding="utf-8")
-        aside.replace(self._path)
+    def discard_after(self, step: int) -> int:
+        """Remove the lines of later steps, before an interrupted run goes on from `step`; how many went."""
+        return self.lines.discard_after(step)
 
     def _charge(self) -> None:
         if self._synchronize is not None:
@@ -81,8 +71,3 @@ class Timeline:
         now = self._clock()
         self._seconds[self._open[-1]] = self._seconds.get(self._open[-1], 0.0) + now - self._since
         self._since = now
-
-
-def _is_kept(line: str, step: int) -> bool:
-    # A run that was killed may have left half a line at the end.
-    return line.endswith("\n") and json.loads(line)["step"] <= step

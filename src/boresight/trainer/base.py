@@ -28,12 +28,14 @@ from boresight.errors import ConfigError
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable, unwrap
 from boresight.model.vision import join_features
+from boresight.report.lines import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
 from boresight.trainer.checks import RowCheck
 from boresight.trainer.config import TrainerConfig
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
+from boresight.trainer.run_folder import CleanFolder
 from boresight.trainer.steps import Cuttable, StepBatches, StepPlan, micro_batches, smaller_budget
 from boresight.types import Row
 
@@ -101,9 +103,9 @@ class GroupTrainer(Trainer, Generic[Item]):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.timeline = Timeline(
-            Path(self.args.output_dir) / "timeline.jsonl" if self.is_world_process_zero() else None
-        )
+        self.timeline = Timeline(self._run_file("timeline.jsonl"))
+        self.metric_lines = StepLines(self._run_file("metrics.jsonl"))
+        self.add_callback(CleanFolder(self.discard_after, self.log_once, self.accelerator.wait_for_everyone))
         self._check_data()
 
     # ---- What a method says -----------------------------------------------------------------------------------------------------
@@ -312,11 +314,21 @@ class GroupTrainer(Trainer, Generic[Item]):
 
     # ---- Logs and checkpoints ---------------------------------------------------------------------------------------------------
 
+    def _run_file(self, name: str) -> Path | None:
+        """Where the first rank keeps a file of the run; the others keep none."""
+        return Path(self.args.output_dir) / name if self.is_world_process_zero() else None
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the steps since the last log have measured."""
+        """Add what the steps since the last log have measured, and keep all that is logged in RUN/metrics.jsonl."""
         if "loss" in logs:
             logs = {**logs, **self.metrics.flush(gather=self._gather)}
         super().log(logs, start_time)
+        logged = dict(self.state.log_history[-1])
+        self.metric_lines.add(int(logged.pop("step")), logged)
+
+    def discard_after(self, step: int) -> int:
+        """Remove from the run folder what an earlier process left of later steps, on the first rank alone; how much went."""
+        return self.timeline.discard_after(step) + self.metric_lines.discard_after(step)
 
     def _gather(self, own: Any) -> list[Any]:
         """The same object of every rank, on every rank."""

@@ -333,7 +333,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
         self.experience = from_state(state["experience"], prompts.__getitem__)
         if self.reference is not None and state["reference"]:
             self.reference.restore(state["reference"])
-        self.completions.discard_after(self.state.global_step)
+
+    def discard_after(self, step: int) -> int:
+        return super().discard_after(step) + self.completions.discard_after(step)
 
 
 def _unprocessed(row: Row) -> Prompt:

@@ -1,0 +1,71 @@
+"""Files of a run that hold one JSON object a line, each of an optimizer step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class StepLines:
+    """A file of lines, each of which says its `step`. It goes on where an interrupted run is resumed.
+
+    | file | what a line holds |
+    |---|---|
+    | `RUN/metrics.jsonl` | all that one log line says, names as in the metric dictionary; also evaluations and the summary at the end |
+    | `RUN/timeline.jsonl` | seconds of each phase of one step |
+    | `RUN/verdicts.jsonl` | `verdict` (its name) and `text`: why the run learns or does not |
+
+    Args:
+        path: the file; None keeps none, as on all ranks but the first.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self.path = None if path is None else Path(path)
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write one line. A number that is not finite becomes null: JSON has no word for it."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = {"step": step} | {name: _finite(value) for name, value in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def discard_after(self, step: int) -> int:
+        """Remove the lines of later steps, before an interrupted run goes on from `step`; 0: before a new run starts.
+
+        Returns:
+            How many lines went.
+        """
+        if self.path is None or not self.path.exists():
+            return 0
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if _is_kept(line, step)]
+        aside = self.path.with_name(f".{self.path.name}")
+        aside.write_text("".join(kept), encoding="utf-8")
+        aside.replace(self.path)
+        return len(lines) - len(kept)
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of such a file in the order they were written; none where there is no file.
+
+    The last one may be half written while the run goes on: it is left out.
+    """
+    if not Path(path).exists():
+        return []
+    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_kept(line: str, step: int) -> bool:
+    # A run that was killed may have left half a line at the end.
+    return line.endswith("\n") and json.loads(line)["step"] <= step
