@@ -81,21 +81,52 @@ def errors() -> str:
 
 
 def commands() -> str:
-    """Every command with its flags, from the parser that reads them."""
-    from boresight.cli import _parser
+    """Every command with its flags, from what reads them."""
+    from boresight.cli import TRAINING, _parser
+    from boresight.cli.methods import METHODS
 
-    parts = []
-    for name, parser in subparsers(_parser()).items():
-        parts += [f"## boresight {name}", f"{(parser.description or '').strip()}"]
-        for group in parser._action_groups:
-            rows = [
-                flag_row(action)
-                for action in group._group_actions
-                if action.help != argparse.SUPPRESS and action.dest != "help"
-            ]
-            if rows:
-                parts += [f"**{group.title}**", table(("flag", "default", "meaning"), rows)]
+    parsers = subparsers(_parser())
+    trains, *others = (set(method.classes()) for method in METHODS.values())
+    shared = [cls for cls in METHODS["sft"].classes() if all(cls in classes for classes in others) and cls in trains]
+    parts = ["## Training commands", f"{listed([f'`boresight {name}`' for name in TRAINING])} share these."]
+    parts += [text for cls in shared for text in (f"**{sentence(cls)}**", flags_of(cls))]
+    for name, method in METHODS.items():
+        parts += [f"## boresight {name}", f"{sentence_case(method.help)}."]
+        parts += [text for cls in method.own for text in (f"**{sentence(cls)}**", flags_of(cls))]
+        config = method.config_class()
+        page = f"{config.__name__.removesuffix('Config').lower()}-config.md"
+        parts.append(f"… and every option of [{config.__name__}]({page}) as a flag, `--like_this` or `--like-this`.")
+    for name, parser in parsers.items():
+        if name not in METHODS:
+            parts += [f"## boresight {name}", f"{sentence_case(parser.description or '')}.", *flag_tables(parser)]
     return "\n\n".join(parts)
+
+
+def flags_of(cls: type) -> str:
+    rows = [(f"`--{option.name}`", default_text(option), option.metadata["help"]) for option in fields(cls)]
+    return table(("flag", "default", "meaning"), rows)
+
+
+def sentence(cls: type) -> str:
+    """The first line of a docstring, as a heading."""
+    return inspect.cleandoc(cls.__doc__ or "").splitlines()[0].removesuffix(".")
+
+
+def sentence_case(text: str) -> str:
+    return text[:1].upper() + text[1:].removesuffix(".")
+
+
+def listed(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def flag_tables(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """One table per group of an argparse parser."""
+    for group in parser._action_groups:
+        shown = [a for a in group._group_actions if a.help != argparse.SUPPRESS and a.dest != "help"]
+        if shown:
+            yield f"**{sentence_case(group.title or '')}**"
+            yield table(("flag", "default", "meaning"), [flag_row(action) for action in shown])
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

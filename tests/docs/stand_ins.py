@@ -10,7 +10,7 @@ The code that runs is the page's own, line by line; three things are exchanged i
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,14 @@ class StandIns(ast.NodeTransformer):
     def __init__(self, models: Mapping[str, Path], datasets: Mapping[str, Path]) -> None:
         self.texts = {name: str(models[family]) for name, family in MODELS.items()}
         self.texts |= {name: str(datasets[kind]) for name, kind in DATASETS.items()}
+
+    def in_words(self, words: Sequence[str]) -> list[str]:
+        """A command with the same names exchanged, also behind `name=`."""
+        exchanged = []
+        for word in words:
+            before, equals, name = word.rpartition("=")
+            exchanged.append(before + equals + self.texts.get(name, name))
+        return exchanged
 
     def visit_Constant(self, node: ast.Constant) -> ast.Constant:
         if isinstance(node.value, str) and node.value in self.texts:

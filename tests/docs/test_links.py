@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def check_reference(html: dict[Path, str], site: Path) -> None:
 
     for config in (SFTConfig, DPOConfig, GRPOConfig):
         page = html[site / "reference" / f"{config.__name__.removesuffix('Config').lower()}-config" / "index.html"]
-        missing = [name for name in config.__dataclass_fields__ if f"<code>{name}</code>" not in page]
+        missing = [option.name for option in fields(config) if f"<code>{option.name}</code>" not in page]
         assert missing == []
     papers = html[site / "papers" / "index.html"]
     titles = json.loads((ROOT / "docs" / "papers.json").read_text())
