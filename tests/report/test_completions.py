@@ -36,6 +36,7 @@ def test_what_is_kept(tmp_path, make_group, make_picture):
         rewards={"exact": torch.tensor([1.0, math.nan, 0.5]), "format": torch.tensor([0.0, math.nan, 2.0])},
         reward=torch.tensor([1.0, math.nan, 2.5]),
         advantage=torch.tensor([-0.25, 0.0, 0.75]),
+        kept=[True, False],
         logp=[[-0.5, -1.0, -2.0], [-0.25], [-3.0]],
         extra={"parsed": ["x", None, 4]},
     )
@@ -53,12 +54,14 @@ def test_what_is_kept(tmp_path, make_group, make_picture):
         "pictures": names,
         "reward": 1.0,
         "advantage": -0.25,
+        "kept": True,
         "rewards/exact": 1.0,
         "rewards/format": 0.0,
         "logp": [-0.5, -1.0, -2.0],
         "extra/parsed": "x",
     }
     assert [row["group"] for row in rows] == [0, 0, 1]
+    assert [row["kept"] for row in rows] == [True, True, False]
     assert rows[1]["truncated"] and rows[1]["reward"] is None and rows[1]["rewards/exact"] is None
     assert rows[1]["extra/parsed"] is None and rows[2]["extra/parsed"] == "4" and rows[2]["pictures"] == names[:1]
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == sorted(names)

@@ -15,7 +15,8 @@
 | `completion_ids` | token ids |
 | `length`, `truncated` | in tokens; whether the length limit ended it |
 | `pictures` | file names under RUN/pictures |
-| `reward`, `advantage` | null where unscored |
+| `reward`, `advantage` | null where unscored; `advantage` also in a group that was thrown away |
+| `kept` | whether it is learned from: false in a group that dynamic sampling threw away |
 | `rewards/<name>` | what each function said; null where it does not apply or failed |
 | `logp` | log-probability of each token in nats, where it was handed over |
 | `extra/<name>` | what reward functions passed to `log_extra`, as text |
@@ -64,6 +65,7 @@ class CompletionStore:
         reward: PerSequence,
         advantage: PerSequence | None = None,
         phase: Phase = "train",
+        kept: Sequence[bool] | None = None,
         logp: Sequence[Sequence[float]] | None = None,
         extra: Mapping[str, Sequence[Any]] | None = None,
     ) -> pa.Table:
@@ -76,6 +78,7 @@ class CompletionStore:
             reward: [B] their weighted sum, NaN where unscored.
             advantage: [B].
             phase: train or eval.
+            kept: one for each group; None: all.
             logp: log-probabilities of each completion's tokens, in nats.
             extra: further columns, one value per completion.
 
@@ -89,6 +92,9 @@ class CompletionStore:
         columns = {"step": pa.array([step] * num, pa.int64()), "phase": pa.array([phase] * num, pa.string())}
         columns |= self._sampled(groups, first)
         columns |= {"reward": _numbers(reward)} | ({} if advantage is None else {"advantage": _numbers(advantage)})
+        kept = [True] * len(groups) if kept is None else kept
+        each_kept = [is_kept for is_kept, group in zip(kept, groups, strict=True) for _ in group.completions]
+        columns["kept"] = pa.array(each_kept, pa.bool_())
         columns |= {f"rewards/{name}": _numbers(values) for name, values in rewards.items()}
         if logp is not None:
             columns["logp"] = pa.array([list(values) for values in logp], pa.list_(pa.float32()))

@@ -89,6 +89,20 @@ class RewardTable:
         """[B] weighted sum of the rewards that apply; NaN where unscored."""
         return (self.values * self.weights).nansum(dim=1).masked_fill(~self.scored, math.nan)
 
+    def __add__(self, below: RewardTable) -> RewardTable:
+        """This table, and below it another of the same functions."""
+        num_own, num_more = len(self.values), len(below.values)
+        extra = {
+            name: [*self.extra.get(name, [None] * num_own), *below.extra.get(name, [None] * num_more)]
+            for name in dict.fromkeys((*self.extra, *below.extra))
+        }
+        metrics = {
+            name: [*self.metrics.get(name, ()), *below.metrics.get(name, ())]
+            for name in dict.fromkeys((*self.metrics, *below.metrics))
+        }
+        values, failed = torch.cat([self.values, below.values]), torch.cat([self.failed, below.failed])
+        return RewardTable(self.names, values, failed, self.weights, metrics, extra)
+
 
 def completion_text(completion: str | Conversation) -> str:
     """The text of a completion in either form, text parts joined."""

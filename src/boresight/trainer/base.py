@@ -32,7 +32,7 @@ from boresight.report.lines import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
-from boresight.trainer.checks import RowCheck
+from boresight.trainer.checks import Extent, RowCheck
 from boresight.trainer.config import TrainerConfig
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
 from boresight.trainer.run_folder import CleanFolder
@@ -156,13 +156,16 @@ class GroupTrainer(Trainer, Generic[Item]):
     def _check_data(self) -> None:
         """Find bad rows before the first step, where the set can be indexed."""
         with self.timeline.phase("data"):
-            for dataset in (self.train_dataset, *values(self.eval_dataset)):
-                if dataset is not None and not is_stream(dataset):
-                    num_rows = check_rows(dataset, check=(check := RowCheck(self.encoder)))
-                    if check.num_tried < num_rows:
+            datasets = [each for each in (self.train_dataset, *values(self.eval_dataset)) if each is not None]
+            checks = [None if is_stream(dataset) else RowCheck(self.encoder) for dataset in datasets]
+            for dataset, check in zip(datasets, checks, strict=True):
+                if check is not None:
+                    check_rows(dataset, check=check)
+                    if check.num_tried < check.num_seen:
                         self.log_once(
-                            f"{check.num_tried} of {num_rows} rows were tried in full before training, the rest by their columns."
+                            f"{check.num_tried} of {check.num_seen} rows were tried in full before training, the rest by their columns."
                         )
+            self.extent = Extent.of(checks)
         if self.train_dataset is not None and not is_stream(self.train_dataset):
             dropped = self._train_batches().num_dropped
             if dropped:

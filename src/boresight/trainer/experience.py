@@ -68,37 +68,39 @@ def per_group(rows: Sequence[Tensor], groups: Sequence[Group]) -> list[Tensor]:
     return blocks
 
 
+def group_state(group: Group) -> dict[str, Any]:
+    """Tensors and plain values that a checkpoint can hold and that can travel; prompts are left out, since rows can be encoded again."""
+    return {
+        "row": group.prompt.row.index,
+        "completions": [
+            {
+                "ids": completion.ids,
+                "mask": completion.mask,
+                "text": completion.text,
+                "sampler_logp": completion.sampler_logp,
+                "truncated": completion.truncated,
+            }
+            for completion in group.completions
+        ],
+    }
+
+
+def group_from_state(state: dict[str, Any], prompt: Callable[[int], Prompt]) -> Group:
+    """The inverse of `group_state`; `prompt` encodes a row by its number."""
+    return Group(prompt(state["row"]), tuple(Completion(**completion) for completion in state["completions"]))
+
+
 def state_of(items: Sequence[Scored]) -> list[dict[str, Any]]:
-    """Tensors and plain values that a checkpoint can hold; prompts are left out, since their rows can be encoded again."""
+    """As `group_state`, with what the objective needs beside the group."""
     return [
-        {
-            "row": item.group.prompt.row.index,
-            "advantage": item.advantage,
-            "old": item.old,
-            "reference": item.reference,
-            "completions": [
-                {
-                    "ids": completion.ids,
-                    "mask": completion.mask,
-                    "text": completion.text,
-                    "sampler_logp": completion.sampler_logp,
-                    "truncated": completion.truncated,
-                }
-                for completion in item.group.completions
-            ],
-        }
+        group_state(item.group) | {"advantage": item.advantage, "old": item.old, "reference": item.reference}
         for item in items
     ]
 
 
 def from_state(states: Sequence[dict[str, Any]], prompt: Callable[[int], Prompt]) -> list[Scored]:
-    """The inverse of `state_of`; `prompt` encodes a row by its number."""
+    """The inverse of `state_of`."""
     return [
-        Scored(
-            Group(prompt(state["row"]), tuple(Completion(**completion) for completion in state["completions"])),
-            state["advantage"],
-            state["old"],
-            state["reference"],
-        )
+        Scored(group_from_state(state, prompt), state["advantage"], state["old"], state["reference"])
         for state in states
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,9 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from boresight.advantage.group import Advantage, advantage
 from boresight.data.images import decode
 from boresight.data.sources import RowDataset, RowStream
-from boresight.errors import RewardError
+from boresight.errors import ConfigError, RewardError
 from boresight.loss.policy import counted_mask, high_entropy_threshold, policy_loss, policy_total
 from boresight.model.load import load_model
 from boresight.model.packing import completion_mask
@@ -26,10 +25,15 @@ from boresight.rewards.check import check_gold
 from boresight.rewards.score import RewardTable, Scorer
 from boresight.rollout.hf import evaluating
 from boresight.rollout.sampler import sampling_settings
+from boresight.rollout.vllm.engine import EngineError
 from boresight.trainer.base import GroupTrainer, from_pretrained_options
+from boresight.trainer.drawn import Drawn, Place, exchanged, shares
+from boresight.trainer.dynamic_sampling import further_rows, note_resampling, resample
+from boresight.trainer.engine import EngineSampler
 from boresight.trainer.experience import Scored, from_state, padded, per_group, state_of
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
+from boresight.trainer.ranks import on_every_rank
 from boresight.trainer.reference_sync import ReferenceSync
 from boresight.trainer.steps import micro_batches
 from boresight.types import Group, Prompt, Row, TokenStats
@@ -89,7 +93,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        self.sampler = self.own_sampler()
+        self.sampler = EngineSampler(self) if args.use_vllm else self.own_sampler()
         self.reference = self._reference(ref_model) if args.beta != 0 else None
         if args.sync_ref_model and self.reference is not None:
             self.reference.follow(self.policy, 0.0)  # refuses now what it would refuse then
@@ -115,6 +119,15 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def _check_data(self) -> None:
         """Also have the answer rewards mark the gold answers."""
         super()._check_data()
+        if self.args.dynamic_sampling and is_stream(self.train_dataset):
+            raise ConfigError(
+                "dynamic_sampling draws further prompts by the numbers of their rows, which a streamed data set has not: load it whole, "
+                "or set dynamic_sampling=False."
+            )
+        on_every_rank(self._check_gold)
+
+    def _check_gold(self) -> None:
+        """On the first rank."""
         args, records = self.args, self.train_dataset
         if args.gold_check == "off" or records is None or is_stream(records) or not self.is_world_process_zero():
             return
@@ -138,7 +151,11 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def prepare(self, inputs: list[Prompt]) -> list[Scored]:
         """This optimizer step's groups; a new draw of completions where the loader brought prompts."""
         if inputs:
-            self.experience = self.draw(inputs)
+            try:
+                self.experience = self.draw(inputs)
+            except EngineError as error:
+                self._keep_what_was_learned(error)
+                raise
         place = self.state.global_step % self.plan.draw_period % self.plan.steps_per_draw
         items = self.experience[place * self.plan.groups_per_step : (place + 1) * self.plan.groups_per_step]
         return self._with_entropy(items) if self.args.top_entropy_quantile < 1 else items
@@ -156,35 +173,67 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     def draw(self, prompts: Sequence[Prompt]) -> list[Scored]:
         """Sample completions of prompts, score them, and compare each with its group."""
-        with self.timeline.phase("sample"):
-            # A seed of the draw's own: what is sampled depends neither on the ranks nor on what ran before.
-            seed = (self.args.seed << 32) + self.state.global_step
-            groups = self.sampler.sample(prompts, sampling_settings(self.args, seed=seed))
-        with self.timeline.phase("reward"):
-            table = self.scorer.score(groups, trainer_state=self.state)
-            compared, mine = self._compare(table, groups)
-        self._note(self.metrics, groups, table, compared)
-        values = compared.values[mine]
+        # A seed of the draw's own: what is sampled depends neither on the ranks nor on what ran before.
+        seed = (self.args.seed << 32) + self.state.global_step
+        drawn = self._sampled(prompts, seed)
+        groups, kept = drawn.groups, drawn.ranks
+        if self.args.dynamic_sampling:
+            drawn, kept = self._resampled(drawn, seed)
+            groups = exchanged(drawn.groups, kept, self.args.process_index, self._prompt)
+        if isinstance(self.sampler, EngineSampler):
+            self.sampler.rest()
+        advantages = drawn.advantages([place for own in kept for place in own], self.args)
+        self._note(self.metrics, drawn)
         with self.timeline.phase("logp"):
             # One update per draw: the policy is its own old self, and no pass is needed.
-            old = self._logp(groups, self.policy) if self.plan.draw_period > 1 else [None] * len(groups)
-            reference = self._logp(groups, self.reference) if self.reference is not None else [None] * len(groups)
-        self._report(groups, table, values)
-        shares = values.split([len(group) for group in groups])
-        return [Scored(*each) for each in zip(groups, shares, old, reference, strict=True)]
+            old = self.logp(groups, self.policy) if self.plan.draw_period > 1 else [None] * len(groups)
+            reference = self.logp(groups, self.reference) if self.reference is not None else [None] * len(groups)
+        self._report(drawn, advantages)
+        own = [advantages[place] for place in kept[self.args.process_index]]
+        return [Scored(*each) for each in zip(groups, own, old, reference, strict=True)]
 
-    def _compare(self, table: RewardTable, groups: Sequence[Group]) -> tuple[Advantage, slice]:
-        """Advantages over all ranks' completions, and where this rank's are among them."""
-        first = self.accelerator.process_index * len(groups)
-        group = torch.arange(first, first + len(groups)).repeat_interleave(torch.tensor([len(each) for each in groups]))
-        parts: list[Any] = [
-            self.accelerator.gather(part.to(self.args.device)) for part in (table.values, table.failed, group)
-        ]
-        values, failed, group = (part.cpu() for part in parts)
-        start = self.accelerator.process_index * len(table.values)
-        return advantage(values, group, self.args, failed), slice(start, start + len(table.values))
+    def _sampled(self, prompts: Sequence[Prompt], seed: int) -> Drawn:
+        """Completions of this rank's prompts, and what those of all ranks scored."""
+        with self.timeline.phase("sample"):
+            groups = self.sampler.sample(prompts, sampling_settings(self.args, seed=seed))
+        with self.timeline.phase("reward"):
+            table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=self.state))
+            return Drawn.of(groups, table)
 
-    def _logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
+    def _keep_what_was_learned(self, error: EngineError) -> None:
+        """The engine is gone for good: a checkpoint of the last finished step, for a run that goes on later."""
+        if self.state.global_step:
+            self._save_checkpoint(self.model, trial=None)  # pyright: ignore[reportArgumentType]
+            error.add_note(
+                f"boresight: what was learned is in {self.args.output_dir}/checkpoint-{self.state.global_step}; go on with "
+                "trainer.train(resume_from_checkpoint=True)."
+            )
+
+    def _resampled(self, first: Drawn, seed: int) -> tuple[Drawn, list[list[Place]]]:
+        """All that dynamic sampling drew, and which groups each rank learns from."""
+
+        rank, num_steps = self.args.process_index, self.plan.steps_per_draw
+
+        def sample(rows: Sequence[Sequence[int]]) -> Drawn:
+            with self.timeline.phase("data"):
+                prompts = [self._prompt(row) for row in rows[rank]]
+            return self._sampled(prompts, seed)
+
+        own_rows = [group.prompt.row.index for group in first.groups]
+        taken = {row for rows in gather_object([own_rows]) for row in rows}
+        further = further_rows(len(self.train_dataset), taken, seed)
+        limit = self.args.max_sampling_rounds
+        found = resample(first, sample, further, self.args, num_steps=num_steps, max_rounds=limit)
+        note_resampling(self.metrics, found, rank)
+        if found.num_flat:
+            self.log_once(f"step {self.state.global_step + 1}: {found.shortage}")
+        return found.drawn, shares(found.kept, [len(own) // num_steps for own in first.ranks], num_steps)
+
+    def _prompt(self, row: int) -> Prompt:
+        """A training row's prompt, encoded here."""
+        return EncodedRows(self.train_dataset, self.encode)[row]
+
+    def logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
         """Log-probabilities of every group under a model, no gradient, no dropout."""
         return per_group(self._token_rows(groups, model, "logp"), groups)
 
@@ -233,17 +282,21 @@ class GRPOTrainer(GroupTrainer[Scored]):
         device, width = stats.logp.device, stats.logp.shape[1]
         old = [row for item in items if item.old is not None for row in item.old]
         reference = [row for item in items if item.reference is not None for row in item.reference]
+        sampled: list[Any] = [completion.sampler_logp for group in groups for completion in group.completions]
         result = policy_loss(
             self.args,
             stats.logp,
             padded(old, width).to(device) if old else stats.logp.detach(),
-            None,
+            padded(sampled, width).to(device),
             padded(reference, width).to(device) if reference else None,
             stats.entropy,
             torch.cat([item.advantage for item in items]).to(device),
             self._mask(groups).to(device),
             total,
             entropy_threshold=self._entropy_threshold,
+            has_picture=torch.tensor(
+                [bool(group.prompt.pictures) for group in groups for _ in group.completions], device=device
+            ),
         )
         for name, (value, count) in result.metrics.items():
             metrics.mean(name, value / count.clamp(min=1), weight=count)
@@ -258,17 +311,17 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def evaluate_step(self, inputs: list[Prompt], metrics: MeanMetrics) -> None:
         """Reward metrics of completions sampled under a seed of their own."""
         groups = self.sampler.sample(inputs, sampling_settings(self.args, evaluating=True, seed=self.args.seed))
-        table = self.scorer.score(groups, trainer_state=self.state)
-        compared, _ = self._compare(table, groups)
-        self._note(metrics, groups, table, compared)
+        table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=self.state))
+        self._note(metrics, Drawn.of(groups, table))
         self.completions.add(
             self.state.global_step, groups, rewards=_by_name(table), reward=table.total, phase="eval", extra=table.extra
         )
 
     # ---- Report -----------------------------------------------------------------------------------------------------------------
 
-    def _note(self, metrics: MeanMetrics, groups: Sequence[Group], table: RewardTable, compared: Advantage) -> None:
-        """Reward and length metrics under TRL's names."""
+    def _note(self, metrics: MeanMetrics, drawn: Drawn) -> None:
+        """Reward and length metrics under TRL's names, of all that was sampled."""
+        groups, table, compared = drawn.groups, drawn.table, drawn.compared(drawn.places, self.args)
         metrics.mean("reward", compared.rewards)
         scored = compared.rewards[~compared.rewards.isnan()]
         metrics.mean("reward_std", scored.std() if len(scored) > 1 else 0.0)
@@ -297,15 +350,22 @@ class GRPOTrainer(GroupTrainer[Scored]):
             metrics.sum(f"work/sampler_{name}", count)
         self.sampler.counts.clear()
 
-    def _report(self, groups: Sequence[Group], table: RewardTable, values: Tensor) -> None:
-        """Keep the completions in the run folder, and print them when asked to."""
-        step = self.state.global_step + 1
+    def _report(self, drawn: Drawn, advantages: Mapping[Place, Tensor]) -> None:
+        """Keep the completions in the run folder, those of groups that were thrown away too, and print them when asked to."""
+        step, groups, table = self.state.global_step + 1, drawn.groups, drawn.table
+        own = [advantages.get((self.args.process_index, place)) for place in range(len(groups))]
         rows = self.completions.add(
             step,
             groups,
             rewards=_by_name(table),
             reward=table.total,
-            advantage=values,
+            advantage=torch.cat(
+                [
+                    torch.full((len(group),), torch.nan) if known is None else known
+                    for known, group in zip(own, groups, strict=True)
+                ]
+            ),
+            kept=[known is not None for known in own],
             logp=[completion.sampler_logp.tolist() for group in groups for completion in group.completions],  # pyright: ignore[reportOptionalMemberAccess]
             extra=table.extra,
         )
@@ -329,8 +389,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         if wanted and is_stream(self.train_dataset):
             prompts = {row.index: self.encode(row) for row in RowStream(self.train_dataset) if row.index in wanted}
         elif wanted:
-            rows = EncodedRows(self.train_dataset, self.encode)
-            prompts = {index: rows[index] for index in wanted}
+            prompts = {index: self._prompt(index) for index in wanted}
         self.experience = from_state(state["experience"], prompts.__getitem__)
         if self.reference is not None and state["reference"]:
             self.reference.restore(state["reference"])

@@ -11,7 +11,9 @@ from boresight.loss.policy import check_policy_loss
 from boresight.loss.policy_config import PolicyLossConfig
 from boresight.rewards.check import GOLD_TEMPLATE
 from boresight.rollout.sampler import SamplingConfig, sampling_settings
+from boresight.rollout.vllm.options import VLLMConfig, check_vllm
 from boresight.trainer.config import UNSUPPORTED, TrainerConfig, strict
+from boresight.trainer.dynamic_sampling import DynamicSamplingConfig, check_dynamic_sampling
 from boresight.trainer.reference_sync import ReferenceSyncConfig, check_reference_sync
 from boresight.trainer.steps import StepPlan
 
@@ -21,7 +23,15 @@ NARROWING = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
 
 @strict
 @dataclass
-class GRPOConfig(PolicyLossConfig, AdvantageConfig, SamplingConfig, ReferenceSyncConfig, TrainerConfig):
+class GRPOConfig(
+    PolicyLossConfig,
+    AdvantageConfig,
+    SamplingConfig,
+    VLLMConfig,
+    DynamicSamplingConfig,
+    ReferenceSyncConfig,
+    TrainerConfig,
+):
     """Options of `GRPOTrainer`. Names and defaults are TRL's; the deviations stand in the rooms' own configurations.
 
     `per_device_train_batch_size` counts completions, as in TRL: a rank's optimizer step holds per_device_train_batch_size ×
@@ -92,7 +102,9 @@ class GRPOConfig(PolicyLossConfig, AdvantageConfig, SamplingConfig, ReferenceSyn
         super().__post_init__()
         check_policy_loss(self)
         check_advantage(self)
+        check_dynamic_sampling(self)
         check_reference_sync(self)
+        check_vllm(self, corrects=self.vllm_importance_sampling_correction)
         if self.sync_ref_model and self.beta == 0:
             raise ConfigError("sync_ref_model=True has no effect without a reference: set beta above 0.")
         sampling_settings(self)

@@ -1,0 +1,111 @@
+"""One draw of completions over all ranks: what was sampled, what it scored, which groups are learned from, and by which rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from boresight.advantage.group import Advantage, AdvantageConfig, advantage
+from boresight.rewards.reward import RewardTable
+from boresight.trainer.experience import group_from_state, group_state
+from boresight.types import Group, Prompt
+
+Place = tuple[int, int]
+"""Where a group was sampled: the rank, and its place among that rank's groups of the draw."""
+
+GroupScore = tuple[Tensor, Tensor]
+"""[K, R] rewards of a group's completions, and [K] true where a function failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What this rank sampled, and what all ranks' groups scored."""
+
+    groups: list[Group]
+    """This rank's."""
+    table: RewardTable
+    """Of their completions."""
+    scores: list[list[GroupScore]]
+    """Of every rank, group by group."""
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], table: RewardTable) -> Drawn:
+        """Tell every rank what this one's groups scored. Ranks may hold unequal numbers of groups."""
+        sizes = [len(group) for group in groups]
+        own = list(zip(table.values.split(sizes), table.failed.split(sizes), strict=True))
+        return cls(list(groups), table, gather_object([own]))
+
+    def __add__(self, later: Drawn) -> Drawn:
+        scores = [own + more for own, more in zip(self.scores, later.scores, strict=True)]
+        return Drawn(self.groups + later.groups, self.table + later.table, scores)
+
+    @property
+    def ranks(self) -> list[list[Place]]:
+        """Every rank's groups."""
+        return [[(rank, place) for place in range(len(groups))] for rank, groups in enumerate(self.scores)]
+
+    @property
+    def places(self) -> list[Place]:
+        """Every group, rank after rank."""
+        return [place for own in self.ranks for place in own]
+
+    def compared(self, places: Sequence[Place], config: AdvantageConfig) -> Advantage:
+        """Advantages of the completions of some groups, in the order of `places`, compared with no other."""
+        scores = [self.scores[rank][place] for rank, place in places]
+        group = torch.arange(len(scores)).repeat_interleave(torch.tensor([len(values) for values, _ in scores]))
+        values, failed = (torch.cat(parts) for parts in zip(*scores, strict=True))
+        return advantage(values, group, config, failed)
+
+    def advantages(self, places: Sequence[Place], config: AdvantageConfig) -> dict[Place, Tensor]:
+        """[K] advantages of each of these groups, as `compared`."""
+        sizes = [len(self.scores[rank][place][0]) for rank, place in places]
+        return dict(zip(places, self.compared(places, config).values.split(sizes), strict=True))
+
+
+def step_order(ranks: Sequence[Sequence[Place]], num_steps: int) -> list[Place]:
+    """The groups of all ranks in the order that one rank alone would have them in: [steps, ranks, groups] made flat."""
+    sizes = [len(own) // num_steps for own in ranks]
+    return [
+        place
+        for step in range(num_steps)
+        for own, size in zip(ranks, sizes, strict=True)
+        for place in own[step * size : (step + 1) * size]
+    ]
+
+
+def shares(order: Iterable[Place], sizes: Sequence[int], num_steps: int) -> list[list[Place]]:
+    """The inverse of `step_order`: which groups each rank learns from, `sizes` of them in a step."""
+    rest, ranks = iter(order), [list[Place]() for _ in sizes]
+    for _ in range(num_steps):
+        for own, size in zip(ranks, sizes, strict=True):
+            own += islice(rest, size)
+    return ranks
+
+
+def exchanged(
+    groups: Sequence[Group], ranks: Sequence[Sequence[Place]], rank: int, prompt: Callable[[int], Prompt]
+) -> list[Group]:
+    """The groups that this rank learns from, wherever they were sampled. Completions travel; prompts are encoded again by their row.
+
+    Args:
+        groups: what this rank sampled.
+        ranks: which groups each rank learns from.
+        rank: this one.
+        prompt: encodes a row by its number.
+    """
+    leaving = {
+        place: group_state(groups[place])
+        for other, wanted in enumerate(ranks)
+        for source, place in wanted
+        if source == rank and other != rank
+    }
+    everywhere = gather_object([leaving])
+    return [
+        groups[place] if source == rank else group_from_state(everywhere[source][place], prompt)
+        for source, place in ranks[rank]
+    ]
