@@ -119,6 +119,8 @@ def read_command(name: str, words: Sequence[str] | None = None, **defaults: Any)
         sys.exit(0)
     typed = parser.read(words)
     file = read_config(typed["config"], parser.options) if typed["config"] else ConfigFile()
+    if file.datasets:
+        defaults.pop("dataset_name", None)
     said = [word for option, value in defaults.items() for word in as_words(option, value)] + file.words() + words
     preset = parser.read(said).get("preset") or method.recipe
     recipe = _recipe(preset, method)
