@@ -63,13 +63,13 @@ def exit_code(work: Callable[[], object]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # Commands import what they run when they run: `boresight --help` loads no torch.
-    from boresight.cli import demo, doctor, env
+    from boresight.cli import demo, doctor, env, report
 
     parser = argparse.ArgumentParser(prog="boresight", description="Align vision-language models.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, meaning in TRAINING.items():
         commands.add_parser(name, help=meaning)
-    for command in (demo, doctor, env):
+    for command in (demo, doctor, env, report):
         name = command.__name__.rsplit(".", 1)[-1]
         own = commands.add_parser(name, help=command.HELP, description=command.HELP)
         command.add_options(own)

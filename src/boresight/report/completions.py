@@ -1,6 +1,7 @@
 """Every completion of a run, kept with what was thought of it.
 
     RUN/completions/step_00000012.parquet    one row per completion (the second rank's: step_00000012.rank1.parquet)
+    RUN/completions/tokenizer.json           what token ids mean
     RUN/pictures/<digest>.<ext>              every picture once, as it was encoded
 
 `read_completions(run)` gives the whole as one table. Its columns:
@@ -36,6 +37,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from boresight.errors import DataError
+from boresight.report.tokens import keep_tokenizer
 from boresight.types import Conversation, Group, PerSequence, Picture
 
 Phase = Literal["train", "eval"]
@@ -47,9 +49,12 @@ class CompletionStore:
     Args:
         run: the run folder.
         rank: this process's.
+        tokenizer: kept beside the first completions, so that a page can show their tokens; None keeps none.
     """
 
-    def __init__(self, run: str | os.PathLike[str], *, rank: int = 0) -> None:
+    def __init__(self, run: str | os.PathLike[str], *, rank: int = 0, tokenizer: Any = None) -> None:
+        self._run = run
+        self._tokenizer = tokenizer if rank == 0 else None
         self._folder = Path(run) / "completions"
         self._pictures_folder = Path(run) / "pictures"
         self._rank = rank
@@ -85,6 +90,9 @@ class CompletionStore:
         Returns:
             The rows that were added.
         """
+        if self._tokenizer is not None:
+            keep_tokenizer(self._run, self._tokenizer)
+            self._tokenizer = None
         for picture in {picture for group in groups for picture in group.prompt.pictures}:
             self._keep_picture(picture)
         first = self._num_groups.get((step, phase), 0)

@@ -90,7 +90,6 @@ class DPOTrainer(GroupTrainer[Pair]):
         if args.disable_dropout:
             switch_off_dropout(self.policy.outer)
         self.precomputed: PrecomputedReference | None = None
-        self.reference: Reference | None = None
         if args.precompute_ref_log_probs:
             self.precomputed = self._precompute(ref_model)
         else:

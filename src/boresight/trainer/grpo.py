@@ -98,7 +98,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
         if args.sync_ref_model and self.reference is not None:
             self.reference.follow(self.policy, 0.0)  # refuses now what it would refuse then
             self.add_callback(ReferenceSync(self.reference, self.policy, args))
-        self.completions = CompletionStore(self.args.output_dir, rank=self.args.process_index)
+        self.completions = CompletionStore(
+            self.args.output_dir, rank=self.args.process_index, tokenizer=self.encoder.tokenizer
+        )
         self.experience: list[Scored] = []
         """The groups of the latest draw, in the order its optimizer steps learn from them."""
         self._entropy_threshold: float | None = None
