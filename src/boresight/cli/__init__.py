@@ -2,7 +2,7 @@
 
     sft, dpo, mpo, grpo, gspo   train: methods (the commands), options and flags (what they are told), config_file, command (all that
                                 read), rows and adapter (what it names), launch (through accelerate), training (a run from start to end)
-    demo, doctor, env           each a file of its name
+    compare, demo, doctor, env  each a file of its name
 
 A script of one's own takes the same flags: `read_command("grpo")` reads them, `exit_code` makes errors what a shell expects.
 """
@@ -63,13 +63,13 @@ def exit_code(work: Callable[[], object]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # Commands import what they run when they run: `boresight --help` loads no torch.
-    from boresight.cli import demo, doctor, env, report
+    from boresight.cli import compare, demo, doctor, env, report
 
     parser = argparse.ArgumentParser(prog="boresight", description="Align vision-language models.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, meaning in TRAINING.items():
         commands.add_parser(name, help=meaning)
-    for command in (demo, doctor, env, report):
+    for command in (compare, demo, doctor, env, report):
         name = command.__name__.rsplit(".", 1)[-1]
         own = commands.add_parser(name, help=command.HELP, description=command.HELP)
         command.add_options(own)

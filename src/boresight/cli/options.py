@@ -63,7 +63,7 @@ class DatasetOptions:
     dataset_name: str | None = option(
         None,
         "The rows: a file (csv, json, jsonl, parquet), a folder (of such files, of pictures with a table, or saved by "
-        "datasets), or a hub id.",
+        "datasets), a hub id, or a built-in set such as geometry.",
         "DATA",
     )
     dataset_config: str | None = option(None, "Which configuration of a data set on the hub.", "NAME")

@@ -119,7 +119,7 @@ def _read(
     """The rows of one data set, ready for the trainer."""
     asked = command.data
     records: Any = load_rows(
-        source,
+        built_in(source, split),
         split=split,
         name=asked.dataset_config if part is None else part.name,
         columns=columns,
@@ -127,8 +127,23 @@ def _read(
         streaming=asked.dataset_streaming,
     )
     command.check_columns(column_names(records))
+    return readable(records, columns, asked.system_prompt)
+
+
+def readable(records: Any, columns: Mapping[str, str], system_prompt: str | None) -> Any:
+    """The records with conversations where columns of a table were named, and after what the system says."""
     records = as_text(records, [name for name in columns if name != "image"])
-    return as_conversations(records, prompt="prompt" in columns, system_prompt=asked.system_prompt)
+    return as_conversations(records, prompt="prompt" in columns, system_prompt=system_prompt)
+
+
+def built_in(source: str, split: str | None) -> Any:
+    """The built-in data set of that name (`demo.built_in.NAMES`) with the one split that is asked for; else the source as it is."""
+    from boresight.demo.built_in import NAMES, load_built_in
+
+    if source not in NAMES:
+        return source
+    which = (split or "train").partition("[")[0]
+    return datasets.DatasetDict({which: load_built_in(source, split=which)})
 
 
 def _divided(records: Any, size: float, command: Command) -> tuple[Any, Any]:

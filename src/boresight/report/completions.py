@@ -148,18 +148,11 @@ class CompletionStore:
             rows = pa.concat_tables([kept, rows], promote_options="default")
         buffer = io.BytesIO()
         pq.write_table(rows, buffer, compression="zstd")
-        _write(path, buffer.getvalue())
+        write_whole(path, buffer.getvalue())
 
     def _keep_picture(self, picture: Picture) -> None:
-        if picture.digest in self._picture_names:
-            return
-        content = picture.source if isinstance(picture.source, bytes) else Path(picture.source).read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            name = f"{picture.digest}.{(image.format or 'png').lower()}"
-        path = self._pictures_folder / name
-        if not path.exists():
-            _write(path, content)
-        self._picture_names[picture.digest] = name
+        if picture.digest not in self._picture_names:
+            self._picture_names[picture.digest] = keep_picture(self._pictures_folder, picture)
 
 
 def read_completions(run: str | os.PathLike[str], *, phase: Phase | None = None) -> pa.Table:
@@ -177,6 +170,17 @@ def read_completions(run: str | os.PathLike[str], *, phase: Phase | None = None)
         raise DataError(f"{os.fspath(run)} keeps no completions: name the output_dir of a run that sampled some.")
     table = pa.concat_tables([pq.read_table(path) for path in paths], promote_options="default")
     return table if phase is None else table.filter(pc.field("phase") == phase)
+
+
+def keep_picture(folder: Path, picture: Picture) -> str:
+    """Write a picture into a folder of pictures, as it was encoded and once; its name there."""
+    content = picture.source if isinstance(picture.source, bytes) else Path(picture.source).read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        name = f"{picture.digest}.{(image.format or 'png').lower()}"
+    path = folder / name
+    if not path.exists():
+        write_whole(path, content)
+    return name
 
 
 def prompt_text(prompt: str | Conversation) -> str:
@@ -209,7 +213,7 @@ def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_").partition(".")[0])
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write aside, then rename: a reader, or a run that was killed, finds the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
