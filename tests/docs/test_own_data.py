@@ -20,7 +20,7 @@ SHORT = {
     "sft": ["--max_steps", "2"],
     "grpo": ["--max_steps", "1", "--num_prompts_per_step", "2", "--max_completion_length", "8"],
     "report": [],
-    "compare": ["--max_questions", "6", "--max_completion_length", "8"],
+    "compare": ["--num_rows", "6", "--max_completion_length", "8"],
 }
 """Flags put behind a command's own, so that it takes seconds; the later of two wins."""
 
