@@ -108,7 +108,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_server(folder: Path, port: int) -> Server:
+def start_server(folder: Path, port: int, *further: str) -> Server:
     flags = [
         "--host",
         "127.0.0.1",
@@ -119,6 +119,7 @@ def start_server(folder: Path, port: int) -> Server:
         '{"image":2,"video":0}',
     ]
     flags += [part for name, value in ENGINE.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    flags += further
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     return Server(server_command(str(folder), flags), quiet=True)
 

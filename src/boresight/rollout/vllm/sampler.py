@@ -15,10 +15,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from boresight.errors import ConfigError
+from boresight.rollout.vllm.adapter import AdapterSync
 from boresight.rollout.vllm.engine import Answer, Engine, EngineError, EngineRestartedError, Request
 from boresight.rollout.vllm.names import BANNED
 from boresight.rollout.vllm.sync import SyncReport, WeightSync
-from boresight.types import Completion, Group, ModelFacts, Picture, Prompt, SamplingSettings, Weights
+from boresight.types import Adapter, Completion, Group, ModelFacts, Picture, Prompt, SamplingSettings, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class VLLMSampler:
         name: of this run; a server's weights are called by it and the step.
         sleeps: put the engine's memory away between draws.
         structured: vLLM's structured outputs (`{"regex": …}`), for every completion.
+        adapter: goes to the engine by itself, after the weights without it, which are sent once.
         pushes: whether this process sends the weights; where another does, `adopt` says what they are called.
     """
 
@@ -70,6 +72,7 @@ class VLLMSampler:
         name: str,
         sleeps: bool = False,
         structured: dict[str, Any] | None = None,
+        adapter: Adapter | None = None,
         pushes: bool = True,
     ) -> None:
         self.engine = engine
@@ -95,7 +98,7 @@ class VLLMSampler:
                 "log-probabilities are those of the distribution that was sampled from."
             )
         self.dtype: str = told["dtype"]
-        self._sync = WeightSync(engine, weights)
+        self._sync = AdapterSync(engine, weights, adapter) if adapter else WeightSync(engine, weights)
         self._num_syncs = 0
         self.version = ""
         """What the weights are called that the engine must hold."""

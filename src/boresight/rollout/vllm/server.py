@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from boresight.rollout.vllm.engine import (
     Request,
     Tensors,
 )
+from boresight.rollout.vllm.shelf import memory_folder
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +86,12 @@ class ServerEngine:
         )
         self._request_timeout_s = request_timeout_s
         self._group_port = group_port
-        self._sync_dir = Path(sync_dir) if sync_dir else _memory_folder()
+        self._sync_dir = Path(sync_dir) if sync_dir else memory_folder()
         self._nccl: Any = None
+        self._adapter: str | None = None
+        """What the server calls the adapter that completions are sampled with."""
+        self._adapter_folder: tempfile.TemporaryDirectory[str] | None = None
+        self._num_adapters = itertools.count()
         self.wait()
         self._check_abilities()
         # What a trainer before this one left unfinished.
@@ -183,6 +189,17 @@ class ServerEngine:
                 raise
 
     def _complete(self, request: Request) -> Answer:
+        try:
+            return self._completed(request)
+        except EngineRestartedError:
+            raise
+        except EngineError as error:
+            # A server that was started anew knows the adapter no longer.
+            if self._adapter is not None and self._adapter not in self._adapters():
+                raise EngineRestartedError(f"{self.where} has lost the adapter.") from error
+            raise
+
+    def _completed(self, request: Request) -> Answer:
         parts = [{"type": "image_url", "url": _data_uri(picture)} for picture in request.pictures]
         answer = self._send(
             "POST",
@@ -192,7 +209,8 @@ class ServerEngine:
                 "sampling_params": dict(request.sampling),
                 "return_token_ids": True,
             }
-            | ({"content_parts": parts} if parts else {}),
+            | ({"content_parts": parts} if parts else {})
+            | ({"model": self._adapter} if self._adapter else {}),
         )
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         return Answer(
@@ -237,6 +255,30 @@ class ServerEngine:
             ) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def load_adapter(self, save: Callable[[Path], None], version: str) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="boresight-adapter-", dir=self._sync_dir)
+        save(Path(folder.name))
+        name = f"boresight/{version}/{next(self._num_adapters)}"
+        try:
+            self._send("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder.name})
+        except EngineRestartedError:
+            raise
+        except EngineError as error:
+            raise EngineError(
+                f"{error} The server must see the trainer's {self._sync_dir} (else name a folder that both see with vllm_sync_dir) and be "
+                "started by boresight vllm-serve; where vLLM cannot serve the adapter, set vllm_lora_sync='merged'."
+            ) from error
+        for old in self._adapters():
+            if old != name:
+                self._send("POST", "/v1/unload_lora_adapter", json={"lora_name": old})
+        self._adapter, self._adapter_folder = name, folder
+        self._send("POST", "/update_weight_version", json={"new_version": version})
+
+    def _adapters(self) -> list[str]:
+        """Names of adapters that trainers have brought."""
+        served = self._send("GET", "/v1/models")["data"]
+        return [each["id"] for each in served if each["id"].startswith("boresight/")]
 
     def _broadcast(self, tensors: Tensors) -> None:
         """By vLLM's own NCCL transfer. It needs GPUs: untested here."""
@@ -300,11 +342,6 @@ def _parcels(tensors: Tensors) -> Any:
         size += tensor.nbytes
     if part:
         yield part
-
-
-def _memory_folder() -> Path:
-    shared = Path("/dev/shm")
-    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def _data_uri(picture: Any) -> str:
