@@ -205,7 +205,15 @@ class _Noting:
     def _noted(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
             self._sent.append(name)
-            yield name, tensor
+            yield self._named(name), tensor
+
+    def _named(self, name: str) -> str:
+        """Under the name that vLLM knows. transformers 5 saves LLaVA's towers one level flatter than the hub's folders are."""
+        tower = getattr(self._model, "vision_tower", None)
+        flat = name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model.")
+        if flat and isinstance(getattr(tower, "vision_model", None), nn.Module):
+            return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        return name
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
