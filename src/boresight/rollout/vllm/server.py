@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import logging
 import os
@@ -239,35 +240,11 @@ class ServerEngine:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _broadcast(self, tensors: Tensors) -> None:
-        """By vLLM's own NCCL transfer. It needs GPUs: untested here."""
-        from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
-        from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-        class Source(WeightSource):
-            made: Tensors = staticmethod(tensors)
-
-            def metadata(self) -> list[ParamMeta]:
-                return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.made()]
-
-            def __iter__(self) -> Any:
-                return iter(self.made())
-
         if self._nccl is None:
             workers = self._send("GET", "/get_world_size")["world_size"]
-            self._nccl = WeightTransferTrainerFactory.trainer_init(
-                NCCLTrainerInitInfo(
-                    rank=0,
-                    master_address=os.environ.get("VLLM_HOST_IP", "127.0.0.1"),
-                    master_port=self._group_port,
-                    world_size=1 + workers,
-                ),
-                client=HTTPVLLMWeightSyncClient(self.url, timeout=self._request_timeout_s),
-                source=Source(),
-            )
-        self._nccl.source = Source()
-        self._nccl.send_weights()
+            inside = importlib.import_module("boresight.rollout.vllm.nccl")
+            self._nccl = inside.Broadcast(self.url, workers, self._group_port, self._request_timeout_s)
+        self._nccl.send(tensors)
 
     def version(self) -> str:
         return self._send("GET", "/weight_info")["weight_version"]
