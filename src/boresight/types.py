@@ -12,7 +12,7 @@ a mask is true where a token counts. Padding is on the right and its mask is fal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -175,6 +175,27 @@ class SamplingSettings:
     repetition_penalty: float = 1.0
     seed: int | None = None
     """None draws from torch's global generator, which checkpoints save."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What a sync must know of one tensor of a saved policy."""
+
+    trained: bool
+    """Whether training moves it."""
+    pictures: bool
+    """Whether features of pictures depend on it: it belongs to the tower or the projector."""
+
+
+class Weights(Protocol):
+    """The policy's weights under the names of its saved folder."""
+
+    @property
+    def listed(self) -> Mapping[str, Weight]: ...
+
+    def tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of these names as they are now."""
+        ...
 
 
 class Sampler(Protocol):

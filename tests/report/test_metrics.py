@@ -82,3 +82,15 @@ def test_absorbing_is_adding():
             target.sum("s", len(values))
     one.absorb(other)
     assert one.flush() == both.flush() == {"m": 3.0, "x": 6.0, "s": 3.0}
+
+
+def test_the_extremes_of_nothing_are_left_out() -> None:
+    """A micro-batch in which nothing counted hands over +∞ and −∞; alone they are no number, beside one they are no extreme."""
+    metrics = MeanMetrics()
+    metrics.max("lonely", -math.inf)
+    metrics.min("lonely_too", math.inf)
+    for value in (-math.inf, -3.5, math.nan):
+        metrics.max("largest", torch.tensor(value))
+    for value in (math.inf, 2.25, math.nan):
+        metrics.min("least", torch.tensor(value))
+    assert metrics.flush() == {"largest": -3.5, "least": 2.25}

@@ -50,14 +50,16 @@ class MeanMetrics:
         self._add(name, "sum", values.nansum(), _tensor(values.numel()))
 
     def min(self, name: str, values: Tensor | float) -> None:
-        """Lower a minimum."""
+        """Lower a minimum. +∞ is the minimum of nothing, and leaves it as it is."""
         values = _tensor(values)
-        self._add(name, "min", values.nan_to_num(nan=math.inf).flatten().min(), (~values.isnan()).sum())
+        self._add(name, "min", values.masked_fill(values.isnan(), math.inf).flatten().min(), (values < math.inf).sum())
 
     def max(self, name: str, values: Tensor | float) -> None:
-        """Raise a maximum."""
+        """Raise a maximum. −∞ is the maximum of nothing, and leaves it as it is."""
         values = _tensor(values)
-        self._add(name, "max", values.nan_to_num(nan=-math.inf).flatten().max(), (~values.isnan()).sum())
+        self._add(
+            name, "max", values.masked_fill(values.isnan(), -math.inf).flatten().max(), (values > -math.inf).sum()
+        )
 
     def _add(self, name: str, kind: Kind, value: Tensor, count: Tensor) -> None:
         parts = self._parts.setdefault(name, _Parts(kind, [], []))

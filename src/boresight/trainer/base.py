@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
@@ -32,9 +30,10 @@ from boresight.report.lines import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
-from boresight.trainer.checks import RowCheck
+from boresight.trainer.checks import Extent, RowCheck
 from boresight.trainer.config import TrainerConfig
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
+from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.run_folder import CleanFolder
 from boresight.trainer.steps import Cuttable, StepBatches, StepPlan, micro_batches, smaller_budget
 from boresight.trainer.verdicts import UpdateProbe, Verdicts
@@ -161,13 +160,16 @@ class GroupTrainer(Trainer, Generic[Item]):
     def _check_data(self) -> None:
         """Find bad rows before the first step, where the set can be indexed."""
         with self.timeline.phase("data"):
-            for dataset in (self.train_dataset, *values(self.eval_dataset)):
-                if dataset is not None and not is_stream(dataset):
-                    num_rows = check_rows(dataset, check=(check := RowCheck(self.encoder)))
-                    if check.num_tried < num_rows:
+            datasets = [each for each in (self.train_dataset, *values(self.eval_dataset)) if each is not None]
+            checks = [None if is_stream(dataset) else RowCheck(self.encoder) for dataset in datasets]
+            for dataset, check in zip(datasets, checks, strict=True):
+                if check is not None:
+                    check_rows(dataset, check=check)
+                    if check.num_tried < check.num_seen:
                         self.log_once(
-                            f"{check.num_tried} of {num_rows} rows were tried in full before training, the rest by their columns."
+                            f"{check.num_tried} of {check.num_seen} rows were tried in full before training, the rest by their columns."
                         )
+            self.extent = Extent.of(checks)
         if self.train_dataset is not None and not is_stream(self.train_dataset):
             dropped = self._train_batches().num_dropped
             if dropped:
@@ -309,7 +311,7 @@ class GroupTrainer(Trainer, Generic[Item]):
         metrics = MeanMetrics()
         self.model.eval()  # pyright: ignore[reportOptionalMemberAccess]
         num_groups = 0
-        with _random_states_kept(), torch.no_grad(), self.compute_loss_context_manager():
+        with random_states_kept(), torch.no_grad(), self.compute_loss_context_manager():
             for inputs in dataloader:
                 self.evaluate_step(inputs, metrics)
                 num_groups += len(inputs)
@@ -411,16 +413,3 @@ def from_pretrained_options(args: TrainerConfig) -> dict[str, Any]:
     """What the user's options say to `from_pretrained`."""
     given: Any = args.model_init_kwargs or {}
     return {**given, "trust_remote_code": True} if args.trust_remote_code else dict(given)
-
-
-@contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Put every random generator back as it was."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

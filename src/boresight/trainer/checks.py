@@ -3,10 +3,42 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from boresight.data.encode import Encoder
 from boresight.data.images import decode
-from boresight.types import Row
+from boresight.data.sources import RowDataset
+from boresight.errors import RewardError
+from boresight.rewards.check import check_gold
+from boresight.rewards.score import Scorer
+from boresight.types import Prompt, Row
+
+GOLD_ROWS = 256
+"""Rows whose gold answers the rewards are tried on before training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How large the rows of some data sets are. None: not all of them could be measured before training."""
+
+    max_prompt_tokens: int | None
+    """Of prompt and completions, where there are any."""
+    max_pictures: int | None
+
+    @classmethod
+    def of(cls, checks: Sequence[RowCheck | None]) -> Extent:
+        """Over data sets; None stands for one that can only be walked through."""
+        if not checks or any(check is None for check in checks):
+            return cls(None, None)
+        known = [check for check in checks if check is not None]
+        complete = all(check.num_tried == check.num_seen for check in known)
+        return cls(
+            max(check.max_tokens for check in known) if complete else None, max(check.max_pictures for check in known)
+        )
 
 
 class RowCheck:
@@ -23,16 +55,48 @@ class RowCheck:
         self.encoder = encoder
         self.seconds = seconds
         self.num_tried = 0
+        self.num_seen = 0
+        self.max_tokens = 0
+        """Of the rows that were tried: prompt and completions together."""
+        self.max_pictures = 0
+        """Of all rows."""
         self._decoded: set[str] = set()
 
     def __call__(self, row: Row) -> None:
+        self.num_seen += 1
+        self.max_pictures = max(self.max_pictures, len(row.pictures))
         if self.seconds <= 0:
             return
         start = time.perf_counter()
-        self.encoder.count_tokens(row)
+        # What sizes alone leave out is a few tokens a picture.
+        self.max_tokens = max(self.max_tokens, self.encoder.count_tokens(row) + 16 * len(row.pictures))
         for picture in row.pictures:
             if picture.digest not in self._decoded:
                 decode(picture, where=f"row {row.index}")
                 self._decoded.add(picture.digest)
         self.num_tried += 1
         self.seconds -= time.perf_counter() - start
+
+
+def gold_findings(scorer: Scorer, records: Any, template: str, *, seed: int, is_error: bool) -> list[str]:
+    """What the answer rewards say of the gold answers of up to `GOLD_ROWS` rows, a line for each reward.
+
+    Raises:
+        RewardError: `is_error`, and a reward does not give full marks to all of them, or gives them to nonsense too.
+    """
+    rows = RowDataset(records)
+    picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:GOLD_ROWS].tolist()
+    checks = check_gold(scorer, [_unprocessed(rows[index]) for index in sorted(picked)], template)
+    unsound = [str(check) for check in checks if not check.is_sound]
+    if unsound and is_error:
+        raise RewardError(
+            f"The rewards do not know the gold answers. {' '.join(unsound)}. Mend these rows, or set gold_template to how a right answer "
+            "looks, or gold_check='warn'."
+        )
+    return [f"gold check: {check}." for check in checks if check.num_rows]
+
+
+def _unprocessed(row: Row) -> Prompt:
+    """A prompt for the rewards' eyes alone: its pictures stay unprocessed, and it has no tokens."""
+    nothing = torch.empty(0, dtype=torch.long)
+    return Prompt(row=row, ids=nothing, token_types=nothing, vision={}, unexpanded_ids=nothing)

@@ -11,6 +11,7 @@ from boresight.loss.policy import check_policy_loss
 from boresight.loss.policy_config import PolicyLossConfig
 from boresight.rewards.check import GOLD_TEMPLATE
 from boresight.rollout.sampler import SamplingConfig, sampling_settings
+from boresight.rollout.vllm.options import VLLMConfig, check_vllm
 from boresight.trainer.config import UNSUPPORTED, TrainerConfig, strict
 from boresight.trainer.dynamic_sampling import DynamicSamplingConfig, check_dynamic_sampling
 from boresight.trainer.reference_sync import ReferenceSyncConfig, check_reference_sync
@@ -23,7 +24,13 @@ NARROWING = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
 @strict
 @dataclass
 class GRPOConfig(
-    PolicyLossConfig, AdvantageConfig, SamplingConfig, DynamicSamplingConfig, ReferenceSyncConfig, TrainerConfig
+    PolicyLossConfig,
+    AdvantageConfig,
+    SamplingConfig,
+    VLLMConfig,
+    DynamicSamplingConfig,
+    ReferenceSyncConfig,
+    TrainerConfig,
 ):
     """Options of `GRPOTrainer`. Names and defaults are TRL's; the deviations stand in the rooms' own configurations.
 
@@ -97,6 +104,7 @@ class GRPOConfig(
         check_advantage(self)
         check_dynamic_sampling(self)
         check_reference_sync(self)
+        check_vllm(self, corrects=self.vllm_importance_sampling_correction)
         if self.sync_ref_model and self.beta == 0:
             raise ConfigError("sync_ref_model=True has no effect without a reference: set beta above 0.")
         sampling_settings(self)

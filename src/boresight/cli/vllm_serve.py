@@ -1,0 +1,42 @@
+"""`boresight vllm-serve`: a stock vLLM server that trainers can use."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+HELP = "serve a model by vLLM, for trainers with vllm_mode=server"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The few options that are boresight's. All others are vLLM's, and handed on."""
+    parser.epilog = (
+        "All other flags are vLLM's own (--tensor-parallel-size, --gpu-memory-utilization, --max-model-len, --port, --model-impl …), in "
+        "either spelling, with or without TRL's prefix vllm_."
+    )
+    parser.add_argument("--model", required=True, help="a folder or a hub id: the model that will be trained")
+    parser.add_argument("--min_pixels", "--min-pixels", type=int, help="fewest pixels of a picture, as for the trainer")
+    parser.add_argument("--max_pixels", "--max-pixels", type=int, help="most pixels of a picture, as for the trainer")
+    parser.add_argument("--nccl", action="store_true", help="take weights by NCCL (GPUs) instead of by file")
+
+
+def run(options: argparse.Namespace, further: Sequence[str] = ()) -> int:
+    """Serve until interrupted; a server that dies is started again."""
+    from boresight.rollout.vllm.serve import serve, server_command
+
+    command = server_command(
+        options.model,
+        [_vllm_flag(word) for word in further],
+        nccl=options.nccl,
+        min_pixels=options.min_pixels,
+        max_pixels=options.max_pixels,
+    )
+    return serve(command)
+
+
+def _vllm_flag(word: str) -> str:
+    """vLLM's spelling of a flag: ``--vllm_model_impl`` and ``--model_impl`` are ``--model-impl``."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-").replace("--vllm-", "--", 1) + equals + value

@@ -1,0 +1,120 @@
+"""The policy's weights as its saved folder would name them: what leaves the trainer for an engine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from boresight.model.load import unwrap
+from boresight.types import Weight
+
+Tensors = dict[str, Callable[[], Tensor]]
+"""Module name → a tensor, made when asked for: a merged adapter layer costs memory."""
+
+
+class PolicyWeights:
+    """Names, parts and tensors of a policy as `save_pretrained` would write them, adapters merged.
+
+    Families are saved under other names than their modules have, and in other pieces; engines read the saved ones. Tied tensors are
+    listed once.
+
+    Args:
+        model: the policy, wrapped by DDP and PEFT or not.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        base = unwrap(model)
+        trained = _trained(base)
+        text = _text_prefixes(base)
+        self.listed: dict[str, Weight] = {}
+        self._saved_names: dict[str, list[str]] = {}
+        """Plain name → the names that its tensor is saved under."""
+        for name in _plain(base):
+            weight = Weight(trained=name in trained, pictures=not name.startswith(text))
+            self._saved_names[name] = list(revert_weight_conversion(base, {name: torch.empty(0, device="meta")}))
+            for saved in self._saved_names[name]:
+                before = self.listed.get(saved, weight)
+                self.listed[saved] = Weight(before.trained or weight.trained, before.pictures or weight.pictures)
+
+    def tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of these names, layer by layer, as they are now."""
+        base, names = unwrap(self.model), set(names)
+        for _, group in groupby(_plain(base).items(), key=lambda item: _layer(item[0])):
+            wanted = {name: make().detach() for name, make in group if not names.isdisjoint(self._saved_names[name])}
+            if wanted:
+                saved = revert_weight_conversion(base, wanted)
+                yield from ((name, tensor) for name, tensor in saved.items() if name in names)
+
+
+def _plain(base: PreTrainedModel) -> Tensors:
+    """Tensors under the names of the model without adapters, in the order of its modules, without those tied to others."""
+    tensors: Tensors = {}
+    adapted: dict[str, Tensors] = {}
+    for name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            adapted[f"{name}."] = _merged(module)
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            wrapped: Any = module
+            active = wrapped.modules_to_save[wrapped.active_adapters[0]]
+            adapted[f"{name}."] = {key: (lambda tensor=tensor: tensor) for key, tensor in active.state_dict().items()}
+    done: set[str] = set()
+    for name, tensor in base.state_dict().items():
+        prefix = next((prefix for prefix in adapted if name.startswith(prefix)), None)
+        if prefix is None:
+            tensors[name] = lambda tensor=tensor: tensor
+        elif prefix not in done:
+            done.add(prefix)
+            tensors |= {prefix + key: make for key, make in adapted[prefix].items()}
+    tied = getattr(base, "all_tied_weights_keys", None) or {}
+    return {name: make for name, make in tensors.items() if name not in tied}
+
+
+def _merged(layer: BaseTunerLayer) -> Tensors:
+    """A layer's tensors with its active adapters in them. The layer itself is left as it is: merging and unmerging would round."""
+    made: dict[str, Tensor] = {}
+
+    def merged(key: str) -> Tensor:
+        if not made:
+            twin: Any = copy.deepcopy(layer)
+            twin.merge()
+            made.update(twin.get_base_layer().state_dict())
+        return made.pop(key)
+
+    return {key: (lambda key=key: merged(key)) for key in layer.get_base_layer().state_dict()}
+
+
+def _trained(base: PreTrainedModel) -> set[str]:
+    """Plain names of tensors that training moves."""
+    trained = set()
+    modules: Any = base.named_modules()
+    for name, module in modules:
+        if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            continue
+        own: Any = module
+        if any(parameter.requires_grad for parameter in own.parameters()):
+            inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
+            trained |= {f"{name}.{key}" for key in inner.state_dict()}
+    return trained | {name for name, parameter in base.named_parameters() if parameter.requires_grad}
+
+
+def _text_prefixes(base: PreTrainedModel) -> tuple[str, ...]:
+    """Where the modules stand that pictures' features do not depend on: the decoder and the head."""
+    text = [base.get_decoder(), base.get_output_embeddings()]
+    return tuple(f"{name}." for name, module in base.named_modules() if any(module is each for each in text))
+
+
+def _layer(name: str) -> str:
+    """What stands before the first number: tensors of one layer are converted together, and one layer after the other."""
+    parts = name.split(".")
+    place = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+    return "" if place is None else ".".join(parts[: place + 1])

@@ -1,0 +1,166 @@
+"""An engine in the training process, on the training process's device."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from boresight.errors import ConfigError
+from boresight.rollout.vllm.engine import TESTED_LOCK, Answer, EngineError, Request, Tensors
+from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION
+from boresight.rollout.vllm.plugin import register
+from boresight.rollout.vllm.shelf import SHELF
+
+RESERVED = {
+    "model": "the policy is what is sampled from",
+    "runner": "the engine generates",
+    "weight_transfer_config": "weights come from the trainer",
+    "worker_extension_cls": "the proof of a sync needs boresight's own",
+    "logits_processors": "the ban of modality ids needs boresight's own",
+    "logprobs_mode": "log-probabilities must be those of the distribution that was sampled from",
+    "generation_config": "a checkpoint's sampling defaults are never used",
+    "enable_sleep_mode": "set vllm_enable_sleep_mode",
+    "gpu_memory_utilization": "set vllm_gpu_memory_utilization",
+    "max_model_len": "set vllm_max_model_length",
+    "tensor_parallel_size": "set vllm_tensor_parallel_size",
+    "model_impl": "set vllm_model_impl",
+    "distributed_executor_backend": "it follows from how training was launched",
+}
+"""Engine options that boresight sets itself, and why or by what."""
+
+
+class LocalEngine:
+    """vLLM's `LLM` in this process.
+
+    Its weights are not read from anywhere: it starts with dummies and is refused to sample before a sync has brought all of them, so that a
+    tensor that never arrives cannot hide behind a checkpoint's.
+
+    Args:
+        save: writes config and processor, and no weights, into a folder: what vLLM reads of a model. The processor is the
+            trainer's own, so that both sides have one picture budget.
+        options: further engine arguments of vLLM.
+
+    Raises:
+        ConfigError: vLLM is missing or too old, or an option is boresight's to set.
+    """
+
+    where = "the vLLM engine in this process"
+
+    def __init__(self, save: Callable[[Path], None], **options: Any) -> None:
+        on_cpu = not torch.cuda.is_available()
+        self._prepare_environment(on_cpu)
+        try:
+            from vllm import LLM, SamplingParams
+        except ImportError as error:
+            raise ConfigError(
+                f"use_vllm=True needs vLLM: pip install 'boresight[vllm]', tested with {TESTED_LOCK}. ({error})"
+            ) from error
+        missing = [name for name in ("start_weight_update", "finish_weight_update") if not hasattr(LLM, name)]
+        if missing:
+            raise ConfigError(
+                f"This vLLM has no {missing[0]}, by which weights reach it: install {TESTED_LOCK}, or any from 0.30."
+            )
+        register()
+        from boresight.rollout.vllm.loader import LOAD_FORMAT
+
+        self._sampling_params = SamplingParams
+        self._folder = tempfile.TemporaryDirectory(prefix="boresight-vllm-")
+        save(Path(self._folder.name))
+        defaults: dict[str, Any] = {"enforce_eager": True} if on_cpu else {}
+        # vLLM replaces this by a function that does nothing.
+        set_num_threads = torch.set_num_threads
+        try:
+            self._llm: Any = LLM(
+                model=self._folder.name,
+                load_format=LOAD_FORMAT,
+                generation_config="vllm",
+                logprobs_mode="processed_logprobs",
+                weight_transfer_config={"backend": ENGINE},
+                worker_extension_cls=EXTENSION,
+                logits_processors=[BAN],
+                disable_log_stats=True,
+                **{**defaults, **options},
+            )
+        finally:
+            torch.set_num_threads = set_num_threads
+        self._llm.init_weight_transfer_engine({"init_info": {}})
+        self._updates = itertools.count()
+
+    @staticmethod
+    def _prepare_environment(on_cpu: bool) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or weights would have to be copied to another process
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        if on_cpu:
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads are not vLLM's to bind
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        prompts = [
+            {"prompt_token_ids": list(request.ids)}
+            | ({"multi_modal_data": {"image": list(request.pictures)}} if request.pictures else {})
+            for request in requests
+        ]
+        outputs = self._llm.generate(prompts, [self._params(request.sampling) for request in requests], use_tqdm=False)
+        return [
+            Answer(
+                output.prompt_token_ids,
+                [
+                    (
+                        list(one.token_ids),
+                        [logp[id].logprob for id, logp in zip(one.token_ids, one.logprobs, strict=True)],
+                    )
+                    for one in output.outputs
+                ],
+            )
+            for output in outputs
+        ]
+
+    def _params(self, sampling: Mapping[str, Any]) -> Any:
+        options = dict(sampling)
+        if "structured_outputs" in options:
+            from vllm.sampling_params import StructuredOutputsParams
+
+            options["structured_outputs"] = StructuredOutputsParams(**options["structured_outputs"])
+        return self._sampling_params(**options)
+
+    def call(self, method: str, argument: str = "{}") -> Any:
+        return self._llm.collective_rpc(method, args=(argument,))[0]
+
+    def load(self, tensors: Tensors, version: str) -> None:
+        """Take tensors as they are."""
+        shelf = f"{id(self)}/{next(self._updates)}"
+        SHELF[shelf] = tensors
+        try:
+            self._llm.start_weight_update()
+            self._llm.update_weights({"update_info": {"shelf": shelf}})
+            self._llm.finish_weight_update(version)
+        except Exception as error:
+            raise EngineError(f"{self.where} failed to load new weights: {error}") from error
+        finally:
+            del SHELF[shelf]
+
+    def version(self) -> str:
+        return self._llm.get_weight_version()
+
+    def reset_caches(self, *, pictures: bool) -> None:
+        self._llm.reset_prefix_cache()
+        if pictures:
+            self._llm.llm_engine.reset_encoder_cache()
+
+    def sleep(self) -> None:
+        self._llm.sleep(level=1)
+
+    def wake(self) -> None:
+        self._llm.wake_up()
+
+    def close(self) -> None:
+        self._folder.cleanup()

@@ -1,0 +1,367 @@
+"""What runs inside vLLM's workers: how weights arrive, what can be asked of them, and which ids are never sampled.
+
+vLLM loads this module by the names in `names` and through `plugin`; the rest of boresight never imports it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from boresight.rollout.vllm.names import BANNED
+from boresight.rollout.vllm.shelf import SHELF
+from boresight.rollout.vllm.vectors import projected
+
+QKV = {"q": 0, "k": 1, "v": 2}
+"""Where the parts of a fused attention projection stand; other fused layers number theirs."""
+
+
+# ---- Weights arrive -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Hello(WeightTransferInitInfo):
+    """Nothing has to be agreed on."""
+
+
+@dataclass
+class Parcel(WeightTransferUpdateInfo):
+    """Where the tensors are: in this process's memory, or in a safetensors file."""
+
+    shelf: str | None = None
+    path: str | None = None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Name, as in a checkpoint, and tensor."""
+        if self.shelf is not None:
+            yield from SHELF[self.shelf]()
+        elif self.path is not None:
+            with safe_open(self.path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    yield name, file.get_tensor(name)
+
+
+class Recorded:
+    """A weight transfer engine that keeps record of where each tensor went; transport is the class's beside it.
+
+    A module gets all of its tensors or none: a fused projection that got q and k but no v would be finished with whatever v finds in
+    memory. Such a module keeps what it had, and `report` names what is missing.
+    """
+
+    model: Any
+    model_config: Any
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.sources: dict[str, list[str]] = {}
+        """The engine's parameter → checkpoint names that make it up, in the order of its rows."""
+        self.report: dict[str, Any] = {}
+        self._sent: list[str] = []
+        self._arrived: dict[str, dict[str, int]] = {}
+
+    def start_weight_update(self) -> None:
+        self._sent, self._arrived, self.report = [], {}, {}
+        initialize_layerwise_reload(self.model)
+        for module_name, module in self.model.named_modules():
+            for name, tensor in _own_tensors(module):
+                full = f"{module_name}.{name}" if module_name else name
+                tensor.weight_loader = self._recorded(full, tensor.weight_loader)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def receive_weights(self, update_info: Any) -> None:
+        model = self.model
+        self.model = _Noting(model, self._sent)
+        try:
+            super().receive_weights(update_info)  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            self.model = model
+
+    def _recorded(self, parameter: str, loader: Callable[..., Any]) -> Callable[..., Any]:
+        """The loader, which also notes that the tensor that was sent last goes to `parameter`."""
+
+        @functools.wraps(loader)  # vLLM unwraps by name and __wrapped__
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            shard: Any = next((each for each in (*args[2:], *kwargs.values()) if isinstance(each, (int, str))), 0)
+            self._arrived.setdefault(parameter, {})[self._sent[-1]] = QKV[shard] if shard in QKV else int(shard)
+            return loader(*args, **kwargs)
+
+        return noting
+
+    def finish_weight_update(self) -> None:
+        arrived = {name for names in self._arrived.values() for name in names}
+        partly = self._restore_partly_covered()
+        self._finalize()
+        for parameter, names in self._arrived.items():
+            self.sources.setdefault(parameter, sorted(names, key=lambda name: names[name]))
+        self._refresh_tied()
+        self.report = {
+            "sent": len(self._sent),
+            "not_received": [name for name in self._sent if name not in arrived],
+            "partly_covered": partly,
+            "untouched": [name for name, _ in self.model.named_parameters() if name not in self.sources],
+        }
+
+    def _refresh_tied(self) -> None:
+        """Process modules anew whose weight is another's that has arrived.
+
+        A tied head gets no weights of its own, so a head that keeps them packed (vLLM does on a CPU) would go on with the old ones.
+        """
+        owner = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for module_name, module in self.model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                full, source = f"{module_name}.{name}", owner[id(parameter)]
+                if full == source or source not in self.sources:
+                    continue
+                self.sources[full] = self.sources[source]
+                if source in self._arrived:
+                    module.quant_method.process_weights_after_loading(module)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+
+    def _restore_partly_covered(self) -> dict[str, list[str]]:
+        """Modules of which some tensors came and others not, and what is missing of each; they keep what they had."""
+        partly = {}
+        for module_name, module in self.model.named_modules():
+            info = get_layerwise_info(module)
+            if not info.can_load() or not info.load_numel:
+                continue
+            missing = self._missing(module_name, module, info)
+            if missing:
+                partly[module_name] = missing
+                info.loaded_weights.clear()
+                info.load_numel = 0
+        return partly
+
+    def _missing(self, module_name: str, module: nn.Module, info: Any) -> list[str]:
+        sent, missing = set(self._sent), []
+        for name, _ in _own_tensors(module):
+            full = f"{module_name}.{name}"
+            known = self.sources.get(full)
+            if known is not None:
+                missing += [source for source in known if source not in sent]
+            elif full not in self._arrived:
+                missing.append(full)
+        if not missing and not isinstance(module, VocabParallelEmbedding):  # whose padding never comes
+            short = info.load_numel_total - info.load_numel
+            missing.append(f"{short} numbers besides {', '.join(self._names(module_name))}")
+        return missing
+
+    def _names(self, module_name: str) -> list[str]:
+        return [
+            name
+            for parameter, names in self._arrived.items()
+            if parameter.rpartition(".")[0] == module_name
+            for name in names
+        ]
+
+    def abandon(self) -> None:
+        """Undo an update that was begun and never finished."""
+        for module in self.model.modules():
+            info = get_layerwise_info(module)
+            if info.can_load():
+                info.loaded_weights.clear()
+                info.load_numel = 0
+        self._finalize()
+
+    def _finalize(self) -> None:
+        # Modules that got nothing keep what they had, as meant; vLLM warns of each.
+        log = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
+        before = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            finalize_layerwise_reload(self.model, self.model_config)
+        finally:
+            log.setLevel(before)
+
+
+class _Noting:
+    """A model whose `load_weights` notes the name of each tensor that goes in."""
+
+    def __init__(self, model: Any, sent: list[str]) -> None:
+        self._model = model
+        self._sent = sent
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
+        return self._model.load_weights(self._noted(weights))
+
+    def _noted(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
+            self._sent.append(name)
+            yield name, tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+class _Parcels(WeightTransferEngine[Hello, Parcel]):
+    """Transport by memory or by file."""
+
+    init_info_cls = Hello
+    update_info_cls = Parcel
+
+    def init_transfer_engine(self, init_info: Hello) -> None:
+        """Nothing to set up."""
+
+    def receive_weights(self, update_info: Parcel) -> None:
+        self.model.load_weights(update_info.tensors())  # pyright: ignore[reportCallIssue]
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+class Delivery(Recorded, _Parcels):
+    """Tensors from the same process, or from a file on the same machine."""
+
+
+class NCCLDelivery(Recorded, NCCLWeightTransferEngine):
+    """Tensors by vLLM's own NCCL broadcast. It needs GPUs: untested here."""
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """A module's own tensors that have a loader."""
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return [(name, tensor) for name, tensor in own if hasattr(tensor, "weight_loader")]
+
+
+# ---- Weights are asked about ----------------------------------------------------------------------------------------------------
+
+
+class Extension:
+    """Methods that vLLM gives its workers: `collective_rpc("boresight_…")`. Arguments and answers are JSON."""
+
+    model_runner: Any
+    weight_transfer_engine: Any
+
+    def boresight_facts(self, argument: str = "{}") -> dict[str, Any]:
+        """What a trainer must know before it relies on this engine."""
+        config = self.model_runner.vllm_config
+        return {
+            "transport": {Delivery: "file", NCCLDelivery: "nccl"}.get(type(self.weight_transfer_engine)),
+            "world_size": config.parallel_config.world_size,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "logprobs_mode": config.model_config.logprobs_mode,
+            "max_model_len": config.model_config.max_model_len,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "bans": any("BanIds" in str(each) for each in config.model_config.logits_processors or ()),
+        }
+
+    def boresight_report(self, argument: str = "{}") -> dict[str, Any]:
+        """Of the last update: what was sent, what of it went nowhere, and which modules were partly covered."""
+        return self.weight_transfer_engine.report
+
+    def boresight_sources(self, argument: str = "{}") -> dict[str, list[str]]:
+        """Every parameter that was ever sent → the checkpoint names that make it up, in the order of its rows."""
+        return self.weight_transfer_engine.sources
+
+    def boresight_abandon(self, argument: str = "{}") -> dict[str, Any]:
+        """Undo an update that a trainer began and never finished."""
+        was_active = bool(self._weight_update_active)
+        if was_active:
+            self.weight_transfer_engine.abandon()
+            self._weight_update_active = False
+        return {"was_active": was_active}
+
+    _weight_update_active: bool
+
+    @torch.no_grad()
+    def boresight_probe(self, argument: str) -> dict[str, Any]:
+        """What modules do with fixed vectors, so that even repacked weights can be compared with a trainer's.
+
+        Args:
+            argument: JSON: `parameters`, names of `boresight_sources`.
+
+        Returns:
+            Name → (rows, columns, value), where value = r₂ · (W r₁ + b), see `vectors.projected`; null where it cannot be asked.
+        """
+        wanted = set(json.loads(argument)["parameters"])
+        alone = self.model_runner.vllm_config.parallel_config.world_size == 1
+        answers: dict[str, Any] = {}
+        for module_name, module in self.model_runner.get_model().named_modules():
+            for name, tensor in module.named_parameters(recurse=False):
+                full = f"{module_name}.{name}"
+                if full in wanted:
+                    answers[full] = _probed(module, name, tensor, alone)
+        return answers
+
+
+def _probed(module: nn.Module, name: str, tensor: Tensor, alone: bool) -> tuple[int, int, float] | None:
+    if isinstance(module, (LinearBase, VocabParallelEmbedding)) and (name != "weight" or not alone):
+        return None  # a bias is asked about with its weight; a shard of a layer knows a part of the answer
+    if isinstance(module, LinearBase):
+        return _linear(module, module.output_size, module.input_size, lambda rows: module(rows))
+    if isinstance(module, ParallelLMHead):
+        head: Any = module.quant_method
+        size = module.org_vocab_size
+        return _linear(module, size, module.embedding_dim, lambda rows: head.apply(module, rows)[:, :size])
+    if isinstance(module, VocabParallelEmbedding):
+        tensor = tensor[: module.org_vocab_size]
+    rows = tensor.shape[0] if tensor.ndim > 1 else tensor.numel()
+    if not tensor.numel():
+        return None
+    columns = tensor.numel() // rows
+    return rows, columns, projected(lambda vector: tensor.reshape(rows, -1) @ vector, rows, columns, tensor)
+
+
+def _linear(module: nn.Module, rows: int, columns: int, run: Callable[[Tensor], Any]) -> tuple[int, int, float]:
+    """Of a linear layer, by running it: its weight may be packed in a way that only its kernel reads."""
+
+    def output(vector: Tensor) -> Tensor:
+        result = run(vector[None])
+        result, bias = result if isinstance(result, tuple) else (result, None)
+        return result[0] if bias is None else result[0] + bias
+
+    device = next((each.device for each in module.parameters()), torch.device("cpu"))
+    like = torch.empty(0, dtype=module.params_dtype, device=device)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return rows, columns, projected(output, rows, columns, like)
+
+
+# ---- Ids that are never sampled -------------------------------------------------------------------------------------------------
+
+
+class BanIds(LogitsProcessor):
+    """Gives ids of a request's `extra_args["boresight_banned"]` no probability. (`logit_bias` is clipped and would be no ban.)"""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self.device = device
+        self.banned: dict[int, tuple[int, ...]] = {}
+        """Row of the batch → ids."""
+        self._rows: list[tuple[Tensor, Tensor]] = []
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        def ids_of(params: Any, *_: Any) -> tuple[int, ...] | None:
+            ids = (params.extra_args or {}).get(BANNED)
+            return tuple(ids) if ids else None
+
+        if process_dict_updates(self.banned, batch_update, ids_of):
+            rows: dict[tuple[int, ...], list[int]] = {}
+            for row, ids in self.banned.items():
+                rows.setdefault(ids, []).append(row)
+            self._rows = [
+                (torch.tensor(places, device=self.device)[:, None], torch.tensor(ids, device=self.device))
+                for ids, places in rows.items()
+            ]
+
+    def apply(self, logits: Tensor) -> Tensor:
+        for rows, ids in self._rows:
+            logits[rows, ids] = -torch.inf
+        return logits
