@@ -20,7 +20,8 @@ from boresight.model.packing import completion_mask
 from boresight.model.reference import Reference, evaluating
 from boresight.report.completions import CompletionStore
 from boresight.report.metrics import MeanMetrics
-from boresight.report.table import print_completions
+from boresight.report.table import print_completions, rows_to_show
+from boresight.report.trackers import log_completions
 from boresight.rewards.score import Scorer
 from boresight.rollout.sampler import sampling_settings
 from boresight.rollout.vllm.engine import EngineError
@@ -336,7 +337,10 @@ class GRPOTrainer(GroupTrainer[Scored]):
         )
         every = max(1, int(self.state.logging_steps or 1))
         if self.args.log_completions and self.is_world_process_zero() and (step % every == 0 or step == 1):
-            print_completions(rows, num_completions=self.args.num_completions_to_print)
+            num = self.args.num_completions_to_print
+            print_completions(rows, num_completions=num)
+            folder = Path(self.args.output_dir) / "pictures"
+            log_completions(self.callback_handler.callbacks, rows_to_show(rows, num), folder, step=step)
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------------------
 
