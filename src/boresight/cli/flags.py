@@ -13,6 +13,44 @@ from transformers import HfArgumentParser, TrainingArguments
 from boresight.cli.options import NOT_HERE
 from boresight.errors import ConfigError, nearest
 
+_THEIRS = {option.name: " ".join(str(option.metadata.get("help", "")).split()) for option in fields(TrainingArguments)}
+
+PLAIN = {
+    "dataloader_num_workers": "Processes that read and prepare rows ahead.",
+    "eval_steps": "Evaluate every so many steps; below 1, a share of all. None: as --logging_steps.",
+    "eval_strategy": "When to evaluate: never, every --eval_steps, or after each epoch.",
+    "gradient_accumulation_steps": "Micro-batches of one optimizer step on a rank.",
+    "max_grad_norm": "Gradients are shortened to this length.",
+    "max_steps": "Stop after so many optimizer steps, whatever --num_train_epochs says.",
+    "num_train_epochs": "How often to go through the rows.",
+    "per_device_eval_batch_size": "Rows of one evaluation batch on a rank.",
+    "per_device_train_batch_size": "Rows of one micro-batch on a rank.",
+    "report_to": "Trackers that get the metrics: tensorboard, wandb, trackio, mlflow, all or none.",
+    "resume_from_checkpoint": "Go on from a checkpoint: its folder, or last for the newest of the run.",
+    "run_name": "What trackers call the run.",
+    "save_steps": "Save a checkpoint every so many steps; below 1, a share of all.",
+    "save_strategy": "When to save checkpoints: never, every --save_steps, after each epoch, or whenever the best.",
+    "save_total_limit": "Keep only so many checkpoints, the newest.",
+    "seed": "Of adapters drawn anew, the order of rows, and samples.",
+    "use_cpu": "Train on the CPU even where there is a GPU.",
+    "warmup_steps": "Steps in which the learning rate rises from 0; below 1, a share of all.",
+}
+"""What some options of transformers mean, in our words."""
+
+VALUES = {
+    "chat_template_kwargs": "JSON",
+    "gradient_checkpointing_kwargs": "JSON",
+    "lr_scheduler_kwargs": "JSON",
+    "model_init_kwargs": "JSON",
+    "output_dir": "FOLDER",
+    "precomputed_ref_path": "FILE",
+    "report_to": "NAME",
+    "resume_from_checkpoint": "FOLDER|last",
+}
+"""What stands for the value of some options in the help."""
+MAX_CHOICES = 48
+"""Characters of a list of choices that still stands beside its flag."""
+
 WIDTH = 79
 """Columns of `--help`."""
 INDENT = 24
@@ -50,6 +88,8 @@ class FlagParser(HfArgumentParser):
             choices = get_args(hints[action.dest])
             if action.dest in self._words_or_lists:
                 action.nargs = "+"
+            if bool in choices and type(None) in choices:  # --bf16 alone means true
+                action.nargs, action.const = "?", True
             if type(None) in choices and str not in choices and action.type is not None:
                 action.type = or_none(action.type)  # pyright: ignore[reportArgumentType]
 
@@ -103,7 +143,9 @@ class FlagParser(HfArgumentParser):
     def _closing(self, everything: bool) -> str:
         spelling = "Every option may also be written with hyphens, --like-this."
         if not everything:
-            hidden = len(self.options.keys() - self.unsupported) - sum(len(names) for names in self.first.values())
+            hidden = len(
+                self.options.keys() - self.unsupported - {name for names in self.first.values() for name in names}
+            )
             return f"{spelling} {hidden} more options: {self.prog} --help-all."
         return f"{spelling} Options of transformers that are refused, each with its reason: {', '.join(sorted(self.unsupported))}."
 
@@ -117,10 +159,12 @@ class FlagParser(HfArgumentParser):
     def _described(self, name: str) -> Iterator[str]:
         """The lines of one option: its flag, then what it does beside or below."""
         option = self.options[name]
-        words = " ".join(str(option.metadata.get("help", "")).split()) or "(transformers')"
-        if room_is_foreign(self._rooms[name]) and ". " in words:
-            words = words.split(". ")[0] + "."
+        words = " ".join(str(option.metadata.get("help", "")).split())
+        if words == _THEIRS.get(name):
+            words = PLAIN.get(name, f"{words.split('. ')[0].removesuffix('.')}." if words else "As in transformers.")
         default = option.default if option.default is not MISSING else self.get_default(name)
+        if (choices := self._choices(name)) and not self._value(name).startswith("{"):
+            words = f"{words} One of {', '.join(choices)}."
         if default not in (None, False, "") and default is not True:
             shown = " ".join(map(str, default)) if isinstance(default, list) else getattr(default, "value", default)
             words = f"{words} [{shown}]"
@@ -135,15 +179,22 @@ class FlagParser(HfArgumentParser):
             yield flag
         yield from (" " * INDENT + line for line in lines)
 
+    def _action(self, name: str) -> Any:
+        return next(action for action in self._actions if action.dest == name)
+
+    def _choices(self, name: str) -> list[str]:
+        return [str(choice) for choice in self._action(name).choices or ()]
+
     def _value(self, name: str) -> str:
         """What stands for the option's value."""
-        action = next(action for action in self._actions if action.dest == name)
+        action = self._action(name)
         if action.const is True:
-            return ""
-        if action.metavar:
-            value = str(action.metavar)
-        elif action.choices:
-            value = "{" + ",".join(map(str, action.choices)) + "}"
+            return "true|false" if self.options[name].default is None else ""
+        if action.metavar or name in VALUES:
+            value = str(action.metavar or VALUES[name])
+        elif choices := self._choices(name):
+            value = "{" + ",".join(choices) + "}"
+            value = value if len(value) <= MAX_CHOICES else "NAME"
         else:
             value = {"int": "N", "float": "X", "string_to_bool": "true|false"}.get(
                 getattr(action.type, "__name__", ""), "TEXT"

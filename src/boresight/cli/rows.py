@@ -88,7 +88,7 @@ def mixture(command: Command) -> Any:
             if missing := [name for name in part.columns if name not in column_names(records)]:
                 raise DataError(f"{part.path} has no column {missing[0]!r}, only {', '.join(column_names(records))}.")
             records = records.select_columns(list(part.columns))
-        tables.append(_pictures_alike(records))
+        tables.append(_alike(records))
     tables = _shares(tables, parts)
     try:
         return datasets.concatenate_datasets(tables)
@@ -126,9 +126,8 @@ def _read(
         image_root=asked.image_root if part is None or part.image_root is None else part.image_root,
         streaming=asked.dataset_streaming,
     )
-    records = readable(records, columns, asked.system_prompt)
     command.check_columns(column_names(records))
-    return records
+    return readable(records, columns, asked.system_prompt)
 
 
 def readable(records: Any, columns: Mapping[str, str], system_prompt: str | None) -> Any:
@@ -161,14 +160,16 @@ def _divided(records: Any, size: float, command: Command) -> tuple[Any, Any]:
     return divided["train"], divided["test"]
 
 
-def _pictures_alike(records: Any) -> Any:
-    """The records, their pictures of the same type however they were stored, still encoded."""
-    for name in PICTURE_COLUMNS:
-        feature = (records.features or {}).get(name)
-        if isinstance(feature, datasets.Image | datasets.Value):
-            records = records.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(feature, datasets.List):
+def _alike(records: Any) -> Any:
+    """The records with pictures and texts of one type however they were stored, the pictures still encoded."""
+    for name, feature in (records.features or {}).items():
+        is_picture = name in PICTURE_COLUMNS
+        if isinstance(feature, datasets.List) and is_picture:
             records = records.cast_column(name, datasets.List(datasets.Image(decode=False)))
+        elif isinstance(feature, datasets.Image | datasets.Value) and is_picture:
+            records = records.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(feature, datasets.Value) and feature.dtype == "large_string":
+            records = records.cast_column(name, datasets.Value("string"))
     return records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from boresight.cli.command import Command, read_command
@@ -42,15 +44,20 @@ def train(command: Command, trainer: Any) -> None:
     """Train, save, and say what to type next.
 
     Raises:
-        StoppedError: somebody pressed Ctrl-C, or the process was asked to end. A checkpoint was saved.
+        StoppedError: somebody pressed Ctrl-C, or the process was asked to end. The message names the checkpoint.
     """
     begun = time.perf_counter()
     logging.disable_progress_bar()  # a checkpoint's shards would break into the line of the training bar
     show_progress(trainer)
-    with saving_when_interrupted(trainer) as stop:
-        trainer.train(resume_from_checkpoint=command.training.resume_from_checkpoint)
     folder = Path(command.training.output_dir)
-    if stop.asked:
+    with saving_when_interrupted(trainer) as stop:
+        try:
+            trainer.train(resume_from_checkpoint=command.training.resume_from_checkpoint)
+        except KeyboardInterrupt as error:
+            newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+            ways = f"Go on from {newest} with: {resuming(command)}" if newest else "There is no checkpoint."
+            raise StoppedError(f"interrupted at once, after step {trainer.state.global_step}. {ways}") from error
+    if stop.obeyed:
         checkpoint = folder / f"checkpoint-{trainer.state.global_step}"
         raise StoppedError(
             f"interrupted after step {trainer.state.global_step} of {trainer.state.max_steps}; everything is in {checkpoint}.\n"
@@ -70,9 +77,13 @@ class Stop(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.asked = False
+        self.obeyed = False
+        self._process = os.getpid()
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """What a signal does: once asks, twice ends at once."""
+        if os.getpid() != self._process:  # a loader's worker, which ends with its parent
+            return
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
@@ -88,7 +99,7 @@ class Stop(TrainerCallback):
             asked = torch.tensor(int(self.asked), device=args.device)
             self.asked = bool(self.trainer.accelerator.reduce(asked, reduction="sum") > 0)
         if self.asked:
-            control.should_save = control.should_training_stop = True
+            control.should_save = control.should_training_stop = self.obeyed = True
 
 
 @contextmanager

@@ -51,6 +51,9 @@ UNSUPPORTED = {
 }
 """Options of TrainingArguments that no boresight trainer heeds, and why."""
 
+NOTHING_SAMPLED = dict.fromkeys(("log_completions", "num_completions_to_print"), "it samples no completions")
+"""Options that mean nothing to a trainer which learns from what others wrote."""
+
 
 def default_of(option: Field[Any]) -> Any:
     """The value an option has when nobody sets it."""
@@ -110,6 +113,8 @@ class TrainerConfig(DataConfig, ModelConfig, ReportConfig, TrainingArguments):
         for name in ("model_init_kwargs", "chat_template_kwargs"):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, json.loads(value))
+        if self.verdict_steps < 0:
+            raise ConfigError(f"verdict_steps={self.verdict_steps} must be 0 (never) or more.")
         self._refuse_unsupported()
         super().__post_init__()
 
