@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from boresight.cli import main
-from boresight.compare import stored_comparison
+from boresight.compare import AnswerSettings, job, stored_comparison
+from boresight.compare.answering import answer
 from boresight.demo.tiny import build_tiny
+from boresight.report.answers import Answer
+from boresight.types import Row
 
 SHORT = ("--max_completion_length", "3", "--batch-size", "4")
 
@@ -73,6 +77,25 @@ def test_the_page_anew_without_models(here: Path, model: str) -> None:
     assert main(["compare", "--answers", "compare", "--output", "again.html", "--title", "Another"]) == 0
     assert "<h1>Another</h1>" in (here / "again.html").read_text()
     assert json.loads((here / "compare" / "comparison.json").read_text())["title"] == "a on own.csv"
+
+
+def test_an_interrupt_says_what_is_kept(
+    here: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the first batch of four; the same command then asks the other two."""
+    asked: list[int] = []
+
+    def interrupted(source: str, rows: list[Row], settings: AnswerSettings) -> Iterator[dict[int, Answer]]:
+        asked.append(len(rows))
+        yield next(iter(answer(source, rows, settings)))
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "answer", interrupted)
+    assert main(["compare", "--model", f"a={model}", *OWN, *SHORT]) == 130
+    assert "the answers so far are kept in compare" in capsys.readouterr().err
+    assert main(["compare", "--model", f"a={model}", *OWN, *SHORT]) == 0
+    assert asked == [6, 2]
 
 
 @pytest.mark.parametrize(
