@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,16 +39,27 @@ class Opened:
 
 @contextmanager
 def opened(
-    chromium: Any, address: Path | str, *, width: int = WIDE, scheme: Literal["light", "dark"] = "light"
+    chromium: Any,
+    address: Path | str,
+    *,
+    width: int = WIDE,
+    scheme: Literal["light", "dark"] = "light",
+    own: Sequence[str] = (),
 ) -> Iterator[Opened]:
-    """Open a file, or an address of this machine."""
+    """Open a file, or an address of this machine.
+
+    Args:
+        own: what else the page may ask for, relative to the address.
+    """
     address = address.as_uri() if isinstance(address, Path) else address
     context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     context.set_default_timeout(30_000)
     seen = Opened(context.new_page())
 
+    allowed = {address.partition("#")[0], *(address + path for path in own)}
+
     def ask(route: Any) -> None:
-        if route.request.url.partition("#")[0] == address.partition("#")[0]:
+        if route.request.url.partition("#")[0] in allowed:
             route.continue_()
         else:
             seen.requests.append(route.request.url)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any
 
 from boresight.cli import TRAINING, _parser
 from boresight.cli.command import parser_of
@@ -41,10 +39,9 @@ def trained() -> list[str]:
 
 def others() -> list[str]:
     """The flags of all other commands."""
-    commands: Any = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
     return [
         f"boresight {command}: {'/'.join(action.option_strings) or action.dest} [{action.default}]"
-        for command, parser in sorted(commands.choices.items())
+        for command, parser in sorted(_parser()[1].items())
         for action in parser._actions
         if "--help" not in action.option_strings
     ]

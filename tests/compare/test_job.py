@@ -188,7 +188,7 @@ def test_a_candidate_as_people_type_it(text: str, name: str, source: str) -> Non
 
 @pytest.mark.parametrize("text", ["base=", "=runs/base", "a/b=runs/base", "..=runs"])
 def test_a_candidate_that_is_none(text: str) -> None:
-    with pytest.raises(ConfigError, match="NAME=FOLDER|cannot be called"):
+    with pytest.raises(ConfigError, match=r"NAME=FOLDER|cannot be called"):
         Candidate.parse(text)
 
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_compared(base: str, questions: Dataset, tmp_path: Path) 
         compare([Candidate("one", base), Candidate("one", base)], questions, tmp_path)
     with pytest.raises(DataError, match="keeps no comparison"):
         stored_comparison(tmp_path / "nothing")
-    messages = Dataset.from_list([{"messages": _ask("so?") + [{"role": "assistant", "content": []}]}])
+    messages = Dataset.from_list([{"messages": [*_ask("so?"), {"role": "assistant", "content": []}]}])
     with pytest.raises(DataError, match="row 0"):
         compare([Candidate("one", base)], messages, tmp_path)
     assert not (tmp_path / "answers").exists()

@@ -110,8 +110,8 @@ def test_nothing_of_a_data_set_runs(page: Path, chromium: Any) -> None:
 def test_what_slipped_through_would_be_stopped_by_the_policy(page: Path, chromium: Any) -> None:
     """The second wall, tried by tearing down the first: HTML put into the page as it is."""
     with opened(chromium, page) as seen:
-        seen.page.evaluate("text => { document.querySelector('main').innerHTML = text }", ATTACK)
-        seen.page.wait_for_function("document.querySelector('img[src=x]').complete")
+        with seen.page.expect_console_message(lambda message: "inline event handler" in message.text):
+            seen.page.evaluate("text => { document.querySelector('main').innerHTML = text }", ATTACK)
         assert seen.page.title() == f"{ATTACK} · boresight"
         assert not seen.requests and any("Content Security Policy" in complaint for complaint in seen.complaints)
 

@@ -100,3 +100,22 @@ def test_tolerance_is_kept_by_the_scorer(make_group):
     table = Scorer(["numeric_answer_reward", get_numeric_answer_reward(1.0)]).score([make_group(["3.5"], solution=4)])
     assert table.names == ("numeric_answer_reward", "numeric_answer_reward_2")
     assert table.values.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("reward", "texts", "golds"),
+    [
+        (
+            exact_answer_reward,
+            ["<answer>red</answer>", "red", "<answer>blue</answer>", "no tags"],
+            ["red"] * 3 + [None],
+        ),
+        (choice_letter_reward, ["(A)", "A or B", "B"], ["A", "B", "A"]),
+        (numeric_answer_reward, ["3", "between 1 and 2", "4"], [3, 1, 3]),
+    ],
+)
+def test_the_share_without_an_answer_is_logged(reward, texts, golds):
+    """One of three has no answer to be read; a row without a gold is not asked."""
+    logged = {}
+    reward(texts, golds, log_metric=logged.__setitem__)
+    assert logged == {f"rewards/{reward.__name__}/unparsed": pytest.approx(1 / 3)}

@@ -37,6 +37,10 @@ def test_what_was_parsed_is_logged():
     columns = {}
     accuracy_reward([r"$\boxed{4}$", "four"], ["$4$", "$4$"], log_extra=columns.__setitem__)
     assert columns == {"answer_parsed": ["4", ""]}
+    metrics = {}
+    texts, golds = [r"$\boxed{4}$", "four", "4?", "four"], ["$4$", "$4$", "$4$", "blue"]
+    accuracy_reward(texts, golds, log_metric=metrics.__setitem__)
+    assert metrics == {"rewards/accuracy_reward/unparsed": pytest.approx(2 / 3)}
 
 
 def test_equals_trl_without_tags():

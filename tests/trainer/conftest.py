@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,16 @@ def furthest(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> f
     """The largest distance of two sets of tensors, relative to the larger norm of each."""
     assert left.keys() == right.keys()
     return max(float((left[name] - right[name]).norm() / left[name].norm().clamp(min=1e-6)) for name in left)
+
+
+@pytest.fixture(scope="session")
+def rows_of(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """The gradients of every row of the objective table under a cut, on one rank; each cut is run once."""
+    from .rows import CUTS, gradients_of_rows
+
+    @cache
+    def found(cut: str, steps_per_draw: int) -> dict[str, dict[str, torch.Tensor]]:
+        folder = tmp_path_factory.mktemp("rows")
+        return gradients_of_rows(str(model_folder), str(folder), CUTS[cut], steps_per_draw)
+
+    return found

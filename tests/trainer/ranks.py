@@ -6,12 +6,16 @@ import sys
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback
 
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from boresight.errors import RewardError
 from boresight.loss.preference import MPO
+from boresight.rewards import exact_answer_reward
 
 from .conftest import QUIET, Gradients, demonstrations, records, vowel_share
+from .rows import CUTS, gradients_of_rows
 from .test_dpo import preferences
 
 PAIRS: dict[str, dict[str, Any]] = {
@@ -42,13 +46,44 @@ def train(method: str, model: str, output_dir: str, ranks: int) -> None:
         config = DPOConfig(**common | {"max_steps": 3}, **batch, **PAIRS[method])
         DPOTrainer(model, args=config, train_dataset=preferences(), callbacks=callbacks).train()
     else:
-        options = (
-            {"scale_rewards": "batch", "beta": 0.1} if method == "grpo" else {"importance_sampling_level": "sequence"}
-        )
-        config = GRPOConfig(**common, **options, num_generations=4, max_completion_length=6, num_prompts_per_step=6)
-        GRPOTrainer(model, vowel_share, config, records(12), callbacks=callbacks).train()
+        # 9 rows, 6 a step: in the second, two ranks hold one group and two.
+        options = {"scale_rewards": "batch", "beta": 0.1, "num_generations": 4, "max_completion_length": 6}
+        config = GRPOConfig(**common | {"max_steps": 2}, **options, num_prompts_per_step=6)
+        GRPOTrainer(model, vowel_share, config, records(9), callbacks=callbacks).train()
+
+
+def broken_on_the_second_rank(completions: list[Any], **columns: Any) -> list[float]:
+    return [0.5] * (len(completions) - PartialState().process_index)
+
+
+def fail_apart(model: str, output_dir: str) -> None:
+    """What each rank is told when a reward breaks its contract on one of them, and when the gold check refuses on the first."""
+    options = {"num_generations": 4, "max_completion_length": 4, "per_device_train_batch_size": 4, "use_cpu": True}
+    told = {}
+    for name, reward, more in (
+        ("reward", broken_on_the_second_rank, {}),
+        ("gold", exact_answer_reward, {"gold_check": "error", "gold_template": "it is {solution}"}),
+    ):
+        config = GRPOConfig(**QUIET, **options, **more, output_dir=f"{output_dir}/{name}")
+        try:
+            GRPOTrainer(model, reward, config, records(8)).train()
+        except RewardError as error:
+            told[name] = str(error)
+    torch.save(told, f"{output_dir}/told{PartialState().process_index}.pt")
+
+
+def rows(model: str, output_dir: str, ranks: int) -> None:
+    for steps in (1, 2):
+        folder = f"{output_dir}/rows{steps}"
+        found = gradients_of_rows(model, folder, CUTS["accumulated"], steps, ranks)
+        if PartialState().is_main_process:
+            torch.save(found, f"{folder}/gradients.pt")
 
 
 if __name__ == "__main__":
-    for method in ("sft", "grpo", "gspo", *PAIRS):
-        train(method, sys.argv[1], f"{sys.argv[2]}/{method}", int(sys.argv[3]))
+    model, output_dir, ranks = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    for method in ("sft", "grpo", *PAIRS):
+        train(method, model, f"{output_dir}/{method}", ranks)
+    if ranks > 1:
+        rows(model, output_dir, ranks)
+        fail_apart(model, output_dir)

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from .conftest import furthest
+from .rows import ADVANTAGES, LOSSES
+from .test_factorisation import RowsOf
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +40,7 @@ def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
     return folders
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo", "gspo", "mpo", "aot", "precomputed"])
+@pytest.mark.parametrize("method", ["sft", "grpo", "mpo", "aot", "precomputed"])
 def test_two_ranks_equal_one(method: str, runs: dict[int, Path]) -> None:
     one, two = (torch.load(runs[ranks] / method / "gradients.pt", weights_only=False) for ranks in (1, 2))
     assert furthest(one["gradients"], two["gradients"]) < 2e-5
@@ -58,3 +60,23 @@ def test_two_ranks_equal_one(method: str, runs: dict[int, Path]) -> None:
     assert len(compared) >= 3
     for name in compared:
         assert log[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("steps_per_draw", [1, 2])
+def test_two_ranks_equal_one_in_every_row(steps_per_draw: int, runs: dict[int, Path], rows_of: RowsOf) -> None:
+    one = rows_of("whole", steps_per_draw)
+    two = torch.load(runs[2] / f"rows{steps_per_draw}" / "gradients.pt", weights_only=False)
+    distances = {row: furthest(gradients, two[row]) for row, gradients in one.items()}
+    assert len(distances) == len(LOSSES) + len(ADVANTAGES)
+    assert {row: far for row, far in distances.items() if far > 2e-4} == {}
+
+
+def test_an_error_of_one_rank_reaches_all(runs: dict[int, Path]) -> None:
+    """Neither waits for the other: the rank that is well is told which one is not, and why."""
+    told = [torch.load(runs[2] / f"told{rank}.pt") for rank in (0, 1)]
+    assert told[0]["reward"].startswith(
+        "On rank 1: reward function 'broken_on_the_second_rank' returned 3 values for 4"
+    )
+    assert told[1]["reward"] == told[0]["reward"].removeprefix("On rank 1: ")
+    assert told[0]["gold"].startswith("The rewards do not know the gold answers")
+    assert told[1]["gold"] == f"On rank 0: {told[0]['gold']}"

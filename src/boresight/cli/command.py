@@ -6,7 +6,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
 
 from boresight.cli.config_file import ConfigFile, as_words, read_config
 from boresight.cli.flags import FlagParser
@@ -266,16 +269,14 @@ def _init_kwargs(model: ModelOptions, training: Any) -> dict[str, Any] | None:
 def _resolve_checkpoint(training: Any) -> None:
     """The newest checkpoint of the run folder, where the user said `last`."""
     asked = training.resume_from_checkpoint
-    if asked is None:
-        return
-    if str(asked).lower() in (LAST, "true"):
-        from transformers.trainer_utils import get_last_checkpoint
-
-        found = get_last_checkpoint(training.output_dir) if os.path.isdir(training.output_dir) else None  # noqa: PTH112
+    if asked is None or asked.lower() in ("none", "false"):
+        training.resume_from_checkpoint = None
+    elif asked.lower() in (LAST, "true"):
+        found = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
         if found is None:
             raise ConfigError(f"{training.output_dir} has no checkpoint to go on from: drop --resume_from_checkpoint.")
         training.resume_from_checkpoint = found
-    elif not os.path.isdir(asked):  # noqa: PTH112
+    elif not Path(asked).is_dir():
         raise ConfigError(
             f"--resume_from_checkpoint {asked}: there is no such folder. `last` is the newest of {training.output_dir}."
         )

@@ -35,6 +35,8 @@ def run(options: argparse.Namespace) -> None:
     from boresight.report.watch import watch
 
     say = Console().print
+    if options.max_completions < 1:
+        raise ConfigError(f"--max-completions {options.max_completions} leaves nothing to browse: name at least 1.")
     if options.watch:
         if options.output is not None:
             raise ConfigError("--watch serves the page and writes no file: leave out --output.")

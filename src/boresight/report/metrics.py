@@ -57,7 +57,9 @@ class MeanMetrics:
     def max(self, name: str, values: Tensor | float) -> None:
         """Raise a maximum. −∞ is the maximum of nothing, and leaves it as it is."""
         values = _tensor(values)
-        self._add(name, "max", values.masked_fill(values.isnan(), -math.inf).flatten().max(), (values > -math.inf).sum())
+        self._add(
+            name, "max", values.masked_fill(values.isnan(), -math.inf).flatten().max(), (values > -math.inf).sum()
+        )
 
     def _add(self, name: str, kind: Kind, value: Tensor, count: Tensor) -> None:
         parts = self._parts.setdefault(name, _Parts(kind, [], []))

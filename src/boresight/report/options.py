@@ -15,3 +15,10 @@ class ReportConfig:
     num_completions_to_print: int | None = field(
         default=None, metadata={"help": "Most completions to print at a log, drawn at random. None: all of the step's."}
     )
+    verdict_steps: int = field(
+        default=50,
+        metadata={
+            "help": "Every so many optimizer steps, say in words why the run learns or does not, from the log lines since the last time, "
+            "and which option to turn; also in RUN/verdicts.jsonl. 0: never."
+        },
+    )

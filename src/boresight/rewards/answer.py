@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+LogMetric = Callable[[str, float], None]
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
@@ -23,3 +27,10 @@ def final_answer(text: str) -> str:
 def normalized(text: str) -> str:
     """Case folded, outer space removed, inner space made single."""
     return " ".join(text.casefold().split())
+
+
+def log_unparsed(log: LogMetric | None, name: str, answers: Sequence[Any], golds: Sequence[Any]) -> None:
+    """Log, as `rewards/<name>/unparsed`, the share of completions with a gold in which a reward found no answer (None)."""
+    asked = [answer for answer, gold in zip(answers, golds, strict=True) if gold is not None]
+    if log is not None and asked:
+        log(f"rewards/{name}/unparsed", sum(answer is None for answer in asked) / len(asked))

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.answer import final_answer, normalized, tagged_answer
+from boresight.rewards.answer import LogMetric, final_answer, log_unparsed, normalized, tagged_answer
 from boresight.rewards.reward import RewardFunc, completion_text
 from boresight.types import Conversation
 
@@ -30,21 +30,23 @@ NUMBER = re.compile(
 
 
 def exact_answer_reward(
-    completions: Sequence[str | Conversation], solution: Sequence[Any], **columns: Any
+    completions: Sequence[str | Conversation],
+    solution: Sequence[Any],
+    log_metric: LogMetric | None = None,
+    **columns: Any,
 ) -> list[float | None]:
     """1 where the text inside the one ``<answer>…</answer>`` equals the solution, else 0; None where that is None.
 
     Case and the amount of white space do not matter. A solution may carry the tags itself.
     """
+    answers = [tagged_answer(completion_text(completion)) for completion in completions]
+    log_unparsed(log_metric, "exact_answer_reward", answers, solution)
     return [
-        None if gold is None else float(_matches(completion_text(completion), str(gold)))
-        for completion, gold in zip(completions, solution, strict=True)
+        None
+        if gold is None
+        else float(answer is not None and normalized(answer) == normalized(final_answer(str(gold))))
+        for answer, gold in zip(answers, solution, strict=True)
     ]
-
-
-def _matches(text: str, gold: str) -> bool:
-    answer = tagged_answer(text)
-    return answer is not None and normalized(answer) == normalized(final_answer(gold))
 
 
 def choice_letter(text: str) -> str | None:
@@ -54,7 +56,10 @@ def choice_letter(text: str) -> str | None:
 
 
 def choice_letter_reward(
-    completions: Sequence[str | Conversation], solution: Sequence[Any], **columns: Any
+    completions: Sequence[str | Conversation],
+    solution: Sequence[Any],
+    log_metric: LogMetric | None = None,
+    **columns: Any,
 ) -> list[float | None]:
     """1 where the completion chooses the solution's letter, else 0; None where the solution has no letter.
 
@@ -62,10 +67,9 @@ def choice_letter_reward(
     ``B. 130``, ``\\boxed{B}``, ``the answer is B``. Two letters are no choice.
     """
     golds = [None if gold is None else choice_letter(final_answer(str(gold))) for gold in solution]
-    return [
-        None if gold is None else float(choice_letter(final_answer(completion_text(completion))) == gold)
-        for completion, gold in zip(completions, golds, strict=True)
-    ]
+    answers = [choice_letter(final_answer(completion_text(completion))) for completion in completions]
+    log_unparsed(log_metric, "choice_letter_reward", answers, golds)
+    return [None if gold is None else float(answer == gold) for answer, gold in zip(answers, golds, strict=True)]
 
 
 def stated_number(text: str) -> float | None:
@@ -80,7 +84,12 @@ def stated_number(text: str) -> float | None:
 
 
 def numeric_answer_reward(
-    completions: Sequence[str | Conversation], solution: Sequence[Any], *, tolerance: float = 1e-6, **columns: Any
+    completions: Sequence[str | Conversation],
+    solution: Sequence[Any],
+    log_metric: LogMetric | None = None,
+    *,
+    tolerance: float = 1e-6,
+    **columns: Any,
 ) -> list[float | None]:
     """1 where the answer's one number lies within `tolerance` of the solution's, else 0; None where that has none.
 
@@ -95,6 +104,7 @@ def numeric_answer_reward(
     """
     golds = [None if gold is None else stated_number(final_answer(str(gold))) for gold in solution]
     answers = [stated_number(final_answer(completion_text(completion))) for completion in completions]
+    log_unparsed(log_metric, "numeric_answer_reward", answers, golds)
     return [
         None if gold is None else float(answer is not None and abs(answer - gold) <= tolerance)
         for answer, gold in zip(answers, golds, strict=True)

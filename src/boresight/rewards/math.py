@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.answer import final_answer
+from boresight.rewards.answer import LogMetric, final_answer, log_unparsed
 from boresight.rewards.reward import completion_text
 from boresight.types import Conversation
 
@@ -20,6 +20,7 @@ def accuracy_reward(
     completions: Sequence[str | Conversation],
     solution: Sequence[str | None],
     log_extra: Callable[[str, list[str]], None] | None = None,
+    log_metric: LogMetric | None = None,
     **columns: Any,
 ) -> list[float | None]:
     r"""1 where the completion's formula equals the solution mathematically, else 0; None where that is no formula.
@@ -44,7 +45,7 @@ def accuracy_reward(
         normalization_config=NormalizationConfig(units=True), boxed_match_priority=0, try_extract_without_anchor=False
     )
     rewards: list[float | None] = []
-    shown: list[str] = []
+    shown: list[str | None] = []
     for completion, gold in zip(completions, solution, strict=True):
         text = completion_text(completion)
         gold_parsed = [] if gold is None else parse(gold, parsing_timeout=parse_timeout_s)
@@ -54,7 +55,8 @@ def accuracy_reward(
             answer_parsed = parse(text, [announced], extraction_mode="first_match", parsing_timeout=parse_timeout_s)
         equal = verify(gold_parsed, answer_parsed, timeout_seconds=verify_timeout_s) if gold_parsed else None
         rewards.append(None if equal is None else float(equal))
-        shown.append(str(answer_parsed[0]) if answer_parsed else "")
+        shown.append(str(answer_parsed[0]) if answer_parsed else None)
     if log_extra is not None:
-        log_extra("answer_parsed", shown)
+        log_extra("answer_parsed", [answer or "" for answer in shown])
+    log_unparsed(log_metric, "accuracy_reward", shown, rewards)
     return rewards

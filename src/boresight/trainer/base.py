@@ -38,6 +38,7 @@ from boresight.trainer.config import TrainerConfig
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
 from boresight.trainer.run_folder import CleanFolder
 from boresight.trainer.steps import Cuttable, StepBatches, StepPlan, micro_batches, smaller_budget
+from boresight.trainer.verdicts import UpdateProbe, Verdicts
 from boresight.types import Row
 
 STATE_FILE = "boresight_state.pt"
@@ -108,6 +109,10 @@ class GroupTrainer(Trainer, Generic[Item]):
         )
         self.timeline = Timeline(self._run_file("timeline.jsonl"))
         self.metric_lines = StepLines(self._run_file("metrics.jsonl"))
+        self.verdict_lines = StepLines(self._run_file("verdicts.jsonl"))
+        if every := self.args.verdict_steps:
+            self.add_callback(Verdicts(every, self.verdict_lines, self.log_once))
+            self.add_callback(UpdateProbe(every, self.metrics))
         self.add_callback(CleanFolder(self.discard_after, self.log_once, self.accelerator.wait_for_everyone))
         self._check_data()
 
@@ -334,7 +339,8 @@ class GroupTrainer(Trainer, Generic[Item]):
 
     def discard_after(self, step: int) -> int:
         """Remove from the run folder what an earlier process left of later steps, on the first rank alone; how much went."""
-        return self.timeline.discard_after(step) + self.metric_lines.discard_after(step)
+        files = (self.timeline, self.metric_lines, self.verdict_lines)
+        return sum(file.discard_after(step) for file in files)
 
     def _gather(self, own: Any) -> list[Any]:
         """The same object of every rank, on every rank."""

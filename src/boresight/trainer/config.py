@@ -113,6 +113,8 @@ class TrainerConfig(DataConfig, ModelConfig, ReportConfig, TrainingArguments):
         for name in ("model_init_kwargs", "chat_template_kwargs"):
             if isinstance(value := getattr(self, name), str):
                 setattr(self, name, json.loads(value))
+        if self.verdict_steps < 0:
+            raise ConfigError(f"verdict_steps={self.verdict_steps} must be 0 (never) or more.")
         self._refuse_unsupported()
         super().__post_init__()
 

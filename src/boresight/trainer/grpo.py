@@ -36,6 +36,7 @@ from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.ranks import on_every_rank
 from boresight.trainer.reference_sync import ReferenceSync
 from boresight.trainer.steps import micro_batches
+from boresight.trainer.verdicts import is_due, note_picture_swap
 from boresight.types import Group, Prompt, Row, TokenStats
 
 GOLD_ROWS = 256
@@ -190,6 +191,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
             # One update per draw: the policy is its own old self, and no pass is needed.
             old = self.logp(groups, self.policy) if self.plan.draw_period > 1 else [None] * len(groups)
             reference = self.logp(groups, self.reference) if self.reference is not None else [None] * len(groups)
+            if is_due(self.args.verdict_steps, self.state.global_step, self.plan.draw_period):
+                note_picture_swap(self.metrics, groups, lambda part: self.logp(part, self.policy))
         self._report(drawn, advantages)
         own = [advantages[place] for place in kept[self.args.process_index]]
         return [Scored(*each) for each in zip(groups, own, old, reference, strict=True)]

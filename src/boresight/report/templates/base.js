@@ -45,6 +45,11 @@ function number(value, digits = 2, signed = false) {
   return (negative ? "−" : signed ? "+" : "") + text;
 }
 
+/** "1 step", "1,200 steps". */
+function counted(num, name) {
+  return `${number(num, 0)} ${name}${num === 1 ? "" : "s"}`;
+}
+
 for (const image of document.querySelectorAll("img[data-picture]")) {
   image.src = pagePictures[image.dataset.picture];
 }

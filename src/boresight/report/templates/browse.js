@@ -5,9 +5,9 @@ const ROW_HEIGHT = 68; // As .list .row in run.css.
 const ROWS_BEYOND = 6;
 
 /** What is browsed: columns by row, groups of rows, texts as far as they are unpacked. */
-const shelf = {isReady: false, num: 0, columns: {}, rewards: {}, prompts: [], texts: [], extras: [], groups: [], groupOf: [], blocks: [], lowest: 0, highest: 1};
+const shelf = {isReady: false, version: 0, num: 0, columns: {}, rewards: {}, prompts: [], texts: [], extras: [], groups: [], groupOf: [], blocks: [], lowest: 0, highest: 1};
 /** What is looked at: the places found, in order, and the one that is open. */
-const view = {kind: "groups", found: [], open: null, drawn: ""};
+const view = {kind: "groups", found: [], open: null, drawn: "", detail: ""};
 
 const SORTS = [
   ["step, newest first", "step", -1], ["step, oldest first", "step", 1],
@@ -46,6 +46,7 @@ async function showCompletions(data) {
   noteWhatIsLeftOut(data);
   await unpackTexts(data.blocks);
   shelf.isReady = true;
+  shelf.version += 1;
   view.open = open === null ? null : shelf.groups.find((group) => nameOf(group.first) === open)?.first ?? null;
   apply(true);
   byId("list").setAttribute("aria-busy", "false");
@@ -108,12 +109,12 @@ async function tokensOf(row) {
 }
 
 function noteWhatIsLeftOut(data) {
-  const notes = [`${number(data.num, 0)} in ${number(shelf.groups.length, 0)} groups`];
+  const notes = [`${number(data.num, 0)} in ${counted(shelf.groups.length, "group")}`];
   if (data.steps_left_out) {
     notes[0] = `${number(shelf.num, 0)} of ${number(data.num, 0)}`;
-    notes.push(`${number(data.steps_left_out, 0)} steps left out, evenly (--max-completions)`);
+    notes.push(`${counted(data.steps_left_out, "step")} left out, evenly (--max-completions)`);
   }
-  if (data.pictures_lost) notes.push(`${number(data.pictures_lost, 0)} picture files missing`);
+  if (data.pictures_lost) notes.push(`${counted(data.pictures_lost, "picture file")} missing`);
   byId("completions-note").textContent = notes.join(" · ");
 }
 
@@ -279,6 +280,9 @@ function onKey(event) {
 
 function drawDetail() {
   const detail = byId("detail");
+  const name = `${shelf.version} ${view.kind} ${view.open}`;
+  if (name === view.detail) return; // It stands there already, and a reader may be in the middle of it.
+  view.detail = name;
   if (view.open === null) {
     detail.replaceChildren(element("p", {class: "soft"}, shelf.num ? "Nothing matches." : "No completions."));
     return;
@@ -288,7 +292,7 @@ function drawDetail() {
   const first = group.first;
   const rows = rowsOf(group).sort((a, b) => (columns.reward[b] ?? -Infinity) - (columns.reward[a] ?? -Infinity) || a - b);
   const facts = [`step ${number(columns.step[first], 0)}`, columns.phase[first] === "eval" ? "evaluation" : "training", `row ${columns.row[first]}`,
-    columns.rank.some((rank) => rank) ? `rank ${columns.rank[first]}` : null, `${rows.length} completion${rows.length === 1 ? "" : "s"}`];
+    columns.rank.some((rank) => rank) ? `rank ${columns.rank[first]}` : null, counted(rows.length, "completion")];
   const pictures = columns.pictures[first];
   const held = pictures.filter((name) => name in pagePictures);
   detail.replaceChildren(
@@ -298,7 +302,7 @@ function drawDetail() {
         .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))))),
     element("div", {class: "asked"},
       held.length ? element("div", {class: "pictures"}, held.map((name, place) => pictureElement(name, `picture ${place + 1} of row ${columns.row[first]}`))) : null,
-      held.length < pictures.length ? element("p", {class: "warn"}, `${pictures.length - held.length} of its pictures are missing from the run folder.`) : null,
+      held.length < pictures.length ? element("p", {class: "warn"}, lostNote(pictures.length - held.length)) : null,
       element("div", {class: "prompt text"}, shelf.prompts[columns.prompt[first]])),
     shelf.hasTokens ? shadeControl() : null,
     ...rows.map((row) => completionCard(row, group)));
@@ -307,6 +311,8 @@ function drawDetail() {
     if (chosen && !matchMedia("(max-width: 56rem)").matches) detail.scrollTop = chosen.offsetTop - detail.offsetTop - 12;
   } else detail.scrollTop = 0;
 }
+
+const lostNote = (num) => `${number(num, 0)} of its pictures ${num === 1 ? "is" : "are"} missing from the run folder.`;
 
 function shadeControl() {
   const box = element("input", {type: "checkbox", checked: !byId("detail").classList.contains("unshaded"),
@@ -374,14 +380,15 @@ async function shade(card, row) {
 
 if (byId("completions")) {
   const form = byId("filters");
+  let pause = 0;
   const changed = () => {
+    clearTimeout(pause);
     if (!shelf.isReady) return; // What is asked for while texts are still unpacked is done then.
     byId("list").scrollTop = 0;
     apply();
   };
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("change", changed);
-  let pause = 0;
   form.addEventListener("input", (event) => {
     if (event.target.tagName !== "INPUT") return;
     clearTimeout(pause);

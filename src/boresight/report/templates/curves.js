@@ -117,7 +117,7 @@ function drawCurves(data) {
   byId("charts").replaceChildren(...main);
   byId("more-charts").replaceChildren(...more);
   byId("more").hidden = !more.length;
-  byId("more").querySelector("summary").textContent = `${more.length} further metric${more.length === 1 ? "" : "s"}`;
+  byId("more").querySelector("summary").textContent = counted(more.length, "further metric");
 }
 
 // ---- Time -----------------------------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ function drawTime(data) {
   }
   const totals = Object.entries(phases).map(([name, seconds], place) => [name, seconds.reduce((sum, value) => sum + value, 0), place]);
   const whole = totals.reduce((sum, [, seconds]) => sum + seconds, 0);
-  byId("time-note").textContent = `${duration(whole)} in ${number(steps.length, 0)} steps, ${duration(whole / steps.length)} a step`;
+  byId("time-note").textContent = `${duration(whole)} in ${counted(steps.length, "step")}, ${duration(whole / steps.length)} a step`;
   byId("phases").replaceChildren(
     element("div", {class: "strip", "aria-hidden": "true"}, totals.map(([name, seconds, place]) =>
       element("span", {style: `flex-grow: ${seconds / whole}; background: var(${phaseColour(name, place)})`}))),

@@ -210,7 +210,8 @@ class VLLMSampler:
 
     def _common(self, settings: SamplingSettings) -> dict[str, Any]:
         options = {
-            "n": settings.num_completions,
+            # Greedy completions are all the same, and vLLM samples one.
+            "n": settings.num_completions if settings.temperature else 1,
             "max_tokens": settings.max_completion_length,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
@@ -237,12 +238,14 @@ class VLLMSampler:
 
     def _group(self, prompt: Prompt, answer: Answer, settings: SamplingSettings) -> Group:
         self._check_prompt(prompt, answer.prompt_ids)
-        if len(answer.completions) != settings.num_completions:
+        k = settings.num_completions
+        asked = k if settings.temperature else 1
+        if len(answer.completions) != asked:
             raise EngineError(
-                f"row {prompt.row.index}: {self.engine.where} returned {len(answer.completions)} completions of "
-                f"{settings.num_completions}."
+                f"row {prompt.row.index}: {self.engine.where} returned {len(answer.completions)} completions of {asked}."
             )
-        return Group(prompt, tuple(self._completion(prompt, *each, settings) for each in answer.completions))
+        completions = tuple(self._completion(prompt, *each) for each in answer.completions)
+        return Group(prompt, completions if settings.temperature else completions * k)
 
     def _check_prompt(self, prompt: Prompt, read: Sequence[int]) -> None:
         ours, theirs = prompt.ids.tolist(), list(read)
@@ -262,9 +265,7 @@ class VLLMSampler:
     def _token(self, ids: Sequence[int], place: int) -> str:
         return repr(self.tokenizer.decode([ids[place]])) if place < len(ids) else "the end"
 
-    def _completion(
-        self, prompt: Prompt, ids: Sequence[int], logp: Sequence[float], settings: SamplingSettings
-    ) -> Completion:
+    def _completion(self, prompt: Prompt, ids: Sequence[int], logp: Sequence[float]) -> Completion:
         if len(ids) != len(logp) or not ids:
             raise EngineError(
                 f"row {prompt.row.index}: {self.engine.where} returned {len(ids)} tokens with {len(logp)} log-probabilities."

@@ -114,10 +114,10 @@ class Recorded:
             self.sources.setdefault(parameter, sorted(names, key=lambda name: names[name]))
         self._refresh_tied()
         self.report = {
-            "sent": len(self._sent),
+            "received": sorted(arrived),
             "not_received": [name for name in self._sent if name not in arrived],
             "partly_covered": partly,
-            "untouched": [name for name, _ in self.model.named_parameters() if name not in self.sources],
+            "untouched": [name for name, _ in self.model.named_parameters() if name not in self._arrived],
         }
 
     def _refresh_tied(self) -> None:

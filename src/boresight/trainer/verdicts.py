@@ -1,0 +1,171 @@
+"""What the verdicts need beside the metrics that are logged anyway, and when they are pronounced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainerCallback
+
+from boresight.report.lines import StepLines
+from boresight.report.metrics import MeanMetrics
+from boresight.report.verdicts import verdicts, window_means
+from boresight.types import Group, Prompt
+
+WEIGHTS_PER_TENSOR = 1024
+"""How many weights of a parameter are watched."""
+
+MAX_SWAPS = 4
+"""Groups of a rank whose pictures are swapped."""
+
+SWAPPED_COMPLETIONS = 2
+"""Completions of such a group that are looked at."""
+
+
+def is_due(every: int, step: int, num_steps: int = 1) -> bool:
+    """Whether a verdict falls on one of the `num_steps` optimizer steps after `step`. Never where `every` is 0."""
+    return every > 0 and (step + num_steps) // every > step // every
+
+
+class Verdicts(TrainerCallback):
+    """Judges the log lines of every `every` steps, at the first log from there on, and what is left at the end.
+
+    All is taken from the log, which checkpoints hold: a resumed run says what one says that was not interrupted.
+
+    Args:
+        every: `verdict_steps`.
+        lines: RUN/verdicts.jsonl.
+        say: tells the user.
+    """
+
+    def __init__(self, every: int, lines: StepLines, say: Callable[[str], None]) -> None:
+        self._every = every
+        self._lines = lines
+        self._say = say
+        self._start()
+
+    def _start(self) -> None:
+        self._window: list[Mapping[str, float]] = []
+        self._before: dict[str, float] | None = None
+        self._last_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._start()
+        for line in state.log_history:
+            if "loss" in line and self._is_complete_with(line):
+                self._close()
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        line = state.log_history[-1]
+        if "loss" in line and self._is_complete_with(line):
+            self._judge()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._window:
+            self._judge()
+
+    def _is_complete_with(self, line: Mapping[str, float]) -> bool:
+        """Take a log line; whether a verdict falls on it."""
+        step, before = int(line["step"]), self._last_step
+        self._window.append(line)
+        self._last_step = step
+        return is_due(self._every, before, step - before)
+
+    def _judge(self) -> None:
+        means = window_means(self._window)
+        for verdict in verdicts(means, self._before):
+            self._lines.add(self._last_step, {"verdict": verdict.name, "text": verdict.text})
+            self._say(f"step {self._last_step}: {verdict.text}")
+        self._close()
+
+    def _close(self) -> None:
+        self._before = window_means(self._window)
+        self._window = []
+
+
+class UpdateProbe(TrainerCallback):
+    """Measures, at the steps on which a verdict falls, the share of weights that an update leaves as they are.
+
+    Of the weights that had a gradient, up to `WEIGHTS_PER_TENSOR` of each parameter, evenly spaced. A step smaller than half the
+    resolution of a weight's dtype leaves the bits it had.
+
+    Args:
+        every: `verdict_steps`.
+        metrics: where `update/frac_unmoved` is added.
+    """
+
+    def __init__(self, every: int, metrics: MeanMetrics) -> None:
+        self._every = every
+        self._metrics = metrics
+        self._watched: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
+        moves = any(group["lr"] > 0 for group in optimizer.param_groups)
+        # fp16 skips whole steps when its loss scale overflows.
+        if moves and not args.fp16 and is_due(self._every, state.global_step):
+            self._watched = [
+                (weight, _some(weight).clone(), _some(weight.grad) != 0)
+                for weight in model.parameters()
+                if weight.grad is not None
+            ]
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for weight, before, has_gradient in self._watched:
+            self._metrics.mean("update/frac_unmoved", (_some(weight) == before).float(), weight=has_gradient)
+        self._watched = []
+
+
+def _some(values: Tensor) -> Tensor:
+    flat = values.detach().flatten()
+    return flat[:: max(1, len(flat) // WEIGHTS_PER_TENSOR)]
+
+
+def swapped_pictures(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """Some groups with pictures, each also with those of another of the same shapes: as many placeholders, other things to see."""
+    alike: dict[Hashable, list[Group]] = {}
+    for group in groups:
+        if group.prompt.pictures:
+            alike.setdefault(_shapes(group.prompt), []).append(group)
+    pairs = []
+    for same in alike.values():
+        for group in same:
+            other = next((one.prompt for one in same if one.prompt.pictures != group.prompt.pictures), None)
+            if other is not None:
+                few = group.branches(0, SWAPPED_COMPLETIONS)
+                row = replace(few.prompt.row, pictures=other.pictures)
+                pairs.append((few, replace(few, prompt=replace(few.prompt, row=row, vision=other.vision))))
+    return pairs[:MAX_SWAPS]
+
+
+def _shapes(prompt: Prompt) -> Hashable:
+    """What two prompts must share for their pictures to change places: shapes of floats, values of grids and sizes, placeholders."""
+    tensors = tuple(
+        (name, tuple(value.shape), None if value.is_floating_point() else tuple(value.flatten().tolist()))
+        for name, value in sorted(prompt.vision.items())
+    )
+    return tensors, int((prompt.token_types == 1).sum())
+
+
+def note_picture_swap(
+    metrics: MeanMetrics, groups: Sequence[Group], logp: Callable[[Sequence[Group]], Sequence[Tensor]]
+) -> None:
+    """Measure how far the log-probabilities of completions move when their pictures are swapped with others of the same shapes.
+
+    Args:
+        metrics: where `picture/swap_gap` is added: mean |Δ log-probability| per token, in nats. Nothing where no two pictures fit.
+        groups: sampled ones.
+        logp: one [K, C] block of log-probabilities for each group.
+    """
+    pairs = swapped_pictures(groups)
+    if not pairs:
+        return
+    plain, swapped = (logp([pair[place] for pair in pairs]) for place in (0, 1))
+    for (group, _), one, other in zip(pairs, plain, swapped, strict=True):
+        for completion, here, there in zip(group.completions, one, other, strict=True):
+            counted = completion.mask.to(here.device)
+            gap = (here - there).abs()[: len(counted)]
+            metrics.mean("picture/swap_gap", gap, weight=counted)

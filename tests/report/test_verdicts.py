@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from boresight.report.verdicts import RULES, verdicts, window_means
+
+WELL = {
+    "reward": 0.413,
+    "reward_std": 0.21,
+    "grad_norm": 0.37,
+    "frac_reward_zero_std": 0.29,
+    "frac_unscored": 0.04,
+    "rewards/exact_answer_reward/mean": 0.31,
+    "rewards/exact_answer_reward/failed": 0.01,
+    "rewards/exact_answer_reward/unparsed": 0.11,
+    "rewards/think_format_reward/mean": 0.83,
+    "completions/clipped_ratio": 0.07,
+    "completions/mean_length": 212.4,
+    "clip_ratio/region_mean": 0.16,
+    "picture/swap_gap": 0.23,
+    "update/frac_unmoved": 0.02,
+    "sampling/sampling_logp_difference/mean": 0.004,
+    "entropy": 0.61,
+}
+"""A run in which nothing stands in the way, every number another."""
+
+# name, what changes, a phrase of the text with the numbers and the option to turn; then the same just on the other side.
+CASES: list[tuple[str, dict[str, float], list[str], dict[str, float]]] = [
+    ("no_gradient", {"grad_norm": 0.0}, ["gradient is exactly 0"], {"grad_norm": 1e-9}),
+    (
+        "rewards_failed",
+        {"rewards/exact_answer_reward/failed": 0.13},
+        ["exact_answer_reward failed on 13 % of completions", "reward_timeout", "reward_workers"],
+        {"rewards/exact_answer_reward/failed": 0.049},
+    ),
+    ("unscored", {"frac_unscored": 0.37}, ["No reward speaks of 37 % of completions"], {"frac_unscored": 0.25}),
+    (
+        "rewards_equal",
+        {"frac_reward_zero_std": 0.94},
+        ["In 94 % of groups", "mean reward 0.413", "dynamic_sampling=True", "num_generations", "temperature"],
+        {"frac_reward_zero_std": 0.74},
+    ),
+    (
+        "truncated",
+        {"completions/clipped_ratio": 0.34},
+        ["34 % of completions hit the length limit", "mean length 212 tokens", "max_completion_length"],
+        {"completions/clipped_ratio": 0.24},
+    ),
+    (
+        "format_failures",
+        {"rewards/think_format_reward/mean": 0.123},
+        ["think_format_reward is 0.123 on average", "prompt", "SFT"],
+        {"rewards/think_format_reward/mean": 0.5},
+    ),
+    (
+        "parse_failures",
+        {"rewards/exact_answer_reward/unparsed": 0.62},
+        ["exact_answer_reward finds no answer in 62 % of completions", "format reward"],
+        {"rewards/exact_answer_reward/unparsed": 0.24},
+    ),
+    (
+        "picture_ignored",
+        {"picture/swap_gap": 0.0003},
+        ["The picture is ignored", "0.0003 nats per token", "max_pixels"],
+        {"picture/swap_gap": 0.011},
+    ),
+    (
+        "clipped",
+        {"clip_ratio/region_mean": 0.58},
+        ["58 % of the loss is clipped", "learning_rate", "steps_per_generation", "epsilon"],
+        {"clip_ratio/region_mean": 0.49},
+    ),
+    ("clipped", {"cispo_clip_ratio": 0.71}, ["71 % of the loss is clipped"], {"cispo_clip_ratio": 0.2}),
+    (
+        "below_resolution",
+        {"update/frac_unmoved": 0.97},
+        ["97 % of the weights that had a gradient did not move", "float32", "learning_rate"],
+        {"update/frac_unmoved": 0.45},
+    ),
+    (
+        "sampler_drift",
+        {"sampling/sampling_logp_difference/mean": 0.187},
+        ["0.187 nats per token", "vllm_importance_sampling_correction"],
+        {"sampling/sampling_logp_difference/mean": 0.03},
+    ),
+    ("collapsed", {"entropy": 0.004}, ["0.004 nats per token", "temperature", "entropy_coef"], {"entropy": 0.02}),
+]
+
+
+@pytest.mark.parametrize(("name", "changed", "phrases", "other_side"), CASES, ids=[case[0] for case in CASES])
+def test_a_verdict_falls_where_it_must_and_nowhere_else(
+    name: str, changed: dict[str, float], phrases: list[str], other_side: dict[str, float]
+) -> None:
+    (verdict,) = verdicts(WELL | changed)
+    assert verdict.name == name
+    for phrase in phrases:
+        assert phrase in verdict.text
+    assert [found.name for found in verdicts(WELL | other_side)] == ["fine"]
+
+
+def test_every_verdict_is_tried() -> None:
+    assert {case[0] for case in CASES} == RULES.keys()
+
+
+def test_several_reasons_come_most_thorough_first() -> None:
+    changed = {"entropy": 0.001, "completions/clipped_ratio": 0.9, "rewards/exact_answer_reward/failed": 0.5}
+    assert [found.name for found in verdicts(WELL | changed)] == ["rewards_failed", "truncated", "collapsed"]
+
+
+def test_a_failing_function_is_not_also_one_that_does_not_apply() -> None:
+    found = verdicts(WELL | {"rewards/exact_answer_reward/failed": 0.6, "frac_unscored": 0.62})
+    assert [verdict.name for verdict in found] == ["rewards_failed"]
+
+
+def test_where_nothing_stands_in_the_way_the_progress_is_said() -> None:
+    (verdict,) = verdicts(WELL)
+    assert verdict.text == "Nothing seen that stands in the way of learning: reward 0.413; 71 % of groups have spread."
+    (verdict,) = verdicts(WELL, WELL | {"reward": 0.437})
+    assert "reward 0.413, -0.024 since the last verdict; 71 %" in verdict.text
+    (verdict,) = verdicts({"loss": 1.25, "grad_norm": 3.0}, {"loss": 1.75})
+    assert verdict.text.endswith("loss 1.25, -0.5 since the last verdict.")
+
+
+def test_demonstrations_that_max_length_cuts() -> None:
+    (verdict,) = verdicts({"loss": 1.25, "completions/clipped_ratio": 0.31})
+    assert verdict.name == "truncated" and "max_length cut 31 % of completions" in verdict.text
+
+
+def test_low_entropy_is_no_fault_of_demonstrations() -> None:
+    assert [found.name for found in verdicts({"loss": 1.25, "entropy": 0.001})] == ["fine"]
+
+
+def test_window_means() -> None:
+    lines: list[dict[str, Any]] = [{"a": 1.0, "b": 4}, {"a": 2.5, "word": "x"}, {"a": None}]
+    assert window_means(lines) == {"a": 1.75, "b": 4.0}
