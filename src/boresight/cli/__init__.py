@@ -48,7 +48,9 @@ def _run(words: list[str]) -> int | None:
         return importlib.import_module("boresight.cli.training").run(name, words[1:])
     parser, commands = _parser()
     if name and not name.startswith("-") and name not in commands:
-        raise ConfigError(f"there is no command {name!r}.{nearest(name, [*TRAINING, *commands])} All of them: boresight --help.")
+        raise ConfigError(
+            f"there is no command {name!r}.{nearest(name, [*TRAINING, *commands])} All of them: boresight --help."
+        )
     options, further = parser.parse_known_args([_as_declared(word, commands.get(name)) for word in words])
     if "further" in inspect.signature(options.run).parameters:
         return options.run(options, further)
