@@ -89,6 +89,11 @@ class RewardTable:
         """[B] weighted sum of the rewards that apply; NaN where unscored."""
         return (self.values * self.weights).nansum(dim=1).masked_fill(~self.scored, math.nan)
 
+    @property
+    def by_name(self) -> dict[str, PerSequence]:
+        """[B] per function: what it said."""
+        return dict(zip(self.names, self.values.unbind(dim=1), strict=True))
+
     def __add__(self, below: RewardTable) -> RewardTable:
         """This table, and below it another of the same functions."""
         num_own, num_more = len(self.values), len(below.values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import json
 import logging
@@ -24,6 +25,7 @@ from boresight.model.export import PolicyWeights
 from boresight.model.load import unwrap
 from boresight.rollout.vllm.engine import Engine, EngineError, EngineRestartedError
 from boresight.rollout.vllm.local import LocalEngine
+from boresight.rollout.vllm.names import LOAD_FORMAT
 from boresight.rollout.vllm.options import VLLMConfig
 from boresight.rollout.vllm.sampler import MAX_REDONE, VLLMSampler
 from boresight.rollout.vllm.serve import Server, server_command
@@ -179,7 +181,7 @@ class _ChildEngine(ServerEngine):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        flags = ["--host", "127.0.0.1", "--port", str(port), "--load-format", "boresight"]
+        flags = ["--host", "127.0.0.1", "--port", str(port), "--load-format", LOAD_FORMAT]
         if not torch.cuda.is_available():
             flags.append("--enforce-eager")
         for name, value in engine_options.items():
@@ -189,6 +191,7 @@ class _ChildEngine(ServerEngine):
             elif value is not False:
                 flags += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
         self._server = Server(server_command(self._folder.name, flags), quiet=True)
+        atexit.register(self._server.close)
         try:
             super().__init__(f"http://127.0.0.1:{port}", alive=self._server.is_alive, **calls)
         except BaseException:

@@ -120,7 +120,15 @@ class Supervised:
     def __init__(self, folder: Path, log: Path) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [Path(sys.executable).parent / "boresight", "vllm-serve", "--model", folder, "--port", self.port, *FLAGS]
+        command = [
+            Path(sys.executable).parent / "boresight",
+            "vllm-serve",
+            "--model",
+            folder,
+            "--port",
+            self.port,
+            *FLAGS,
+        ]
         with log.open("wb") as said:
             self.process = subprocess.Popen(
                 [str(word) for word in command],

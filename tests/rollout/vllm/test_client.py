@@ -112,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
 
     do_POST = do_GET
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         """Silent."""
 
 
@@ -200,7 +200,10 @@ def test_an_address_without_a_scheme_is_refused_at_once() -> None:
 
 def test_a_server_that_never_comes_up_is_given_up(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "SAY_EVERY", 0.2)
-    with caplog.at_level(logging.WARNING), pytest.raises(EngineError, match=r"was not up within vllm_server_timeout=1 s"):
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(EngineError, match=r"was not up within vllm_server_timeout=1 s"),
+    ):
         ServerEngine(f"http://127.0.0.1:{free_port()}", timeout_s=1.0)
     assert any(record.message.startswith("waiting for the vLLM server") for record in caplog.records)
 
@@ -219,7 +222,7 @@ def test_one_that_answers_but_is_not_well_is_waited_for(stand: Stand) -> None:
 def test_one_that_hangs_when_asked_for_its_health_is_not_up(stand: Stand, monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "HEALTH_S", 0.2)
     stand.answers["/health"] = hang
-    with pytest.raises(EngineError, match="was not up within vllm_server_timeout=0.5 s"):
+    with pytest.raises(EngineError, match=r"was not up within vllm_server_timeout=0\.5 s"):
         attached(stand, timeout_s=0.5)
 
 
@@ -230,7 +233,7 @@ def test_one_that_hangs_when_asked_for_its_health_is_not_up(stand: Stand, monkey
 def test_a_broken_answer_means_that_the_server_must_be_asked_anew(stand: Stand, fault: Answer) -> None:
     engine = attached(stand)
     stand.answers["/inference/v1/generate"] = fault
-    with pytest.raises(EngineRestartedError, match="went away .* and is up again"):
+    with pytest.raises(EngineRestartedError, match=r"went away .* and is up again"):
         engine.generate(REQUESTS)
     stand.answers["/inference/v1/generate"] = says(COMPLETED)
     assert len(engine.generate(REQUESTS)) == 3
@@ -241,7 +244,9 @@ def test_an_engine_that_dies_behind_its_server_is_waited_for(stand: Stand) -> No
     engine = attached(stand, timeout_s=10.0)
     before = stand.asked.count("/health")
     stand.answers["/inference/v1/generate"] = says("EngineDeadError", 500)
-    stand.answers["/health"] = lambda handler: says(status=503 if stand.asked.count("/health") < before + 3 else 200)(handler)
+    stand.answers["/health"] = lambda handler: says(status=503 if stand.asked.count("/health") < before + 3 else 200)(
+        handler
+    )
     with pytest.raises(EngineRestartedError, match="EngineDeadError"):
         engine.generate(REQUESTS)
 
@@ -284,7 +289,7 @@ def test_completions_that_were_broken_off_are_no_completions(stand: Stand, reaso
 def test_an_answer_without_log_probabilities(stand: Stand) -> None:
     engine = attached(stand)
     stand.answers["/inference/v1/generate"] = says(COMPLETED | {"choices": [CHOICE | {"logprobs": None}]})
-    with pytest.raises(EngineError, match="answered /inference/v1/generate with .*'logprobs': None"):
+    with pytest.raises(EngineError, match=r"answered /inference/v1/generate with .*'logprobs': None"):
         engine.generate(REQUESTS)
 
 
@@ -295,7 +300,9 @@ def test_an_answer_without_log_probabilities(stand: Stand) -> None:
 def test_no_call_outlives_its_deadline(stand: Stand, fault: Answer) -> None:
     engine = attached(stand, request_timeout_s=0.5)
     stand.answers["/inference/v1/generate"] = fault
-    with pytest.raises(EngineError, match=r"did not answer /inference/v1/generate within vllm_request_timeout=0.5 s") as caught:
+    with pytest.raises(
+        EngineError, match=r"did not answer /inference/v1/generate within vllm_request_timeout=0.5 s"
+    ) as caught:
         engine.generate(REQUESTS)
     assert not isinstance(caught.value, EngineRestartedError)  # waiting again would help nobody
 
@@ -344,7 +351,9 @@ def tensors() -> list[tuple[str, torch.Tensor]]:
     return [("a", torch.zeros(2)), ("b", torch.ones(2))]
 
 
-def test_a_server_that_was_started_anew_during_a_sync_is_told_from_one_that_refuses(stand: Stand, tmp_path: Any) -> None:
+def test_a_server_that_was_started_anew_during_a_sync_is_told_from_one_that_refuses(
+    stand: Stand, tmp_path: Any
+) -> None:
     engine = attached(stand, sync_dir=str(tmp_path))
 
     def refuse(handler: BaseHTTPRequestHandler) -> None:

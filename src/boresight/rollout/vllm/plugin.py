@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
+from typing import Any
 
 from boresight.rollout.vllm.names import ENGINE, NCCL_ENGINE, STARTED_BY
 
@@ -15,12 +17,12 @@ PR_SET_PDEATHSIG = 1
 
 
 def register() -> None:
-    """Make `--weight-transfer-config '{"backend": "boresight"}'` known to vLLM; the engine's module is loaded when it is used."""
-    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
-
+    """Make `--weight-transfer-config '{"backend": "boresight"}'` and `--load-format boresight` known to vLLM."""
+    factory: Any = importlib.import_module("vllm.distributed.weight_transfer").WeightTransferEngineFactory
     for name, engine in {ENGINE: "Delivery", NCCL_ENGINE: "NCCLDelivery"}.items():
-        if name not in WeightTransferEngineFactory._registry:
-            WeightTransferEngineFactory.register_engine(name, "boresight.rollout.vllm.worker", engine)
+        if name not in factory._registry:
+            factory.register_engine(name, "boresight.rollout.vllm.worker", engine)
+    importlib.import_module("boresight.rollout.vllm.loader")
     if STARTED_BY in os.environ and sys.platform == "linux":
         _end_with_parent()
 

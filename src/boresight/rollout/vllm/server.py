@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -83,6 +85,7 @@ class ServerEngine:
         self._group_port = group_port
         self._sync_dir = Path(sync_dir) if sync_dir else _memory_folder()
         self._nccl: Any = None
+        self._nccl_life = ""
         self.wait()
         self.transport = self._attach()
 
@@ -160,7 +163,11 @@ class ServerEngine:
         return facts["transport"]
 
     def _tidy(self) -> None:
-        """Undo what a trainer before this one left: a sync that it never finished, a pause, sleep."""
+        """Undo what a trainer before this one left: a sync that it never finished, its files, a pause, sleep."""
+        for left in self._sync_dir.glob(f"{_own_folders()}*"):
+            pid = int(left.name.removeprefix(_own_folders()).partition("-")[0])
+            if not _is_running(pid):
+                shutil.rmtree(left, ignore_errors=True)
         if self.call("boresight_abandon")["was_active"]:
             logger.warning("%s was in the middle of a sync that its trainer never finished.", self.where)
         if self._send("GET", "/is_paused")["is_paused"]:
@@ -232,13 +239,13 @@ class ServerEngine:
         return self._send("POST", "/collective_rpc", json={"method": method, "args": [argument]})["results"][0]
 
     def load(self, tensors: Tensors, version: str) -> None:
+        life = self.call("boresight_abandon")["life"]
         if self.transport == "nccl":
-            self._broadcast(tensors)
+            self._broadcast(tensors, life)
             self._send("POST", "/update_weight_version", json={"new_version": version})
             return
-        life = self.call("boresight_abandon")["life"]
         # A folder of this process's: whoever sees it finds nothing of other trainers' in it.
-        folder = Path(tempfile.mkdtemp(prefix="boresight-sync-", dir=self._sync_dir))
+        folder = Path(tempfile.mkdtemp(prefix=f"{_own_folders()}{os.getpid()}-", dir=self._sync_dir))
         try:
             self._send("POST", "/start_weight_update")
             for number, part in enumerate(_parcels(tensors)):
@@ -260,36 +267,13 @@ class ServerEngine:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _broadcast(self, tensors: Tensors) -> None:
-        """By vLLM's own NCCL transfer. It needs GPUs: untested here."""
-        from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
-        from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-        class Source(WeightSource):
-            made: Tensors = staticmethod(tensors)
-
-            def metadata(self) -> list[ParamMeta]:
-                return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.made()]
-
-            def __iter__(self) -> Any:
-                return iter(self.made())
-
-        if self._nccl is None:
+    def _broadcast(self, tensors: Tensors, life: str) -> None:
+        if self._nccl is None or self._nccl_life != life:  # a group of which a part has died is of no use
+            self._nccl_life = life
             workers = self._send("GET", "/get_world_size")["world_size"]
-            self._nccl = WeightTransferTrainerFactory.trainer_init(
-                NCCLTrainerInitInfo(
-                    rank=0,
-                    master_address=os.environ.get("VLLM_HOST_IP", "127.0.0.1"),
-                    master_port=self._group_port,
-                    world_size=1 + workers,
-                ),
-                client=HTTPVLLMWeightSyncClient(self.url, timeout=self._calls.deadline_s),
-                source=Source(),
-            )
-        self._nccl.source = Source()
-        self._nccl.send_weights()
+            inside = importlib.import_module("boresight.rollout.vllm.nccl")
+            self._nccl = inside.Broadcast(self.url, workers, self._group_port, self._calls.deadline_s)
+        self._nccl.send(tensors)
 
     def version(self) -> str:
         return self._send("GET", "/weight_info")["weight_version"]
@@ -334,6 +318,21 @@ def _body(request: Request) -> dict[str, Any]:
     body = {"token_ids": list(request.ids), "sampling_params": dict(request.sampling), "return_token_ids": True}
     parts = [{"type": "image_url", "url": _data_uri(picture)} for picture in request.pictures]
     return body | ({"content_parts": parts} if parts else {})
+
+
+def _own_folders() -> str:
+    """How the names of folders begin in which trainers of this machine put weights; a process id follows."""
+    return f"boresight-sync-{socket.gethostname()}-"
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def _data_uri(picture: Any) -> str:
