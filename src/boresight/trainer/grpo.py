@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from transformers.trainer_utils import EvalLoopOutput
 
 from boresight.data.images import decode
 from boresight.data.sources import RowStream
@@ -297,6 +298,14 @@ class GRPOTrainer(GroupTrainer[Scored]):
         return result.loss
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------------------
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        except EngineError as error:
+            if self.is_in_train:
+                self._keep_what_was_learned(error)
+            raise
 
     def evaluate_step(self, inputs: list[Prompt], metrics: MeanMetrics) -> None:
         """Reward metrics of completions sampled under a seed of their own."""
