@@ -93,7 +93,8 @@ class OurSide:
             train_dataset=dataset(case, self.folder),
             processing_class=AutoProcessor.from_pretrained(self.folder),
         )
-        trainer.facts = trainer.sampler.facts = replace(trainer.facts, stop_ids=no_stop_ids())
+        trainer.facts = replace(trainer.facts, stop_ids=no_stop_ids())
+        trainer.sampler = trainer.own_sampler()
         return trainer
 
     def _dpo(self) -> DPOTrainer:

@@ -17,14 +17,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from boresight.errors import ConfigError, StoppedError, UserError, nearest
+from boresight.errors import BoresightError, ConfigError, StoppedError, UserError, nearest
 
 if TYPE_CHECKING:
     from boresight.cli.command import Command, read_command
 
 __all__ = ["Command", "exit_code", "main", "read_command"]
 
-DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 TRAINING = {
     "sft": "imitate demonstrations (supervised fine-tuning)",
@@ -37,7 +37,7 @@ TRAINING = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, and return what the shell is told: 0 done, 2 bad input, 130 interrupted."""
+    """Run a command, and return what the shell is told: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     return exit_code(lambda: _run(words))
 
@@ -62,8 +62,8 @@ def _run(words: list[str]) -> int | None:
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """Do some work, and return what the shell is told: its own number, or 0 done, 2 bad input, 130 interrupted. Errors of the user's are
-    printed."""
+    """Do some work, and return what the shell is told: its own number, or 0 done, 1 failed, 2 bad input, 130 interrupted. Errors of the
+    user's are printed."""
     try:
         result = work()
     except UserError as error:
@@ -73,6 +73,9 @@ def exit_code(work: Callable[[], object]) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"\nboresight: {error}", file=sys.stderr)
         return INTERRUPTED
+    except BoresightError as error:  # an engine that is gone, say; its notes tell how to go on
+        print("\n".join([f"\nboresight: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("\nboresight: interrupted; nothing was saved", file=sys.stderr)
         return INTERRUPTED

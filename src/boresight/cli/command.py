@@ -221,7 +221,7 @@ def _command(
 
 
 def _check_model(model: ModelOptions, given: set[str]) -> None:
-    if model.model_name_or_path is None:
+    if not model.model_name_or_path:
         raise ConfigError("Which model? Give a folder or a hub id: --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct.")
     if model.dtype not in (None, "auto", "float32", "bfloat16", "float16"):
         raise ConfigError(f"--dtype {model.dtype} is not one of auto, float32, bfloat16, float16.")

@@ -21,7 +21,7 @@ def option(default: Any, meaning: str, metavar: str | None = None, **more: Any) 
 class ModelOptions:
     """Which model, and whether its weights are trained or an adapter beside them."""
 
-    model_name_or_path: str | None = option(None, "The model: a folder or a hub id.", "MODEL")
+    model_name_or_path: str = option("", "The model: a folder or a hub id.", "MODEL")
     model_revision: str | None = option(None, "Branch, tag or commit of a model on the hub. None: main.", "NAME")
     dtype: str | None = option(
         None,

@@ -51,7 +51,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
         reward_funcs: one or several reward functions: callables `f(prompts, completions, **columns) -> list[float | None]`, sync or async,
             or names of `boresight.rewards`, or dotted paths.
         args: options; None: the defaults.
-        train_dataset, eval_dataset: rows with a `prompt`, pictures, and whatever columns the reward functions read.
+        train_dataset: rows with a `prompt`, pictures, and whatever columns the reward functions read.
+        eval_dataset: the same, to evaluate on; or several of them by name.
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights; the reference is then the model without it.
         ref_model: what to compare with where `beta` is not 0; None: the policy before training.

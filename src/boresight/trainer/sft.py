@@ -50,7 +50,8 @@ class SFTTrainer(GroupTrainer[Group]):
     Args:
         model: a hub id, a folder, or a loaded model.
         args: options; None: the defaults.
-        train_dataset, eval_dataset: a `datasets` object, a list of rows, a file, a folder, or a hub id.
+        train_dataset: a `datasets` object, a list of rows, a file, a folder, or a hub id.
+        eval_dataset: the same, to evaluate on; or several of them by name.
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights.
     """
