@@ -14,10 +14,10 @@ LOCK := requirements-dev.lock
 # Tiny models gain nothing from threads, so each core runs tests of its own; the hub is never asked for anything.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
-.PHONY: help setup lock demo check format test soak bench docs
+.PHONY: help setup lock demo check format test test-pages soak bench docs
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*##/\1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## fill .venv with exactly the versions of the lock
 
@@ -51,7 +51,10 @@ format: setup  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 test: check  ## check, then every test but the long sweeps (ARGS="-k reward")
-	$(TEST_ENV) $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
+
+test-pages: setup  ## the pages in a real browser; fails where there is none
+	$(TEST_ENV) $(BIN)/python -m pytest -m "pages and not soak" --need-browser $(ARGS)
 
 soak: setup  ## the long sweeps
 	$(TEST_ENV) $(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
@@ -60,4 +63,4 @@ bench: setup  ## time and memory beside TRL, in one run
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/versus_trl.py $(ARGS)
 
 docs: setup  ## build the documentation into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -33,7 +33,8 @@ def ways(prompt: int, completion: int, k: int) -> dict[str, Attend]:
     """Name → function of query, key and value of one group's row."""
     length = prompt + k * completion
     nothing = torch.zeros(length, dtype=torch.long)
-    row = PackedRow((Span(0, prompt, (completion,) * k),), *[nothing] * 5, nothing[None].bool())
+    spans = (Span(0, prompt, (completion,) * k),)
+    row = PackedRow(spans, nothing, nothing, nothing, nothing, nothing, nothing[None].bool())
     table, scale, repeats = BranchTable.of(row), SIZE**-0.5, HEADS // KV_HEADS
     branch = torch.arange(length).sub(prompt).div(completion, rounding_mode="floor").clamp(min=-1)
     seen = torch.ones(length, length, dtype=torch.bool).tril() & ((branch == -1) | (branch == branch[:, None]))

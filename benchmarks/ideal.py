@@ -131,7 +131,8 @@ def _logp(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
 def _decode(model: nn.Module, case: Case, repeats: int) -> float:
     """A step in the middle of sampling: each completion's own cache, and attention to the prompts kept once."""
     model.eval()
-    ids = torch.randint(0, model.config.text_config.vocab_size, (case.num_rows, max(1, case.completion_tokens // 2)))
+    config: Any = model.config
+    ids = torch.randint(0, config.text_config.vocab_size, (case.num_rows, max(1, case.completion_tokens // 2)))
     state: dict[str, Any] = {}
 
     def fill() -> None:
@@ -141,7 +142,7 @@ def _decode(model: nn.Module, case: Case, repeats: int) -> float:
     def step() -> None:
         model(input_ids=ids[:, :1], past_key_values=state["cache"], use_cache=True)
         for _ in range(case.num_prompts):
-            _attention_to_prompt(model.config.text_config, case.num_completions, case.prompt_tokens)
+            _attention_to_prompt(config.text_config, case.num_completions, case.prompt_tokens)
 
     return median_seconds(step, 2 * repeats, before=fill)
 

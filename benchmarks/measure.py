@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -70,7 +71,8 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 @contextmanager
 def counted_work(models: Sequence[nn.Module]) -> Iterator[Counter[str]]:
-    """Count what really runs through towers, language models and heads of both sides' models: pictures, tokens, head rows.
+    """Count what really runs through towers, language models and heads of both sides' models: pictures, tokens, and those of
+    them that a gradient is taken of.
 
     Hooks sit on transformers' own modules, so nobody's book-keeping is believed. Recomputation under gradient checkpointing is inside the
     tower and is not seen.
@@ -81,7 +83,9 @@ def counted_work(models: Sequence[nn.Module]) -> Iterator[Counter[str]]:
         counts["encodes"] += len(options["grid_thw"] if "grid_thw" in options else args[1])
 
     def language(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        counts["tokens"] += options["inputs_embeds"].shape[:2].numel()
+        tokens = options["inputs_embeds"].shape[:2].numel()
+        counts["tokens"] += tokens
+        counts["gradient_tokens"] += tokens * torch.is_grad_enabled()
 
     hooks = []
     for model in models:

@@ -98,8 +98,8 @@ def run_seed(seed: int, folder: Path, effort: Effort) -> dict[str, Result]:
         results[method] = Result(
             *_tested(trainer, test, effort),
             told_apart,
-            {entry["step"]: entry["logps/chosen"] for entry in logs},
-            {entry["step"]: entry["logps/rejected"] for entry in logs},
+            {int(entry["step"]): entry["logps/chosen"] for entry in logs},
+            {int(entry["step"]): entry["logps/rejected"] for entry in logs},
         )
     return results
 

@@ -35,7 +35,7 @@ for number, item in enumerate(questions, 1):
         return_tensors="pt",
     )
     with torch.no_grad():
-        output = model.generate(**inputs, do_sample=False, max_new_tokens=16)
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=16)  # pyright: ignore[reportAttributeAccessIssue]
     text = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     answers = re.findall(r"<answer>(.*?)</answer>", text)
     right += answers == [item["solution"]]

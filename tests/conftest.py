@@ -1,7 +1,56 @@
-"""Shapes are checked under pytest only: beartype reads the jaxtyping annotations of the rooms that are pure arithmetic."""
+"""Shapes are checked under pytest only: beartype reads the jaxtyping annotations of the rooms that are pure arithmetic.
+
+And pages are opened in a real browser, where there is one (tests/browser.py).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 from jaxtyping import install_import_hook
 
+from tests.browser import find_browser
+
 install_import_hook(["boresight.loss", "boresight.advantage", "boresight.types"], "beartype.beartype")
+
+NO_BROWSER = "pages NOT tested: no chromium or google-chrome found (apt-get install chromium)"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--need-browser", action="store_true", help="fail, rather than skip, where no browser is found")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """`-m pages` is every test that opens a browser."""
+    for item in items:
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.pages)
+
+
+@pytest.fixture(scope="module")
+def chromium(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A headless browser, one for all tests of a module.
+
+    Not one for the session: Playwright keeps an event loop running in this thread, in which tests of other modules could start none.
+    """
+    path = find_browser()
+    if path is None:
+        if request.config.getoption("--need-browser"):
+            pytest.fail(NO_BROWSER)
+        pytest.skip(NO_BROWSER)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say in the last lines what was left untested: a green run must not be taken for more than it is."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if NO_BROWSER in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{NO_BROWSER}; {len(skipped)} tests skipped", yellow=True)

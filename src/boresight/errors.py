@@ -7,6 +7,7 @@ BoresightError
 │   ├── ConfigError                 an option that is unknown, contradictory or unsupported
 │   ├── ModelError                  a model or processor that cannot do what is asked of it
 │   └── RewardError                 a reward function that broke its contract
+├── StoppedError                    the user ended a run; the message says how to go on
 └── ShapeError (also AssertionError)   ourselves: a tensor that is not what its door promises
 """
 
@@ -42,6 +43,10 @@ class ModelError(UserError):
 
 class RewardError(UserError):
     """A reward function broke its contract: wrong length, wrong type, infinity."""
+
+
+class StoppedError(BoresightError):
+    """The user ended a run before its end. The message says what was saved and how to go on."""
 
 
 class ShapeError(BoresightError, AssertionError):

@@ -334,6 +334,8 @@ def test_counts(subject: Subjects, layout: str) -> None:
         "prompt_tokens": sum(prompts),
         "completion_tokens": sum(completion for _, completion in rows),
         "padded_tokens": padded,
+        "unshared_vision_encodes": sum(len(group) * len(group.prompt.pictures) for group in groups),
+        "unshared_prompt_tokens": sum(prompt for prompt, _ in rows),
     }
     run(groups)
     assert run.counts["vision_encodes"] == 16  # the tower is trained: its gradient is needed again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from boresight.demo.easy_vqa import load_easy_vqa, question_text
 from boresight.demo.tiny import build_tiny
 
 
@@ -33,3 +35,17 @@ def run_script(tmp_path: Path, model_folder: Path) -> Callable[[str], str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    """A user's folder: twelve pictures, and a table with a question and an answer about each."""
+    folder = tmp_path / "shapes"
+    (folder / "images").mkdir(parents=True)
+    with (folder / "train.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["image", "question", "answer"])
+        for place, row in enumerate(load_easy_vqa("train", num_rows=12)):
+            (folder / "images" / f"{place}.png").write_bytes(row["image"]["bytes"])
+            table.writerow([f"images/{place}.png", question_text(row["prompt"]), row["solution"]])
+    return folder

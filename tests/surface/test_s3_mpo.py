@@ -60,7 +60,7 @@ def test_the_mpo_sample(run_script: Callable[[str], str], loaded: bool) -> None:
 
 
 def test_dpo_of_pairs_with_pictures(run_script: Callable[[str], str]) -> None:
-    """Two pairs, two pictures, each encoded once in the policy's pass; and plain transformers loads what was saved."""
+    """Two pairs, two pictures, each encoded once by the policy and once by the reference; and plain transformers loads what was saved."""
     printed = run_script(
         DATA
         + """
@@ -75,4 +75,4 @@ AutoModelForImageTextToText.from_pretrained(tmp_dir + "/saved")
 print("encodes", trainer.state.log_history[0]["work/vision_encodes"])
 """
     )
-    assert "encodes 2" in printed
+    assert "encodes 4" in printed

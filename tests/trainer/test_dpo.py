@@ -350,7 +350,9 @@ def test_pairs_of_one_prompt_encode_its_picture_once(model_folder: Path, tmp_pat
     rows[1] |= {"prompt": rows[0]["prompt"], "image": rows[0]["image"]}
     run = trainer(model_folder, tmp_path, rows, max_steps=1)
     run.train()
-    assert logged(run, "work/vision_encodes") == [2]  # of rows 0 to 3, three have a picture and two share it
+    # Of rows 0 to 3, three have a picture and two share it; the policy encodes them and so does the reference.
+    assert logged(run, "work/vision_encodes") == [2 + 2]
+    assert logged(run, "work/unshared_vision_encodes") == [2 * 3 * 2]
     alone = [trainer(model_folder, tmp_path, [row], per_device_train_batch_size=1) for row in rows[:2]]
     both = run._logps([run.encode(row) for row in _all_rows(run)[:2]], run.reference)  # pyright: ignore[reportArgumentType]
     assert run.reference is not None

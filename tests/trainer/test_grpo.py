@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,15 @@ def test_a_frozen_tower_encodes_a_picture_once_in_a_step(model_folder: Path, tmp
     )  # fmt: skip
     trainer = GRPOTrainer(model, vowel_share, config, [row for row in records() if row["image"]][:4], ref_model=None)
     trainer.train()
-    assert sum(log.get("work/vision_encodes", 0) for log in trainer.state.log_history) == 4
-    assert trainer.reference is not None
-    assert trainer.reference.forward.counts["vision_encodes"] == 0
+    work = Counter[str]()
+    for log in trainer.state.log_history:
+        work.update({name: value for name, value in log.items() if name.startswith("work/")})
+    assert work["work/vision_encodes"] == 4
+    # With nothing shared: 16 rows through the old and the reference pass and two updates, and 16 sampled.
+    assert work["work/unshared_vision_encodes"] == 4 * 16
+    assert work["work/sampler_unshared_vision_encodes"] == 16
+    assert work["work/unshared_prompt_tokens"] == 4 * 4 * work["work/sampler_prompt_tokens"]
+    assert work["work/prompt_tokens"] == 4 * work["work/sampler_prompt_tokens"]
 
 
 def test_lora_is_its_own_reference(model_folder: Path, tmp_path: Path) -> None:

@@ -1,39 +1,129 @@
-"""`boresight`: what people type."""
+"""`boresight`: what people type.
+
+    sft, dpo, mpo, grpo, gspo   train: methods (the commands), options and flags (what they are told), config_file, command (all that
+                                read), rows and adapter (what it names), launch (through accelerate), training (a run from start to end)
+    vllm-serve, demo, …         each a file of its name
+
+A script of one's own takes the same flags: `read_command("grpo")` reads them, `exit_code` makes errors what a shell expects.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from boresight.errors import UserError
+from boresight.errors import BoresightError, ConfigError, StoppedError, UserError, nearest
 
-DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+if TYPE_CHECKING:
+    from boresight.cli.command import Command, read_command
+
+__all__ = ["Command", "exit_code", "main", "read_command"]
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+TRAINING = {
+    "sft": "imitate demonstrations (supervised fine-tuning)",
+    "dpo": "learn from pairs of answers of which one is preferred",
+    "mpo": "DPO with a quality and a generation loss beside (mixed preference optimisation)",
+    "grpo": "sample several answers, reward them, and learn from how they compare",
+    "gspo": "GRPO with the importance ratio over whole answers",
+}
+"""The training commands; here, so that `boresight --help` loads no torch."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, and return what the shell is told: 0 done, 2 bad input, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    """Run a command, and return what the shell is told: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return exit_code(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int | None:
+    name = words[0] if words else ""
+    if name in TRAINING:
+        return importlib.import_module("boresight.cli.training").run(name, words[1:])
+    parser, commands = _parser()
+    if name and not name.startswith("-") and name not in commands:
+        raise ConfigError(
+            f"there is no command {name!r}.{nearest(name, [*TRAINING, *commands])} All of them: boresight --help."
+        )
+    options, further = parser.parse_known_args([_as_declared(word, commands.get(name)) for word in words])
+    if "further" in inspect.signature(options.run).parameters:
+        return options.run(options, further)
+    if further:
+        flag = further[0].split("=")[0]
+        known = [flag for action in commands[name]._actions for flag in action.option_strings]
+        raise ConfigError(f"boresight {name} has no option {flag}.{nearest(flag, known)} See boresight {name} --help.")
+    return options.run(options)
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do some work, and return what the shell is told: its own number, or 0 done, 1 failed, 2 bad input, 130 interrupted. Errors of the
+    user's are printed."""
     try:
-        options.run(options)
+        result = work()
     except UserError as error:
         print(f"boresight: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print("boresight: interrupted", file=sys.stderr)
+    except StoppedError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\nboresight: {error}", file=sys.stderr)
         return INTERRUPTED
-    return DONE
+    except BoresightError as error:  # an engine that is gone, say; its notes tell how to go on
+        print("\n".join([f"\nboresight: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("\nboresight: interrupted; nothing was saved", file=sys.stderr)
+        return INTERRUPTED
+    return result if isinstance(result, int) else DONE
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of all commands, and those of each that does not train, which also has one in `flags`."""
     # Commands import what they run when they run: `boresight --help` loads no torch.
-    from boresight.cli import demo, doctor, env
+    from boresight.cli import compare, demo, doctor, env, report, vllm_serve
 
-    parser = argparse.ArgumentParser(prog="boresight", description="Align vision-language models.")
+    parser = argparse.ArgumentParser(
+        prog="boresight",
+        description="Align vision-language models.",
+        epilog="The options of a command: boresight COMMAND --help.",
+        formatter_class=_Wide,
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (demo, doctor, env):
-        name = command.__name__.rsplit(".", 1)[-1]
-        own = commands.add_parser(name, help=command.HELP, description=command.HELP)
-        command.add_options(own)
-        own.set_defaults(run=command.run)
-    return parser
+    for name, meaning in TRAINING.items():
+        commands.add_parser(name, help=meaning)
+    own: dict[str, argparse.ArgumentParser] = {}
+    for command in (vllm_serve, report, compare, demo, doctor, env):
+        name = command.__name__.rsplit(".", 1)[-1].replace("_", "-")
+        own[name] = commands.add_parser(name, help=command.HELP, description=command.HELP, allow_abbrev=False)
+        command.add_options(own[name])
+        own[name].set_defaults(run=command.run)
+    return parser, own
+
+
+class _Wide(argparse.HelpFormatter):
+    """Lines up the commands beside what they do."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=18, width=80)
+        self._action_max_length = 16
+
+
+def _as_declared(word: str, command: argparse.ArgumentParser | None) -> str:
+    """A flag in the spelling that its command has, with hyphens or underscores."""
+    flag, equals, value = word.partition("=")
+    if command is None or not flag.startswith("--"):
+        return word
+    known = {flag for action in command._actions for flag in action.option_strings}
+    spellings = (flag, f"--{flag[2:].replace('_', '-')}", f"--{flag[2:].replace('-', '_')}")
+    return next((spelling for spelling in spellings if spelling in known), flag) + equals + value
+
+
+def __getattr__(name: str) -> object:
+    if name not in ("Command", "read_command"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("boresight.cli.command"), name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,7 +16,9 @@ import torch.utils.data
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
+from boresight.data.columns import renamed
 from boresight.data.images import load_picture
+from boresight.data.paths import located
 from boresight.data.schema import PICTURE_COLUMNS, TEXT_COLUMNS, map_pictures, read_row
 from boresight.errors import DataError, nearest
 from boresight.types import Row
@@ -33,10 +37,22 @@ _SPLITS = {
     "dev": "validation",
 }
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_SLICE = re.compile(r"([^\[\]]+)\[(.*)\]")
 _MAX_NAMED = 10
 
 
-def load_rows(source: Any, *, split: str | None = None, name: str | None = None) -> Records:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is asked of a file, a folder or a hub id."""
+
+    split: str | None = None
+    name: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    image_root: str | Path | None = None
+    streaming: bool = False
+
+
+def load_rows(source: Any, *, split: str | None = None, **reading: Any) -> Records:
     """The records of `source`.
 
     Args:
@@ -44,18 +60,20 @@ def load_rows(source: Any, *, split: str | None = None, name: str | None = None)
             of a JSON, JSON Lines, Parquet or CSV file, a folder (saved by `save_to_disk`, of pictures with a
             ``metadata.csv`` or ``metadata.jsonl``, or of data files), or a hub id. Relative paths of pictures are
             taken from the file's folder where they exist there.
-        split: which split to take where there are several. None takes the only one, or ``train``.
-        name: the hub data set's configuration.
+        split: which split to take where there are several, or which part of one, such as ``train[:1000]``. None takes the
+            only one, or ``train``.
+        reading: of a file, a folder or a hub id only: `name`, the hub data set's configuration; `columns`, our name of
+            a column → the data set's; `image_root`, where paths of pictures start; `streaming`, to read rows as they come.
 
     Raises:
-        DataError: nothing is there, it cannot be read, or the split does not exist.
+        DataError: nothing is there, it cannot be read, or the split or a column does not exist.
     """
     if isinstance(source, datasets.DatasetDict | datasets.IterableDatasetDict):
         return _split(source, split, "the data set")
     if isinstance(source, datasets.Dataset | datasets.IterableDataset):
         return source
     if isinstance(source, str | Path):
-        return _named(str(source), split, name)
+        return _named(str(source), Reading(split, **reading))
     if isinstance(source, Sequence):
         return [_encoded_once(record, index) for index, record in enumerate(source)]
     raise DataError(
@@ -150,12 +168,12 @@ def _outcomes(rows: RowDataset | RowStream, check: Callable[[Row], object] | Non
             yield None
 
 
-def _named(source: str, split: str | None, name: str | None) -> Records:
+def _named(source: str, reading: Reading) -> Records:
     path = Path(source).expanduser()
     if path.is_dir():
-        return _folder(path, split)
+        return _folder(path, reading)
     if path.is_file():
-        return _resolved(_split(_read({"train": [path]}), None, source), path.parent)
+        return _table(_read({"train": [path]}, reading.streaming), path.parent, source, reading)
     looks_local = path.suffix in _READERS or source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -163,22 +181,25 @@ def _named(source: str, split: str | None, name: str | None) -> Records:
             f"There is no file or folder {source!r} (looked in {Path.cwd()}).{nearest(path.name, siblings)}"
         )
     try:
-        return _split(datasets.load_dataset(source, name), split, source)
+        splits = datasets.load_dataset(source, reading.name, streaming=reading.streaming)
     except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"There is no file, folder or reachable hub data set {source!r}: {error}") from error
+    return _stored(_split(splits, reading.split, source), source, reading)
 
 
-def _folder(path: Path, split: str | None) -> Records:
+def _folder(path: Path, reading: Reading) -> Records:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         saved = datasets.load_from_disk(path)
-        return _split(saved, split, str(path)) if isinstance(saved, datasets.DatasetDict) else saved
-    if any(list(path.rglob(metadata)) for metadata in _METADATA):
+        splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        return _stored(_split(splits, reading.split, str(path)), str(path), reading)
+    if metadata := [found for kind in _METADATA for found in path.rglob(kind) if _names_files(found)]:
         try:
-            return _split(datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=True), split, str(path))
+            splits = datasets.load_dataset(
+                "imagefolder", data_dir=str(path), drop_labels=True, streaming=reading.streaming
+            )
         except (OSError, ValueError, DatasetGenerationError) as error:
             raise DataError(f"The picture folder {str(path)!r} cannot be read: {error.__cause__ or error}") from error
+        return _stored(_split(splits, reading.split, str(metadata[0])), str(path), reading)
     files: dict[str, list[Path]] = {}
     for file in sorted(entry for entry in path.rglob("*") if entry.suffix in _READERS):
         words = file.stem.lower().replace("_", "-").split("-")
@@ -188,10 +209,16 @@ def _folder(path: Path, split: str | None) -> Records:
             f"The folder {str(path)!r} has no data: neither {', '.join(_READERS)} files, nor pictures with "
             f"{' or '.join(_METADATA)}."
         )
-    return _resolved(_split(_read(files), split, str(path)), path)
+    return _table(_read(files, reading.streaming), path, str(path), reading)
 
 
-def _read(files: Mapping[str, Sequence[Path]]) -> datasets.DatasetDict:
+def _names_files(metadata: Path) -> bool:
+    """Whether the table has the column that makes a folder of pictures a data set; any other is an ordinary table."""
+    with metadata.open("rb") as stream:
+        return b"file_name" in stream.readline() or metadata.suffix == ".parquet"
+
+
+def _read(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
     paths = [path for group in files.values() for path in group]
     kinds = {_READERS.get(path.suffix, "") for path in paths}
     if len(kinds) > 1 or "" in kinds:
@@ -199,12 +226,26 @@ def _read(files: Mapping[str, Sequence[Path]]) -> datasets.DatasetDict:
         raise DataError(f"{shown}: data files must be of one kind, one of {', '.join(_READERS)}.")
     try:
         return datasets.load_dataset(
-            kinds.pop(), data_files={split: [str(path) for path in group] for split, group in files.items()}
-        )  # pyright: ignore[reportArgumentType, reportReturnType]
+            kinds.pop(),
+            data_files={split: [str(path) for path in group] for split, group in files.items()},
+            streaming=streaming,
+        )  # pyright: ignore[reportArgumentType]
     except (OSError, ValueError, DatasetGenerationError) as error:
         raise DataError(
             f"{', '.join(path.name for path in paths)} cannot be read: {error.__cause__ or error}"
         ) from error
+
+
+def _table(splits: Any, folder: Path, source: str, reading: Reading) -> Any:
+    """Rows of data files, with their columns' names and their pictures' paths put right."""
+    records = renamed(_split(splits, reading.split, source), reading.columns, source)
+    return located(records, folder, source, reading.image_root)
+
+
+def _stored(records: Any, source: str, reading: Reading) -> Any:
+    """Rows that hold their pictures themselves."""
+    records = renamed(records, reading.columns, source)
+    return records if reading.image_root is None else located(records, Path(), source, reading.image_root)
 
 
 def _split(splits: Any, split: str | None, source: str) -> Any:
@@ -214,39 +255,25 @@ def _split(splits: Any, split: str | None, source: str) -> Any:
         if "train" in splits:
             return splits["train"]
         raise DataError(f"{source} has the splits {', '.join(splits)} and none is 'train': name one.")
-    if split not in splits:
-        raise DataError(f"{source} has no split {split!r}, only {', '.join(splits)}.{nearest(split, splits)}")
-    return splits[split]
+    name, part = _SLICE.fullmatch(split).groups() if _SLICE.fullmatch(split) else (split, None)  # pyright: ignore[reportOptionalMemberAccess]
+    if name not in splits:
+        raise DataError(f"{source} has no split {name!r}, only {', '.join(splits)}.{nearest(name, splits)}")
+    return splits[name] if part is None else _part(splits[name], part, split)
 
 
-def _resolved(records: datasets.Dataset, folder: Path) -> datasets.Dataset:
-    """Relative picture paths made absolute, where the file's folder has them."""
-    if not any(_holds_paths(records.features[column], column in PICTURE_COLUMNS) for column in records.features):
-        return records
-    change = partial(_beside, folder=folder.resolve())
-    return records.map(partial(map_pictures, change=change), features=records.features, desc="picture paths")
-
-
-def _beside(value: Any, folder: Path) -> Any:
-    if isinstance(value, Mapping) and value.get("bytes") is None and value.get("path") is not None:
-        return {**value, "path": _beside(value["path"], folder)}
-    if isinstance(value, str) and "://" not in value and (folder / value).is_file():
-        return str(folder / value)
-    return value
-
-
-def _holds_paths(feature: Any, is_picture: bool) -> bool:
-    """Whether strings in this feature may be paths of pictures."""
-    match feature:
-        case datasets.Value():
-            return is_picture and feature.dtype in ("string", "large_string")
-        case datasets.List() | datasets.LargeList():
-            return _holds_paths(feature.feature, is_picture)
-        case dict():
-            return any(
-                _holds_paths(item, is_picture or key in ("image", "path", "url")) for key, item in feature.items()
-            )
-    return type(feature).__name__ == "Json"
+def _part(records: Any, part: str, split: str) -> Any:
+    """Some of the rows: ``:1000``, ``1000:``, ``10%:20%``."""
+    if not isinstance(records, datasets.Dataset):
+        raise DataError(f"{split}: a stream has no parts. Drop the brackets, or --dataset_streaming.")
+    bounds = [bound.strip() for bound in part.split(":")]
+    try:
+        start, stop = (
+            None if not bound else len(records) * int(bound[:-1]) // 100 if bound.endswith("%") else int(bound)
+            for bound in bounds
+        )
+    except ValueError as error:
+        raise DataError(f"{split}: write a part as train[:1000], train[1000:] or train[10%:20%].") from error
+    return records.select(range(*slice(start, stop).indices(len(records))))
 
 
 def _encoded_features(features: datasets.Features) -> datasets.Features:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from boresight.demo.easy_vqa import ANSWERS
+from boresight.report.marks import wilson_interval
 from boresight.rewards.answer import normalized, tagged_answer
 
 
@@ -30,9 +30,7 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the share (Wilson's score interval)."""
-        n, p, z = self.asked.total(), self.share, 1.959964
-        middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+        return wilson_interval(self.right.total(), self.asked.total())
 
 
 def accuracy(rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> Accuracy:

@@ -105,7 +105,8 @@ class GroupForward:
         self.head = Head.of(self.model)
         self.max_logit_bytes = max_logit_bytes
         self.counts: Counter[str] = Counter()
-        """Work done so far: vision_encodes, prompt_tokens, completion_tokens, padded_tokens."""
+        """Work done so far: vision_encodes, prompt_tokens, completion_tokens, padded_tokens; and what prompts and pictures would have taken
+        with nothing shared, every completion a row with its own: unshared_vision_encodes, unshared_prompt_tokens."""
         self.vision = VisionEncoder(self.model, max_cache_gib=max_cache_gib, counts=self.counts)
         self.layout = self._choose(layout)
         self._accepts = set(inspect.signature(self.model.base_model.forward).parameters)
@@ -245,6 +246,8 @@ class GroupForward:
         self.counts["prompt_tokens"] += sum(n * len(group.prompt.ids) for n, group in zip(copies, groups, strict=True))
         self.counts["completion_tokens"] += sum(group.num_completion_tokens for group in groups)
         self.counts["padded_tokens"] += padded
+        self.counts["unshared_prompt_tokens"] += sum(len(group) * len(group.prompt.ids) for group in groups)
+        self.counts["unshared_vision_encodes"] += sum(len(group) * len(group.prompt.pictures) for group in groups)
 
 
 @contextmanager

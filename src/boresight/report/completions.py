@@ -1,6 +1,7 @@
 """Every completion of a run, kept with what was thought of it.
 
     RUN/completions/step_00000012.parquet    one row per completion (the second rank's: step_00000012.rank1.parquet)
+    RUN/completions/tokenizer.json           what token ids mean
     RUN/pictures/<digest>.<ext>              every picture once, as it was encoded
 
 `read_completions(run)` gives the whole as one table. Its columns:
@@ -36,6 +37,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from boresight.errors import DataError
+from boresight.report.tokens import keep_tokenizer
 from boresight.types import Conversation, Group, PerSequence, Picture
 
 Phase = Literal["train", "eval"]
@@ -47,9 +49,12 @@ class CompletionStore:
     Args:
         run: the run folder.
         rank: this process's.
+        tokenizer: kept beside the first completions, so that a page can show their tokens; None keeps none.
     """
 
-    def __init__(self, run: str | os.PathLike[str], *, rank: int = 0) -> None:
+    def __init__(self, run: str | os.PathLike[str], *, rank: int = 0, tokenizer: Any = None) -> None:
+        self._run = run
+        self._tokenizer = tokenizer if rank == 0 else None
         self._folder = Path(run) / "completions"
         self._pictures_folder = Path(run) / "pictures"
         self._rank = rank
@@ -85,6 +90,9 @@ class CompletionStore:
         Returns:
             The rows that were added.
         """
+        if self._tokenizer is not None:
+            keep_tokenizer(self._run, self._tokenizer)
+            self._tokenizer = None
         for picture in {picture for group in groups for picture in group.prompt.pictures}:
             self._keep_picture(picture)
         first = self._num_groups.get((step, phase), 0)
@@ -140,18 +148,11 @@ class CompletionStore:
             rows = pa.concat_tables([kept, rows], promote_options="default")
         buffer = io.BytesIO()
         pq.write_table(rows, buffer, compression="zstd")
-        _write(path, buffer.getvalue())
+        write_whole(path, buffer.getvalue())
 
     def _keep_picture(self, picture: Picture) -> None:
-        if picture.digest in self._picture_names:
-            return
-        content = picture.source if isinstance(picture.source, bytes) else Path(picture.source).read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            name = f"{picture.digest}.{(image.format or 'png').lower()}"
-        path = self._pictures_folder / name
-        if not path.exists():
-            _write(path, content)
-        self._picture_names[picture.digest] = name
+        if picture.digest not in self._picture_names:
+            self._picture_names[picture.digest] = keep_picture(self._pictures_folder, picture)
 
 
 def read_completions(run: str | os.PathLike[str], *, phase: Phase | None = None) -> pa.Table:
@@ -169,6 +170,17 @@ def read_completions(run: str | os.PathLike[str], *, phase: Phase | None = None)
         raise DataError(f"{os.fspath(run)} keeps no completions: name the output_dir of a run that sampled some.")
     table = pa.concat_tables([pq.read_table(path) for path in paths], promote_options="default")
     return table if phase is None else table.filter(pc.field("phase") == phase)
+
+
+def keep_picture(folder: Path, picture: Picture) -> str:
+    """Write a picture into a folder of pictures, as it was encoded and once; its name there."""
+    content = picture.source if isinstance(picture.source, bytes) else Path(picture.source).read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        name = f"{picture.digest}.{(image.format or 'png').lower()}"
+    path = folder / name
+    if not path.exists():
+        write_whole(path, content)
+    return name
 
 
 def prompt_text(prompt: str | Conversation) -> str:
@@ -201,7 +213,7 @@ def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_").partition(".")[0])
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write aside, then rename: a reader, or a run that was killed, finds the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")

@@ -86,6 +86,9 @@ class HFSampler:
         self.counts["prompt_tokens"] += sum(len(prompt.ids) for prompt in prompts)
         self.counts["completion_tokens"] += sum(lengths)
         self.counts["padded_tokens"] += computed - sum(lengths)
+        k = settings.num_completions
+        self.counts["unshared_prompt_tokens"] += k * sum(len(prompt.ids) for prompt in prompts)
+        self.counts["unshared_vision_encodes"] += k * sum(len(prompt.pictures) for prompt in prompts)
         if self.features is None:
             self.counts["vision_encodes"] += sum(len(prompt.pictures) for prompt in prompts)
         texts = self.tokenizer.batch_decode(
@@ -103,7 +106,6 @@ class HFSampler:
                 ids.cpu(), logp.cpu(), lengths, texts, truncated.tolist(), strict=True
             )
         ]
-        k = settings.num_completions
         return [Group(prompt, tuple(completions[i * k : (i + 1) * k])) for i, prompt in enumerate(prompts)]
 
     def _complete(

@@ -25,6 +25,7 @@ from boresight.data.sources import check_rows, load_rows
 from boresight.errors import ConfigError
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable, unwrap
+from boresight.model.reference import Reference
 from boresight.model.vision import join_features
 from boresight.report.lines import StepLines
 from boresight.report.metrics import MeanMetrics
@@ -60,6 +61,8 @@ class GroupTrainer(Trainer, Generic[Item]):
     args: Any
     train_dataset: Any
     eval_dataset: Any
+    reference: Reference | None = None
+    """What the policy is compared with, where the method has one."""
 
     def __init__(
         self,
@@ -343,10 +346,12 @@ class GroupTrainer(Trainer, Generic[Item]):
         return gather_object([own])
 
     def _note_step(self) -> None:
-        """Add to the metrics what a step took: tokens and pictures through the model, and seconds by phase."""
-        for name, count in self.policy.counts.items():
-            self.metrics.sum(f"work/{name}", count)
-        self.policy.counts.clear()
+        """Add to the metrics what a step took: tokens and pictures through policy and reference, and seconds by phase."""
+        forwards = [self.policy] if self.reference is None else [self.policy, self.reference.forward]
+        for forward in forwards:
+            for name, count in forward.counts.items():
+                self.metrics.sum(f"work/{name}", count)
+            forward.counts.clear()  # a reference that is the policy without its adapter finds nothing left
         for name, seconds in self.timeline.end_step(self.state.global_step + 1).items():
             self.metrics.mean(name, seconds)
 

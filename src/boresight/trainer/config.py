@@ -51,6 +51,9 @@ UNSUPPORTED = {
 }
 """Options of TrainingArguments that no boresight trainer heeds, and why."""
 
+NOTHING_SAMPLED = dict.fromkeys(("log_completions", "num_completions_to_print"), "it samples no completions")
+"""Options that mean nothing to a trainer which learns from what others wrote."""
+
 
 def default_of(option: Field[Any]) -> Any:
     """The value an option has when nobody sets it."""

@@ -53,7 +53,8 @@ class DPOTrainer(GroupTrainer[Pair]):
         model: a hub id, a folder, or a loaded model.
         ref_model: what to compare with; None: the policy before training, or with its adapter off.
         args: options; None: the defaults.
-        train_dataset, eval_dataset: a `datasets` object, a list of rows, a file, a folder, or a hub id.
+        train_dataset: a `datasets` object, a list of rows, a file, a folder, or a hub id.
+        eval_dataset: the same, to evaluate on; or several of them by name.
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights.
     """
@@ -89,7 +90,6 @@ class DPOTrainer(GroupTrainer[Pair]):
         if args.disable_dropout:
             switch_off_dropout(self.policy.outer)
         self.precomputed: PrecomputedReference | None = None
-        self.reference: Reference | None = None
         if args.precompute_ref_log_probs:
             self.precomputed = self._precompute(ref_model)
         else:

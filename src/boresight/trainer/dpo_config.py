@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from boresight.errors import ConfigError
 from boresight.loss.preference import check_preference_loss
 from boresight.loss.preference_config import PreferenceLossConfig
-from boresight.trainer.config import UNSUPPORTED, TrainerConfig, strict
+from boresight.trainer.config import NOTHING_SAMPLED, UNSUPPORTED, TrainerConfig, strict
 from boresight.trainer.reference_sync import ReferenceSyncConfig, check_reference_sync
 
 OVERLONG = ("error", "drop", "truncate_completion")
@@ -22,7 +22,7 @@ class DPOConfig(PreferenceLossConfig, ReferenceSyncConfig, TrainerConfig):
     `per_device_train_batch_size` counts pairs.
     """
 
-    unsupported: ClassVar[dict[str, str]] = UNSUPPORTED
+    unsupported: ClassVar[dict[str, str]] = UNSUPPORTED | NOTHING_SAMPLED
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of AdamW."})
     shuffle_dataset: bool = field(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from transformers.trainer_utils import EvalLoopOutput
 
 from boresight.data.images import decode
 from boresight.data.sources import RowStream
@@ -20,7 +21,8 @@ from boresight.model.packing import completion_mask
 from boresight.model.reference import Reference, evaluating
 from boresight.report.completions import CompletionStore
 from boresight.report.metrics import MeanMetrics
-from boresight.report.table import print_completions
+from boresight.report.table import print_completions, rows_to_show
+from boresight.report.trackers import log_completions
 from boresight.rewards.score import Scorer
 from boresight.rollout.sampler import sampling_settings
 from boresight.rollout.vllm.engine import EngineError
@@ -47,7 +49,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
         reward_funcs: one or several reward functions: callables `f(prompts, completions, **columns) -> list[float | None]`, sync or async,
             or names of `boresight.rewards`, or dotted paths.
         args: options; None: the defaults.
-        train_dataset, eval_dataset: rows with a `prompt`, pictures, and whatever columns the reward functions read.
+        train_dataset: rows with a `prompt`, pictures, and whatever columns the reward functions read.
+        eval_dataset: the same, to evaluate on; or several of them by name.
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights; the reference is then the model without it.
         ref_model: what to compare with where `beta` is not 0; None: the policy before training.
@@ -94,7 +97,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
         if args.sync_ref_model and self.reference is not None:
             self.reference.follow(self.policy, 0.0)  # refuses now what it would refuse then
             self.add_callback(ReferenceSync(self.reference, self.policy, args))
-        self.completions = CompletionStore(self.args.output_dir, rank=self.args.process_index)
+        self.completions = CompletionStore(
+            self.args.output_dir, rank=self.args.process_index, tokenizer=self.encoder.tokenizer
+        )
         self.experience: list[Scored] = []
         """The groups of the latest draw, in the order its optimizer steps learn from them."""
         self._entropy_threshold: float | None = None
@@ -294,6 +299,14 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------------------
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        except EngineError as error:
+            if self.is_in_train:
+                self._keep_what_was_learned(error)
+            raise
+
     def evaluate_step(self, inputs: list[Prompt], metrics: MeanMetrics) -> None:
         """Reward metrics of completions sampled under a seed of their own."""
         groups = self.sampler.sample(inputs, sampling_settings(self.args, evaluating=True, seed=self.args.seed))
@@ -333,7 +346,10 @@ class GRPOTrainer(GroupTrainer[Scored]):
         )
         every = max(1, int(self.state.logging_steps or 1))
         if self.args.log_completions and self.is_world_process_zero() and (step % every == 0 or step == 1):
-            print_completions(rows, num_completions=self.args.num_completions_to_print)
+            num = self.args.num_completions_to_print
+            print_completions(rows, num_completions=num)
+            folder = Path(self.args.output_dir) / "pictures"
+            log_completions(self.callback_handler.callbacks, rows_to_show(rows, num), folder, step=step)
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------------------
 

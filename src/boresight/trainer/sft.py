@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from boresight.loss.likelihood import likelihood_loss, likelihood_total
 from boresight.model.packing import completion_mask
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import GroupTrainer
-from boresight.trainer.config import TrainerConfig, strict
+from boresight.trainer.config import NOTHING_SAMPLED, UNSUPPORTED, TrainerConfig, strict
 from boresight.trainer.steps import StepPlan
 from boresight.types import Group, Row
 
@@ -22,6 +22,8 @@ from boresight.types import Group, Row
 @dataclass
 class SFTConfig(TrainerConfig):
     """Options of `SFTTrainer`. Names and defaults are TRL's, except `max_length`: no limit, since a cut picture is no picture."""
+
+    unsupported: ClassVar[dict[str, str]] = UNSUPPORTED | NOTHING_SAMPLED
 
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate of AdamW."})
     shuffle_dataset: bool = field(
@@ -48,7 +50,8 @@ class SFTTrainer(GroupTrainer[Group]):
     Args:
         model: a hub id, a folder, or a loaded model.
         args: options; None: the defaults.
-        train_dataset, eval_dataset: a `datasets` object, a list of rows, a file, a folder, or a hub id.
+        train_dataset: a `datasets` object, a list of rows, a file, a folder, or a hub id.
+        eval_dataset: the same, to evaluate on; or several of them by name.
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights.
     """

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boresight.rollout.vllm.engine import Engine, EngineError
+from boresight.rollout.vllm.engine import Engine, EngineError, EngineRestartedError
 from boresight.rollout.vllm.vectors import fixed_vector, projected
 from boresight.types import Weights
 
@@ -73,7 +73,7 @@ class WeightSync:
         everything = everything or not self._sources
         names = set(self.weights.listed) if everything else self._moved()
         self.engine.load(lambda: self.weights.tensors(names), version)
-        self._check_report(self.engine.call("boresight_report"), everything)
+        self._check_report(self.engine.call("boresight_report"), names, everything)
         if everything:
             self._sources = self.engine.call("boresight_sources")
         num_compared = self._compare(self._asked(names, everything))
@@ -89,16 +89,19 @@ class WeightSync:
         trained = {name for name, weight in self.weights.listed.items() if weight.trained}
         return trained.union(*(names for names in modules.values() if names & trained))
 
-    def _check_report(self, report: Mapping[str, Any], everything: bool) -> None:
+    def _check_report(self, report: Mapping[str, Any], names: Collection[str], everything: bool) -> None:
+        where = self.engine.where
+        if not report:
+            raise EngineRestartedError(f"{where} knows of no sync.")
         if lost := report["not_received"]:
-            raise SyncError(f"{self.engine.where} has no place for {_listed(lost)}: they were sent and went nowhere.")
+            raise SyncError(f"{where} has no place for {_listed(lost)}: they were sent and went nowhere.")
         if partly := report["partly_covered"]:
             parts = [f"{module} (missing {_listed(missing)})" for module, missing in partly.items()]
-            raise SyncError(
-                f"{self.engine.where} got parts of modules, which would compute nonsense: {_listed(parts)}."
-            )
+            raise SyncError(f"{where} got parts of modules, which would compute nonsense: {_listed(parts)}.")
+        if missing := sorted(set(names) - set(report["received"])):
+            raise SyncError(f"{where} never got {_listed(missing)}.")
         if everything and (untouched := report["untouched"]):
-            raise SyncError(f"{self.engine.where} got no weights for {_listed(untouched)}.")
+            raise SyncError(f"{where} got no weights for {_listed(untouched)}.")
 
     def _asked(self, names: Collection[str], everything: bool) -> list[str]:
         """The engine's parameters to compare: all, or a sample of the tower and projector's and of the language model's."""

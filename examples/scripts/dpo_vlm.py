@@ -1,0 +1,36 @@
+"""DPO: of two answers about a picture, prefer the one that people (or a judge) preferred.
+
+    python examples/scripts/dpo_vlm.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --output_dir runs/dpo --use_peft
+
+The flags are those of `boresight dpo`; --help lists them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from boresight import DPOTrainer
+from boresight.cli import exit_code, read_command
+
+
+def main() -> None:
+    # RLAIF-V: two answers to one question about a picture, the second with more that is not in the picture.
+    command = read_command("dpo", dataset_name="HuggingFaceH4/rlaif-v_formatted")
+    train_dataset, eval_dataset = command.load_datasets()
+
+    # Every pair is a group of two: one picture and one prompt, with two answers branching off. The reference is
+    # the model before training; with --use_peft it is the model without its adapter, and costs no memory.
+    trainer = DPOTrainer(
+        model=command.model.model_name_or_path,
+        args=command.training,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        peft_config=command.peft_config(),
+    )
+
+    # Trains, saves, and says what to type next. Ctrl-C saves a checkpoint first.
+    command.train(trainer)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

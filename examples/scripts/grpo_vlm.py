@@ -1,0 +1,49 @@
+"""GRPO: the model answers every question several times, and learns from how its own answers compare.
+
+    python examples/scripts/grpo_vlm.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --output_dir runs/grpo \
+        --learning_rate 1e-5 --max_completion_length 1024 --use_peft --log_completions
+
+The flags are those of `boresight grpo`; --help lists them. The same with GSPO: gspo_vlm.py.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from boresight import GRPOTrainer
+from boresight.cli import exit_code, read_command
+
+SYSTEM_PROMPT = (
+    "The user asks a question about a picture. First think it through between <think> and </think>, then give the "
+    "answer alone between <answer> and </answer>: <think>\nyour reasoning\n</think>\n<answer>\nyour answer\n</answer>"
+)
+
+
+def main() -> None:
+    # Mathematics with pictures. What a flag says wins over what is said here.
+    command = read_command(
+        "grpo",
+        dataset_name="lmms-lab/multimodal-open-r1-8k-verified",
+        prompt_column="problem",
+        system_prompt=SYSTEM_PROMPT,
+        # Half of the pay is for the form, half for being right, so there is something to learn before the first hit.
+        reward_funcs=["think_format_reward", "accuracy_reward"],
+    )
+    train_dataset, eval_dataset = command.load_datasets()
+
+    # Every question is a group: its picture is encoded once, its prompt read once, and all answers branch off it.
+    trainer = GRPOTrainer(
+        model=command.model.model_name_or_path,
+        reward_funcs=command.rewards.reward_funcs,
+        args=command.training,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        peft_config=command.peft_config(),
+    )
+
+    # Trains, saves, and says what to type next. Ctrl-C saves a checkpoint first.
+    command.train(trainer)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,36 @@
+"""MPO: DPO that also learns how good each answer is by itself, and to write the better one.
+
+    python examples/scripts/mpo_vlm.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --output_dir runs/mpo --use_peft
+
+The flags are those of `boresight mpo`; --help lists them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from boresight import DPOTrainer
+from boresight.cli import exit_code, read_command
+
+
+def main() -> None:
+    # The same pairs as for DPO. The command prints the three losses and their weights, with the paper they are from.
+    command = read_command("mpo", dataset_name="HuggingFaceH4/rlaif-v_formatted")
+    train_dataset, eval_dataset = command.load_datasets()
+
+    # DPO alone pushes the worse answer down and often the better one with it, until the model repeats itself. The
+    # quality loss (bco_pair) judges each answer alone, and the generation loss (sft) keeps the better one likely.
+    trainer = DPOTrainer(
+        model=command.model.model_name_or_path,
+        args=command.training,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        peft_config=command.peft_config(),
+    )
+
+    # Trains, saves, and says what to type next. Ctrl-C saves a checkpoint first.
+    command.train(trainer)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,276 @@
+"""`boresight compare`: the same questions to several models, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boresight.errors import ConfigError, StoppedError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from boresight.report.comparison import Comparison
+
+HELP = "ask several models the same questions, and show who is right, who fixes and who breaks what"
+
+ASKING: dict[str, dict[str, Any]] = {
+    "max_completion_length": {"type": int, "help": "most tokens of an answer (512)"},
+    "temperature": {"type": float, "help": "0 takes the likeliest token; above 0, answers are drawn (0)"},
+    "top_p": {"type": float, "help": "of the draws: keep the likeliest tokens that together have this probability (1)"},
+    "batch_size": {"type": int, "help": "questions answered together; it changes no answer (16)"},
+    "dtype": {"help": "type of the weights, such as bfloat16 (auto: the checkpoint's)"},
+    "min_pixels": {"type": int, "help": "smallest area a picture is resized to, as in training"},
+    "max_pixels": {"type": int, "help": "largest area a picture is resized to, as in training"},
+}
+"""Fields of `AnswerSettings`."""
+
+
+COLUMNS = {
+    "prompt": "a column of plain text that asks: it becomes what the user says to the model",
+    "solution": "the column with the right answer (solution)",
+    "image": "the column with the picture, or its path (image or images)",
+}
+"""Columns of a table of one's own."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which models, which questions, how to ask, how to mark, what to write. None stands for what was not given."""
+    models = parser.add_argument_group("models")
+    _add(
+        models,
+        "model",
+        action="append",
+        metavar="NAME=FOLDER",
+        help="a model or an adapter: a folder or a hub id, and what to call it; once for each. The others are measured by the first. "
+        "None at all: write the page anew from the answers that are kept",
+    )
+    data = parser.add_argument_group("questions")
+    _add(
+        data,
+        "dataset",
+        "dataset_name",
+        metavar="DATA",
+        help="rows with prompts and a solution: a file, a folder, a hub id, or a built-in set: easy_vqa, geometry, geometry_sample",
+    )
+    for name, meaning in COLUMNS.items():
+        _add(data, f"{name}_column", metavar="NAME", help=meaning)
+    _add(
+        data,
+        "image_root",
+        metavar="FOLDER",
+        help="where paths of pictures start (the folder of the file that names them)",
+    )
+    _add(data, "system_prompt", metavar="TEXT", help="what the system says before every question")
+    _add(data, "dataset_config", metavar="NAME", help="which configuration of a data set on the hub")
+    _add(
+        data,
+        "split",
+        metavar="SPLIT",
+        help="which split (the test split of built-in sets; else the only one, or train)",
+    )
+    _add(data, "num_rows", type=int, metavar="N", help="so many of them, drawn at random (all; 1,000 of geometry)")
+    _add(data, "seed", type=int, metavar="N", help="of the rows that are drawn, and of answers that are drawn (0)")
+    _add(data, "kind_column", metavar="NAME", help="break accuracies down by this column (kind, where there is one)")
+    asking = parser.add_argument_group("answers")
+    for name, how in ASKING.items():
+        _add(asking, name, **({"metavar": "N"} | how))
+    marks = parser.add_argument_group("marks")
+    _add(
+        marks,
+        "reward",
+        help="marks the answers: a name of boresight.rewards or my_module.my_function. By default what suits the solutions: "
+        "choice_letter_reward for letters, numeric_answer_reward for numbers, accuracy_reward for formulas, else exact_answer_reward",
+    )
+    _add(marks, "right_at", type=float, metavar="X", help="the least reward of a right answer (1)")
+    page = parser.add_argument_group("what is written")
+    _add(page, "output", type=Path, default=Path("compare.html"), metavar="FILE", help="the page (%(default)s)")
+    _add(
+        page,
+        "markdown",
+        nargs="?",
+        const=Path(),
+        type=Path,
+        metavar="FILE",
+        help="tables for a paper or an issue, as Markdown (without FILE: beside the page)",
+    )
+    _add(
+        page, "answers", type=Path, metavar="FOLDER", help="where answers are kept (the page's name without its ending)"
+    )
+    _add(page, "title", help="of the page")
+
+
+def _add(group: Any, *names: str, **how: Any) -> None:
+    group.add_argument(*(f"--{name}" for name in names), dest=names[0], **how)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Ask, mark, write the page, and print the accuracies."""
+    from rich.console import Console
+
+    from boresight.report.comparison import as_markdown
+    from boresight.report.comparison_page import comparison_page
+    from boresight.report.html import write_page
+
+    folder = options.answers or options.output.with_suffix("")
+    if folder == options.output:
+        raise ConfigError(
+            f"--output {options.output}: give it an ending, such as .html, or name a folder with --answers."
+        )
+    try:
+        comparison = _asked(options, folder) if options.model else _stored(options, folder)
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"interrupted; the answers so far are kept in {folder}, and the same command goes on."
+        ) from None
+    console = Console()
+    for table in (accuracy_table(comparison), flip_table(comparison)):
+        if table.row_count:
+            console.print(table)
+    console.print(f"page: {write_page(options.output, comparison_page(comparison))}", soft_wrap=True)
+    if options.markdown is not None:
+        path = options.output.with_suffix(".md") if options.markdown == Path() else options.markdown
+        console.print(f"markdown: {write_page(path, as_markdown(comparison))}", soft_wrap=True)
+    console.print(f"answers: {folder} (the same command with one more --model asks that model alone)", soft_wrap=True)
+
+
+def _stored(options: argparse.Namespace, folder: Path) -> Comparison:
+    """The comparison that a folder keeps; options that say how to ask have no effect then, and are refused."""
+    from dataclasses import replace
+
+    from boresight.compare import stored_comparison
+
+    unused = [name for name in vars(options) if name in _NEEDS_MODELS and getattr(options, name) is not None]
+    if unused:
+        raise ConfigError(
+            f"--{unused[0]} has no effect where no model is asked: name the models with --model NAME=FOLDER."
+        )
+    found = stored_comparison(folder)
+    return replace(found, title=options.title) if options.title else found
+
+
+_NEEDS_MODELS = {
+    *ASKING, *(f"{name}_column" for name in COLUMNS), "dataset", "dataset_config", "split", "num_rows", "seed", "kind_column",
+    "image_root", "system_prompt", "reward", "right_at",
+}  # fmt: skip
+
+
+def _asked(options: argparse.Namespace, folder: Path) -> Comparison:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from transformers.utils import logging
+
+    from boresight.compare import AnswerSettings, Candidate, compare
+
+    given = {name: getattr(options, name) for name in ASKING if getattr(options, name) is not None}
+    if "top_p" in given and not given.get("temperature"):
+        raise ConfigError("--top_p has no effect on greedy answers: set --temperature too.")
+    settings = AnswerSettings(**given, seed=options.seed or 0)
+    candidates = [Candidate.parse(text) for text in options.model]
+    records, places = _questions(options)
+    logging.disable_progress_bar()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def tell(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total)
+            progress.update(tasks[name], completed=done)
+
+        return compare(
+            candidates,
+            records,
+            folder,
+            settings=settings,
+            reward=options.reward,
+            right_at=1.0 if options.right_at is None else options.right_at,
+            kind=options.kind_column or "kind",
+            places=places,
+            title=options.title
+            or f"{' · '.join(candidate.name for candidate in candidates)} on {_short(options.dataset)}",
+            progress=tell,
+        )
+
+
+def _questions(options: argparse.Namespace) -> tuple[Any, Sequence[int] | None]:
+    """The records, and which of them are asked; None for all."""
+    from boresight.cli.rows import readable
+    from boresight.data.sources import load_rows
+    from boresight.demo.built_in import NAMES, load_built_in
+
+    if not options.dataset:
+        raise ConfigError(f"--dataset is missing: a file, a folder, a hub id, or one of {', '.join(NAMES)}.")
+    columns = {name: named for name in COLUMNS if (named := getattr(options, f"{name}_column")) is not None}
+    if options.dataset in NAMES:
+        idle = [*(f"{name}_column" for name in columns), *(["dataset_config"] * bool(options.dataset_config))]
+        idle += ["image_root"] * bool(options.image_root)
+        if idle:
+            raise ConfigError(f"--{idle[0]} has no effect on the built-in {options.dataset}: drop it.")
+        asked = {"split": options.split or "test", "num_rows": options.num_rows, "seed": options.seed or 0}
+        return readable(load_built_in(options.dataset, **asked), {}, options.system_prompt), None
+    if options.seed is not None and options.num_rows is None and not options.temperature:
+        raise ConfigError(
+            "--seed has no effect: all rows are asked, and answered greedily. Drop it, or give --num_rows."
+        )
+    records: Any = load_rows(
+        options.dataset,
+        split=options.split,
+        name=options.dataset_config,
+        columns=columns,
+        image_root=options.image_root,
+    )
+    records = readable(records, columns, options.system_prompt)
+    if options.num_rows is None:
+        return records, None
+    if not 1 <= options.num_rows <= len(records):
+        raise ConfigError(f"--num_rows {options.num_rows}: {options.dataset} has {len(records)} rows.")
+    return records, sorted(random.Random(options.seed or 0).sample(range(len(records)), options.num_rows))
+
+
+def _short(dataset: str) -> str:
+    return Path(dataset).name or dataset
+
+
+def accuracy_table(comparison: Comparison) -> Table:
+    """Accuracy by model and kind."""
+    from rich import box
+    from rich.table import Table
+
+    from boresight.report.comparison import interval, p_value, percent, points
+
+    first, *_ = comparison.models
+    against = {pair.second: pair for pair in comparison.flips if pair.first == first}
+    by_kind = comparison.by_kind
+    asked = f"{len(comparison.questions):,} question{'s' * (len(comparison.questions) > 1)}"
+    table = Table(title=f"{asked}, marked by {comparison.reward}", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("model", "right", "accuracy", "95 % interval", *([f"against\n{first}", "p"] if against else [])):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+    for kind in next(iter(by_kind.values()), {}):
+        table.add_column(kind, justify="right")
+    for name, found in comparison.accuracies.items():
+        pair = against.get(name)
+        row = [name, f"{found.right} of {found.marked}", percent(found.share), interval(found)]
+        row += [] if not against else ["", ""] if pair is None else [points(pair.gain), p_value(pair.p)]
+        table.add_row(*row, *(percent(own.share) for own in by_kind.get(name, {}).values()))
+    unmarked = sum(found.unmarked for found in comparison.accuracies.values())
+    table.caption = f"{unmarked} answers without a mark are left out of all shares" if unmarked else None
+    return table
+
+
+def flip_table(comparison: Comparison) -> Table:
+    """Who fixed and who broke what, for every two models."""
+    from rich import box
+    from rich.table import Table
+
+    from boresight.report.comparison import p_value, points
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("from → to", "fixed", "broken", "both right", "both wrong", "points", "p"):
+        table.add_column(name, justify="left" if name == "from → to" else "right", no_wrap=True)
+    for pair in comparison.flips:
+        counts = (len(pair.fixed), len(pair.broken), pair.both_right, pair.both_wrong)
+        table.add_row(f"{pair.first} → {pair.second}", *map(str, counts), points(pair.gain), p_value(pair.p))
+    return table

@@ -1,0 +1,53 @@
+"""`boresight report`: a run in one HTML file, or watched while it goes on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "write the page of a run: curves, time, verdicts, completions"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which run, and where its page goes."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="the run folder (output_dir of a trainer)")
+    parser.add_argument("--output", type=Path, help="the file to write (default: RUN/report.html)")
+    parser.add_argument(
+        "--max-completions",
+        type=int,
+        default=20_000,
+        help="most completions in the page; of more, whole steps are left out evenly (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="serve the page on this machine alone, and refresh it while training goes on",
+    )
+    parser.add_argument("--port", type=int, default=0, help="where --watch serves (default: any free port)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the page, or serve it until interrupted."""
+    from rich.console import Console
+
+    from boresight.errors import ConfigError
+    from boresight.report.page import write_report
+    from boresight.report.watch import watch
+
+    say = Console().print
+    if options.max_completions < 1:
+        raise ConfigError(f"--max-completions {options.max_completions} leaves nothing to browse: name at least 1.")
+    if options.watch:
+        if options.output is not None:
+            raise ConfigError("--watch serves the page and writes no file: leave out --output.")
+        watch(
+            options.run_folder,
+            port=options.port,
+            max_completions=options.max_completions,
+            say=lambda address: say(f"{address} (Ctrl-C ends it)", soft_wrap=True),
+        )
+        return
+    if options.port:
+        raise ConfigError("--port is where --watch serves: add --watch, or leave it out.")
+    path = write_report(options.run_folder, options.output, max_completions=options.max_completions)
+    say(f"{path} ({path.stat().st_size / 2**20:.1f} MiB; it opens from disk, offline)", soft_wrap=True)

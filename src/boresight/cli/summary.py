@@ -1,0 +1,69 @@
+"""The last words of a training command."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from boresight.cli.command import Command
+from boresight.cli.progress import SHOWN
+
+
+def print_summary(command: Command, trainer: Any, seconds: float) -> None:
+    """What was done, where it is, and what to type next."""
+    folder = command.training.output_dir
+    state = trainer.state
+    kind = "adapter" if command.model.use_peft else "model"
+    lines = {
+        "trained": f"{state.global_step} steps in {_duration(seconds)}, {state.epoch or 0:.3g} epochs",
+        "first → last log": _change(state.log_history),
+        "saved": f"{folder} (the {kind}, which plain transformers loads)",
+        "look at the run": shlex.join(["boresight", "report", folder]),
+        "beside the start": comparison(command),
+    }
+    console = Console(highlight=False)
+    console.print()
+    for title, text in lines.items():
+        if text:  # a command must be copied whole, so the terminal wraps it
+            console.print(f"[bold]{title:<18}[/bold]{escape(text)}", soft_wrap=True)
+
+
+def comparison(command: Command) -> str:
+    """The command that puts the trained model beside the one it came from, on the same kind of rows."""
+    data, columns = command.data, dict(command.columns)
+    if "completion" in columns:  # what was imitated is the right answer
+        columns["solution"] = columns.pop("completion")
+    words = ["boresight", "compare", "--model", f"base={command.model.model_name_or_path}"]
+    words += ["--model", f"{command.name}={command.training.output_dir}", "--dataset", data.dataset_name or "DATA"]
+    for name in ("dataset_config", "image_root", "system_prompt"):
+        if (value := getattr(data, name)) is not None:
+            words += [f"--{name}", value]
+    for ours in ("image", "prompt", "solution"):
+        if ours in columns:
+            words += [f"--{ours}_column", columns[ours]]
+    if (length := getattr(command.training, "max_completion_length", None)) is not None:
+        words += ["--max_completion_length", str(length)]
+    return shlex.join(words)
+
+
+def _change(history: list[dict[str, Any]]) -> str:
+    """The numbers that people watch, at the first log and at the last."""
+    logs = [entry for entry in history if "loss" in entry]
+    if len(logs) < 2:
+        return ""
+    first, last = logs[0], logs[-1]
+    names = [
+        name
+        for name in ("loss", "reward", "rewards/accuracies", "mean_token_accuracy", "kl")
+        if name in first and name in last
+    ]
+    return ", ".join(f"{SHOWN[name]} {first[name]:.3g} → {last[name]:.3g}" for name in names)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,133 @@
+"""The training commands, and what happens around a trainer's `train`: interrupts, saving, the last words."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from boresight.cli.command import Command, read_command
+from boresight.cli.progress import show_progress
+from boresight.errors import StoppedError
+
+
+def run(name: str, words: Sequence[str]) -> None:
+    """A training command from its words to its saved model."""
+    command = read_command(name, words)
+    train_dataset, eval_dataset = command.load_datasets()
+    sampled = {"reward_funcs": command.rewards.reward_funcs} if command.rewards.reward_funcs else {}
+    trainer = command.method.trainer_class()(
+        model=command.model.model_name_or_path,
+        args=command.training,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        peft_config=command.peft_config(),
+        **sampled,
+    )
+    command.train(trainer)
+
+
+def train(command: Command, trainer: Any) -> None:
+    """Train, save, and say what to type next.
+
+    Raises:
+        StoppedError: somebody pressed Ctrl-C, or the process was asked to end. The message names the checkpoint.
+    """
+    begun = time.perf_counter()
+    logging.disable_progress_bar()  # a checkpoint's shards would break into the line of the training bar
+    show_progress(trainer)
+    folder = Path(command.training.output_dir)
+    with saving_when_interrupted(trainer) as stop:
+        try:
+            trainer.train(resume_from_checkpoint=command.training.resume_from_checkpoint)
+        except KeyboardInterrupt as error:
+            newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+            ways = f"Go on from {newest} with: {resuming(command)}" if newest else "There is no checkpoint."
+            raise StoppedError(f"interrupted at once, after step {trainer.state.global_step}. {ways}") from error
+    if stop.obeyed:
+        checkpoint = folder / f"checkpoint-{trainer.state.global_step}"
+        raise StoppedError(
+            f"interrupted after step {trainer.state.global_step} of {trainer.state.max_steps}; everything is in {checkpoint}.\n"
+            f"Go on with: {resuming(command)}"
+        )
+    trainer.save_model(str(folder))
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        from boresight.cli.summary import print_summary
+
+        print_summary(command, trainer, time.perf_counter() - begun)
+
+
+class Stop(TrainerCallback):
+    """Ends training after the step in which somebody asked for it, with a checkpoint. All ranks end at the same step."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.asked = False
+        self.obeyed = False
+        self._process = os.getpid()
+        # A launcher of several processes passes on the Ctrl-C that the terminal has sent to all of them already.
+        self._grace_s = 2.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+        self._asked_at = 0.0
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """What a signal does: once asks, twice ends at once."""
+        if os.getpid() != self._process:  # a loader's worker, which ends with its parent
+            return
+        if self.asked:
+            if time.monotonic() - self._asked_at < self._grace_s:
+                return
+            raise KeyboardInterrupt
+        self.asked, self._asked_at = True, time.monotonic()
+        if self.trainer.is_world_process_zero():
+            print(
+                "\nboresight: stopping after this step, with a checkpoint (once more: at once, without)",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.trainer.accelerator.num_processes > 1:
+            asked = torch.tensor(int(self.asked), device=args.device)
+            self.asked = bool(self.trainer.accelerator.reduce(asked, reduction="sum") > 0)
+        if self.asked:
+            control.should_save = control.should_training_stop = self.obeyed = True
+
+
+@contextmanager
+def saving_when_interrupted(trainer: Any) -> Iterator[Stop]:
+    """Turns Ctrl-C and a polite kill into a checkpoint after the step that is under way."""
+    stop = Stop(trainer)
+    trainer.add_callback(stop)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def resuming(command: Command) -> str:
+    """The command line that goes on from the newest checkpoint."""
+    words = list(command.words)
+    for place, word in enumerate(words):
+        if word.split("=")[0].replace("-", "_") == "__resume_from_checkpoint":
+            del words[place : place + (1 if "=" in word else 2)]
+            break
+    return shlex.join([*command.program, *words, "--resume_from_checkpoint", "last"])

@@ -1,0 +1,141 @@
+"""One saved model answers questions, through the rooms that training goes through: the same prompts, the same sampler."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import find_adapter_config_file
+
+from boresight.data.encode import Encoder
+from boresight.errors import ConfigError, ModelError
+from boresight.model.load import load_model, load_processor, model_facts, unwrap
+from boresight.model.vision import VisionEncoder, join_features
+from boresight.report.answers import Answer
+from boresight.rollout.hf import HFSampler
+from boresight.rollout.sampler import SamplingConfig, sampling_settings
+from boresight.trainer.precomputed import saved_model_digest
+from boresight.types import Group, Row, SamplingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """How every model is asked."""
+
+    max_completion_length: int = 512
+    """Most tokens of an answer, its end token included."""
+    temperature: float = 0.0
+    """0 takes the likeliest token; above 0, answers are drawn."""
+    top_p: float = 1.0
+    seed: int = 0
+    """Of the draws: an answer depends on it, on the question's row and on nothing beside it."""
+    batch_size: int = 16
+    """Questions that are answered together. It changes no answer."""
+    dtype: str = "auto"
+    """Of the weights; auto keeps the checkpoint's."""
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    """Of a picture, as in training."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size={self.batch_size}: it must be at least 1.")
+        self.sampling()
+
+    def sampling(self) -> SamplingSettings:
+        """What the sampler is asked for.
+
+        Raises:
+            ConfigError: an option is outside its range.
+        """
+        config = SamplingConfig(
+            num_generations=1,
+            max_completion_length=self.max_completion_length,
+            temperature=self.temperature,
+            top_p=self.top_p,
+        )
+        return sampling_settings(config, seed=self.seed)
+
+    def described(self) -> dict[str, str]:
+        """All that an answer depends on beside model and question, by names that a person understands."""
+        drawn = {"temperature": f"{self.temperature:g}"}
+        if self.temperature:
+            drawn |= {"top_p": f"{self.top_p:g}", "seed": str(self.seed)}
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return (
+            {"max_completion_length": str(self.max_completion_length)}
+            | drawn
+            | {"dtype": self.dtype}
+            | {name: str(value) for name, value in limits.items() if value is not None}
+        )
+
+
+def weights_digest(source: str) -> str:
+    """SHA-256 of a saved model's weights and configuration; of an adapter's and of the model's below it.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    try:
+        below = _base_of_adapter(source)
+        return saved_model_digest(source, {}) + (saved_model_digest(below, {}) if below else "")
+    except OSError as error:
+        raise ModelError(
+            f"There is no model at {source!r} (neither a folder nor a hub id that can be reached): {error}"
+        ) from error
+
+
+def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterator[dict[int, Answer]]:
+    """Answers to all rows, a batch at a time, by their places in `rows`. The model is in memory until the last is taken.
+
+    Args:
+        source: a folder or a hub id, of a model or of an adapter.
+        rows: with prompts; what else they hold is not looked at.
+        settings: how to ask.
+
+    Raises:
+        ModelError: there is no such model, or its processor does not go with it.
+        DataError: a row does not suit the model's template or processor.
+    """
+    model: Any = load_model(source, dtype=settings.dtype)
+    below = _base_of_adapter(source)
+    has_processor = below is None or (Path(source) / "processor_config.json").exists()
+    processor = load_processor(None, model, source if has_processor else below)
+    facts = model_facts(model, processor)
+    encoder = Encoder(processor, facts=facts, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
+    # Frozen, so that a picture goes through the tower once however many questions ask about it.
+    model.requires_grad_(False).eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    vision = VisionEncoder(unwrap(model))
+    sampler = HFSampler(
+        lambda: model, facts, encoder.tokenizer, features=lambda prompts: join_features(vision(prompts))
+    )
+    for start in range(0, len(rows), settings.batch_size):
+        prompts = [encoder.prompt(row) for row in rows[start : start + settings.batch_size]]
+        try:
+            groups = sampler.sample(prompts, settings.sampling())
+        except torch.OutOfMemoryError as error:
+            error.add_note("boresight: lower --batch_size, --max_pixels or --max_completion_length.")
+            raise
+        yield {start + place: _kept(group, encoder) for place, group in enumerate(groups)}
+
+
+def _kept(group: Group, encoder: Encoder) -> Answer:
+    (completion,) = group.completions
+    try:
+        sizes = tuple(encoder.model_sizes(group.prompt))
+    except ModelError:
+        sizes = None  # tiles have no one size; a reward that asks for it will say so
+    return Answer(completion.text, tuple(completion.ids.tolist()), completion.truncated, sizes)
+
+
+def _base_of_adapter(source: str) -> str | None:
+    """The model that a saved adapter belongs to; None where `source` is a model."""
+    path = find_adapter_config_file(source)
+    if path is None:
+        return None
+    config: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return config["base_model_name_or_path"]

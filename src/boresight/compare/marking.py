@@ -1,0 +1,79 @@
+"""Marks: what a reward says of answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from boresight.data.images import decode
+from boresight.errors import ConfigError
+from boresight.report.answers import Answer
+from boresight.rewards.answer import final_answer
+from boresight.rewards.choice import choice_letter, stated_number
+from boresight.rewards.reward import RewardFunc
+from boresight.rewards.score import Scorer
+from boresight.types import Completion, Group, Prompt, Row
+
+
+def chosen_reward(rows: Sequence[Row]) -> str:
+    """The reward that suits the solutions: letters, numbers, formulas or words.
+
+    `choice_letter_reward` where every solution is a letter, `numeric_answer_reward` where every one is a number, `accuracy_reward`
+    where every one is a formula (between dollar signs, or with a backslash), and otherwise `exact_answer_reward`.
+
+    Raises:
+        ConfigError: rows have no solution, or formulas need math-verify and it is not installed.
+    """
+    golds = [row.columns.get("solution") for row in rows]
+    if missing := [row.index for row, gold in zip(rows, golds, strict=True) if gold is None]:
+        raise ConfigError(
+            f"{len(missing)} rows have no solution (row {missing[0]} first), so nothing says which answers are right: name the "
+            "column with --solution_column, or a reward that needs none with --reward."
+        )
+    texts = [final_answer(str(gold)).strip() for gold in golds]
+    if all(choice_letter(text) for text in texts):
+        return "choice_letter_reward"
+    if all(stated_number(text) is not None and " " not in text for text in texts):
+        return "numeric_answer_reward"
+    if all("$" in text or "\\" in text for text in texts):
+        if importlib.util.find_spec("math_verify") is None:
+            raise ConfigError(
+                "The solutions are formulas, and accuracy_reward needs math-verify: pip install 'boresight[math]'"
+            )
+        return "accuracy_reward"
+    return "exact_answer_reward"
+
+
+def score(reward: str | RewardFunc, rows: Sequence[Row], answers: Sequence[Answer]) -> tuple[str, list[Answer]]:
+    """The reward's name, and the answers with what it says of each: None where it does not apply, or failed.
+
+    Raises:
+        RewardError: the reward broke its contract, or fails on more than half of the answers.
+    """
+    sizes: Mapping[int, Answer] = {row.index: given for row, given in zip(rows, answers, strict=True)}
+    scorer = Scorer(
+        reward,
+        decode_pictures=lambda pictures: [decode(picture) for picture in pictures],
+        model_sizes=lambda prompt: sizes[prompt.row.index].model_sizes or (),
+    )
+    try:
+        values = scorer.score([_group(row, given) for row, given in zip(rows, answers, strict=True)]).total.tolist()
+    finally:
+        scorer.close()
+    (name,) = scorer.names
+    return name, [
+        replace(given, scores={**given.scores, name: None if math.isnan(value) else value})
+        for given, value in zip(answers, values, strict=True)
+    ]
+
+
+def _group(row: Row, given: Answer) -> Group:
+    """A question and its answer as the scorer takes them; of the prompt it reads the row alone."""
+    nothing = torch.zeros(0, dtype=torch.long)
+    ids = torch.tensor(given.ids, dtype=torch.long)
+    completion = Completion(ids, torch.ones(len(ids), dtype=torch.bool), given.text, truncated=given.truncated)
+    return Group(Prompt(row, nothing, nothing, {}, nothing), (completion,))

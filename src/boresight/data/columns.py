@@ -1,0 +1,123 @@
+"""A user's own column names, and plain text that becomes a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+
+from boresight.data.schema import PICTURE_COLUMNS, TEXT_COLUMNS
+from boresight.errors import DataError, nearest
+
+Table = datasets.Dataset | datasets.IterableDataset
+
+_ANSWERS = ("completion", "chosen", "rejected")
+_TEXTS = ("string", "large_string")
+
+
+def column_names(records: Table) -> list[str]:
+    """The columns, also of a stream that has to be looked at for them."""
+    names = records.column_names
+    if names is None:
+        names = list(next(iter(records), {}))
+    return list(names)
+
+
+def renamed(records: Table, columns: Mapping[str, str], source: str) -> Table:
+    """The records under the names that boresight reads.
+
+    Args:
+        columns: our name → the data set's.
+        source: what an error calls the data set.
+
+    Raises:
+        DataError: a column is not there, or its new name is another's already; the message has all columns.
+    """
+    found = column_names(records)
+    for ours, theirs in columns.items():
+        names = PICTURE_COLUMNS if ours == "image" else (ours,)
+        if theirs not in found:
+            raise DataError(
+                f"--{ours}_column {theirs}: {source} has no such column, only {', '.join(found)}.{nearest(theirs, found)}"
+            )
+        if taken := [name for name in names if name in found and name != theirs]:
+            raise DataError(
+                f"--{ours}_column {theirs}: {source} has a column {taken[0]!r} as well. Drop one of the two, or leave the flag out."
+            )
+    new = {
+        theirs: ours
+        for ours, theirs in columns.items()
+        if theirs not in (PICTURE_COLUMNS if ours == "image" else (ours,))
+    }
+    return records.rename_columns(new) if new else records
+
+
+def as_conversations(records: Table, *, prompt: bool, system_prompt: str | None) -> Table:
+    """The records with conversations where plain text was.
+
+    Args:
+        prompt: make a prompt of plain text what the user says, and the answers beside it what the assistant says.
+        system_prompt: what the system says first, in every conversation.
+
+    Raises:
+        DataError: a system prompt was given and prompts are plain text.
+    """
+    texts = [name for name in column_names(records) if name in TEXT_COLUMNS and _is_text(records, name)]
+    if prompt:
+        for name in texts:
+            role = "assistant" if name in _ANSWERS else "user"
+            records = _changed(records, name, lambda text, role=role: [{"role": role, "content": text}])
+    elif system_prompt is not None and "prompt" in texts:
+        raise DataError(
+            "--system_prompt needs conversations, and the prompts are plain text: add --prompt_column prompt, which makes them what "
+            "the user says."
+        )
+    if system_prompt is None:
+        return records
+    told = [name for name in ("prompt", "messages") if name in column_names(records)] or ["chosen", "rejected"]
+    for name in told:
+        records = _changed(records, name, lambda said: _told(said, system_prompt))
+    return records
+
+
+def as_text(records: Table, names: Sequence[str]) -> Table:
+    """The records with numbers in some columns written out: a CSV does not say whether 7 is an answer or an amount."""
+    for name in names:
+        if _is_number(records, name):
+            records = _changed(records, name, str)
+    return records
+
+
+def _is_number(records: Table, name: str) -> bool:
+    if records.features is not None and name in records.features:
+        feature = records.features[name]
+        return isinstance(feature, datasets.Value) and feature.dtype not in _TEXTS
+    return isinstance(next(iter(records))[name], int | float)
+
+
+def _is_text(records: Table, name: str) -> bool:
+    if records.features is not None and name in records.features:
+        feature = records.features[name]
+        return isinstance(feature, datasets.Value) and feature.dtype in _TEXTS
+    return isinstance(next(iter(records))[name], str)
+
+
+def _changed(records: Table, name: str, change: Any) -> Table:
+    """The records with one column changed; the others, pictures among them, are not touched."""
+    if isinstance(records, datasets.IterableDataset):
+        return records.map(lambda record: {**record, name: change(record[name])})
+    values = [None if value is None else change(value) for value in records.select_columns([name])[name]]
+    rest = records.remove_columns([name])
+    if not rest.column_names:
+        return datasets.Dataset.from_dict({name: values})
+    return rest.add_column(name, values).select_columns(records.column_names)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _told(conversation: Sequence[Mapping[str, Any]], system_prompt: str) -> list[Mapping[str, Any]]:
+    """The conversation after the system has spoken."""
+    if conversation and conversation[0]["role"] == "system":
+        raise DataError("--system_prompt: the conversations begin with what a system says already. Leave the flag out.")
+    content = conversation[0]["content"] if conversation else ""
+    said = system_prompt if isinstance(content, str) else [{"type": "text", "text": system_prompt}]
+    return [{"role": "system", "content": said}, *conversation]

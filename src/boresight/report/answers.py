@@ -1,0 +1,239 @@
+"""Answers of several models to the same questions, kept so that nothing has to be asked twice.
+
+    FOLDER/questions.parquet           what was asked, in order
+    FOLDER/pictures/<digest>.<ext>     every picture once, as it was encoded
+    FOLDER/answers/<model>.parquet     one row per answer of a model; the settings it was asked under are in the file's metadata
+    FOLDER/comparison.json             which models are compared, and by which reward
+
+`questions.parquet`: `key`, `row` (in the data set), `question`, `gold`, `kind`, `pictures` (file names), `columns` (the data set's
+further columns as JSON). An answers file: `key` (of its question), `text`, `ids` (tokens), `truncated`, `model_sizes`
+(width and height of the pictures as the model saw them), and `scores`, name and value of what a reward said of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from boresight.errors import ConfigError, DataError
+from boresight.report.completions import keep_picture, prompt_text, write_whole
+from boresight.types import Row
+
+NAME = re.compile(r"[\w][\w.+-]*")
+"""What a model may be called: its name is that of a file, too."""
+
+_QUESTIONS = pa.schema(
+    {
+        "key": pa.string(),
+        "row": pa.int64(),
+        "question": pa.string(),
+        "gold": pa.string(),
+        "kind": pa.string(),
+        "pictures": pa.list_(pa.string()),
+        "columns": pa.string(),
+    }
+)
+_ANSWERS = pa.schema(
+    {
+        "key": pa.string(),
+        "text": pa.string(),
+        "ids": pa.list_(pa.int32()),
+        "truncated": pa.bool_(),
+        "model_sizes": pa.list_(pa.list_(pa.int32())),
+        "scores": pa.list_(pa.struct({"name": pa.string(), "value": pa.float64()})),
+    }
+)
+_SETTINGS = b"boresight settings"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What every model was asked."""
+
+    key: str
+    """Tells questions apart: of the row, its prompt and its pictures."""
+    row: int
+    """In the data set."""
+    question: str
+    """As a person reads it."""
+    gold: str | None
+    """The data set's answer."""
+    kind: str
+    """By which accuracies are broken down; empty where the data set has no such column."""
+    pictures: tuple[str, ...]
+    """File names under FOLDER/pictures."""
+    columns: Mapping[str, Any]
+    """The data set's further columns that are text or numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One model's answer to one question."""
+
+    text: str
+    ids: tuple[int, ...]
+    """Tokens, the end token included."""
+    truncated: bool
+    """Whether the length limit ended it."""
+    model_sizes: tuple[tuple[int, int], ...] | None = None
+    """(Width, height) of the pictures as the model saw them; None where it saw tiles."""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    """What rewards said of it, by their names; None where they do not apply, or failed."""
+
+
+class AnswerStore:
+    """A folder of questions and answers.
+
+    Args:
+        folder: made when something is first kept.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def keep_questions(self, rows: Sequence[Row], keys: Sequence[str], *, kind: str | None = "kind") -> list[Question]:
+        """Keep what is asked, with its pictures, in the place of what was asked before.
+
+        Args:
+            rows: in the order in which a page shows them.
+            keys: theirs.
+            kind: the column that accuracies are broken down by.
+        """
+        pictures = {picture for row in rows for picture in row.pictures}
+        names = {picture.digest: keep_picture(self.pictures_folder, picture) for picture in pictures}
+        questions = [
+            Question(
+                key=key,
+                row=row.index,
+                question=question_text(row),
+                gold=_text(row.columns.get("solution")),
+                kind=_text(row.columns.get(kind)) or "" if kind else "",
+                pictures=tuple(names[picture.digest] for picture in row.pictures),
+                columns={
+                    name: value
+                    for name, value in row.columns.items()
+                    if isinstance(value, str | int | float) and name not in ("solution", kind)
+                },
+            )
+            for row, key in zip(rows, keys, strict=True)
+        ]
+        records = [
+            {name: getattr(question, name) for name in _QUESTIONS.names}
+            | {"pictures": list(question.pictures), "columns": json.dumps(dict(question.columns), ensure_ascii=False)}
+            for question in questions
+        ]
+        write_whole(self.folder / "questions.parquet", _parquet(pa.Table.from_pylist(records, _QUESTIONS)))
+        return questions
+
+    def questions(self) -> list[Question]:
+        """What was asked last.
+
+        Raises:
+            DataError: nothing was.
+        """
+        path = self.folder / "questions.parquet"
+        if not path.exists():
+            raise DataError(f"{self.folder} keeps no answers: name the models and a data set, so that they are asked.")
+        return [
+            Question(**record | {"pictures": tuple(record["pictures"]), "columns": json.loads(record["columns"])})
+            for record in pq.read_table(path).to_pylist()
+        ]
+
+    def answers(self, model: str) -> tuple[dict[str, str], dict[str, Answer]]:
+        """The settings that a model was asked under, and its answers by the keys of their questions; both empty if it was not asked."""
+        path = self._path(model)
+        if not path.exists():
+            return {}, {}
+        table = pq.read_table(path)
+        settings = json.loads((table.schema.metadata or {}).get(_SETTINGS, b"{}"))
+        return settings, {record.pop("key"): _answer(record) for record in table.to_pylist()}
+
+    def keep_answers(self, model: str, settings: Mapping[str, str], answers: Mapping[str, Answer]) -> None:
+        """Keep a model's answers in the place of those it had."""
+        records = [
+            {
+                "key": key,
+                "text": answer.text,
+                "ids": list(answer.ids),
+                "truncated": answer.truncated,
+                "model_sizes": None if answer.model_sizes is None else [list(size) for size in answer.model_sizes],
+                "scores": [{"name": name, "value": value} for name, value in answer.scores.items()],
+            }
+            for key, answer in answers.items()
+        ]
+        schema = _ANSWERS.with_metadata({_SETTINGS: json.dumps(dict(settings)).encode()})
+        write_whole(self._path(model), _parquet(pa.Table.from_pylist(records, schema)))
+
+    def keep_comparison(self, comparison: Mapping[str, Any]) -> None:
+        """Keep what a page is made from beside questions and answers, as JSON."""
+        text = json.dumps(dict(comparison), ensure_ascii=False, indent=2)
+        write_whole(self.folder / "comparison.json", f"{text}\n".encode())
+
+    def comparison(self) -> dict[str, Any]:
+        """What `keep_comparison` was given last.
+
+        Raises:
+            DataError: nothing.
+        """
+        path = self.folder / "comparison.json"
+        if not path.exists():
+            raise DataError(f"{self.folder} keeps no comparison: name the models and a data set.")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    @property
+    def pictures_folder(self) -> Path:
+        return self.folder / "pictures"
+
+    def _path(self, model: str) -> Path:
+        return self.folder / "answers" / f"{checked_name(model)}.parquet"
+
+
+def checked_name(model: str) -> str:
+    """The name, if a model may be called that.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    if not NAME.fullmatch(model):
+        raise ConfigError(
+            f"A model cannot be called {model!r}: use letters, digits, and . _ + - in between, as in base=FOLDER."
+        )
+    return model
+
+
+def question_text(row: Row) -> str:
+    """What a row asks: the words of the one turn, or every turn under its role; pictures are shown beside it."""
+    if isinstance(row.prompt, str) or len(row.prompt) != 1:
+        return prompt_text(row.prompt)
+    content = row.prompt[0]["content"]
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content if "text" in part)
+
+
+def _answer(record: dict[str, Any]) -> Answer:
+    sizes = record["model_sizes"]
+    return Answer(
+        record["text"],
+        tuple(record["ids"]),
+        record["truncated"],
+        None if sizes is None else tuple((width, height) for width, height in sizes),
+        {score["name"]: score["value"] for score in record["scores"]},
+    )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

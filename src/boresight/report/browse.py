@@ -1,0 +1,112 @@
+"""Completions as a run page carries them: numbers as columns, texts and tokens in packed blocks, pictures once each."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import UnidentifiedImageError
+
+from boresight.report.html import Pictures, packed
+from boresight.report.tokens import TokenTexts
+
+ROWS_PER_BLOCK = 512
+"""Completions whose texts are unpacked together."""
+COLUMNS = ("step", "phase", "rank", "group", "row", "length", "truncated", "reward", "advantage", "kept")
+
+
+def browsable(
+    table: pa.Table, *, run: str | Path, texts: TokenTexts | None, pictures: Pictures, max_rows: int
+) -> dict[str, Any]:
+    """All that the browser of completions shows.
+
+    Args:
+        table: of `read_completions`, so that a group's completions stand together.
+        run: the run folder, for its pictures.
+        texts: what token ids mean; None: tokens are not shaded.
+        pictures: gets every picture that is shown.
+        max_rows: the most completions that the page carries; whole steps are left out, evenly, and counted.
+    """
+    shown, left_out = thinned(table, max_rows)
+    lost = _hold(shown["pictures"], Path(run) / "pictures", pictures)
+    prompts, prompt_of = _distinct(shown["prompt"])
+    columns = {name: _column(shown[name]) for name in COLUMNS if name in shown.column_names}
+    extra = [name for name in shown.column_names if name.startswith("extra/")]
+    return {
+        "num": table.num_rows,
+        "steps_left_out": left_out,
+        "pictures_lost": lost,
+        "columns": packed(columns | {"prompt": prompt_of, "pictures": shown["pictures"].to_pylist()}),
+        "rewards": {
+            name.partition("/")[2]: _column(shown[name]) for name in shown.column_names if name.startswith("rewards/")
+        },
+        "prompts": packed(prompts),
+        "has_tokens": texts is not None,
+        "blocks": [_block(rows, texts, extra) for rows in _blocks(shown)],
+    }
+
+
+def thinned(table: pa.Table, max_rows: int) -> tuple[pa.Table, int]:
+    """At most `max_rows` rows, by leaving out whole steps evenly, never the first or the last; and how many steps went."""
+    sizes = Counter(table["step"].to_pylist())
+    steps, kept = sorted(sizes), set(sizes)
+    while sum(sizes[step] for step in kept) > max_rows and len(kept) > 2:
+        num = len(kept) - 1
+        kept = {steps[round(place * (len(steps) - 1) / (num - 1))] for place in range(num)}
+    return table.filter(pc.field("step").isin(kept)), len(steps) - len(kept)
+
+
+def _blocks(table: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, table.num_rows, ROWS_PER_BLOCK):
+        yield table.slice(start, ROWS_PER_BLOCK)
+
+
+def _block(rows: pa.Table, texts: TokenTexts | None, extra: Sequence[str]) -> dict[str, Any]:
+    """What is unpacked at once to search and show texts, and apart from it the tokens, only unpacked when they are looked at."""
+    said: dict[str, Any] = {"completion": rows["completion"].to_pylist()}
+    said |= {name: rows[name].to_pylist() for name in extra}
+    has_logp = "logp" in rows.column_names
+    if texts is None or not has_logp:
+        return {"num": rows.num_rows, "texts": packed(said), "tokens": None}
+    logp = [None if row is None else [_hundredths(value) for value in row] for row in rows["logp"].to_pylist()]
+    return {
+        "num": rows.num_rows,
+        "texts": packed(said),
+        "tokens": packed({"texts": texts(rows["completion_ids"].to_pylist()), "logp": logp}),
+    }
+
+
+def _hundredths(logp: float | None) -> int | None:
+    """Hundredths of a nat, for a shade and a number that people read; null where it is none or not finite."""
+    return None if logp is None or not -1e6 < logp <= 0 else round(100 * logp)
+
+
+def _column(column: pa.ChunkedArray) -> list[Any]:
+    if pa.types.is_floating(column.type):
+        # JSON has no word for what is not finite; a page shows it as missing.
+        return [
+            None if value is None or not math.isfinite(value) else float(f"{value:.5g}") for value in column.to_pylist()
+        ]
+    return column.to_pylist()
+
+
+def _distinct(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
+    """Every text once, and where among them each row's is."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_pylist()
+
+
+def _hold(names: pa.ChunkedArray, folder: Path, pictures: Pictures) -> int:
+    """Put the pictures of a column of name lists into the page; how many files are gone or no pictures any more."""
+    lost = 0
+    for name in dict.fromkeys(name for row in names.to_pylist() for name in row):
+        try:
+            pictures.add(folder / name, name=name)
+        except (OSError, UnidentifiedImageError):
+            lost += 1
+    return lost

@@ -1,0 +1,117 @@
+"""The comparison as one HTML page: who is right how often, who fixes and who breaks what, and every question with all answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from boresight.report.comparison import Comparison, interval, p_value, percent, points
+from boresight.report.html import MAX_PICTURE_SIDE, Pictures, packed, render_page
+from boresight.report.marks import Accuracy, Flips
+
+MANY_PICTURES = 200
+SMALL_PICTURE_SIDE = 320
+"""Pixels that the longer side of a picture keeps where there are more than `MANY_PICTURES`: a page should open at once."""
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """The page, complete: it opens from disk and asks nobody for anything."""
+    shown = {name for question in comparison.questions for name in question.pictures}
+    pictures = Pictures(max_side=SMALL_PICTURE_SIDE if len(shown) > MANY_PICTURES else MAX_PICTURE_SIDE)
+    for name in sorted(shown):
+        pictures.add(comparison.pictures / name, name=name)
+    kinds = comparison.by_kind
+    return render_page(
+        "comparison.html.j2",
+        title=comparison.title,
+        data={"models": list(comparison.models), "packed": packed(_questions(comparison))},
+        pictures=pictures.uris,
+        scripts=["comparison.js"],
+        styles=["comparison.css"],
+        comparison=comparison,
+        models=_model_rows(comparison),
+        flips=[_flip_row(pair) for pair in comparison.flips],
+        kinds=list(next(iter(kinds.values()), {})),
+        kind_counts=_kind_counts(comparison),
+        largest_side=pictures.max_side,
+    )
+
+
+def _model_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    first, *_ = comparison.models
+    against = {pair.second: pair for pair in comparison.flips if pair.first == first}
+    by_kind, means = comparison.by_kind, comparison.mean_scores
+    return [
+        {
+            "name": name,
+            "source": comparison.models[name],
+            "found": found,
+            **_shown(found),
+            "gain": points(against[name].gain) if name in against else None,
+            "p": p_value(against[name].p) if name in against else None,
+            "mean": means.get(name),
+            "kinds": [_shown(own) for own in by_kind.get(name, {}).values()],
+            "length": comparison.mean_length[name],
+            "cut": comparison.num_truncated[name],
+        }
+        for name, found in comparison.accuracies.items()
+    ]
+
+
+def _shown(found: Accuracy) -> dict[str, Any]:
+    """An accuracy as words, and as places on a line from 0 to 100."""
+    low, high = found.interval or (0.0, 0.0)
+    return {
+        "share": percent(found.share),
+        "interval": interval(found),
+        "at": None if found.share is None else round(100 * found.share, 2),
+        "low": round(100 * low, 2),
+        "high": round(100 * high, 2),
+    }
+
+
+def _flip_row(pair: Flips) -> dict[str, Any]:
+    counts = {
+        "both_right": pair.both_right,
+        "fixed": len(pair.fixed),
+        "broken": len(pair.broken),
+        "both_wrong": pair.both_wrong,
+    }
+    total = sum(counts.values())
+    return {
+        "first": pair.first,
+        "second": pair.second,
+        "counts": counts,
+        "widths": {name: round(100 * count / total, 3) if total else 0 for name, count in counts.items()},
+        "gain": points(pair.gain),
+        "p": p_value(pair.p),
+    }
+
+
+def _kind_counts(comparison: Comparison) -> dict[str, int]:
+    kinds = [question.kind for question in comparison.questions]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def _questions(comparison: Comparison) -> list[dict[str, Any]]:
+    """What the script shows of every question; marks are 1, 0 or null."""
+    return [
+        {
+            "row": question.row,
+            "question": question.question,
+            "gold": question.gold,
+            "kind": question.kind,
+            "pictures": list(question.pictures),
+            "columns": {name: str(value) for name, value in question.columns.items()},
+            "answers": [
+                {
+                    "text": answers[place].text,
+                    "mark": None if (mark := comparison.marks[name][place]) is None else int(mark),
+                    "score": answers[place].scores.get(comparison.reward),
+                    "tokens": len(answers[place].ids),
+                    "cut": answers[place].truncated,
+                }
+                for name, answers in comparison.answers.items()
+            ],
+        }
+        for place, question in enumerate(comparison.questions)
+    ]

@@ -1,0 +1,92 @@
+"""Which metrics stand together in a chart, and what is said of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One chart of a run page.
+
+    Args:
+        title: what a reader looks for.
+        pattern: the metrics that it shows, as a regular expression of the whole name; its first group, where there is one, names the line.
+        unit: of the vertical axis.
+        about: one sentence under the title.
+    """
+
+    title: str
+    pattern: str
+    unit: str = ""
+    about: str = ""
+
+
+CHARTS: tuple[Chart, ...] = (
+    Chart("Reward", r"reward", about="Mean over the scored completions."),
+    Chart("Reward by function", r"rewards/(?!(?:chosen|rejected|margins|accuracies)$)([^/]+)(?:/mean)?"),
+    Chart("Pairs told apart", r"rewards/(accuracies)", "share", "Chosen above rejected."),
+    Chart("Implicit rewards", r"rewards/(chosen|rejected|margins)", about="β times the log-ratio to the reference."),
+    Chart("Log-probability of the answers", r"logps/(chosen|rejected)", "nats"),
+    Chart("KL to the reference", r"kl", "nats per token"),
+    Chart("Entropy", r"entropy", "nats per token"),
+    Chart("Length", r"completions/((?:mean|min|max)_length)", "tokens"),
+    Chart("Truncated", r"completions/(clipped_ratio)", "share", "Cut off by the length limit."),
+    Chart(
+        "Nothing to learn from", r"frac_(reward_zero_std|unscored)", "share",
+        "Groups whose rewards are all equal; completions without a reward.",
+    ),
+    Chart("Spread of the reward", r"reward_std", about="Standard deviation over all completions."),
+    Chart("Clipped", r"clip_ratio/(.+)", "share", "Of the tokens that count, or of sequences."),
+    Chart(
+        "Drift of the sampler", r"sampling/sampling_logp_difference/(.+)", "nats per token",
+        "Between the trainer's log-probability of a token and the sampler's.",
+    ),
+    Chart("Importance ratio of the sampler", r"sampling/importance_sampling_ratio/(.+)"),
+    Chart("Loss", r"loss"),
+    Chart("Loss by component", r"loss/(.+)(?<!_weighted)"),
+    Chart("Loss by component, weighted", r"loss/(.+)_weighted"),
+    Chart("Tokens predicted right", r"mean_token_accuracy", "share"),
+    Chart("Gradient norm", r"grad_norm"),
+    Chart("Learning rate", r"learning_rate"),
+    Chart("Failed rewards", r"rewards/([^/]+)/failed", "share", "They raised or overran their deadline: unscored, not 0."),
+)  # fmt: skip
+"""In the order of reading. An evaluation's metric, `eval_<name>`, stands beside the training's."""
+
+HIDDEN = re.compile(
+    r"step|epoch|time/.+|work/.+|total_flos|(train|eval)_(runtime|loss|samples_per_second|steps_per_second)"
+)
+"""Not drawn as curves: what the time line and the counters say already, and the one-line summaries of transformers."""
+
+
+def charts(names: Iterable[str]) -> list[dict[str, Any]]:
+    """The charts of a run that logged these metrics, each with its lines; and at the end one for each metric that no chart asks for.
+
+    Args:
+        names: of metrics, in the order they were first logged.
+    """
+    left = [name for name in names if not HIDDEN.fullmatch(name) or name == "eval_loss"]
+    found = []
+    for chart in CHARTS:
+        lines = [line for name in left if (line := _line(chart, name))]
+        if lines:
+            taken = {line["name"] for line in lines}
+            left = [name for name in left if name not in taken]
+            found.append(
+                {"title": chart.title, "unit": chart.unit, "about": chart.about, "lines": lines, "more": False}
+            )
+    for name in left:
+        lines = [{"name": name, "label": name, "eval": False}]
+        found.append({"title": name, "unit": "", "about": "", "lines": lines, "more": True})
+    return found
+
+
+def _line(chart: Chart, name: str) -> dict[str, Any] | None:
+    match = re.fullmatch(chart.pattern, name.removeprefix("eval_"))
+    if match is None:
+        return None
+    label = match[1] if match.re.groups else match[0]
+    return {"name": name, "label": label, "eval": name.startswith("eval_")}

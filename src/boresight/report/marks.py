@@ -1,0 +1,132 @@
+"""Statistics of right and wrong answers: several models, the same questions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+Mark = bool | None
+"""Right, wrong, or unmarked: the reward did not apply to the answer, or failed on it."""
+
+Z95 = 1.959963984540054
+"""The standard normal's 97.5 % quantile."""
+
+
+def wilson_interval(right: int, asked: int, z: float = Z95) -> tuple[float, float]:
+    r"""The interval of a share that `right` of `asked` were found right.
+
+    $\frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}$
+
+    Args:
+        right: 0 to `asked`.
+        asked: at least 1.
+        z: the standard normal's quantile; the default makes it a 95 % interval.
+
+    Reference:
+        Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+    """
+    share = right / asked
+    middle = share + z * z / (2 * asked)
+    spread = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
+    scale = 1 + z * z / asked
+    # None right is compatible with a share of exactly 0, which rounding would miss; so with all and 1.
+    low = 0.0 if right == 0 else (middle - spread) / scale
+    high = 1.0 if right == asked else (middle + spread) / scale
+    return low, high
+
+
+def mcnemar_p(fixed: int, broken: int) -> float:
+    r"""How likely flips at least as lopsided are if either model is as often the one that is right (two-sided, exact).
+
+    $\min\left(1,\ 2\sum_{k\le\min(f,b)}\binom{f+b}{k} 2^{-(f+b)}\right)$. Questions on which the models agree say nothing.
+
+    Args:
+        fixed: questions that only the second model answers right.
+        broken: questions that only the first does.
+
+    Reference:
+        McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika 12 (1947); exact by
+        the binomial distribution.
+    """
+    flips = fixed + broken
+    tail = sum(math.comb(flips, k) for k in range(min(fixed, broken) + 1))
+    # In whole numbers as far as it goes: 2^-1100 is no float any more.
+    return min(1.0, 2 * tail / 2**flips)
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Right answers out of those marked."""
+
+    right: int
+    marked: int
+    unmarked: int = 0
+
+    @property
+    def share(self) -> float | None:
+        """None where nothing is marked."""
+        return self.right / self.marked if self.marked else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 %, by Wilson."""
+        return wilson_interval(self.right, self.marked) if self.marked else None
+
+
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """Where two models differ, over the questions on which both are marked."""
+
+    first: str
+    second: str
+    fixed: tuple[int, ...]
+    """Places of the questions that the second model answers right and the first wrong."""
+    broken: tuple[int, ...]
+    """Places of the questions that the first model answers right and the second wrong."""
+    both_right: int
+    both_wrong: int
+
+    @property
+    def p(self) -> float:
+        """Of McNemar's exact test."""
+        return mcnemar_p(len(self.fixed), len(self.broken))
+
+    @property
+    def gain(self) -> float | None:
+        """The second model's share of right answers less the first's; None where no question is marked for both."""
+        both = len(self.fixed) + len(self.broken) + self.both_right + self.both_wrong
+        return (len(self.fixed) - len(self.broken)) / both if both else None
+
+
+def accuracy(marks: Sequence[Mark]) -> Accuracy:
+    """Counted over one model's marks."""
+    unmarked = sum(mark is None for mark in marks)
+    return Accuracy(sum(mark is True for mark in marks), len(marks) - unmarked, unmarked)
+
+
+def accuracy_by_kind(marks: Sequence[Mark], kinds: Sequence[str]) -> dict[str, Accuracy]:
+    """The accuracy on each kind of question, kinds by name."""
+    return {
+        kind: accuracy([mark for mark, own in zip(marks, kinds, strict=True) if own == kind])
+        for kind in sorted(set(kinds))
+    }
+
+
+def flips(first: str, second: str, marks: Mapping[str, Sequence[Mark]]) -> Flips:
+    """What became of each question from one model to the other."""
+    pairs = list(zip(marks[first], marks[second], strict=True))
+    return Flips(
+        first,
+        second,
+        fixed=tuple(place for place, pair in enumerate(pairs) if pair == (False, True)),
+        broken=tuple(place for place, pair in enumerate(pairs) if pair == (True, False)),
+        both_right=pairs.count((True, True)),
+        both_wrong=pairs.count((False, False)),
+    )
+
+
+def all_flips(marks: Mapping[str, Sequence[Mark]]) -> list[Flips]:
+    """The flips between every two models, in the order in which the models come."""
+    return [flips(first, second, marks) for first, second in combinations(marks, 2)]

@@ -1,0 +1,126 @@
+"""`boresight report`: a run in one HTML file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from boresight.report.browse import browsable
+from boresight.report.curves import charts
+from boresight.report.html import PLOTLY, Pictures, render_page, write_page
+from boresight.report.run import Run, read_run, seconds_by_phase, series
+from boresight.report.tokens import TokenTexts
+
+MAX_COMPLETIONS = 20_000
+"""The most completions that a page carries unless told otherwise."""
+
+
+def write_report(
+    run: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    max_completions: int = MAX_COMPLETIONS,
+) -> Path:
+    """Write the page of a run.
+
+    Args:
+        run: the run folder, finished or not.
+        output: the file; None: RUN/report.html.
+        max_completions: the most that the page carries. Of more, whole steps are left out evenly, and the page says so.
+
+    Raises:
+        DataError: the folder holds nothing of a run.
+        ConfigError: plotly is not installed.
+    """
+    return write_page(
+        output or Path(run) / "report.html", report_page(report_data(run, max_completions=max_completions))
+    )
+
+
+def report_page(data: Mapping[str, Any], *, watch: bool = False) -> str:
+    """The page as text.
+
+    Args:
+        data: of `report_data`.
+        watch: whether it asks its own server for newer data.
+    """
+    return render_page(
+        "run.html.j2",
+        title=data["name"],
+        data={**data, "pictures": {}, "watch": watch},
+        pictures=data["pictures"],
+        styles=["run.css"],
+        scripts=[PLOTLY, "run.js", "curves.js", "browse.js", "start.js"],
+        connect=watch,
+        has_completions=data["completions"] is not None,
+        watch=watch,
+    )
+
+
+def report_data(folder: str | os.PathLike[str], *, max_completions: int = MAX_COMPLETIONS) -> dict[str, Any]:
+    """All that a run page shows, as JSON takes it."""
+    run = read_run(folder)
+    pictures = Pictures()
+    completions = None
+    if run.completions is not None:
+        texts = TokenTexts.of_run(folder)
+        completions = browsable(
+            run.completions, run=Path(folder), texts=texts, pictures=pictures, max_rows=max_completions
+        )
+    lines = series(run.metrics)
+    return {
+        "name": run.name,
+        "written": time.time(),
+        "facts": facts(run),
+        "verdicts": list(run.verdicts),
+        "metrics_from": run.metrics_from,
+        "series": lines,
+        "charts": charts(lines),
+        "timeline": seconds_by_phase(run.timeline),
+        "work": dict(run.work),
+        "completions": completions,
+        "pictures": pictures.uris,
+    }
+
+
+def facts(run: Run) -> list[dict[str, Any]]:
+    """A few numbers that say what this run is: name, value, and a note each."""
+    lines = series(run.metrics)
+    steps = [line["step"] for line in (*run.metrics, *run.timeline)]
+    if run.completions is not None:
+        steps += run.completions["step"].to_pylist()
+    found = [{"name": "steps", "value": f"{max(steps, default=0):,}", "note": ""}]
+    seconds = sum(value for line in run.timeline for name, value in line.items() if name != "step")
+    if seconds:
+        num = len(run.timeline)
+        found.append({"name": "time in steps", "value": _duration(seconds), "note": f"{seconds / num:,.3g} s each"})
+    for name, label in (("reward", "reward"), ("rewards/accuracies", "pairs told apart"), ("loss", "loss")):
+        if name in lines and len(found) < 3:
+            first, last = lines[name]["values"][0], lines[name]["values"][-1]
+            found.append(
+                {"name": label, "value": _short(last), "note": f"{_short(first)} at step {lines[name]['steps'][0]:,}"}
+            )
+    if run.completions is not None:
+        groups = f"{run.completions.group_by(['step', 'phase', 'rank', 'group']).aggregate([]).num_rows:,} groups"
+        found.append({"name": "completions", "value": f"{run.completions.num_rows:,}", "note": groups})
+    for done, label in (("vision_encodes", "picture encodes saved"), ("prompt_tokens", "prompt tokens saved")):
+        unshared = run.work.get(f"unshared_{done}", 0.0)
+        if unshared:
+            saved = f"{1 - run.work.get(done, 0.0) / unshared:.0%}"
+            found.append({"name": label, "value": saved, "note": f"of {unshared:,.0f} with nothing shared"})
+    return found
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,146 @@
+"""What a run folder holds, read for a page.
+
+| file | read as |
+|---|---|
+| `metrics.jsonl` | the curves and the counters; without it, the log of the newest checkpoint; without that, what the completions say |
+| `timeline.jsonl` | seconds of each phase of each step |
+| `verdicts.jsonl` | why the run learns or does not, in words |
+| `completions/` | the browser |
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from boresight.errors import DataError
+from boresight.report.completions import read_completions
+from boresight.report.lines import read_lines
+from boresight.report.timeline import PHASES
+
+KEPT = ("metrics.jsonl", "timeline.jsonl", "verdicts.jsonl", "completions")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as far as it has got."""
+
+    name: str
+    metrics: Sequence[Mapping[str, Any]]
+    """One entry a log line: `step` and what was logged."""
+    metrics_from: str
+    """Which file they are from, in words; empty where there are none."""
+    timeline: Sequence[Mapping[str, Any]] = ()
+    verdicts: Sequence[Mapping[str, Any]] = ()
+    completions: pa.Table | None = None
+    """As `read_completions` gives it; None where the method samples none."""
+    work: Mapping[str, float] = field(default_factory=dict)
+    """What was counted over all logged steps, by the name after ``work/``, the sampler's part added."""
+
+
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """Read a run folder, also while it is written to.
+
+    Raises:
+        DataError: it holds nothing of a run; the message names folders below that do.
+    """
+    folder = Path(folder)
+    if not is_run(folder) and not _states(folder):
+        raise DataError(f"{folder} is no run folder: {_where_else(folder)}")
+    completions = read_completions(folder) if any((folder / "completions").glob("step_*.parquet")) else None
+    metrics, metrics_from = _metrics(folder, completions)
+    return Run(
+        name=" / ".join(folder.resolve().parts[-2:]),
+        metrics=metrics,
+        metrics_from=metrics_from,
+        timeline=read_lines(folder / "timeline.jsonl"),
+        verdicts=read_lines(folder / "verdicts.jsonl"),
+        completions=completions,
+        work=work_done(metrics),
+    )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a file of a run."""
+    return any((folder / name).exists() for name in KEPT)
+
+
+def series(metrics: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Name → the steps at which it was logged and its values there. What is no finite number is left out, and leaves a gap."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for line in metrics:
+        for name, value in line.items():
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+                line_of = found.setdefault(name, {"steps": [], "values": []})
+                line_of["steps"].append(line["step"])
+                line_of["values"].append(value)
+    return found
+
+
+def seconds_by_phase(timeline: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Steps, and for each phase that took any time its seconds at each of them."""
+    lines = list(timeline)
+    names = [*PHASES, *dict.fromkeys(key[:-2] for line in lines for key in line if key.endswith("_s"))]
+    phases = {name: [float(line.get(f"{name}_s", 0.0)) for line in lines] for name in dict.fromkeys(names)}
+    return {
+        "steps": [line["step"] for line in lines],
+        "phases": {name: seconds for name, seconds in phases.items() if sum(seconds) > 0},
+    }
+
+
+def work_done(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Tokens and pictures that went through the models: sums over all log lines, by the name after ``work/``."""
+    total: dict[str, float] = {}
+    for line in metrics:
+        for name, value in line.items():
+            if name.startswith("work/") and isinstance(value, int | float):
+                key = name.removeprefix("work/").removeprefix("sampler_")
+                total[key] = total.get(key, 0.0) + value
+    return total
+
+
+def _metrics(folder: Path, completions: pa.Table | None) -> tuple[Sequence[Mapping[str, Any]], str]:
+    if (folder / "metrics.jsonl").exists():
+        return read_lines(folder / "metrics.jsonl"), "metrics.jsonl"
+    if states := _states(folder):
+        return json.loads(states[-1].read_text(encoding="utf-8"))["log_history"], f"{states[-1].parent.name}"
+    if completions is not None:
+        return _metrics_of_completions(completions), "the completions, since the folder has no metrics.jsonl"
+    return [], ""
+
+
+def _states(folder: Path) -> list[Path]:
+    """transformers' own logs in the checkpoints, the newest last."""
+    found = folder.glob("checkpoint-*/trainer_state.json")
+    return sorted(found, key=lambda path: int(path.parent.name.rpartition("-")[2]))
+
+
+def _metrics_of_completions(table: pa.Table) -> list[dict[str, Any]]:
+    """What completions alone tell of each training step, under the names that a log would use."""
+    table = table.filter(pc.field("phase") == "train")
+    rewards = [name for name in table.column_names if name.startswith("rewards/")]
+    # Counts of truncated completions: parquet's booleans have no mean.
+    table = table.append_column("cut", pc.cast(table["truncated"], pa.float32()))
+    wanted: list[Any] = [("length", "mean"), ("length", "min"), ("length", "max"), ("cut", "mean"), ("reward", "mean")]
+    by_step = table.group_by("step").aggregate(wanted + [(name, "mean") for name in rewards]).sort_by("step")
+    names = {f"length_{kind}": f"completions/{kind}_length" for kind in ("mean", "min", "max")}
+    names |= {"cut_mean": "completions/clipped_ratio", "reward_mean": "reward", "step": "step"}
+    names |= {f"{name}_mean": f"{name}/mean" for name in rewards}
+    return by_step.rename_columns([names[name] for name in by_step.column_names]).to_pylist()
+
+
+def _where_else(folder: Path) -> str:
+    if not folder.is_dir():
+        return "there is no such folder."
+    below = sorted(path for path in folder.iterdir() if path.is_dir() and is_run(path))
+    if below:
+        return f"it holds {', '.join(map(str, below))}: name one of them."
+    return f"it holds none of {', '.join(KEPT)}. Name the output_dir of a run."

@@ -1,0 +1,70 @@
+"use strict";
+// What every page shares: its data, its pictures, and a small way to build elements out of text that nobody trusts.
+
+/** The page's data, as `render_page(data=…)` was given it. */
+function pageData() {
+  return JSON.parse(document.getElementById("page-data").textContent);
+}
+
+/** Name → data URI; further ones may be added. */
+const pagePictures = JSON.parse(document.getElementById("page-pictures").textContent);
+
+/** Unpack what `packed` of html.py made. */
+async function unpack(text) {
+  const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).json();
+}
+
+/**
+ * An element. Children are elements or text, and text stays text: nothing here ever parses HTML.
+ * element("a", {class: "x", href: "#y", onclick: f}, "text", other)
+ */
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value === true) made.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) made.setAttribute(name, value);
+  }
+  made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return made;
+}
+
+/** A thumbnail that opens large, as the macro of picture.html.j2 writes it. */
+function pictureElement(name, caption = "picture") {
+  const image = element("img", {alt: caption, src: pagePictures[name]});
+  return element("button", {type: "button", class: "picture", title: "enlarge"}, image);
+}
+
+/** A number for people: thousands grouped, a true minus, an en dash for nothing. */
+function number(value, digits = 2, signed = false) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  const text = Math.abs(value).toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits});
+  const negative = value < 0 && Number(text.replaceAll(",", "")) !== 0;
+  return (negative ? "−" : signed ? "+" : "") + text;
+}
+
+/** "1 step", "1,200 steps". */
+function counted(num, name) {
+  return `${number(num, 0)} ${name}${num === 1 ? "" : "s"}`;
+}
+
+for (const image of document.querySelectorAll("img[data-picture]")) {
+  image.src = pagePictures[image.dataset.picture];
+}
+
+// A picture opens at a click, wherever it stands and whenever it came; a click or Escape closes it.
+const zoom = document.getElementById("zoom");
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button.picture");
+  if (!button) return;
+  const image = button.querySelector("img");
+  const large = zoom.querySelector("img");
+  large.src = image.src;
+  large.alt = image.alt;
+  large.classList.toggle("pixels", Math.max(image.naturalWidth, image.naturalHeight) <= 160);
+  zoom.querySelector(".caption").textContent = image.alt;
+  zoom.showModal();
+});
+zoom.addEventListener("click", () => zoom.close());

@@ -1,0 +1,67 @@
+"use strict";
+// The plain parts of a run page: facts, verdicts, work. Each draws itself anew out of the data.
+
+const byId = (id) => document.getElementById(id);
+
+function drawFacts(data) {
+  const written = new Date(data.written * 1000);
+  byId("written").textContent = `As of ${written.toLocaleString("en-GB", {dateStyle: "long", timeStyle: "short"})}`
+    + (data.watch ? ", and watched: the page follows the run." : ".");
+  byId("facts").replaceChildren(...data.facts.map((fact) =>
+    element("div", {}, element("dt", {}, fact.name), element("dd", {}, fact.value, fact.note && element("small", {}, fact.note)))));
+}
+
+const VERDICTS_SHOWN = 6;
+
+function drawVerdicts(data) {
+  const list = byId("verdict-list");
+  if (!data.verdicts.length) {
+    list.replaceChildren(element("p", {class: "soft"}, "This run gave no verdict."));
+    return;
+  }
+  const newest = [...data.verdicts].reverse().map((verdict) =>
+    element("li", {}, element("span", {class: "step"}, `step ${number(verdict.step, 0)}`),
+      element("div", {}, element("span", {class: "tag"}, verdict.verdict ?? verdict.name ?? "verdict"), " ",
+        element("span", {class: "text"}, verdict.text ?? ""))));
+  const older = newest.slice(VERDICTS_SHOWN);
+  list.replaceChildren(element("ol", {class: "verdicts"}, newest.slice(0, VERDICTS_SHOWN)));
+  if (older.length) {
+    list.append(element("details", {}, element("summary", {}, `${older.length} earlier`), element("ol", {class: "verdicts"}, older)));
+  }
+}
+
+// What was done, beside what one row per completion would have taken (model/forward.py and rollout/hf.py count both).
+const WORK = [
+  ["vision_encodes", "pictures through the vision tower", "unshared_vision_encodes"],
+  ["prompt_tokens", "prompt tokens through the language model", "unshared_prompt_tokens"],
+  ["completion_tokens", "completion tokens", null],
+  ["padded_tokens", "padding", null],
+];
+
+function drawWork(data) {
+  const work = data.work;
+  const known = new Set(WORK.flatMap(([name, , unshared]) => [name, unshared]));
+  const rows = WORK.filter(([name]) => name in work);
+  const others = Object.keys(work).filter((name) => !known.has(name)).map((name) => [name, name.replaceAll("_", " "), null]);
+  if (!rows.length && !others.length) {
+    byId("work-table").replaceChildren(element("p", {class: "soft"}, "The logs of this run count no work."));
+    return;
+  }
+  const line = ([name, label, unshared]) => {
+    const whole = unshared === null ? undefined : work[unshared];
+    const saved = whole ? whole - work[name] : null;
+    return element("tr", {},
+      element("th", {scope: "row"}, label),
+      element("td", {class: "num"}, number(work[name], 0)),
+      element("td", {class: "num"}, whole ? number(whole, 0) : ""),
+      element("td", {class: "num"}, saved === null ? "" : `${number(saved, 0)} (${number((100 * saved) / whole, 0)} %)`),
+      element("td", {class: "num"}, whole && work[name] ? `${number(whole / work[name], 1)}×` : ""));
+  };
+  const heads = ["", "done", "with nothing shared", "saved", "less by"];
+  byId("work-table").replaceChildren(
+    element("div", {class: "scroll"}, element("table", {class: "work"},
+      element("thead", {}, element("tr", {}, heads.map((head, place) => element("th", {class: place && "num", scope: "col"}, head)))),
+      element("tbody", {}, [...rows, ...others].map(line)))),
+    element("p", {class: "faint"}, "Sums over all logged steps, sampling included. “With nothing shared” is every completion in a row of its own, "
+      + "with its own prompt and pictures."));
+}

@@ -1,0 +1,51 @@
+"""Every flag of every command, as text: `.venv/bin/python tests/cli/surface.py` renews `surface.txt`."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING
+from pathlib import Path
+
+from boresight.cli import TRAINING, _parser
+from boresight.cli.command import parser_of
+
+FILE = Path(__file__).parent / "surface.txt"
+HEAD = """Every flag of every command. A test compares. To renew it: .venv/bin/python tests/cli/surface.py
+Training commands: --flag VALUE, then its default and the commands that have it (all: every one). (refused): it is there to say why not.
+"""
+
+
+def surface() -> str:
+    """What the file should hold."""
+    return "\n".join([HEAD, *trained(), "", *others()]) + "\n"
+
+
+def trained() -> list[str]:
+    """The flags of the training commands, once each."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for command in TRAINING:
+        parser = parser_of(command)
+        for name, option in parser.options.items():
+            default = parser.get_default(name) if option.default is MISSING else option.default
+            shown = f"{parser._value(name) or 'true|false'} [{getattr(default, 'value', default)}]"
+            if name in parser.unsupported:
+                shown += " (refused)"
+            found.setdefault(name, {}).setdefault(shown, []).append(command)
+    return [
+        f"--{name} {shown}  {'all' if len(commands) == len(TRAINING) else ' '.join(commands)}"
+        for name in sorted(found)
+        for shown, commands in found[name].items()
+    ]
+
+
+def others() -> list[str]:
+    """The flags of all other commands."""
+    return [
+        f"boresight {command}: {'/'.join(action.option_strings) or action.dest} [{action.default}]"
+        for command, parser in sorted(_parser()[1].items())
+        for action in parser._actions
+        if "--help" not in action.option_strings
+    ]
+
+
+if __name__ == "__main__":
+    FILE.write_text(surface())
