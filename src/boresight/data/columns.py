@@ -63,7 +63,7 @@ def as_conversations(records: Table, *, prompt: bool, system_prompt: str | None)
     Raises:
         DataError: a system prompt was given and prompts are plain text.
     """
-    texts = [name for name in column_names(records) if name in TEXT_COLUMNS and _is_text(records, name)]
+    texts = [name for name in column_names(records) if name in TEXT_COLUMNS and is_text(records, name)]
     if prompt:
         for name in texts:
             role = "assistant" if name in _ANSWERS else "user"
@@ -96,11 +96,12 @@ def _is_number(records: Table, name: str) -> bool:
     return isinstance(next(iter(records))[name], int | float)
 
 
-def _is_text(records: Table, name: str) -> bool:
+def is_text(records: Table, name: str) -> bool:
+    """Whether there is a column of that name which holds plain text."""
     if records.features is not None and name in records.features:
         feature = records.features[name]
         return isinstance(feature, datasets.Value) and feature.dtype in _TEXTS
-    return isinstance(next(iter(records))[name], str)
+    return records.features is None and isinstance(next(iter(records), {}).get(name), str)
 
 
 def _changed(records: Table, name: str, change: Any) -> Table:
