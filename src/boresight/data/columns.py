@@ -36,19 +36,21 @@ def renamed(records: Table, columns: Mapping[str, str], source: str) -> Table:
     """
     found = column_names(records)
     for ours, theirs in columns.items():
+        names = PICTURE_COLUMNS if ours == "image" else (ours,)
         if theirs not in found:
             raise DataError(
                 f"--{ours}_column {theirs}: {source} has no such column, only {', '.join(found)}.{nearest(theirs, found)}"
             )
-        taken = [name for name in (PICTURE_COLUMNS if ours == "image" else (ours,)) if name in found and name != theirs]
-        if taken:
+        if taken := [name for name in names if name in found and name != theirs]:
             raise DataError(
                 f"--{ours}_column {theirs}: {source} has a column {taken[0]!r} as well. Drop one of the two, or leave the flag out."
             )
-        if theirs not in (PICTURE_COLUMNS if ours == "image" else (ours,)):
-            records = records.rename_column(theirs, ours)
-            found[found.index(theirs)] = ours
-    return records
+    new = {
+        theirs: ours
+        for ours, theirs in columns.items()
+        if theirs not in (PICTURE_COLUMNS if ours == "image" else (ours,))
+    }
+    return records.rename_columns(new) if new else records
 
 
 def as_conversations(records: Table, *, prompt: bool, system_prompt: str | None) -> Table:
