@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from boresight.errors import ConfigError
 from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION, NCCL_ENGINE, STARTED_BY
 
@@ -64,6 +66,8 @@ def server_command(
     command += [part for pair in OURS.items() for part in pair]
     command += ["--weight-transfer-config", json.dumps(transfer)]
     command += ["--mm-processor-kwargs", json.dumps(budget)] if budget else []
+    if not torch.cuda.is_available():
+        command += [] if "--enable-chunked-prefill" in given else ["--no-enable-chunked-prefill"]  # see `local.ON_CPU`
     return [*command, *flags]
 
 
