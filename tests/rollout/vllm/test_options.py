@@ -45,7 +45,9 @@ def test_without_vllm_its_options_have_no_effect(name: str) -> None:
 
 @pytest.mark.parametrize("name", COLOCATE)
 def test_a_server_is_told_by_its_own_command(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} has no effect with vllm_mode='server': give it to boresight vllm-serve"):
+    with pytest.raises(
+        ConfigError, match=f"{name} has no effect with vllm_mode='server': give it to boresight vllm-serve"
+    ):
         check(use_vllm=True, vllm_mode="server", **{name: OTHER[name]})
     check(use_vllm=True, **{name: OTHER[name]})
 

@@ -45,7 +45,13 @@ def test_what_training_needs_is_set() -> None:
 
 @pytest.mark.parametrize(
     "flag",
-    ["--worker-extension-cls", "--logits_processors", "--logprobs_mode=raw", "--generation-config", "--weight-transfer-config"],
+    [
+        "--worker-extension-cls",
+        "--logits_processors",
+        "--logprobs_mode=raw",
+        "--generation-config",
+        "--weight-transfer-config",
+    ],
 )
 def test_flags_that_boresight_sets_are_refused(flag: str) -> None:
     with pytest.raises(ConfigError, match=r"is boresight's to set: drop it"):
@@ -194,7 +200,9 @@ def test_no_server_outlives_a_parent_that_was_killed() -> None:
     """vLLM's processes run the plugin; so do these."""
     tied = "from boresight.rollout.vllm.plugin import _end_with_parent; _end_with_parent();"
     engine = "print('ready', flush=True); time.sleep(600)"
-    server = f"import time; {tied} import os; print(os.getpid(), flush=True)\nif not os.fork(): {engine}\ntime.sleep(600)"
+    server = (
+        f"import time; {tied} import os; print(os.getpid(), flush=True)\nif not os.fork(): {engine}\ntime.sleep(600)"
+    )
     parent = f"import sys, time; from boresight.rollout.vllm.serve import Server; Server([sys.executable, '-c', {server!r}]); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
