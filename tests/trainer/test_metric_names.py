@@ -35,7 +35,10 @@ def logged(sft: Run, grpo: Run, model_folder: Path, tmp_path: Path) -> set[str]:
     methods: dict[str, dict[str, Any]] = {
         "dapo": {"dynamic_sampling": True, "beta": 0.1, "train_dataset": shapes, "max_completion_length": 16},
         "cispo": {"loss_type": "cispo", "epsilon_high": 5.0, "reward_funcs": [exact_answer_reward, vowel_share]},
-        "vespo": {"loss_type": "vespo", "reward_workers": 1, "eval_dataset": {"one_set": records(4)}, "eval_strategy": "epoch"},
+        "vespo": {
+            "loss_type": "vespo", "reward_funcs": "exact_answer_reward", "reward_workers": 1,
+            "eval_dataset": {"one_set": records(4)}, "eval_strategy": "epoch",
+        },
     }  # fmt: skip
     for method, options in methods.items():
         trainer = grpo(**COUNTED | {"per_device_train_batch_size": 24} | options, output_dir=str(tmp_path / method))
