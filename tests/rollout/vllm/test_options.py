@@ -65,7 +65,9 @@ def test_an_engine_in_a_process_of_its_own_has_deadlines(name: str) -> None:
 
 
 def test_the_servers_model_classes_are_the_servers_to_choose() -> None:
-    with pytest.raises(ConfigError, match="vllm_model_impl has no effect .* give --model-impl to boresight vllm-serve"):
+    with pytest.raises(
+        ConfigError, match=r"vllm_model_impl has no effect .* give --model-impl to boresight vllm-serve"
+    ):
         check(use_vllm=True, vllm_mode="server", vllm_model_impl="transformers")
 
 

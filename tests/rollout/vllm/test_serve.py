@@ -203,7 +203,8 @@ def test_no_server_outlives_a_parent_that_was_killed() -> None:
     server = (
         f"import time; {tied} import os; print(os.getpid(), flush=True)\nif not os.fork(): {engine}\ntime.sleep(600)"
     )
-    parent = f"import sys, time; from boresight.rollout.vllm.serve import Server; Server([sys.executable, '-c', {server!r}]); time.sleep(600)"
+    serving = "from boresight.rollout.vllm.serve import Server"
+    parent = f"import sys, time; {serving}; Server([sys.executable, '-c', {server!r}]); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
