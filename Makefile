@@ -63,4 +63,4 @@ bench: setup  ## time and memory beside TRL, in one run
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/versus_trl.py $(ARGS)
 
 docs: setup  ## build the documentation into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

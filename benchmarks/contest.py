@@ -46,7 +46,7 @@ METHODS = {
 class Effort:
     """What is the same for all methods."""
 
-    steps: int = 120
+    steps: int = 96
     """Optimizer steps."""
     ask_every: int = 12
     """Steps from one time that held-out questions are asked to the next."""

@@ -19,6 +19,8 @@ from rich.table import Table as RichTable
 class Table:
     """Texts in rows and columns, for a terminal and for a page."""
 
+    name: str
+    """Of the place in a page where it belongs."""
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
@@ -46,7 +48,7 @@ def accuracy_table(runs: Sequence[Run]) -> Table:
             )
         )
     times = ["start", *(f"step {step}" for step in steps[1:])]
-    return Table("Held-out accuracy", ("seed", "method", *times, "95 % interval", "mean", "colour"), rows)
+    return Table("accuracy", "Held-out accuracy", ("seed", "method", *times, "95 % interval", "mean", "colour"), rows)
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
@@ -66,6 +68,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
             )
         )
     return Table(
+        "summary",
         "Over the seeds",
         (
             "method",
@@ -81,7 +84,7 @@ def summary_table(runs: Sequence[Run]) -> Table:
 
 
 def compute_table(runs: Sequence[Run]) -> Table:
-    """What each method cost: means over its seeds."""
+    """What each method cost: means over its seeds, but of seconds the least, which other work on the machine has added least to."""
     rows = []
     for method, own in _by_method(runs).items():
         work = {name: mean(run.work[name] for run in own) for name in own[0].work}
@@ -93,11 +96,12 @@ def compute_table(runs: Sequence[Run]) -> Table:
                 f"{(work['tokens'] - work['gradient_tokens']) / 1e6:.2f} M",
                 f"{work['gradient_tokens'] / 1e6:.2f} M",
                 f"{work['encodes']:,.0f}",
-                f"{mean(run.cpu_s for run in own):.0f}",
+                f"{min(run.cpu_s for run in own):.0f}",
                 f"{mean(clipped):.1%}" if clipped else "",
             )
         )
     return Table(
+        "cost",
         "What it cost, mean of the seeds",
         (
             "method",
@@ -105,7 +109,7 @@ def compute_table(runs: Sequence[Run]) -> Table:
             "tokens without gradient",
             "tokens with gradient",
             "pictures encoded",
-            "seconds of one core",
+            "seconds of one core, least",
             "clipped",
         ),
         rows,
@@ -129,6 +133,22 @@ def print_tables(runs: Sequence[Run], console: Console) -> None:
         console.print(shown)
 
 
+def write_tables(runs: Sequence[Run], page: Path) -> None:
+    """Put each table between `<!-- its name -->` and `<!-- end -->` of a Markdown page, in place of what stands there.
+
+    Raises:
+        ValueError: the page has no such place.
+    """
+    text = page.read_text(encoding="utf-8")
+    for table in tables(runs):
+        before, begin, rest = text.partition(f"<!-- {table.name} -->\n")
+        _, end, after = rest.partition("\n<!-- end -->")
+        if not end:
+            raise ValueError(f"{page} has no place for a table: write <!-- {table.name} --> and <!-- end --> into it.")
+        text = f"{before}{begin}\n{table.markdown()}\n{end}{after}"
+    page.write_text(text, encoding="utf-8")
+
+
 def _by_seed(run: Run) -> tuple[int, int]:
     return run.seed, list(METHODS).index(run.method)
 
@@ -149,9 +169,10 @@ def _differences(own: Sequence[Run], runs: Sequence[Run], value: Callable[[Run],
 
 
 def _some(steps: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the steps, spread evenly, the first and the last among them."""
+    """At most `count` of the steps, evenly spread from the first to the last."""
     last = len(steps) - 1
-    return [steps[place] for place in sorted({round(number * last / (count - 1)) for number in range(count)})]
+    stride = next(each for each in range(1, last + 1) if last % each == 0 and last // each < count)
+    return list(steps[::stride])
 
 
 # ---- The plot -------------------------------------------------------------------------------------------------------------------
@@ -191,7 +212,7 @@ def figure(runs: Sequence[Run]) -> Any:
     titles = [*(f"seed {seed}" for seed in seeds), f"mean of {len(seeds)} seeds"]
     num_rows = (len(titles) + 1) // 2
     chart = make_subplots(
-        num_rows, 2, shared_yaxes=True, subplot_titles=titles, vertical_spacing=0.11, horizontal_spacing=0.04
+        num_rows, 2, shared_yaxes="all", subplot_titles=titles, vertical_spacing=0.11, horizontal_spacing=0.04
     )
     for method, own in _by_method(runs).items():
         for run in own:

@@ -37,7 +37,7 @@ os.environ |= {
 
 import torch
 from contest import METHODS, RECIPE, Effort, Run, check_effort, finished
-from curves import draw, print_tables
+from curves import draw, print_tables, write_tables
 from datasets import Dataset, disable_progress_bars
 from measure import counted_work
 from rich.console import Console
@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("runs/objectives"), help="(%(default)s)")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="show what an earlier --json holds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="put the tables into a Markdown page")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw held-out accuracy over steps, as SVG")
     options = parser.parse_args()
     console = Console(width=140)
@@ -255,6 +256,8 @@ def main() -> None:
     print_tables(runs, console)
     if options.json:
         options.json.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
+    if options.page:
+        write_tables(runs, options.page)
     if options.plot:
         draw(runs, options.plot)
 

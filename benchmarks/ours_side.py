@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from cases import Case
@@ -30,6 +30,8 @@ class OurSide:
     """
 
     name = "boresight"
+    options: ClassVar[dict[str, Any]] = {}
+    """Further options of GRPO."""
 
     def __init__(self, folder: Path, scratch: Path) -> None:
         self.folder = folder
@@ -85,6 +87,7 @@ class OurSide:
             gradient_checkpointing=case.checkpointing,
             use_cpu=True,
             report_to="none",
+            **self.options,
         )
         trainer = GRPOTrainer(
             self.model,
@@ -94,8 +97,12 @@ class OurSide:
             processing_class=AutoProcessor.from_pretrained(self.folder),
         )
         trainer.facts = replace(trainer.facts, stop_ids=no_stop_ids())
-        trainer.sampler = trainer.own_sampler()
+        self.endless(trainer)
         return trainer
+
+    def endless(self, trainer: GRPOTrainer) -> None:
+        """Completions run to their limit."""
+        trainer.sampler = trainer.own_sampler()
 
     def _dpo(self) -> DPOTrainer:
         case = self.case
@@ -139,8 +146,8 @@ class OurSide:
 
     def _update(self) -> None:
         trainer = self.trainer
-        old = trainer._logp(self.groups, trainer.policy) if self.case.old else [None] * len(self.groups)
-        reference = trainer._logp(self.groups, trainer.reference) if self.case.beta else [None] * len(self.groups)
+        old = trainer.logp(self.groups, trainer.policy) if self.case.old else [None] * len(self.groups)
+        reference = trainer.logp(self.groups, trainer.reference) if self.case.beta else [None] * len(self.groups)
         trainer.experience = [Scored(*each) for each in zip(self.groups, self.shares, old, reference, strict=True)]
         trainer.training_step(self.model, [], None)
 

@@ -26,13 +26,12 @@ class Session:
     def __init__(self, side: str, folder: Path, scratch: Path) -> None:
         self.folder = folder
         if side == "trl":
-            from trl_side import TRLSide
-
-            self.side: Any = TRLSide(folder, scratch)
+            from trl_side import TRLSide as Side
+        elif side == "vllm":
+            from vllm_side import VLLMSide as Side
         else:
-            from ours_side import OurSide
-
-            self.side = OurSide(folder, scratch)
+            from ours_side import OurSide as Side
+        self.side: Any = Side(folder, scratch)
 
     def prepare(self, case: Case) -> None:
         self.side.trainer = self.side.model = None
@@ -100,7 +99,7 @@ class Worker:
     """The near end of a worker's process.
 
     Args:
-        side: `"trl"` or `"ours"`.
+        side: `"trl"`, `"ours"` or `"vllm"`.
         threads: of torch's operators.
     """
 

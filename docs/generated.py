@@ -85,7 +85,7 @@ def commands() -> str:
     from boresight.cli import TRAINING, _parser
     from boresight.cli.methods import METHODS
 
-    parsers = subparsers(_parser())
+    _, parsers = _parser()
     trains, *others = (set(method.classes()) for method in METHODS.values())
     shared = [cls for cls in METHODS["sft"].classes() if all(cls in classes for classes in others) and cls in trains]
     parts = ["## Training commands", f"{listed([f'`boresight {name}`' for name in TRAINING])} share these."]
@@ -97,8 +97,8 @@ def commands() -> str:
         page = f"{config.__name__.removesuffix('Config').lower()}-config.md"
         parts.append(f"… and every option of [{config.__name__}]({page}) as a flag, `--like_this` or `--like-this`.")
     for name, parser in parsers.items():
-        if name not in METHODS:
-            parts += [f"## boresight {name}", f"{sentence_case(parser.description or '')}.", *flag_tables(parser)]
+        parts += [f"## boresight {name}", f"{sentence_case(parser.description or '')}.", *flag_tables(parser)]
+        parts += [parser.epilog] if parser.epilog else []
     return "\n\n".join(parts)
 
 
@@ -127,11 +127,6 @@ def flag_tables(parser: argparse.ArgumentParser) -> Iterator[str]:
         if shown:
             yield f"**{sentence_case(group.title or '')}**"
             yield table(("flag", "default", "meaning"), [flag_row(action) for action in shown])
-
-
-def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    action = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return dict(action.choices)
 
 
 def flag_row(action: argparse.Action) -> tuple[str, str, str]:

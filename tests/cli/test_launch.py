@@ -30,7 +30,7 @@ def test_accelerate_understands_what_it_is_told() -> None:
         ("boresight", "sft"),
         WORDS,
     )
-    told = launch_command_parser().parse_args(words[3:])
+    told = launch_command_parser().parse_args(words)
     assert (told.num_processes, told.num_machines, told.machine_rank, told.main_process_ip) == (16, 2, 1, "10.0.0.1")
     assert Path(told.config_file).name == "multi_gpu.yaml"
     assert (told.module, told.training_script, told.training_script_args) == (True, "boresight.cli", ["sft", *WORDS])
@@ -40,7 +40,7 @@ def test_a_script_and_a_file_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"distributed_type": "NO", "num_processes": 1}))
     words = launch_words(values(accelerate_config=str(file)), ("python", "examples/scripts/sft_vlm.py"), WORDS)
-    told = launch_command_parser().parse_args(words[3:])
+    told = launch_command_parser().parse_args(words)
     assert not told.module
     assert (told.training_script, told.config_file) == ("examples/scripts/sft_vlm.py", str(file))
 

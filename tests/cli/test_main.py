@@ -28,6 +28,8 @@ def test_both_spellings(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_command_says_what_the_shell_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("boresight.rollout.vllm.serve.serve", lambda command: len(command) and 7)
+    monkeypatch.setattr(
+        "boresight.rollout.vllm.serve.serve", lambda command, max_restarts: len(command) and max_restarts + 2
+    )
     assert main(["vllm-serve", "--model", "m", "--tensor-parallel-size", "1"]) == 7
     assert main(["env"]) == 0

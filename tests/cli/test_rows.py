@@ -97,9 +97,15 @@ def test_a_table_of_preferences(folder: Path) -> None:
     assert [completion[0]["content"][0]["text"] for completion in row.completions] == ["green", "none"]  # pyright: ignore[reportArgumentType]
 
 
-def test_plain_prompts_stay_plain_as_in_trl(folder: Path) -> None:
+def test_plain_prompts_stay_plain_as_in_trl_and_that_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_csv(folder / "train.csv", [{"prompt": "which?", "solution": "a"}])
     assert rows(command("grpo", "--dataset_name", str(folder)).load_datasets()[0])[0].prompt == "which?"
+    assert "without its chat template. --prompt_column prompt" in capsys.readouterr().out
+    prompt = rows(command("grpo", "--dataset_name", str(folder), "--prompt_column", "prompt").load_datasets()[0])[
+        0
+    ].prompt
+    assert prompt[0]["role"] == "user"  # pyright: ignore[reportArgumentType]
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_a_group_shows_all_that_is_known_of_it(seen: Opened) -> None:
     assert detail.locator(".prompt").inner_text().strip() == "user: <image><image>question 1"
     assert said(seen) == [f"answer {k} of prompt 1 at step 2" for k in (3, 2, 1, 0)]
     best, worst = detail.locator(".completion").first, detail.locator(".completion").last
-    assert "2.30" in best.inner_text() and "truncated" in best.inner_text() and "advantage +0.22" in best.inner_text()
+    assert "2.30" in best.inner_text() and "truncated" in best.inner_text() and "advantage +0.21" in best.inner_text()
     assert "unscored" in worst.inner_text() and worst.locator(".tag.warn").count() == 1
     assert best.locator(".tag").all_inner_texts() == ["truncated", "exact_answer 2.30", "format 1.00"]
     assert best.locator(".extras").inner_text().split() == ["parsed", "said"]

@@ -174,6 +174,22 @@ def test_built_in_rewards_give_the_same_marks(make_group, pooled) -> None:
     )
 
 
+def test_a_worker_of_a_built_in_reward_loads_no_torch(make_group, pooled) -> None:
+    """Which would take it seconds."""
+
+    def heavy(completions, solution, **columns):
+        import sys
+
+        from boresight.rewards import exact_answer_reward, get_iou_reward, think_format_reward
+
+        assert get_iou_reward("original") and think_format_reward(completions) == [0]
+        assert exact_answer_reward(completions, solution) == [1]
+        return [float("torch" in sys.modules or "transformers" in sys.modules)]
+
+    group = make_group(["<answer>red</answer>"], solution="red")
+    assert pooled(heavy, workers=1).score([group]).values.tolist() == [[0.0]]
+
+
 def test_what_cannot_travel_is_refused() -> None:
     lock = __import__("threading").Lock()
     with pytest.raises(ConfigError, match="reward_workers=0"):

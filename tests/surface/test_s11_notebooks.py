@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,4 +69,4 @@ def test_the_committed_copy_shows_a_whole_run(name: str) -> None:
     assert drawn(notebook) >= 3
     assert file.stat().st_size < LARGEST
     text = file.read_text()
-    assert not any(word in text for word in ("/work/", "/tmp/", "/root/", "/home/"))
+    assert not re.search(r"/(tmp|root|home)/", text)  # nobody's folders

@@ -49,7 +49,10 @@ def test_a_folder_of_pictures_and_a_table(
     )
     printed = capfd.readouterr().out
     assert f"boresight report {run}" in printed
-    assert f"boresight compare --model base={model_folder} --model sft={run}" in printed
+    assert (
+        f"boresight compare --model base={model_folder} --model sft={run} --dataset {shapes} --prompt_column question "
+        "--solution_column answer\n"
+    ) in printed
     log = json.loads((run / "trainer_state.json").read_text())["log_history"]
     losses = [line["loss"] for line in log if "loss" in line]
     assert losses[-1] < 0.7 * losses[0]

@@ -13,11 +13,14 @@ import pytest
 from datasets import Dataset
 
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+from boresight.cli import main
 from boresight.demo.geometry import sample_question
 from tests.browser import PHONE, WIDE, opened
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "geometry"
 QUESTION = "If angle APO is 25.0°, what is angle AOB?"
+PIXELS = 112 * 112
+"""Of the figure as the models see it: a tiny model has no use for more."""
 NAMES = ("base", "mpo", "grpo", "gspo")
 
 
@@ -36,6 +39,7 @@ def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         "save_strategy": "no",
         "gradient_checkpointing": False,
         "disable_tqdm": True,
+        "max_pixels": PIXELS,
     }
     pairs = Dataset.from_list([{**question[0], "chosen": pair("B"), "rejected": pair("C")}])
     config = DPOConfig(
@@ -43,9 +47,9 @@ def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         loss_type=["sigmoid", "bco_pair", "sft"],
         loss_weights=[0.8, 0.2, 1.0],
         per_device_train_batch_size=1,
-        learning_rate=2e-3,
+        learning_rate=5e-3,
         lr_scheduler_type="constant",
-        max_steps=40,
+        max_steps=12,
         **common,
     )
     trainer: Any = DPOTrainer(str(model_folder), args=config, train_dataset=pairs)
@@ -71,19 +75,18 @@ def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return {"base": model_folder, **{name: folder / name for name in NAMES[1:]}}
 
 
+def typed(models: dict[str, Path], dataset: str) -> list[str]:
+    words = [word for name, model in models.items() for word in ("--model", f"{name}={model}")]
+    how = ["--max_completion_length", "32", "--max_pixels", str(PIXELS)]
+    return ["compare", *words, "--dataset", dataset, *how, "--output", "compare.html"]
+
+
 @pytest.fixture(scope="module")
 def compared(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which somebody typed `boresight compare`."""
     folder = tmp_path_factory.mktemp("typed")
-    words = [word for name, model in models.items() for word in ("--model", f"{name}={model}")]
-    words += ["--dataset", str(SAMPLE), "--max_completion_length", "32", "--output", "compare.html", "--markdown"]
-    done = subprocess.run(
-        [sys.executable, "-m", "boresight.cli", "compare", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    command = [sys.executable, "-m", "boresight.cli", *typed(models, str(SAMPLE)), "--markdown"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "marked by choice_letter_reward" in done.stdout
     assert re.search(r"mpo +1 of 1 +100\.0 %", done.stdout), done.stdout
@@ -127,14 +130,10 @@ def test_the_page_in_a_browser(compared: Path, chromium: Any, width: int, scheme
 
 def test_the_sample_is_built_in(models: dict[str, Path], compared: Path) -> None:
     """By its name, without the folder: the same question, so that nothing has to be asked again; and the page anew without models."""
-    words = [word for name, model in models.items() for word in ("--model", f"{name}={model}")]
-    words += ["--dataset", "geometry_sample", "--max_completion_length", "32", "--output", "compare.html"]
     before = (compared / "compare.html").read_text()
-    from boresight.cli import main
-
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(compared)
         patch.setattr("boresight.compare.job.answer", None)  # nobody is asked
-        assert main(["compare", *words]) == 0
+        assert main(typed(models, "geometry_sample")) == 0
         assert main(["compare", "--output", "compare.html", "--title", "base · mpo · grpo · gspo on geometry"]) == 0
     assert (compared / "compare.html").read_text() == before

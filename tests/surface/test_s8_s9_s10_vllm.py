@@ -82,7 +82,11 @@ def test_s8_colocate(model: Path, run: Path) -> None:
 
 def test_s10_colocate_on_transformers_model_classes(model: Path, run: Path) -> None:
     """The patch that vLLM makes to the model's class stays in the engine's process: training goes on, saves, and loads."""
-    check(train(model, run, "--vllm_mode", "colocate", "--vllm_model_impl", "transformers"))
+    check(
+        train(
+            model, run, "--vllm_mode", "colocate", "--vllm_model_impl", "transformers", "--vllm_server_timeout", "800"
+        )
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+from transformers.integrations import integration_utils
+
 from boresight.report.page import report_data, write_report
 from boresight.report.tokens import TokenTexts
+from boresight.report.trackers import TRACKERS
 from tests.browser import opened
 
 from .conftest import Run, records
+
+
+def test_completions_reach_a_tracker_beside_the_numbers(
+    grpo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through transformers' own callback, at the steps that are logged."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+    trainer = grpo(
+        max_steps=4, per_device_train_batch_size=8, logging_steps=2, report_to=["tensorboard"], log_completions=True,
+        train_dataset=[row for row in records() if row["image"]][:4], num_completions_to_print=3,
+    )  # fmt: skip
+    trainer.train()
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    texts = events.Tensors("completions/text_summary")
+    assert [text.step for text in texts] == [1, 2, 4]
+    assert len(texts[0].tensor_proto.string_val[0].decode().splitlines()) == 2 + 3
+    assert "completions/picture_1" in events.Tags()["images"] and "train/reward" in events.Tags()["scalars"]
+
+
+def test_trackers_are_known_by_the_names_of_transformers_callbacks() -> None:
+    known = {integration_utils.INTEGRATION_TO_CALLBACK[name].__name__ for name, _ in TRACKERS.values()}
+    assert known == set(TRACKERS)
 
 
 def test_a_grpo_run_has_a_whole_page(grpo: Run, chromium: Any) -> None:

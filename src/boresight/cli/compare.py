@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boresight.errors import ConfigError
+from boresight.errors import ConfigError, StoppedError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,9 +104,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add(group: Any, *names: str, **how: Any) -> None:
-    """An option under its name and, as people type either, with dashes in the place of underscores."""
-    spelt = dict.fromkeys(f"--{spelling}" for name in names for spelling in (name, name.replace("_", "-")))
-    group.add_argument(*spelt, dest=names[0], **how)
+    group.add_argument(*(f"--{name}" for name in names), dest=names[0], **how)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -122,7 +120,12 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"--output {options.output}: give it an ending, such as .html, or name a folder with --answers."
         )
-    comparison = _asked(options, folder) if options.model else _stored(options, folder)
+    try:
+        comparison = _asked(options, folder) if options.model else _stored(options, folder)
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"interrupted; the answers so far are kept in {folder}, and the same command goes on."
+        ) from None
     console = Console()
     for table in (accuracy_table(comparison), flip_table(comparison)):
         if table.row_count:

@@ -9,6 +9,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from accelerate.commands.launch import (
+    _validate_launch_command,  # what `launch` makes of its file and flags; there is no public door to it
+    launch_command,
+    launch_command_parser,
+)
+from accelerate.utils import prepare_simple_launcher_cmd_env
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
 from boresight.cli.options import LAUNCH
 from boresight.errors import ConfigError, nearest
 
@@ -26,7 +35,7 @@ def shipped() -> dict[str, Path]:
 
 
 def launch(values: dict[str, Any], program: Sequence[str], words: Sequence[str]) -> None:
-    """Start the command through accelerate in the place of this process, unless accelerate has started this one.
+    """Start the command through accelerate and end as it ends, unless accelerate has started this process.
 
     Args:
         values: the options, of which accelerate reads those of `LAUNCH`.
@@ -38,12 +47,25 @@ def launch(values: dict[str, Any], program: Sequence[str], words: Sequence[str])
     """
     if STARTED in os.environ:
         return
+    words = launch_words(values, program, words)
     os.environ[STARTED] = "1"
-    os.execv(sys.executable, launch_words(values, program, words))
+    options = launch_command_parser().parse_args(words)
+    checked = _validate_launch_command(launch_command_parser().parse_args(words))[0]
+    if not (checked.multi_gpu or checked.use_fsdp or checked.use_deepspeed or checked.use_megatron_lm or checked.tpu):
+        # One process: it takes this one's place, so that signals reach it and its exit code is ours.
+        command, environment = prepare_simple_launcher_cmd_env(checked)
+        os.execvpe(command[0], command, environment)
+    try:
+        launch_command(options)
+    except SignalException:  # the workers got it too, and have saved a checkpoint
+        sys.exit(130)
+    except ChildFailedError as error:
+        sys.exit(error.get_first_failure()[1].exitcode)
+    sys.exit(0)
 
 
 def launch_words(values: dict[str, Any], program: Sequence[str], words: Sequence[str]) -> list[str]:
-    """What is started."""
+    """What `accelerate launch` is told."""
     asked = values["accelerate_config"]
     found = Path(asked) if Path(asked).is_file() else shipped().get(asked)
     if found is None:
@@ -52,4 +74,4 @@ def launch_words(values: dict[str, Any], program: Sequence[str], words: Sequence
         )
     started = ["-m", "boresight.cli", program[1]] if program[0] == "boresight" else [program[1]]
     told = [f"--{name}={values[name]}" for name in LAUNCH if values[name] is not None]
-    return [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={found}", *told, *started, *words]
+    return [f"--config_file={found}", *told, *started, *words]

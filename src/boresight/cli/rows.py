@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from boresight.data.columns import as_conversations, as_text, column_names
+from boresight.data.columns import as_conversations, as_text, column_names, is_text
 from boresight.data.schema import PICTURE_COLUMNS
 from boresight.data.sources import load_rows
 from boresight.errors import ConfigError, DataError, nearest
@@ -63,6 +64,11 @@ def load_datasets(command: Command) -> tuple[Any, Any]:
         return _divided(train, asked.test_split_size, command) if asked.test_split_size is not None else (train, None)
     source = str(asked.dataset_name)
     train = _read(command, source, asked.dataset_train_split, command.columns)
+    if is_text(train, "prompt") and os.environ.get("RANK", "0") == "0":
+        print(
+            "boresight: the prompts are plain text and reach the model as they are, without its chat template. "
+            "--prompt_column prompt makes them what a user says."
+        )
     if not evaluates:
         return train, None
     if asked.test_split_size is not None:

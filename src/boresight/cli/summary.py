@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from rich.console import Console
@@ -13,15 +14,15 @@ from boresight.cli.progress import SHOWN
 
 def print_summary(command: Command, trainer: Any, seconds: float) -> None:
     """What was done, where it is, and what to type next."""
-    folder, model = command.training.output_dir, command.model.model_name_or_path
+    folder = command.training.output_dir
     state = trainer.state
     kind = "adapter" if command.model.use_peft else "model"
     lines = {
         "trained": f"{state.global_step} steps in {_duration(seconds)}, {state.epoch or 0:.3g} epochs",
         "first → last log": _change(state.log_history),
         "saved": f"{folder} (the {kind}, which plain transformers loads)",
-        "look at the run": f"boresight report {folder}",
-        "beside the start": f"boresight compare --model base={model} --model {command.name}={folder} --dataset {_data(command)}",
+        "look at the run": shlex.join(["boresight", "report", folder]),
+        "beside the start": comparison(command),
     }
     console = Console(highlight=False)
     console.print()
@@ -30,8 +31,22 @@ def print_summary(command: Command, trainer: Any, seconds: float) -> None:
             console.print(f"[bold]{title:<18}[/bold]{escape(text)}", soft_wrap=True)
 
 
-def _data(command: Command) -> str:
-    return str(command.data.dataset_name or "DATA")
+def comparison(command: Command) -> str:
+    """The command that puts the trained model beside the one it came from, on the same kind of rows."""
+    data, columns = command.data, dict(command.columns)
+    if "completion" in columns:  # what was imitated is the right answer
+        columns["solution"] = columns.pop("completion")
+    words = ["boresight", "compare", "--model", f"base={command.model.model_name_or_path}"]
+    words += ["--model", f"{command.name}={command.training.output_dir}", "--dataset", data.dataset_name or "DATA"]
+    for name in ("dataset_config", "image_root", "system_prompt"):
+        if (value := getattr(data, name)) is not None:
+            words += [f"--{name}", value]
+    for ours in ("image", "prompt", "solution"):
+        if ours in columns:
+            words += [f"--{ours}_column", columns[ours]]
+    if (length := getattr(command.training, "max_completion_length", None)) is not None:
+        words += ["--max_completion_length", str(length)]
+    return shlex.join(words)
 
 
 def _change(history: list[dict[str, Any]]) -> str:

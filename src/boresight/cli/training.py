@@ -79,14 +79,19 @@ class Stop(TrainerCallback):
         self.asked = False
         self.obeyed = False
         self._process = os.getpid()
+        # A launcher of several processes passes on the Ctrl-C that the terminal has sent to all of them already.
+        self._grace_s = 2.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+        self._asked_at = 0.0
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """What a signal does: once asks, twice ends at once."""
         if os.getpid() != self._process:  # a loader's worker, which ends with its parent
             return
         if self.asked:
+            if time.monotonic() - self._asked_at < self._grace_s:
+                return
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._asked_at = True, time.monotonic()
         if self.trainer.is_world_process_zero():
             print(
                 "\nboresight: stopping after this step, with a checkpoint (once more: at once, without)",

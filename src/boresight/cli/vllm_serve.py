@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from boresight.rollout.vllm import serve
+
 HELP = "serve a model by vLLM, for trainers with vllm_mode=server"
 
 
@@ -17,21 +19,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a folder or a hub id: the model that will be trained")
     parser.add_argument("--min_pixels", "--min-pixels", type=int, help="fewest pixels of a picture, as for the trainer")
     parser.add_argument("--max_pixels", "--max-pixels", type=int, help="most pixels of a picture, as for the trainer")
+    parser.add_argument(
+        "--max_restarts",
+        "--max-restarts",
+        type=int,
+        default=serve.MAX_RESTARTS,
+        help=f"how often a server that died is started again within {serve.RESTART_WINDOW_S / 60:g} minutes (default: %(default)s)",
+    )
     parser.add_argument("--nccl", action="store_true", help="take weights by NCCL (GPUs) instead of by file")
 
 
 def run(options: argparse.Namespace, further: Sequence[str] = ()) -> int:
     """Serve until interrupted; a server that dies is started again."""
-    from boresight.rollout.vllm.serve import serve, server_command
-
-    command = server_command(
+    command = serve.server_command(
         options.model,
         [_vllm_flag(word) for word in further],
         nccl=options.nccl,
         min_pixels=options.min_pixels,
         max_pixels=options.max_pixels,
     )
-    return serve(command)
+    return serve.serve(command, max_restarts=options.max_restarts)
 
 
 def _vllm_flag(word: str) -> str:

@@ -18,7 +18,7 @@ from boresight.data.sources import RowDataset, check_rows
 from boresight.errors import ConfigError, DataError
 from boresight.report.answers import Answer, AnswerStore, checked_name
 from boresight.report.comparison import Comparison
-from boresight.rewards.reward import RewardFunc
+from boresight.rewards.reward import RewardFunc, load_reward
 from boresight.trainer.precomputed import sample_digest
 from boresight.types import Row
 
@@ -93,7 +93,9 @@ def compare(
         )
     settings = settings or AnswerSettings()
     rows = _rows(records, places)
-    marker = chosen_reward(rows) if reward is None else reward
+    marker = load_reward(
+        chosen_reward(rows) if reward is None else reward
+    )  # before any model is: its name may be misspelt
     store = AnswerStore(folder)
     keys = question_keys(rows, drawn=settings.temperature > 0)
     questions = store.keep_questions(rows, keys, kind=kind)

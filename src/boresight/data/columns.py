@@ -36,19 +36,21 @@ def renamed(records: Table, columns: Mapping[str, str], source: str) -> Table:
     """
     found = column_names(records)
     for ours, theirs in columns.items():
+        names = PICTURE_COLUMNS if ours == "image" else (ours,)
         if theirs not in found:
             raise DataError(
                 f"--{ours}_column {theirs}: {source} has no such column, only {', '.join(found)}.{nearest(theirs, found)}"
             )
-        taken = [name for name in (PICTURE_COLUMNS if ours == "image" else (ours,)) if name in found and name != theirs]
-        if taken:
+        if taken := [name for name in names if name in found and name != theirs]:
             raise DataError(
                 f"--{ours}_column {theirs}: {source} has a column {taken[0]!r} as well. Drop one of the two, or leave the flag out."
             )
-        if theirs not in (PICTURE_COLUMNS if ours == "image" else (ours,)):
-            records = records.rename_column(theirs, ours)
-            found[found.index(theirs)] = ours
-    return records
+    new = {
+        theirs: ours
+        for ours, theirs in columns.items()
+        if theirs not in (PICTURE_COLUMNS if ours == "image" else (ours,))
+    }
+    return records.rename_columns(new) if new else records
 
 
 def as_conversations(records: Table, *, prompt: bool, system_prompt: str | None) -> Table:
@@ -61,7 +63,7 @@ def as_conversations(records: Table, *, prompt: bool, system_prompt: str | None)
     Raises:
         DataError: a system prompt was given and prompts are plain text.
     """
-    texts = [name for name in column_names(records) if name in TEXT_COLUMNS and _is_text(records, name)]
+    texts = [name for name in column_names(records) if name in TEXT_COLUMNS and is_text(records, name)]
     if prompt:
         for name in texts:
             role = "assistant" if name in _ANSWERS else "user"
@@ -94,11 +96,12 @@ def _is_number(records: Table, name: str) -> bool:
     return isinstance(next(iter(records))[name], int | float)
 
 
-def _is_text(records: Table, name: str) -> bool:
+def is_text(records: Table, name: str) -> bool:
+    """Whether there is a column of that name which holds plain text."""
     if records.features is not None and name in records.features:
         feature = records.features[name]
         return isinstance(feature, datasets.Value) and feature.dtype in _TEXTS
-    return isinstance(next(iter(records))[name], str)
+    return records.features is None and isinstance(next(iter(records), {}).get(name), str)
 
 
 def _changed(records: Table, name: str, change: Any) -> Table:

@@ -17,7 +17,7 @@ from boresight.report.tokens import TokenTexts
 
 ROWS_PER_BLOCK = 512
 """Completions whose texts are unpacked together."""
-COLUMNS = ("step", "phase", "rank", "group", "row", "length", "truncated", "reward", "advantage")
+COLUMNS = ("step", "phase", "rank", "group", "row", "length", "truncated", "reward", "advantage", "kept")
 
 
 def browsable(

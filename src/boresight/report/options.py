@@ -10,10 +10,15 @@ class ReportConfig:
     """What is told to people while a run goes on."""
 
     log_completions: bool = field(
-        default=False, metadata={"help": "Print completions with rewards and advantages at every log."}
+        default=False,
+        metadata={
+            "help": "Print completions with rewards and advantages at every log, and hand them with their pictures to the trackers "
+            "that report_to names."
+        },
     )
     num_completions_to_print: int | None = field(
-        default=None, metadata={"help": "Most completions to print at a log, drawn at random. None: all of the step's."}
+        default=None,
+        metadata={"help": "Most completions to print and hand on at a log, drawn at random. None: all of the step's."},
     )
     verdict_steps: int = field(
         default=50,

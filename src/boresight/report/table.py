@@ -25,7 +25,7 @@ def print_completions(rows: pa.Table, *, num_completions: int | None = None, con
             seeds, so that printing leaves a run's random numbers alone. None shows all.
         console: where to; standard output by default.
     """
-    shown = _drawn(rows, num_completions).to_pylist()
+    shown = rows_to_show(rows, num_completions).to_pylist()
     if not shown:
         return
     parts: list[Any] = []
@@ -39,7 +39,8 @@ def print_completions(rows: pa.Table, *, num_completions: int | None = None, con
     )
 
 
-def _drawn(rows: pa.Table, num: int | None) -> pa.Table:
+def rows_to_show(rows: pa.Table, num: int | None) -> pa.Table:
+    """At most `num` of a step's rows, in their order, by a generator of its own that the step seeds; None: all."""
     if num is None or num >= rows.num_rows:
         return rows
     generator = random.Random(rows["step"][0].as_py())

@@ -1,29 +1,65 @@
-"""Completions to a table of rewards: TRL's callables, run with care, and the usual ones ready-made."""
+"""Completions to a table of rewards: TRL's callables, run with care, and the usual ones ready-made.
 
-from boresight.rewards.check import GOLD_TEMPLATE, GoldCheck, check_gold
-from boresight.rewards.choice import (
-    choice_letter_reward,
-    exact_answer_reward,
-    get_numeric_answer_reward,
-    numeric_answer_reward,
-)
-from boresight.rewards.format import answer_format_reward, think_format_reward
-from boresight.rewards.grounding import (
-    get_iou_reward,
-    get_point_in_box_reward,
-    iou_reward,
-    point_in_box_reward,
-)
-from boresight.rewards.judge import get_judge_reward
-from boresight.rewards.length import (
-    get_cosine_scaled_reward,
-    get_repetition_penalty_reward,
-    get_soft_overlong_punishment,
-)
-from boresight.rewards.math import accuracy_reward
-from boresight.rewards.pool import RewardPool
-from boresight.rewards.reward import Failure, RewardFunc, RewardTable
-from boresight.rewards.score import Scorer
+Nothing heavy is loaded until a name is used: a reward worker needs one function and no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from boresight.rewards.check import GOLD_TEMPLATE, GoldCheck, check_gold
+    from boresight.rewards.choice import (
+        choice_letter_reward,
+        exact_answer_reward,
+        get_numeric_answer_reward,
+        numeric_answer_reward,
+    )
+    from boresight.rewards.format import answer_format_reward, think_format_reward
+    from boresight.rewards.grounding import (
+        get_iou_reward,
+        get_point_in_box_reward,
+        iou_reward,
+        point_in_box_reward,
+    )
+    from boresight.rewards.judge import get_judge_reward
+    from boresight.rewards.length import (
+        get_cosine_scaled_reward,
+        get_repetition_penalty_reward,
+        get_soft_overlong_punishment,
+    )
+    from boresight.rewards.math import accuracy_reward
+    from boresight.rewards.pool import RewardPool
+    from boresight.rewards.reward import RewardTable
+    from boresight.rewards.score import Scorer
+    from boresight.rewards.text import Failure, RewardFunc
+
+_HOMES = {
+    "Failure": "text",
+    "GOLD_TEMPLATE": "check",
+    "GoldCheck": "check",
+    "RewardFunc": "text",
+    "RewardPool": "pool",
+    "RewardTable": "reward",
+    "Scorer": "score",
+    "accuracy_reward": "math",
+    "answer_format_reward": "format",
+    "check_gold": "check",
+    "choice_letter_reward": "choice",
+    "exact_answer_reward": "choice",
+    "get_cosine_scaled_reward": "length",
+    "get_iou_reward": "grounding",
+    "get_judge_reward": "judge",
+    "get_numeric_answer_reward": "choice",
+    "get_point_in_box_reward": "grounding",
+    "get_repetition_penalty_reward": "length",
+    "get_soft_overlong_punishment": "length",
+    "iou_reward": "grounding",
+    "numeric_answer_reward": "choice",
+    "point_in_box_reward": "grounding",
+    "think_format_reward": "format",
+}
 
 __all__ = [
     "GOLD_TEMPLATE",
@@ -50,3 +86,13 @@ __all__ = [
     "point_in_box_reward",
     "think_format_reward",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'boresight.rewards' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"boresight.rewards.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

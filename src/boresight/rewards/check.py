@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from boresight.errors import ConfigError
-from boresight.rewards.reward import RewardFunc, asked_for, is_async, unwrapped
+from boresight.rewards.reward import asked_for, is_async, unwrapped
 from boresight.rewards.score import Scorer
+from boresight.rewards.text import RewardFunc
 from boresight.types import Completion, Group, Prompt
 
 GOLD_TEMPLATE = "<think></think><answer>{solution}</answer>"

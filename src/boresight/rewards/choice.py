@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
 from boresight.rewards.answer import LogMetric, final_answer, log_unparsed, normalized, tagged_answer
-from boresight.rewards.reward import RewardFunc, completion_text
-from boresight.types import Conversation
+from boresight.rewards.text import RewardFunc, completion_text
+
+if TYPE_CHECKING:
+    from boresight.types import Conversation
 
 LETTER = re.compile(
     r"""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from boresight.rewards.reward import completion_text
-from boresight.types import Conversation
+from boresight.rewards.text import completion_text
+
+if TYPE_CHECKING:
+    from boresight.types import Conversation
 
 ANSWER_FORMAT = re.compile(r"^<think>.*?</think>\s*<answer>.*?</answer>$", re.DOTALL)
 

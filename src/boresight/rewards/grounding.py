@@ -12,12 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from boresight.errors import ConfigError, RewardError
 from boresight.rewards.answer import final_answer
-from boresight.rewards.reward import RewardFunc, completion_text
-from boresight.types import Conversation
+from boresight.rewards.text import RewardFunc, completion_text
+
+if TYPE_CHECKING:
+    from boresight.types import Conversation
 
 Coordinates = Literal["original", "model", "thousand"]
 Box = tuple[float, float, float, float]

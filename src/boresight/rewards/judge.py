@@ -7,11 +7,13 @@ import base64
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.reward import Failure, RewardFunc, completion_text
-from boresight.types import Conversation
+from boresight.rewards.text import Failure, RewardFunc, completion_text
+
+if TYPE_CHECKING:
+    from boresight.types import Conversation
 
 QUESTION = """You are grading an answer to a question about the pictures above.
 

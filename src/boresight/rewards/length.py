@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
 from boresight.rewards.math import accuracy_reward
-from boresight.rewards.reward import RewardFunc
-from boresight.types import Conversation
+from boresight.rewards.text import RewardFunc
+
+if TYPE_CHECKING:
+    from boresight.types import Conversation
 
 
 def soft_overlong_punishment_reward(

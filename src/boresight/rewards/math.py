@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
 from boresight.rewards.answer import LogMetric, final_answer, log_unparsed
-from boresight.rewards.reward import completion_text
-from boresight.types import Conversation
+from boresight.rewards.text import completion_text
+
+if TYPE_CHECKING:
+    from boresight.types import Conversation
 
 PARSE_TIMEOUT_S = 10
 VERIFY_TIMEOUT_S = 5

@@ -17,7 +17,7 @@ from typing import Any
 import cloudpickle
 
 from boresight.errors import ConfigError
-from boresight.rewards.reward import Failure, RewardFunc
+from boresight.rewards.text import Failure, RewardFunc
 
 START_S = 120.0
 """How long a worker may take to start and to load its function."""

@@ -27,7 +27,7 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from boresight.errors import ConfigError, RewardError, nearest
-from boresight.types import Conversation, PerSequence
-
-RewardFunc = Callable[..., Any]
+from boresight.rewards.text import Failure, RewardFunc
+from boresight.types import PerSequence
 
 LARGEST = torch.finfo(torch.float32).max
 """Rewards are float32: a larger number would become infinite."""
@@ -55,13 +54,6 @@ BUILT_IN = {
     "think_format_reward": "boresight.rewards.format",
 }
 """Rewards that a command line may name without their module."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What a function returns for a completion on which it failed; the completion is then unscored, never given 0."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +81,11 @@ class RewardTable:
         """[B] weighted sum of the rewards that apply; NaN where unscored."""
         return (self.values * self.weights).nansum(dim=1).masked_fill(~self.scored, math.nan)
 
+    @property
+    def by_name(self) -> dict[str, PerSequence]:
+        """[B] per function: what it said."""
+        return dict(zip(self.names, self.values.unbind(dim=1), strict=True))
+
     def __add__(self, below: RewardTable) -> RewardTable:
         """This table, and below it another of the same functions."""
         num_own, num_more = len(self.values), len(below.values)
@@ -102,16 +99,6 @@ class RewardTable:
         }
         values, failed = torch.cat([self.values, below.values]), torch.cat([self.failed, below.failed])
         return RewardTable(self.names, values, failed, self.weights, metrics, extra)
-
-
-def completion_text(completion: str | Conversation) -> str:
-    """The text of a completion in either form, text parts joined."""
-    if isinstance(completion, str):
-        return completion
-    content = completion[0]["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part.get("type") == "text")
 
 
 def unwrapped(func: RewardFunc) -> RewardFunc:

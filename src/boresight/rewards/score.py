@@ -19,8 +19,6 @@ import torch
 from boresight.errors import ConfigError, RewardError
 from boresight.rewards.pool import RewardPool
 from boresight.rewards.reward import (
-    Failure,
-    RewardFunc,
     RewardTable,
     accepted,
     asked_for,
@@ -29,6 +27,7 @@ from boresight.rewards.reward import (
     load_reward,
     reward_names,
 )
+from boresight.rewards.text import Failure, RewardFunc
 from boresight.types import Group, Picture, Prompt
 
 logger = logging.getLogger(__name__)

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
@@ -36,6 +34,7 @@ from boresight.rollout.hf import HFSampler
 from boresight.trainer.checks import Extent, RowCheck
 from boresight.trainer.config import TrainerConfig
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
+from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.run_folder import CleanFolder
 from boresight.trainer.steps import Cuttable, StepBatches, StepPlan, micro_batches, smaller_budget
 from boresight.trainer.verdicts import UpdateProbe, Verdicts
@@ -315,7 +314,7 @@ class GroupTrainer(Trainer, Generic[Item]):
         metrics = MeanMetrics()
         self.model.eval()  # pyright: ignore[reportOptionalMemberAccess]
         num_groups = 0
-        with _random_states_kept(), torch.no_grad(), self.compute_loss_context_manager():
+        with random_states_kept(), torch.no_grad(), self.compute_loss_context_manager():
             for inputs in dataloader:
                 self.evaluate_step(inputs, metrics)
                 num_groups += len(inputs)
@@ -419,16 +418,3 @@ def from_pretrained_options(args: TrainerConfig) -> dict[str, Any]:
     """What the user's options say to `from_pretrained`."""
     given: Any = args.model_init_kwargs or {}
     return {**given, "trust_remote_code": True} if args.trust_remote_code else dict(given)
-
-
-@contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Put every random generator back as it was."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

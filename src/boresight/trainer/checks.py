@@ -5,10 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from boresight.data.encode import Encoder
 from boresight.data.images import decode
-from boresight.types import Row
+from boresight.data.sources import RowDataset
+from boresight.errors import RewardError
+from boresight.rewards.check import check_gold
+from boresight.rewards.score import Scorer
+from boresight.types import Prompt, Row
+
+GOLD_ROWS = 256
+"""Rows whose gold answers the rewards are tried on before training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +76,27 @@ class RowCheck:
                 self._decoded.add(picture.digest)
         self.num_tried += 1
         self.seconds -= time.perf_counter() - start
+
+
+def gold_findings(scorer: Scorer, records: Any, template: str, *, seed: int, is_error: bool) -> list[str]:
+    """What the answer rewards say of the gold answers of up to `GOLD_ROWS` rows, a line for each reward.
+
+    Raises:
+        RewardError: `is_error`, and a reward does not give full marks to all of them, or gives them to nonsense too.
+    """
+    rows = RowDataset(records)
+    picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:GOLD_ROWS].tolist()
+    checks = check_gold(scorer, [_unprocessed(rows[index]) for index in sorted(picked)], template)
+    unsound = [str(check) for check in checks if not check.is_sound]
+    if unsound and is_error:
+        raise RewardError(
+            f"The rewards do not know the gold answers. {' '.join(unsound)}. Mend these rows, or set gold_template to how a right answer "
+            "looks, or gold_check='warn'."
+        )
+    return [f"gold check: {check}." for check in checks if check.num_rows]
+
+
+def _unprocessed(row: Row) -> Prompt:
+    """A prompt for the rewards' eyes alone: its pictures stay unprocessed, and it has no tokens."""
+    nothing = torch.empty(0, dtype=torch.long)
+    return Prompt(row=row, ids=nothing, token_types=nothing, vision={}, unexpanded_ids=nothing)

@@ -11,9 +11,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from boresight.advantage.group import Advantage, AdvantageConfig, advantage
+from boresight.report.metrics import MeanMetrics
 from boresight.rewards.reward import RewardTable
 from boresight.trainer.experience import group_from_state, group_state
-from boresight.types import Group, Prompt
+from boresight.types import Group, PerSequence, Prompt
 
 Place = tuple[int, int]
 """Where a group was sampled: the rank, and its place among that rank's groups of the draw."""
@@ -65,6 +66,36 @@ class Drawn:
         """[K] advantages of each of these groups, as `compared`."""
         sizes = [len(self.scores[rank][place][0]) for rank, place in places]
         return dict(zip(places, self.compared(places, config).values.split(sizes), strict=True))
+
+    def note(self, metrics: MeanMetrics, config: AdvantageConfig) -> None:
+        """Reward and length metrics under TRL's names, of all that was sampled."""
+        table, compared = self.table, self.compared(self.places, config)
+        metrics.mean("reward", compared.rewards)
+        metrics.mean("reward_std", _std(compared.rewards, 0.0))
+        metrics.mean("frac_reward_zero_std", compared.zero_spread.float())
+        metrics.mean("frac_unscored", (~table.scored).float())
+        for name, values in table.by_name.items():
+            metrics.mean(f"rewards/{name}/mean", values)
+            metrics.mean(f"rewards/{name}/std", _std(values, torch.nan))
+        for name, values in table.metrics.items():
+            metrics.mean(name, torch.tensor(values))
+        completions = [completion for group in self.groups for completion in group.completions]
+        lengths = torch.tensor([float(len(completion.ids)) for completion in completions])
+        truncated = torch.tensor([completion.truncated for completion in completions])
+        metrics.mean("completions/clipped_ratio", truncated.float())
+        for kind, chosen in {"": lengths, "terminated_": lengths[~truncated]}.items():
+            if len(chosen):
+                metrics.mean(f"completions/mean_{kind}length", chosen)
+                metrics.min(f"completions/min_{kind}length", chosen)
+                metrics.max(f"completions/max_{kind}length", chosen)
+        repeated = sum(group.num_prompt_tokens * len(group) + group.num_completion_tokens for group in self.groups)
+        metrics.sum("num_tokens", repeated)
+
+
+def _std(values: PerSequence, of_fewer_than_two: float) -> float:
+    """The unbiased standard deviation of what is not NaN."""
+    scored = values[~values.isnan()]
+    return float(scored.std()) if len(scored) > 1 else of_fewer_than_two
 
 
 def step_order(ranks: Sequence[Sequence[Place]], num_steps: int) -> list[Place]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import json
+import logging
 import secrets
 import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -22,14 +25,18 @@ from boresight.model.adapter_export import PolicyAdapter
 from boresight.model.export import PolicyWeights
 from boresight.model.load import unwrap
 from boresight.rollout.vllm.adapter import lora_options
-from boresight.rollout.vllm.engine import Engine, EngineError
+from boresight.rollout.vllm.engine import Engine, EngineError, EngineRestartedError
 from boresight.rollout.vllm.local import LocalEngine, check_sleep
+from boresight.rollout.vllm.names import LOAD_FORMAT
 from boresight.rollout.vllm.options import VLLMConfig
-from boresight.rollout.vllm.sampler import VLLMSampler
+from boresight.rollout.vllm.sampler import MAX_REDONE, VLLMSampler
 from boresight.rollout.vllm.serve import Server, server_command
 from boresight.rollout.vllm.server import ServerEngine, address
 from boresight.trainer.checks import Extent
+from boresight.trainer.ranks import on_every_rank
 from boresight.types import Adapter, Group, Prompt, SamplingSettings
+
+logger = logging.getLogger(__name__)
 
 AGREEMENT = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 """Nats by which the engine's log-probabilities may differ from the trainer's, on the mean over a probe's tokens."""
@@ -69,12 +76,36 @@ class EngineSampler:
         self._agrees = bool(regex)
 
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
-        """As `VLLMSampler.sample`, after a sync where the weights have moved."""
-        self._sync()
-        groups = self.inner.sample(prompts, settings)
+        """As `VLLMSampler.sample`, after a sync where the weights have moved; both anew when a server went away meanwhile.
+
+        Raises:
+            EngineError: on all ranks, when the engine failed one of them for good.
+        """
+        groups: list[Group] | None = None
+        for attempts_left in range(MAX_REDONE, -1, -1):
+            self._sync()
+            groups = on_every_rank(partial(self._sampled, prompts, settings, groups, attempts_left))
+            if all(gather_object([groups is not None])):
+                break
+            self.inner.outdate()
+        assert groups is not None
         if not self._agrees:
             self._check_agreement(groups)
         return groups
+
+    def _sampled(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings, done: list[Group] | None, attempts_left: int
+    ) -> list[Group] | None:
+        """This rank's groups, which it may have already; None when the server went away, and may be asked again."""
+        if done is not None:
+            return done
+        try:
+            return self.inner.sample(prompts, settings)
+        except EngineRestartedError as error:
+            if not attempts_left:
+                raise
+            logger.warning("%s The batch is sampled anew.", error)
+            return None
 
     def rest(self) -> None:
         """No more completions are wanted under these weights."""
@@ -88,7 +119,7 @@ class EngineSampler:
         """On the rank that speaks to the engine; the others are told what the weights are called."""
         trainer = self.trainer
         with trainer.timeline.phase("sync"):
-            report = self.inner.sync(trainer.state.global_step) if self.inner.pushes else None
+            report = on_every_rank(lambda: self.inner.sync(trainer.state.global_step) if self.inner.pushes else None)
             self.inner.adopt(broadcast_object_list([self.inner.version])[0])
         if report is not None:
             trainer.metrics.sum("sync/tensors", report.num_sent)
@@ -99,7 +130,7 @@ class EngineSampler:
         with self.trainer.timeline.phase("sync"):
             logp = self.trainer.logp(groups, self.trainer.policy)
         where = self.inner.engine.where
-        gap = agreement(groups, logp, self.inner.dtype, where)
+        gap = on_every_rank(lambda: agreement(groups, logp, self.inner.dtype, where))
         self._agrees = True
         self.trainer.log_once(f"{where} and the trainer agree within {gap:.1e} nats per token.")
 
@@ -157,7 +188,7 @@ class _ChildEngine(ServerEngine):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        flags = ["--host", "127.0.0.1", "--port", str(port), "--load-format", "boresight"]
+        flags = ["--host", "127.0.0.1", "--port", str(port), "--load-format", LOAD_FORMAT]
         if not torch.cuda.is_available():
             flags.append("--enforce-eager")
         for name, value in engine_options.items():
@@ -167,6 +198,7 @@ class _ChildEngine(ServerEngine):
             elif value is not False:
                 flags += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
         self._server = Server(server_command(self._folder.name, flags), quiet=True)
+        atexit.register(self._server.close)
         try:
             super().__init__(f"http://127.0.0.1:{port}", alive=self._server.is_alive, **calls)
         except BaseException:

@@ -10,23 +10,24 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from transformers.trainer_utils import EvalLoopOutput
 
 from boresight.data.images import decode
-from boresight.data.sources import RowDataset, RowStream
-from boresight.errors import ConfigError, RewardError
+from boresight.data.sources import RowStream
+from boresight.errors import ConfigError
 from boresight.loss.policy import counted_mask, high_entropy_threshold, policy_loss, policy_total
 from boresight.model.load import load_model
 from boresight.model.packing import completion_mask
-from boresight.model.reference import Reference
+from boresight.model.reference import Reference, evaluating
 from boresight.report.completions import CompletionStore
 from boresight.report.metrics import MeanMetrics
-from boresight.report.table import print_completions
-from boresight.rewards.check import check_gold
-from boresight.rewards.score import RewardTable, Scorer
-from boresight.rollout.hf import evaluating
+from boresight.report.table import print_completions, rows_to_show
+from boresight.report.trackers import log_completions
+from boresight.rewards.score import Scorer
 from boresight.rollout.sampler import sampling_settings
 from boresight.rollout.vllm.engine import EngineError
 from boresight.trainer.base import GroupTrainer, from_pretrained_options
+from boresight.trainer.checks import gold_findings
 from boresight.trainer.drawn import Drawn, Place, exchanged, shares
 from boresight.trainer.dynamic_sampling import further_rows, note_resampling, resample
 from boresight.trainer.engine import EngineSampler
@@ -38,9 +39,6 @@ from boresight.trainer.reference_sync import ReferenceSync
 from boresight.trainer.steps import micro_batches
 from boresight.trainer.verdicts import is_due, note_picture_swap
 from boresight.types import Group, Prompt, Row, TokenStats
-
-GOLD_ROWS = 256
-"""Rows whose gold answers the rewards are tried on before training."""
 
 
 class GRPOTrainer(GroupTrainer[Scored]):
@@ -130,24 +128,12 @@ class GRPOTrainer(GroupTrainer[Scored]):
         on_every_rank(self._check_gold)
 
     def _check_gold(self) -> None:
-        """On the first rank."""
         args, records = self.args, self.train_dataset
-        if args.gold_check == "off" or records is None or is_stream(records) or not self.is_world_process_zero():
-            return
-        rows = RowDataset(records)
-        picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))[:GOLD_ROWS].tolist()
-        checks = check_gold(self.scorer, [_unprocessed(rows[index]) for index in sorted(picked)], args.gold_template)
-        unsound = [str(check) for check in checks if not check.is_sound]
-        if unsound and args.gold_check == "error":
-            raise RewardError(
-                "The rewards do not know the gold answers. "
-                + " ".join(unsound)
-                + ". Mend these rows, or set gold_template to how a "
-                "right answer looks, or gold_check='warn'."
-            )
-        for check in checks:
-            if check.num_rows:
-                self.log_once(f"gold check: {check}.")
+        # One rank is enough; the others hear of what it refuses.
+        if args.gold_check != "off" and records is not None and not is_stream(records) and self.is_world_process_zero():
+            is_error = args.gold_check == "error"
+            for found in gold_findings(self.scorer, records, args.gold_template, seed=args.seed, is_error=is_error):
+                self.log_once(found)
 
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
@@ -313,44 +299,28 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------------------
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        except EngineError as error:
+            if self.is_in_train:
+                self._keep_what_was_learned(error)
+            raise
+
     def evaluate_step(self, inputs: list[Prompt], metrics: MeanMetrics) -> None:
         """Reward metrics of completions sampled under a seed of their own."""
         groups = self.sampler.sample(inputs, sampling_settings(self.args, evaluating=True, seed=self.args.seed))
         table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=self.state))
         self._note(metrics, Drawn.of(groups, table))
         self.completions.add(
-            self.state.global_step, groups, rewards=_by_name(table), reward=table.total, phase="eval", extra=table.extra
+            self.state.global_step, groups, rewards=table.by_name, reward=table.total, phase="eval", extra=table.extra
         )
 
     # ---- Report -----------------------------------------------------------------------------------------------------------------
 
     def _note(self, metrics: MeanMetrics, drawn: Drawn) -> None:
-        """Reward and length metrics under TRL's names, of all that was sampled."""
-        groups, table, compared = drawn.groups, drawn.table, drawn.compared(drawn.places, self.args)
-        metrics.mean("reward", compared.rewards)
-        scored = compared.rewards[~compared.rewards.isnan()]
-        metrics.mean("reward_std", scored.std() if len(scored) > 1 else 0.0)
-        metrics.mean("frac_reward_zero_std", compared.zero_spread.float())
-        metrics.mean("frac_unscored", (~table.scored).float())
-        for name, values in _by_name(table).items():
-            metrics.mean(f"rewards/{name}/mean", values)
-            scored = values[~values.isnan()]
-            if len(scored) > 1:
-                metrics.mean(f"rewards/{name}/std", scored.std())
-        for name, values in table.metrics.items():
-            metrics.mean(name, torch.tensor(values))
-        completions = [completion for group in groups for completion in group.completions]
-        lengths = torch.tensor([float(len(completion.ids)) for completion in completions])
-        truncated = torch.tensor([completion.truncated for completion in completions])
-        metrics.mean("completions/clipped_ratio", truncated.float())
-        for kind, chosen in {"": lengths, "terminated_": lengths[~truncated]}.items():
-            if len(chosen):
-                metrics.mean(f"completions/mean_{kind}length", chosen)
-                metrics.min(f"completions/min_{kind}length", chosen)
-                metrics.max(f"completions/max_{kind}length", chosen)
-        metrics.sum(
-            "num_tokens", sum(group.num_prompt_tokens * len(group) + group.num_completion_tokens for group in groups)
-        )
+        """What all that was sampled says, and what sampling it took."""
+        drawn.note(metrics, self.args)
         for name, count in self.sampler.counts.items():
             metrics.sum(f"work/sampler_{name}", count)
         self.sampler.counts.clear()
@@ -362,7 +332,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         rows = self.completions.add(
             step,
             groups,
-            rewards=_by_name(table),
+            rewards=table.by_name,
             reward=table.total,
             advantage=torch.cat(
                 [
@@ -376,7 +346,10 @@ class GRPOTrainer(GroupTrainer[Scored]):
         )
         every = max(1, int(self.state.logging_steps or 1))
         if self.args.log_completions and self.is_world_process_zero() and (step % every == 0 or step == 1):
-            print_completions(rows, num_completions=self.args.num_completions_to_print)
+            num = self.args.num_completions_to_print
+            print_completions(rows, num_completions=num)
+            folder = Path(self.args.output_dir) / "pictures"
+            log_completions(self.callback_handler.callbacks, rows_to_show(rows, num), folder, step=step)
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------------------
 
@@ -401,13 +374,3 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     def discard_after(self, step: int) -> int:
         return super().discard_after(step) + self.completions.discard_after(step)
-
-
-def _unprocessed(row: Row) -> Prompt:
-    """A prompt for the rewards' eyes alone: its pictures stay unprocessed, and it has no tokens."""
-    nothing = torch.empty(0, dtype=torch.long)
-    return Prompt(row=row, ids=nothing, token_types=nothing, vision={}, unexpanded_ids=nothing)
-
-
-def _by_name(table: RewardTable) -> dict[str, Tensor]:
-    return {name: table.values[:, column] for column, name in enumerate(table.names)}

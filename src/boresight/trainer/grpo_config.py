@@ -15,7 +15,7 @@ from boresight.rollout.vllm.options import VLLMConfig, check_vllm
 from boresight.trainer.config import UNSUPPORTED, TrainerConfig, strict
 from boresight.trainer.dynamic_sampling import DynamicSamplingConfig, check_dynamic_sampling
 from boresight.trainer.reference_sync import ReferenceSyncConfig, check_reference_sync
-from boresight.trainer.steps import StepPlan
+from boresight.trainer.steps import OptimizerSteps, StepPlan
 
 NARROWING = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
 """Options that bend or narrow what is sampled from, at the values that do neither."""
@@ -117,6 +117,8 @@ class GRPOConfig(
             raise ConfigError(f"num_iterations={self.num_iterations} must be at least 1.")
         if self.gold_check not in ("warn", "error", "off"):
             raise ConfigError(f"gold_check={self.gold_check!r} is not one of 'warn', 'error', 'off'.")
+        if isinstance(self.steps_per_generation, OptimizerSteps):
+            self.steps_per_generation = int(self.steps_per_generation) * self.gradient_accumulation_steps
         self.step_plan()
 
     def step_plan(self) -> StepPlan:

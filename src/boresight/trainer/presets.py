@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boresight.errors import ConfigError, nearest
+from boresight.trainer.steps import OptimizerSteps
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +33,18 @@ PRESETS: Mapping[str, Mapping[str, Setting]] = {
         "loss_type": Setting("dapo", "DAPO, arXiv 2503.14476, section 3.3: mean over all tokens"),
         "epsilon": Setting(0.2, "DAPO, section 4.1"),
         "epsilon_high": Setting(0.28, "DAPO, section 4.1: clip-higher"),
+        "dynamic_sampling": Setting(True, "DAPO, section 3.2, eq. 11: neither all right nor all wrong"),
+        "max_sampling_rounds": Setting(10, "not in the paper; max_num_gen_batches of the scripts that its authors published"),
         "mask_truncated_completions": Setting(True, "DAPO, section 3.4: overlong filtering"),
         "beta": Setting(0.0, "DAPO, section 2.3: no divergence"),
     },
     "gspo": {
         "importance_sampling_level": Setting("sequence", "GSPO, arXiv 2507.18071, eq. 7"),
         "loss_type": Setting("grpo", "GSPO, eq. 5: mean over completions"),
-        "epsilon": Setting(3e-4, "GSPO, section 5.1"),
-        "epsilon_high": Setting(4e-4, "GSPO, section 5.1"),
-        "steps_per_generation": Setting(4, "GSPO, section 5.1: four mini-batches of one rollout"),
-        "beta": Setting(0.0, "GSPO: no divergence in its objective"),
+        "epsilon": Setting(3e-4, "GSPO, second version, section 5.1"),
+        "epsilon_high": Setting(4e-4, "GSPO, second version, section 5.1"),
+        "steps_per_generation": Setting(OptimizerSteps(4), "GSPO, section 5.1: four mini-batches, each an optimizer step"),
+        "beta": Setting(0.0, "left out of GSPO's equations; its authors' runs had none (verl, pull request 2775)"),
     },
     "cispo": {
         "loss_type": Setting("cispo", "MiniMax-M1, arXiv 2506.13585"),
@@ -73,6 +76,9 @@ PRESETS: Mapping[str, Mapping[str, Setting]] = {
 
 def preset(name: str) -> dict[str, Any]:
     """The options of a preset, for a configuration: `GRPOConfig(**preset("dapo"), …)`.
+
+    GSPO's four steps per generation are optimizer steps, whatever `gradient_accumulation_steps` is; a literal
+    `steps_per_generation=4` counts micro-batches.
 
     Raises:
         ConfigError: there is no preset of that name.

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from boresight.errors import UserError
+from boresight.rollout.vllm.engine import EngineError
 
 Result = TypeVar("Result")
 
@@ -19,12 +20,12 @@ def on_every_rank(work: Callable[[], Result]) -> Result:
     A rank that fails alone would leave the others waiting for it until a time-out that names nobody.
 
     Raises:
-        UserError: the work raised one, here or on another rank; there it is of the same kind and names the rank.
+        UserError, EngineError: the work raised one, here or on another rank; there it is of the same kind and names the rank.
     """
     result, failure = None, None
     try:
         result = work()
-    except UserError as error:
+    except (UserError, EngineError) as error:
         failure = error
     rank = PartialState().process_index
     everywhere = gather_object([None if failure is None else (rank, type(failure), str(failure))])

@@ -5,9 +5,14 @@ They share a worker of pytest-xdist (`xdist_group`), so that each engine is star
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +32,6 @@ from boresight.rollout.hf import HFSampler
 from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.local import LocalEngine
 from boresight.rollout.vllm.sampler import VLLMSampler
-from boresight.rollout.vllm.serve import Server, server_command
 from boresight.rollout.vllm.server import ServerEngine
 from boresight.types import ModelFacts, Prompt, Sampler
 from tests.rollout.conftest import noise
@@ -45,6 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.xdist_group("vllm"))
+            if {"supervised", "address", "remote", "sampler", "engine"} & set(item.fixturenames):  # type: ignore[attr-defined]
+                item.add_marker(pytest.mark.timeout(2 * START_S))  # the first one waits for the server
 
 
 @dataclass
@@ -108,36 +114,90 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_server(folder: Path, port: int, *further: str) -> Server:
-    flags = [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--enforce-eager",
-        "--limit-mm-per-prompt",
-        '{"image":2,"video":0}',
-    ]
-    flags += [part for name, value in ENGINE.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    flags += further
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    return Server(server_command(str(folder), flags), quiet=True)
+class Supervised:
+    """A server as a user starts one, by `boresight vllm-serve`, which starts it again when it dies."""
+
+    def __init__(self, folder: Path, log: Path, *further: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        boresight = Path(sys.executable).parent / "boresight"
+        command = [boresight, "vllm-serve", "--model", folder, "--port", self.port, *FLAGS, *further]
+        with log.open("wb") as said:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+            )
+
+    def server(self) -> int:
+        """vLLM's process, which leads its session."""
+        (pid,) = children(self.process.pid)
+        return pid
+
+    def engine_core(self) -> int:
+        """The process that holds the model."""
+        return next(pid for pid in children(self.server()) if "EngineCore" in Path(f"/proc/{pid}/cmdline").read_text())
+
+    def kill(self) -> None:
+        """All of vLLM, and not the supervisor."""
+        os.killpg(self.server(), signal.SIGKILL)
+
+    def close(self) -> int:
+        """Ctrl-C; what the shell is told."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def in_session(leader: int) -> list[int]:
+    """Processes of a session that are there, and no mere entries of dead ones."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+FLAGS: tuple[Any, ...] = (
+    "--host", "127.0.0.1", "--enforce_eager", "--limit-mm-per-prompt", json.dumps(PICTURES), "--max_num_seqs", 32,
+    "--dtype=float32", "--vllm_max_model_len", 256, "--gpu-memory-utilization", 0.1,
+    "--distributed-executor-backend", "uni",  # one process less
+)  # fmt: skip
+"""In whatever spelling."""
 
 
 @pytest.fixture(scope="session")
-def address(rig: Rig) -> Iterator[str]:
-    """Of a server of the same model."""
-    port = free_port()
-    server = start_server(rig.folder, port)
-    yield f"http://127.0.0.1:{port}"
-    server.close()
+def supervised(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
+    """Of the same model. In the end Ctrl-C ends it in order, and nothing of it stays."""
+    log = tmp_path_factory.mktemp("server") / "said.txt"
+    made = Supervised(rig.folder, log)
+    yield made
+    server = made.server()
+    assert made.close() == 0, log.read_text()[-2000:]
+    assert in_session(server) == []
+
+
+@pytest.fixture(scope="session")
+def address(supervised: Supervised) -> str:
+    return supervised.url
 
 
 @pytest.fixture(scope="session")
 def remote(address: str) -> Iterator[ServerEngine]:
-    engine = ServerEngine(address, timeout_s=280)
+    engine = ServerEngine(address, timeout_s=START_S)
     yield engine
     engine.close()
+
+
+START_S = 900.0
+"""Seconds that a server may take to start: much more than it needs on a machine that has nothing else to do."""
 
 
 KINDS = ("transformers", "colocate", "server")

@@ -21,14 +21,18 @@ const ONLY = [
   ["everything", ""], ["truncated", "truncated"], ["unscored", "unscored"], ["a reward missing", "missing"],
   ["groups with equal rewards", "equal"], ["with pictures", "pictures"],
 ];
+const THROWN = ["thrown away by dynamic sampling", "thrown"];
 
 // ---- The data --------------------------------------------------------------------------------------------------------------------------
+
+/** Whether dynamic sampling has put the completion's group aside. */
+const isThrown = (row) => shelf.columns.kept?.[row] === false;
 
 /** Take new data in, keep what the reader has chosen. */
 async function showCompletions(data) {
   fillSelect("sort", SORTS.map(([label, name, sign]) => [label, `${name} ${sign}`]));
-  fillSelect("only", ONLY);
   if (!data) {
+    fillSelect("only", ONLY);
     byId("completions-note").textContent = "";
     byId("count").textContent = "No completions yet.";
     return;
@@ -38,6 +42,7 @@ async function showCompletions(data) {
   Object.assign(shelf, {columns, prompts, rewards: data.rewards, num: columns.step.length, hasTokens: data.has_tokens});
   shelf.missing = columns.step.map((_, row) => Object.values(data.rewards).reduce((sum, values) => sum + (values[row] === null), 0));
   findGroups();
+  fillSelect("only", columns.kept?.includes(false) ? [...ONLY, THROWN] : ONLY);
   const scored = columns.reward.filter((value) => value !== null);
   shelf.lowest = scored.reduce((least, value) => Math.min(least, value), Infinity);
   shelf.highest = scored.reduce((most, value) => Math.max(most, value), -Infinity);
@@ -152,6 +157,7 @@ function matches(row, wish) {
   if (wish.only === "unscored" && columns.reward[row] !== null) return false;
   if (wish.only === "missing" && !missing[row]) return false;
   if (wish.only === "equal" && groups[groupOf[row]].spread !== 0) return false;
+  if (wish.only === "thrown" && !isThrown(row)) return false;
   if (wish.only === "pictures" && !columns.pictures[row].length) return false;
   return !wish.text || searchable()[row].includes(wish.text) || shelf.searchablePrompts[columns.prompt[row]].includes(wish.text);
 }
@@ -292,7 +298,8 @@ function drawDetail() {
   const first = group.first;
   const rows = rowsOf(group).sort((a, b) => (columns.reward[b] ?? -Infinity) - (columns.reward[a] ?? -Infinity) || a - b);
   const facts = [`step ${number(columns.step[first], 0)}`, columns.phase[first] === "eval" ? "evaluation" : "training", `row ${columns.row[first]}`,
-    columns.rank.some((rank) => rank) ? `rank ${columns.rank[first]}` : null, counted(rows.length, "completion")];
+    columns.rank.some((rank) => rank) ? `rank ${columns.rank[first]}` : null, counted(rows.length, "completion"),
+    isThrown(first) ? "thrown away by dynamic sampling" : null];
   const pictures = columns.pictures[first];
   const held = pictures.filter((name) => name in pagePictures);
   detail.replaceChildren(

@@ -3,6 +3,8 @@
 
 const CHUNK = 24;
 const LONG = 900;
+/** Up to so many questions have larger pictures. */
+const FEW = 5;
 
 const {models, packed: packedQuestions} = pageData();
 const filters = document.getElementById("filters");
@@ -177,6 +179,7 @@ unpack(packedQuestions).then((all) => {
     marks: question.answers.map((answer) => answer.mark),
     words: [question.question, question.gold, `row ${question.row}`, ...question.answers.map((answer) => answer.text)].join("\n").toLowerCase(),
   }));
+  cards.classList.toggle("few", questions.length <= FEW);
   filter();
   document.documentElement.dataset.ready = "";
 });

@@ -23,7 +23,7 @@ class EngineError(BoresightError, RuntimeError):
 
 
 class EngineRestartedError(EngineError):
-    """A server holds other weights than it was sent: it was started anew, or another trainer used it."""
+    """A server went away and is up again, or holds other weights than it was sent: it must be asked, and what was under way redone."""
 
 
 @dataclass(frozen=True, slots=True)

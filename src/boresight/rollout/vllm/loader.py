@@ -7,7 +7,7 @@ from vllm.config import ModelConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 
-LOAD_FORMAT = "boresight"
+from boresight.rollout.vllm.names import LOAD_FORMAT
 
 
 @register_model_loader(LOAD_FORMAT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import logging
 import os
@@ -14,7 +15,7 @@ import torch
 
 from boresight.errors import ConfigError
 from boresight.rollout.vllm.engine import TESTED_LOCK, Answer, EngineError, Request, Tensors
-from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION
+from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION, LOAD_FORMAT
 from boresight.rollout.vllm.plugin import register
 from boresight.rollout.vllm.shelf import SHELF, memory_folder
 
@@ -39,6 +40,10 @@ RESERVED = {
 }
 """Engine options that boresight sets itself, and why or by what."""
 
+ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
+"""Engine options on a CPU. A prompt that is read in two parts fails there in vLLM 0.32 where its request has a seed: its random
+generator has no offset to put back."""
+
 
 class LocalEngine:
     """vLLM's `LLM` in this process.
@@ -61,27 +66,25 @@ class LocalEngine:
         on_cpu = not torch.cuda.is_available()
         self._prepare_environment(on_cpu)
         try:
-            from vllm import LLM, SamplingParams
+            vllm: Any = importlib.import_module("vllm")
         except ImportError as error:
             raise ConfigError(
                 f"use_vllm=True needs vLLM: pip install 'boresight[vllm]', tested with {TESTED_LOCK}. ({error})"
             ) from error
-        missing = [name for name in ("start_weight_update", "finish_weight_update") if not hasattr(LLM, name)]
+        missing = [name for name in ("start_weight_update", "finish_weight_update") if not hasattr(vllm.LLM, name)]
         if missing:
             raise ConfigError(
                 f"This vLLM has no {missing[0]}, by which weights reach it: install {TESTED_LOCK}, or any from 0.30."
             )
         register()
-        from boresight.rollout.vllm.loader import LOAD_FORMAT
-
-        self._sampling_params = SamplingParams
+        self._vllm = vllm
         self._folder = tempfile.TemporaryDirectory(prefix="boresight-vllm-")
         save(Path(self._folder.name))
-        defaults: dict[str, Any] = {"enforce_eager": True} if on_cpu else {}
+        defaults: dict[str, Any] = ON_CPU if on_cpu else {}
         # vLLM replaces this by a function that does nothing.
         set_num_threads = torch.set_num_threads
         try:
-            self._llm: Any = LLM(
+            self._llm: Any = vllm.LLM(
                 model=self._folder.name,
                 load_format=LOAD_FORMAT,
                 generation_config="vllm",
@@ -116,12 +119,11 @@ class LocalEngine:
             | ({"multi_modal_data": {"image": list(request.pictures)}} if request.pictures else {})
             for request in requests
         ]
-        outputs = self._llm.generate(
-            prompts,
-            [self._params(request.sampling) for request in requests],
-            use_tqdm=False,
-            lora_request=self._adapter,
-        )
+        params = [self._params(request.sampling) for request in requests]
+        try:
+            outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
+        except Exception as error:
+            raise EngineError(f"{self.where} failed while it sampled: {type(error).__name__}: {error}") from error
         return [
             Answer(
                 output.prompt_token_ids,
@@ -139,10 +141,9 @@ class LocalEngine:
     def _params(self, sampling: Mapping[str, Any]) -> Any:
         options = dict(sampling)
         if "structured_outputs" in options:
-            from vllm.sampling_params import StructuredOutputsParams
-
-            options["structured_outputs"] = StructuredOutputsParams(**options["structured_outputs"])
-        return self._sampling_params(**options)
+            structured = self._vllm.sampling_params.StructuredOutputsParams
+            options["structured_outputs"] = structured(**options["structured_outputs"])
+        return self._vllm.SamplingParams(**options)
 
     def call(self, method: str, argument: str = "{}") -> Any:
         return self._llm.collective_rpc(method, args=(argument,))[0]

@@ -108,7 +108,7 @@ def check_vllm(config: VLLMConfig, *, corrects: bool) -> None:
     if config.vllm_lora_sync not in ("merged", "adapter"):
         raise ConfigError(f"vllm_lora_sync={config.vllm_lora_sync!r} is not one of 'merged', 'adapter'.")
     if isinstance(config.vllm_engine_kwargs, str):
-        config.vllm_engine_kwargs = json.loads(config.vllm_engine_kwargs)
+        config.vllm_engine_kwargs = _parsed(config.vllm_engine_kwargs)
     default = {option.name: option.default for option in fields(VLLMConfig)}
     for name, why in _without_effect(config).items():
         if getattr(config, name) != default[name]:
@@ -120,6 +120,16 @@ def check_vllm(config: VLLMConfig, *, corrects: bool) -> None:
             "vllm_structured_outputs_regex bends what is sampled from, which only the sampler correction accounts for: leave "
             "vllm_importance_sampling_correction=True."
         )
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError:
+        options = None
+    if not isinstance(options, dict):
+        raise ConfigError(f'vllm_engine_kwargs={text!r} is no JSON object: write it like {{"max_num_seqs": 64}}.')
+    return options
 
 
 def _without_effect(config: VLLMConfig) -> dict[str, str]:

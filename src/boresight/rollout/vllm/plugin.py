@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from boresight.rollout.vllm.names import ENGINE, NCCL_ENGINE
+import ctypes
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+from typing import Any
+
+from boresight.rollout.vllm.names import ENGINE, NCCL_ENGINE, STARTED_BY
+
+PR_SET_PDEATHSIG = 1
+"""Linux: which signal a process gets when its parent dies (prctl(2))."""
 
 
 def register() -> None:
-    """Make `--weight-transfer-config '{"backend": "boresight"}'` known to vLLM; the engine's module is loaded when it is used."""
-    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
-
+    """Make `--weight-transfer-config '{"backend": "boresight"}'` and `--load-format boresight` known to vLLM."""
+    factory: Any = importlib.import_module("vllm.distributed.weight_transfer").WeightTransferEngineFactory
     for name, engine in {ENGINE: "Delivery", NCCL_ENGINE: "NCCLDelivery"}.items():
-        if name not in WeightTransferEngineFactory._registry:
-            WeightTransferEngineFactory.register_engine(name, "boresight.rollout.vllm.worker", engine)
+        if name not in factory._registry:
+            factory.register_engine(name, "boresight.rollout.vllm.worker", engine)
+    importlib.import_module("boresight.rollout.vllm.loader")
+    if STARTED_BY in os.environ and sys.platform == "linux":
+        _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Tie a server to the process that started it, and its engine to the server, so that none outlives a parent that was killed."""
+    inner = multiprocessing.parent_process() is not None
+    _end_by(signal.SIGKILL if inner else signal.SIGTERM)
+    os.register_at_fork(after_in_child=lambda: _end_by(signal.SIGKILL))
+    try:
+        os.kill(int(os.environ[STARTED_BY]), 0)
+    except ProcessLookupError:
+        os.kill(os.getpid(), signal.SIGTERM)  # it died before it could be asked for
+
+
+def _end_by(number: int) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

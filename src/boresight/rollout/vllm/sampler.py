@@ -6,7 +6,6 @@ import enum
 import hashlib
 import itertools
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,11 +23,7 @@ from boresight.types import Adapter, Completion, Group, ModelFacts, Picture, Pro
 logger = logging.getLogger(__name__)
 
 MAX_REDONE = 3
-"""How often a batch is sampled anew because the engine was started anew meanwhile."""
-
-
-RECOVER_S = 300.0
-"""Seconds that a rank waits for the first one to send a restarted server its weights."""
+"""How often one sync, or one batch, is done anew because the engine went away meanwhile."""
 
 
 class State(enum.Enum):
@@ -86,7 +81,25 @@ class VLLMSampler:
         self.state = State.STALE
         self.counts: Counter[str] = Counter()
         """Work done so far: prompt_tokens, completion_tokens, and restarts of the engine that were mended."""
+        self._sync = AdapterSync(engine, weights, adapter) if adapter else WeightSync(engine, weights)
+        self._num_syncs = 0
+        self.version = ""
+        """What the weights are called that the engine must hold."""
+        self._life = ""
+        self._ask()
+
+    def _ask(self) -> None:
+        """What the engine is set to, and whether it is still the process that it was.
+
+        Raises:
+            ConfigError: it cannot be relied on.
+        """
+        engine = self.engine
         told = engine.call("boresight_facts")
+        if self._life not in ("", told["life"]):
+            logger.warning("%s was started anew, and is sent all weights.", engine.where)
+            self.counts["restarts"] += 1
+        self._life = told["life"]
         self.max_model_len, self.max_num_seqs = told["max_model_len"], told["max_num_seqs"]
         if not told["bans"]:
             raise ConfigError(
@@ -98,24 +111,38 @@ class VLLMSampler:
                 "log-probabilities are those of the distribution that was sampled from."
             )
         self.dtype: str = told["dtype"]
-        self._sync = AdapterSync(engine, weights, adapter) if adapter else WeightSync(engine, weights)
-        self._num_syncs = 0
-        self.version = ""
-        """What the weights are called that the engine must hold."""
 
     def outdate(self) -> None:
-        """The policy has moved on."""
+        """The policy has moved on, or the engine's weights are in doubt."""
         if self.state is State.FRESH:
             self.state = State.STALE
 
     def sync(self, step: int) -> SyncReport | None:
-        """Wake the engine and send it the policy's weights, if it does not have them."""
+        """Wake the engine and send it the policy's weights, if it does not have them; again, when it goes away meanwhile.
+
+        Raises:
+            SyncError: they did not arrive as they were sent.
+            EngineError: the engine is gone for good.
+        """
+        for attempt in itertools.count():
+            try:
+                return self._sync_once(step)
+            except EngineRestartedError as error:
+                if attempt == MAX_REDONE:
+                    raise
+                logger.warning("%s The weights are sent again.", error)
+        raise AssertionError
+
+    def _sync_once(self, step: int) -> SyncReport | None:
         if self.state is State.ASLEEP:
             self.engine.wake()
             self.state = State.STALE
         if self.state is State.FRESH:
             return None
-        return self._push(f"{self.name}/{step}/{self._num_syncs}")
+        self._ask()
+        # One that holds other weights than it was sent last gets all of them, whoever changed them.
+        everything = self.engine.version() != self.version
+        return self._push(f"{self.name}/{step}/{self._num_syncs}", everything=everything)
 
     def adopt(self, version: str) -> None:
         """The engine was sent the policy's weights under this name, by whichever process."""
@@ -137,6 +164,7 @@ class VLLMSampler:
         """`settings.num_completions` completions of each prompt, prompts in order, with the engine's log-probabilities.
 
         Raises:
+            EngineRestartedError: the engine went away, or lost the policy's weights: sync, and sample again.
             EngineError: the weights are not the policy's, the engine read another prompt than the trainer, or broke its word in
                 another way.
         """
@@ -144,45 +172,14 @@ class VLLMSampler:
             raise EngineError(f"{self.engine.where} is {self.state.value}: it must be synced before it samples.")
         if not prompts:
             return []
-        answers = self._answers(self._requests(prompts, settings))
+        answers = self.engine.generate(self._requests(prompts, settings))
+        found = self.engine.version()
+        if found != self.version:
+            raise EngineRestartedError(f"{self.engine.where} holds the weights {found!r} instead of {self.version!r}.")
         groups = [self._group(*pair, settings) for pair in zip(prompts, answers, strict=True)]
         self.counts["prompt_tokens"] += sum(len(prompt.ids) for prompt in prompts)
         self.counts["completion_tokens"] += sum(group.num_completion_tokens for group in groups)
         return groups
-
-    def _answers(self, requests: Sequence[Request]) -> list[Answer]:
-        """What the engine says under the policy's weights, which a server that was started anew meanwhile is sent again."""
-        for attempt in itertools.count():
-            try:
-                answers = self.engine.generate(requests)
-                self._check_version()
-            except EngineRestartedError as error:
-                if attempt == MAX_REDONE:
-                    raise
-                self.counts["restarts"] += 1
-                logger.warning("%s Its weights are sent again, and the batch is sampled anew.", error)
-                self._recover()
-            else:
-                return answers
-        raise AssertionError
-
-    def _recover(self) -> None:
-        """Send all weights again, or wait until the process that sends them has."""
-        if self.pushes:
-            self._push(self.version, everything=True)
-            return
-        end = time.monotonic() + RECOVER_S
-        while self.engine.version() != self.version:
-            if time.monotonic() > end:
-                raise EngineError(
-                    f"{self.engine.where} was started anew, and the first rank did not send it the weights."
-                )
-            time.sleep(1.0)
-
-    def _check_version(self) -> None:
-        found = self.engine.version()
-        if found != self.version:
-            raise EngineRestartedError(f"{self.engine.where} holds the weights {found!r} instead of {self.version!r}.")
 
     def close(self) -> None:
         """Let go of the engine."""

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from boresight.errors import ConfigError
-from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION, NCCL_ENGINE
+from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION, NCCL_ENGINE, STARTED_BY
 
 MAX_RESTARTS = 5
-"""Deaths within `RESTART_WINDOW_S` after which the server is given up."""
+"""How often a server is started again within `RESTART_WINDOW_S`; at the next death it is given up."""
 RESTART_WINDOW_S = 600.0
 
 OURS = {
@@ -62,6 +66,8 @@ def server_command(
     command += [part for pair in OURS.items() for part in pair]
     command += ["--weight-transfer-config", json.dumps(transfer)]
     command += ["--mm-processor-kwargs", json.dumps(budget)] if budget else []
+    if not torch.cuda.is_available():
+        command += [] if "--enable-chunked-prefill" in given else ["--no-enable-chunked-prefill"]  # see `local.ON_CPU`
     return [*command, *flags]
 
 
@@ -74,11 +80,13 @@ def server_environment() -> dict[str, str]:
         **os.environ,
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        STARTED_BY: str(os.getpid()),
     }
 
 
 class Server:
-    """A server process of one's own, ended with its children when it is closed."""
+    """A server process of one's own, ended with its children when it is closed. On Linux it also ends when the thread that started it
+    does, however that comes about."""
 
     def __init__(self, command: Sequence[str], *, quiet: bool = False) -> None:
         output: Any = subprocess.DEVNULL if quiet else None
@@ -111,31 +119,77 @@ class Server:
             return
 
 
-def serve(command: Sequence[str], say: Any = print) -> int:
-    """Run a server until it is asked to end; start it again when it dies.
+def serve(command: Sequence[str], *, max_restarts: int = MAX_RESTARTS, say: Callable[[str], object] = print) -> int:
+    """Run a server until it is asked to end (Ctrl-C, or SIGTERM); start it again when it dies.
+
+    Args:
+        command: of `server_command`.
+        max_restarts: how often within `RESTART_WINDOW_S`.
+        say: told of every death.
 
     Returns:
-        What the shell is told: 0 when it was asked to end, 1 when it was given up.
+        What the shell is told: 0 when it was asked to end, 1 when it was given up, because it died too often or never came up.
     """
-    deaths: deque[float] = deque(maxlen=MAX_RESTARTS)
+    deaths: deque[float] = deque(maxlen=max_restarts + 1)
+    with _asked_to_end() as asked:
+        while True:
+            started = time.monotonic()
+            code, was_up = _run(command, asked)
+            if asked:
+                return 0
+            now = time.monotonic()
+            deaths.append(now)
+            died = f"boresight: vLLM ended ({_reason(code)}) after {now - started:.0f} s"
+            if not was_up and code >= 0:
+                say(f"{died} before it was up, and is given up; what it said stands above.")
+                return 1
+            if len(deaths) > max_restarts and now - deaths[0] < RESTART_WINDOW_S:
+                say(f"{died}; it died {len(deaths)} times within {RESTART_WINDOW_S / 60:g} minutes, and is given up.")
+                return 1
+            say(f"{died} and is started again.")
+
+
+@contextlib.contextmanager
+def _asked_to_end() -> Iterator[list[int]]:
+    """The signals to end that came so far, instead of what they did before."""
     asked: list[int] = []
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda number, frame: asked.append(number))
-    while not asked:
-        server = Server(command)
-        started = time.monotonic()
-        try:
-            while server.is_alive() and not asked:
-                time.sleep(0.2)
-        finally:
-            server.close()
-        if asked:
-            break
-        now = time.monotonic()
-        full = len(deaths) == MAX_RESTARTS and now - deaths[0] < RESTART_WINDOW_S
-        if full or (now - started < 5.0 and server.process.returncode):
-            say(f"boresight: vLLM ended with {server.process.returncode} and is given up; what it said stands above.")
-            return 1
-        deaths.append(now)
-        say(f"boresight: vLLM ended with {server.process.returncode} after {now - started:.0f} s and is started again.")
-    return 0
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, lambda number, frame: asked.append(number)) for kind in kinds]
+    try:
+        yield asked
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
+def _run(command: Sequence[str], asked: Sequence[int]) -> tuple[int, bool]:
+    """One server's life: what it ended with, and whether it was up before."""
+    server, was_up = Server(command), False
+    address = _address(command)
+    try:
+        while server.is_alive() and not asked:
+            was_up = was_up or _listens(address)
+            time.sleep(0.2)
+    finally:
+        server.close()
+    return server.process.returncode, was_up
+
+
+def _reason(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+
+def _address(command: Sequence[str]) -> tuple[str, int]:
+    """Where a server will listen, by its flags."""
+    words = [part for word in command for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    given = dict(itertools.pairwise(words))
+    host = given.get("--host", "127.0.0.1")
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host, int(given.get("--port", 8000))
+
+
+def _listens(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=1.0).close()
+    except OSError:
+        return False
+    return True

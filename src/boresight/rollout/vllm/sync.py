@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boresight.rollout.vllm.engine import Engine, EngineError
+from boresight.rollout.vllm.engine import Engine, EngineError, EngineRestartedError
 from boresight.rollout.vllm.vectors import fixed_vector, projected
 from boresight.types import Weights
 
@@ -91,6 +91,8 @@ class WeightSync:
 
     def _check_report(self, report: Mapping[str, Any], names: Collection[str], everything: bool) -> None:
         where = self.engine.where
+        if not report:
+            raise EngineRestartedError(f"{where} knows of no sync.")
         if lost := report["not_received"]:
             raise SyncError(f"{where} has no place for {listed(lost)}: they were sent and went nowhere.")
         if partly := report["partly_covered"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,9 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from boresight.rollout.vllm.names import BANNED
 from boresight.rollout.vllm.shelf import SHELF
 from boresight.rollout.vllm.vectors import projected
+
+LIFE = secrets.token_hex(8)
+"""Tells this process from one that was started in its place."""
 
 QKV = {"q": 0, "k": 1, "v": 2}
 """Where the parts of a fused attention projection stand; other fused layers number theirs."""
@@ -262,6 +266,7 @@ class Extension:
         """What a trainer must know before it relies on this engine."""
         config = self.model_runner.vllm_config
         return {
+            "life": LIFE,
             "transport": {Delivery: "file", NCCLDelivery: "nccl"}.get(type(self.weight_transfer_engine)),
             "world_size": config.parallel_config.world_size,
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
@@ -286,7 +291,7 @@ class Extension:
         if was_active:
             self.weight_transfer_engine.abandon()
             self._weight_update_active = False
-        return {"was_active": was_active}
+        return {"was_active": was_active, "life": LIFE}
 
     _weight_update_active: bool
 

@@ -1,0 +1,131 @@
+"""Completions with their pictures, in the trackers that `report_to` names.
+
+Numbers reach every tracker by transformers' own callbacks. These take completions too:
+
+| tracker | where they stand |
+|---|---|
+| wandb | `completions`, a table with a column for each picture |
+| trackio | `completions`, a table whose `pictures` column holds the pictures |
+| tensorboard | `completions` under Text, `completions/picture_<n>` under Images |
+| mlflow | the artifacts `completions/step_<n>.json` and `pictures/<digest>.<ext>` |
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+COLUMNS = ("step", "row", "prompt", "completion", "reward", "advantage", "length", "truncated")
+NAME = "completions"
+
+Rows = Sequence[dict[str, Any]]
+
+
+def log_completions(callbacks: Iterable[Any], rows: pa.Table, pictures: str | Path, *, step: int) -> list[str]:
+    """Hand completions to the trackers that are at work.
+
+    Args:
+        callbacks: a trainer's; those of trackers are told by their class.
+        rows: of one step, as `CompletionStore.add` returns them.
+        pictures: the folder of the run's pictures.
+        step: under which the trackers file them.
+
+    Returns:
+        The names of the trackers that took them.
+    """
+    said = [_row(row) for row in rows.to_pylist()]
+    names = rows["pictures"].to_pylist()
+    taken = []
+    for callback in callbacks:
+        known = TRACKERS.get(type(callback).__name__)
+        if known is not None and known[1](
+            callback, said, [[Path(pictures) / name for name in each] for each in names], step
+        ):
+            taken.append(known[0])
+    return taken
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """What a tracker's table shows of a completion."""
+    rewards = {name: value for name, value in row.items() if name.startswith("rewards/")}
+    return {name: row[name] for name in COLUMNS if name in row} | rewards
+
+
+def _to_wandb(callback: Any, rows: Rows, pictures: Sequence[Sequence[Path]], step: int) -> bool:
+    wandb = callback._wandb
+    if wandb.run is None:
+        return False
+    most = max((len(each) for each in pictures), default=0)
+    data = [
+        [*row.values(), *(wandb.Image(str(path)) for path in own), *[None] * (most - len(own))]
+        for row, own in zip(rows, pictures, strict=True)
+    ]
+    columns = [*rows[0], *(f"picture_{place + 1}" for place in range(most))]
+    # Filed under the step as transformers' callback files its numbers.
+    wandb.log({NAME: wandb.Table(columns=columns, data=data), "train/global_step": step})
+    return True
+
+
+def _to_trackio(callback: Any, rows: Rows, pictures: Sequence[Sequence[Path]], step: int) -> bool:
+    if not callback._initialized:
+        return False
+    import pandas
+
+    trackio = callback._trackio
+    frame = pandas.DataFrame(rows)
+    frame["pictures"] = [[trackio.Image(path) for path in own] for own in pictures]
+    trackio.log({NAME: trackio.Table(dataframe=frame), "train/global_step": step})
+    return True
+
+
+def _to_tensorboard(callback: Any, rows: Rows, pictures: Sequence[Sequence[Path]], step: int) -> bool:
+    writer = callback.tb_writer
+    if writer is None:
+        return False
+    distinct = list(dict.fromkeys(path for own in pictures for path in own))
+    number = {path: place for place, path in enumerate(distinct, 1)}
+    columns = [*rows[0], "pictures"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row, own in zip(rows, pictures, strict=True):
+        cells = [*map(_cell, row.values()), ", ".join(f"picture_{number[path]}" for path in own)]
+        lines.append("| " + " | ".join(cells) + " |")
+    writer.add_text(NAME, "\n".join(lines), step)
+    for path, place in number.items():
+        with Image.open(path) as image:
+            writer.add_image(f"{NAME}/picture_{place}", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+    return True
+
+
+def _cell(value: Any) -> str:
+    """A cell of a Markdown table: no text ends the cell, and none is taken for markup."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = "–" if value is None else html.escape(str(value))
+    return text.replace("|", "&#124;").replace("`", "&#96;").replace("\n", "<br>")
+
+
+def _to_mlflow(callback: Any, rows: Rows, pictures: Sequence[Sequence[Path]], step: int) -> bool:
+    mlflow = callback._ml_flow
+    if mlflow.active_run() is None:
+        return False
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in rows[0]}
+    columns["pictures"] = [", ".join(f"pictures/{path.name}" for path in own) for own in pictures]
+    mlflow.log_table(columns, artifact_file=f"{NAME}/step_{step:08d}.json")
+    for path in dict.fromkeys(path for own in pictures for path in own):
+        mlflow.log_artifact(str(path), artifact_path="pictures")
+    return True
+
+
+TRACKERS: dict[str, tuple[str, Callable[[Any, Rows, Sequence[Sequence[Path]], int], bool]]] = {
+    "WandbCallback": ("wandb", _to_wandb),
+    "TrackioCallback": ("trackio", _to_trackio),
+    "TensorBoardCallback": ("tensorboard", _to_tensorboard),
+    "MLflowCallback": ("mlflow", _to_mlflow),
+}
+"""transformers' callback → the tracker, and how it takes completions."""
