@@ -67,6 +67,7 @@ class AdapterSync:
 
     def __init__(self, engine: Engine, base: Weights, adapter: Adapter) -> None:
         self.engine = engine
+        self.weights = base
         self.adapter = adapter
         self._base = WeightSync(engine, base)
         self._has_base = False

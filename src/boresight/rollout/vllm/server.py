@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 PARCEL_BYTES = 2**31
 """Weights that one file of a sync holds at most."""
+SPOKEN = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+"""What is answered with a sentence instead of JSON."""
 SAY_EVERY = 10.0
 """Seconds between two lines that say what is being waited for."""
 DYING_S = 1.0
@@ -215,6 +217,8 @@ class ServerEngine:
             raise LostError(said)
         if response.status_code >= 400:
             raise EngineError(f"{self.where} answered {said}")
+        if path in SPOKEN:
+            return response.text
         try:
             return response.json() if response.content else {}
         except ValueError as error:

@@ -128,12 +128,14 @@ class Recorded:
         }
 
     def _is_left_out(self, name: str) -> bool:
-        """Whether a tensor is of a tower's last layers, which vLLM does not build where an earlier layer's features are taken."""
-        found = re.fullmatch(r"(vision_tower\..*layers)\.(\d+)\..*", tower_name(self.model, name))
-        if found is None:
-            return False
-        layers = dict(self.model.named_modules()).get(found[1])
-        return isinstance(layers, nn.ModuleList) and int(found[2]) >= len(layers)
+        """Whether a tensor is of a tower's end, which vLLM does not build where an earlier layer's features are taken."""
+        name = tower_name(self.model, name)
+        modules = dict(self.model.named_modules())
+        if re.fullmatch(r"vision_tower\..*post_layernorm\.(weight|bias)", name):
+            return name.rpartition(".")[0] not in modules
+        found = re.fullmatch(r"(vision_tower\..*layers)\.(\d+)\..*", name)
+        layers = modules.get(found[1]) if found else None
+        return isinstance(layers, nn.ModuleList) and found is not None and int(found[2]) >= len(layers)
 
     def _refresh_tied(self) -> None:
         """Process modules anew whose weight is another's that has arrived.
@@ -165,8 +167,11 @@ class Recorded:
         return partly
 
     def _missing(self, module_name: str, module: nn.Module, info: Any) -> list[str]:
-        sent, missing = set(self._sent), []
-        for name, _ in _own_tensors(module):
+        sent, missing, never = set(self._sent), [], 0
+        for name, tensor in _own_tensors(module):
+            if name in info.kernel_non_persistent_buffers:  # no folder holds it, and vLLM keeps its own
+                never += tensor.numel()
+                continue
             full = _full(module_name, name)
             known = self.sources.get(full)
             if known is not None:
@@ -174,8 +179,9 @@ class Recorded:
             elif full not in self._arrived:
                 missing.append(full)
         if not missing and not isinstance(module, VocabParallelEmbedding):  # whose padding never comes
-            short = info.load_numel_total - info.load_numel
-            missing.append(f"{short} numbers besides {', '.join(self._names(module_name))}")
+            short = info.load_numel_total - info.load_numel - never
+            if short:
+                missing.append(f"{short} numbers besides {', '.join(self._names(module_name))}")
         return missing
 
     def _names(self, module_name: str) -> list[str]:
@@ -354,7 +360,8 @@ class Extension:
 def _probed(module: nn.Module, name: str, tensor: Tensor, alone: bool) -> tuple[int, int, float] | None:
     if isinstance(module, (LinearBase, VocabParallelEmbedding)) and (name != "weight" or not alone):
         return None  # a bias is asked about with its weight; a shard of a layer knows a part of the answer
-    if isinstance(module, LinearBase):
+    # A short convolution is kept in a linear layer that is never run as one.
+    if isinstance(module, LinearBase) and tensor.ndim == 2:
         return _linear(module, module.output_size, module.input_size, lambda rows: module(rows))
     if isinstance(module, ParallelLMHead):
         head: Any = module.quant_method
