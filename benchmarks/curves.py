@@ -212,7 +212,12 @@ def figure(runs: Sequence[Run]) -> Any:
     titles = [*(f"seed {seed}" for seed in seeds), f"mean of {len(seeds)} seeds"]
     num_rows = (len(titles) + 1) // 2
     chart = make_subplots(
-        num_rows, 2, shared_yaxes="all", subplot_titles=titles, vertical_spacing=0.11, horizontal_spacing=0.04  # pyright: ignore[reportArgumentType]
+        num_rows,
+        2,
+        shared_yaxes="all",
+        subplot_titles=titles,
+        vertical_spacing=0.11,
+        horizontal_spacing=0.04,  # pyright: ignore[reportArgumentType]
     )
     for method, own in _by_method(runs).items():
         for run in own:
