@@ -200,6 +200,14 @@ START_S = 900.0
 """Seconds that a server may take to start: much more than it needs on a machine that has nothing else to do."""
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also where a shell that started the tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 KINDS = ("transformers", "colocate", "server")
 Samplers = Callable[..., Sampler]
 
