@@ -1,6 +1,6 @@
 """Real vLLM, once in this process and once as a server, for all tests of this folder.
 
-They share a worker of pytest-xdist (`xdist_group`), so that each engine is started once.
+They share a worker of pytest-xdist (tests/conftest.py), so that each engine is started once.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ SIZES = (((64, 96),), ((48, 64), (96, 40)), ())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that uses a server waits for it."""
     here = Path(__file__).parent
+    waiting = {"supervised", "address", "remote", "sampler", "engine"}
     for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("vllm"))
-            if {"supervised", "address", "remote", "sampler", "engine"} & set(item.fixturenames):  # type: ignore[attr-defined]
-                item.add_marker(pytest.mark.timeout(2 * START_S))  # the first one waits for the server
+        if here in item.path.parents and waiting & set(item.fixturenames):  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.timeout(2 * START_S))
 
 
 @dataclass
