@@ -176,7 +176,9 @@ def entry_for(name: str) -> Entry | None:
     rest = name.removeprefix("eval_")
     # Where there are several sets, the set's name comes next, and may have any number of words.
     shorter = [rest] + [rest[place + 1 :] for place, char in enumerate(rest) if char == "_"]
-    return next((entry for tried in shorter if (entry := entry_for(tried)) is not None), None)
+    # Some are logged of evaluations alone, and stand there with eval_ in their names.
+    tried = [name for tail in shorter for name in (tail, f"eval_{tail}") if name != f"eval_{rest}"]
+    return next((entry for each in tried if (entry := entry_for(each)) is not None), None)
 
 
 def page() -> str:

@@ -117,18 +117,11 @@ def free_port() -> int:
 class Supervised:
     """A server as a user starts one, by `boresight vllm-serve`, which starts it again when it dies."""
 
-    def __init__(self, folder: Path, log: Path) -> None:
+    def __init__(self, folder: Path, log: Path, *further: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [
-            Path(sys.executable).parent / "boresight",
-            "vllm-serve",
-            "--model",
-            folder,
-            "--port",
-            self.port,
-            *FLAGS,
-        ]
+        boresight = Path(sys.executable).parent / "boresight"
+        command = [boresight, "vllm-serve", "--model", folder, "--port", self.port, *FLAGS, *further]
         with log.open("wb") as said:
             self.process = subprocess.Popen(
                 [str(word) for word in command],
@@ -205,6 +198,14 @@ def remote(address: str) -> Iterator[ServerEngine]:
 
 START_S = 900.0
 """Seconds that a server may take to start: much more than it needs on a machine that has nothing else to do."""
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also where a shell that started the tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 KINDS = ("transformers", "colocate", "server")

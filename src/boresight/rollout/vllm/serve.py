@@ -79,6 +79,7 @@ def server_environment() -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         **os.environ,
         "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         STARTED_BY: str(os.getpid()),
     }
 
@@ -143,7 +144,7 @@ def serve(command: Sequence[str], *, max_restarts: int = MAX_RESTARTS, say: Call
                 say(f"{died} before it was up, and is given up; what it said stands above.")
                 return 1
             if len(deaths) > max_restarts and now - deaths[0] < RESTART_WINDOW_S:
-                say(f"{died}, for the {len(deaths)}th time within {RESTART_WINDOW_S / 60:g} minutes, and is given up.")
+                say(f"{died}; it died {len(deaths)} times within {RESTART_WINDOW_S / 60:g} minutes, and is given up.")
                 return 1
             say(f"{died} and is started again.")
 
