@@ -47,6 +47,7 @@ _HOMES = {
     "answer_format_reward": "format",
     "check_gold": "check",
     "choice_letter_reward": "choice",
+    "completion_text": "text",
     "exact_answer_reward": "choice",
     "get_cosine_scaled_reward": "length",
     "get_iou_reward": "grounding",
