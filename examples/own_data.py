@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from boresight import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from boresight.data import load_rows
@@ -21,7 +22,7 @@ FORM = "Answer with one word between <answer> and </answer>, after your reasonin
 
 def main(folder: str) -> None:
     # A path in the table starts at the table. The pictures stay files; the trainer decodes them when it needs them.
-    table = load_rows(f"{folder}/train.csv")
+    table: Any = load_rows(f"{folder}/train.csv")
 
     # What is asked. Without a place for it in the text, the picture stands before the question.
     rows = [

@@ -13,6 +13,7 @@ import pytest
 from datasets import Dataset
 
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+from boresight.cli import main
 from boresight.demo.geometry import sample_question
 from tests.browser import PHONE, WIDE, opened
 

@@ -117,6 +117,16 @@ COST = [
     Entry("work/sampler_prompt_tokens", "tokens", "Of prompts that the sampler ran", "—"),
     Entry("work/sampler_completion_tokens", "tokens", "Sampled", "—"),
     Entry("work/sampler_padded_tokens", "tokens", "Computed for completions that had ended", "Below a tenth of those sampled"),
+    Entry("work/unshared_prompt_tokens", "tokens", "Of prompts, had each completion run its own in the trainer's passes",
+          "Several times `work/prompt_tokens`"),
+    Entry("work/unshared_vision_encodes", "pictures", "Through the tower, had each completion its own in the trainer's passes",
+          "Several times `work/vision_encodes`"),
+    Entry("work/sampler_unshared_prompt_tokens", "tokens", "Of prompts, had the sampler run one for each completion", "—"),
+    Entry("work/sampler_unshared_vision_encodes", "pictures", "Through the tower, had the sampler encoded one for each completion", "—"),
+    Entry("sync/tensors", "tensors", "Sent to the engine since the last log, under their saved names", "Those of trained modules",
+          engine=True),
+    Entry("sync/modules_compared", "modules", "Of the engine whose answers were compared with the trainer's after a sync", "Above 0",
+          engine=True),
     Entry("work/sampler_restarts", "restarts", "Engines that were lost and given the policy's weights again", "0", engine=True),
     Entry("sync/tensors", "tensors", "Sent to the engine since the last log", "Those that are trained, once a draw", engine=True),
     Entry("sync/modules_compared", "modules", "Of the engine that were asked what they do with fixed vectors", "Above 0", engine=True),
@@ -166,7 +176,9 @@ def entry_for(name: str) -> Entry | None:
     rest = name.removeprefix("eval_")
     # Where there are several sets, the set's name comes next, and may have any number of words.
     shorter = [rest] + [rest[place + 1 :] for place, char in enumerate(rest) if char == "_"]
-    return next((entry for tried in shorter if (entry := entry_for(tried)) is not None), None)
+    # Some are logged of evaluations alone, and stand there with eval_ in their names.
+    tried = [name for tail in shorter for name in (tail, f"eval_{tail}") if name != f"eval_{rest}"]
+    return next((entry for each in tried if (entry := entry_for(each)) is not None), None)
 
 
 def page() -> str:

@@ -117,18 +117,11 @@ def free_port() -> int:
 class Supervised:
     """A server as a user starts one, by `boresight vllm-serve`, which starts it again when it dies."""
 
-    def __init__(self, folder: Path, log: Path) -> None:
+    def __init__(self, folder: Path, log: Path, *further: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [
-            Path(sys.executable).parent / "boresight",
-            "vllm-serve",
-            "--model",
-            folder,
-            "--port",
-            self.port,
-            *FLAGS,
-        ]
+        boresight = Path(sys.executable).parent / "boresight"
+        command = [boresight, "vllm-serve", "--model", folder, "--port", self.port, *FLAGS, *further]
         with log.open("wb") as said:
             self.process = subprocess.Popen(
                 [str(word) for word in command],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -29,10 +30,12 @@ from boresight.rollout.vllm.engine import EngineError
 from boresight.rollout.vllm.server import ServerEngine
 from boresight.types import SamplingSettings
 
-from .conftest import START_S, Rig, Supervised
+from .conftest import START_S, Rig, Supervised, children
 from .test_contract import furthest, ids_of
 
 STEPS = 4
+NUM_KILLS = 20
+"""Of the soak."""
 SETTINGS = SamplingSettings(4, 10, seed=5)
 
 
@@ -248,7 +251,7 @@ def assert_idle(supervised: Supervised) -> None:
 def test_ctrl_c_on_the_trainer_leaves_the_server_usable(rig: Rig, supervised: Supervised, remote: ServerEngine) -> None:
     sampler = rig.sampler(remote)
     before = sampler.sample(rig.prompts, SETTINGS)
-    long = SamplingSettings(32, 200, seed=1)
+    long = SamplingSettings(32, 180, seed=1)
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         while True:
@@ -278,3 +281,70 @@ def test_a_server_that_was_paused_goes_on(rig: Rig, supervised: Supervised) -> N
     engine = ServerEngine(supervised.url)
     assert furthest(rig, rig.sampler(engine).sample(rig.prompts, SETTINGS)) < 1e-3
     engine.close()
+
+
+# ---- At random ---------------------------------------------------------------------------------------------------------------------------
+
+
+class Killer(threading.Thread):
+    """Kills a server at random moments of a run, now the whole of it, now one of its processes, sometimes while it is starting.
+
+    It waits for a finished step between two kills, since a run gives up a batch that is disturbed more often than `MAX_REDONE`.
+    """
+
+    def __init__(self, supervised: Supervised, training: GRPOTrainer, num_kills: int, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.supervised, self.training, self.num_kills = supervised, training, num_kills
+        self.random = random.Random(seed)
+        self.doing = "between calls"
+        self.struck: list[str] = []
+        """What the trainer was asking for at each kill."""
+        engine: Any = training.sampler.inner.engine  # pyright: ignore[reportAttributeAccessIssue]
+        send = engine._send_all
+
+        def sending(calls: Sequence[Any]) -> Any:
+            self.doing = calls[0][1]
+            try:
+                return send(calls)
+            finally:
+                self.doing = "between calls"
+
+        engine._send_all = sending
+
+    def run(self) -> None:
+        while len(self.struck) < self.num_kills:
+            step = self.training.state.global_step
+            while self.training.state.global_step < step + 1:
+                time.sleep(0.02)
+            time.sleep(self.random.uniform(0.0, 2.0))
+            self.strike()
+            if self.random.random() < 0.2 and len(self.struck) < self.num_kills:
+                time.sleep(self.random.uniform(1.0, 10.0))
+                self.strike()
+
+    def strike(self) -> None:
+        while not children(self.supervised.process.pid):
+            time.sleep(0.02)
+        server = self.supervised.server()
+        self.struck.append(self.doing)
+        if self.random.random() < 0.5:
+            os.killpg(server, signal.SIGKILL)
+        else:
+            os.kill(self.random.choice([server, *children(server)]), signal.SIGKILL)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(6 * 3600)
+def test_twenty_kills_at_random_moments_lose_no_step(rig: Rig, tmp_path: Path) -> None:
+    supervised = Supervised(rig.folder, tmp_path / "said.txt", "--max_restarts", "1000")
+    run = trainer(rig, tmp_path / "run", supervised, max_steps=100)
+    killer = Killer(supervised, run, num_kills=NUM_KILLS, seed=0)
+    killer.start()
+    run.train()
+    restarts = [log.get("work/sampler_restarts", 0) for log in run.state.log_history if "loss" in log]
+    print(f"killed while the trainer was at: {sorted(killer.struck)}; restarts counted: {sum(restarts):g}")
+    assert len(killer.struck) == NUM_KILLS
+    assert_nothing_is_lost(run, tmp_path / "run")
+    assert 0 < sum(restarts) <= NUM_KILLS
+    assert_agrees(run, rig)
+    assert supervised.close() == 0

@@ -36,6 +36,10 @@ RESERVED = {
 }
 """Engine options that boresight sets itself, and why or by what."""
 
+ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
+"""Engine options on a CPU. A prompt that is read in two parts fails there in vLLM 0.32 where its request has a seed: its random
+generator has no offset to put back."""
+
 
 class LocalEngine:
     """vLLM's `LLM` in this process.
@@ -72,7 +76,7 @@ class LocalEngine:
         self._vllm = vllm
         self._folder = tempfile.TemporaryDirectory(prefix="boresight-vllm-")
         save(Path(self._folder.name))
-        defaults: dict[str, Any] = {"enforce_eager": True} if on_cpu else {}
+        defaults: dict[str, Any] = ON_CPU if on_cpu else {}
         # vLLM replaces this by a function that does nothing.
         set_num_threads = torch.set_num_threads
         try:
@@ -108,7 +112,11 @@ class LocalEngine:
             | ({"multi_modal_data": {"image": list(request.pictures)}} if request.pictures else {})
             for request in requests
         ]
-        outputs = self._llm.generate(prompts, [self._params(request.sampling) for request in requests], use_tqdm=False)
+        params = [self._params(request.sampling) for request in requests]
+        try:
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        except Exception as error:
+            raise EngineError(f"{self.where} failed while it sampled: {type(error).__name__}: {error}") from error
         return [
             Answer(
                 output.prompt_token_ids,

@@ -98,7 +98,7 @@ def check_vllm(config: VLLMConfig, *, corrects: bool) -> None:
     if config.vllm_model_impl not in ("vllm", "transformers", "auto"):
         raise ConfigError(f"vllm_model_impl={config.vllm_model_impl!r} is not one of 'vllm', 'transformers', 'auto'.")
     if isinstance(config.vllm_engine_kwargs, str):
-        config.vllm_engine_kwargs = json.loads(config.vllm_engine_kwargs)
+        config.vllm_engine_kwargs = _parsed(config.vllm_engine_kwargs)
     default = {option.name: option.default for option in fields(VLLMConfig)}
     for name, why in _without_effect(config).items():
         if getattr(config, name) != default[name]:
@@ -110,6 +110,16 @@ def check_vllm(config: VLLMConfig, *, corrects: bool) -> None:
             "vllm_structured_outputs_regex bends what is sampled from, which only the sampler correction accounts for: leave "
             "vllm_importance_sampling_correction=True."
         )
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError:
+        options = None
+    if not isinstance(options, dict):
+        raise ConfigError(f'vllm_engine_kwargs={text!r} is no JSON object: write it like {{"max_num_seqs": 64}}.')
+    return options
 
 
 def _without_effect(config: VLLMConfig) -> dict[str, str]:

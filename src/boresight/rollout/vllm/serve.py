@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from boresight.errors import ConfigError
 from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION, NCCL_ENGINE, STARTED_BY
 
@@ -64,6 +66,8 @@ def server_command(
     command += [part for pair in OURS.items() for part in pair]
     command += ["--weight-transfer-config", json.dumps(transfer)]
     command += ["--mm-processor-kwargs", json.dumps(budget)] if budget else []
+    if not torch.cuda.is_available():
+        command += [] if "--enable-chunked-prefill" in given else ["--no-enable-chunked-prefill"]  # see `local.ON_CPU`
     return [*command, *flags]
 
 
@@ -139,7 +143,7 @@ def serve(command: Sequence[str], *, max_restarts: int = MAX_RESTARTS, say: Call
                 say(f"{died} before it was up, and is given up; what it said stands above.")
                 return 1
             if len(deaths) > max_restarts and now - deaths[0] < RESTART_WINDOW_S:
-                say(f"{died}, for the {len(deaths)}th time within {RESTART_WINDOW_S / 60:g} minutes, and is given up.")
+                say(f"{died}; it died {len(deaths)} times within {RESTART_WINDOW_S / 60:g} minutes, and is given up.")
                 return 1
             say(f"{died} and is started again.")
 

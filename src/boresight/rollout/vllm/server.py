@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib
 import io
+import itertools
 import logging
 import os
 import shutil
@@ -125,15 +126,16 @@ class ServerEngine:
 
     def _attach(self) -> str:
         """Make sure that training can rely on this server, and undo what a trainer before left unfinished; how weights arrive."""
-        for _ in range(MAX_ATTACHED):
+        for attempt in itertools.count(1):
             try:
                 transport = self._checked_transport()
                 self._tidy()
-            except EngineRestartedError as error:
-                lost = error
+            except EngineRestartedError:
+                if attempt == MAX_ATTACHED:
+                    raise
             else:
                 return transport
-        raise lost  # pyright: ignore[reportPossiblyUnboundVariable]
+        raise AssertionError
 
     def _checked_transport(self) -> str:
         """How weights arrive at a server that has what training needs. Others are refused with what to do."""

@@ -1,0 +1,95 @@
+"""Contradictions are refused before anything is loaded, each with the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from boresight.errors import ConfigError
+from boresight.rollout.vllm.local import RESERVED
+from boresight.rollout.vllm.options import COLOCATE, SERVER, VLLMConfig, check_vllm
+
+OTHER: dict[str, Any] = {
+    "vllm_model_impl": "transformers",
+    "vllm_enable_sleep_mode": True,
+    "vllm_structured_outputs_regex": "a+",
+    "vllm_server_base_url": "http://there:1",
+    "vllm_server_host": "there",
+    "vllm_server_port": 1,
+    "vllm_server_timeout": 1.0,
+    "vllm_request_timeout": 1.0,
+    "vllm_group_port": 1,
+    "vllm_sync_dir": "shared",
+    "vllm_gpu_memory_utilization": 0.9,
+    "vllm_max_model_length": 100,
+    "vllm_tensor_parallel_size": 2,
+    "vllm_engine_kwargs": {"max_num_seqs": 4},
+    "vllm_mode": "server",
+}
+"""A value that is not the default, for every option but `use_vllm`."""
+
+
+def check(corrects: bool = True, **options: Any) -> VLLMConfig:
+    config = VLLMConfig(**options)
+    check_vllm(config, corrects=corrects)
+    return config
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_without_vllm_its_options_have_no_effect(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} has no effect without use_vllm=True: set that, or drop it"):
+        check(**{name: OTHER[name]})
+    check()
+
+
+@pytest.mark.parametrize("name", COLOCATE)
+def test_a_server_is_told_by_its_own_command(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"{name} has no effect with vllm_mode='server': give it to boresight vllm-serve"
+    ):
+        check(use_vllm=True, vllm_mode="server", **{name: OTHER[name]})
+    check(use_vllm=True, **{name: OTHER[name]})
+
+
+@pytest.mark.parametrize("name", SERVER)
+def test_an_engine_in_the_process_has_no_address(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} has no effect with vllm_mode='colocate': drop it"):
+        check(use_vllm=True, **{name: OTHER[name]})
+    check(use_vllm=True, vllm_mode="server", **{name: OTHER[name]})
+
+
+@pytest.mark.parametrize("name", ["vllm_server_timeout", "vllm_request_timeout", "vllm_sync_dir"])
+def test_an_engine_in_a_process_of_its_own_has_deadlines(name: str) -> None:
+    check(use_vllm=True, vllm_model_impl="transformers", **{name: OTHER[name]})
+
+
+def test_the_servers_model_classes_are_the_servers_to_choose() -> None:
+    with pytest.raises(
+        ConfigError, match=r"vllm_model_impl has no effect .* give --model-impl to boresight vllm-serve"
+    ):
+        check(use_vllm=True, vllm_mode="server", vllm_model_impl="transformers")
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_reserved_engine_options(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"vllm_engine_kwargs\['{name}'\] is boresight's to set: ."):
+        check(use_vllm=True, vllm_engine_kwargs={name: 1})
+
+
+def test_engine_options_may_be_json() -> None:
+    assert check(use_vllm=True, vllm_engine_kwargs='{"max_num_seqs": 4}').vllm_engine_kwargs == {"max_num_seqs": 4}
+    with pytest.raises(ConfigError, match="vllm_engine_kwargs='max_num_seqs=4' is no JSON object"):
+        check(use_vllm=True, vllm_engine_kwargs="max_num_seqs=4")
+
+
+@pytest.mark.parametrize(("name", "value"), [("vllm_mode", "remote"), ("vllm_model_impl", "jax")])
+def test_unknown_names(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}='{value}' is not one of '"):
+        check(use_vllm=True, **{name: value})
+
+
+def test_structured_outputs_need_the_correction() -> None:
+    check(use_vllm=True, vllm_structured_outputs_regex="a+")
+    with pytest.raises(ConfigError, match="leave vllm_importance_sampling_correction=True"):
+        check(corrects=False, use_vllm=True, vllm_structured_outputs_regex="a+")
