@@ -47,6 +47,9 @@ MAX_ATTACHED = 3
 UNAVAILABLE = (502, 503, 504)
 """What a dying engine, or a gateway before it, answers."""
 
+IN_WORDS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+"""Where vLLM says in plain words that it is done."""
+
 
 class ServerEngine:
     """A vLLM server, which may be started anew at any time, and serve another trainer afterwards.
@@ -215,6 +218,8 @@ class ServerEngine:
             raise LostError(said)
         if response.status_code >= 400:
             raise EngineError(f"{self.where} answered {said}")
+        if path in IN_WORDS:
+            return {}
         try:
             return response.json() if response.content else {}
         except ValueError as error:
