@@ -211,8 +211,14 @@ def figure(runs: Sequence[Run]) -> Any:
     seeds = sorted({run.seed for run in runs})
     titles = [*(f"seed {seed}" for seed in seeds), f"mean of {len(seeds)} seeds"]
     num_rows = (len(titles) + 1) // 2
+    shared: Any = "all"
     chart = make_subplots(
-        num_rows, 2, shared_yaxes=True, subplot_titles=titles, vertical_spacing=0.11, horizontal_spacing=0.04
+        num_rows,
+        2,
+        shared_yaxes=shared,
+        subplot_titles=titles,
+        vertical_spacing=0.11,
+        horizontal_spacing=0.04,
     )
     for method, own in _by_method(runs).items():
         for run in own:
@@ -226,7 +232,6 @@ def figure(runs: Sequence[Run]) -> Any:
         legend={"orientation": "h", "y": -0.1, "x": 0.5, "xanchor": "center"},
         margin={"l": 70, "r": 20, "t": 40, "b": 90},
     )
-    chart.update_yaxes(matches="y")  # one scale for all panels, not for each row of them
     chart.update_yaxes(tickformat=".0%", showline=True, linecolor="#888888")
     chart.update_xaxes(showline=True, linecolor="#888888", dtick=_some(runs[0].steps, 6)[1])
     chart.update_yaxes(title_text="held-out accuracy", col=1)

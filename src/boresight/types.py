@@ -198,6 +198,24 @@ class Weights(Protocol):
         ...
 
 
+class Adapter(Protocol):
+    """The policy's low-rank adapter: module W gets W + B A."""
+
+    @property
+    def rank(self) -> int:
+        """The largest of its modules'."""
+        ...
+
+    @property
+    def pictures(self) -> bool:
+        """Whether features of pictures depend on it."""
+        ...
+
+    def factors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Module, by its name in a saved folder, A [rank, in] and B [out, rank] as they are now, the scaling in B."""
+        ...
+
+
 class Sampler(Protocol):
     """Draws completions from the policy: by transformers, or by an engine of its own."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -22,47 +22,53 @@ Tensors = dict[str, Callable[[], Tensor]]
 
 
 class PolicyWeights:
-    """Names, parts and tensors of a policy as `save_pretrained` would write them, adapters merged.
+    """Names, parts and tensors of a policy as `save_pretrained` would write them, adapters merged or left out.
 
     Families are saved under other names than their modules have, and in other pieces; engines read the saved ones. Tied tensors are
     listed once.
 
     Args:
         model: the policy, wrapped by DDP and PEFT or not.
+        adapters: whether they are in the tensors. Without them, nothing of what is left is trained.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, adapters: bool = True) -> None:
         self.model = model
+        self.adapters = adapters
         base = unwrap(model)
-        trained = _trained(base)
+        trained = _trained(base) if adapters else set()
         text = _text_prefixes(base)
         self.listed: dict[str, Weight] = {}
         self._saved_names: dict[str, list[str]] = {}
         """Plain name → the names that its tensor is saved under."""
-        for name in _plain(base):
+        for name in _plain(base, adapters):
             weight = Weight(trained=name in trained, pictures=not name.startswith(text))
             self._saved_names[name] = list(revert_weight_conversion(base, {name: torch.empty(0, device="meta")}))
             for saved in self._saved_names[name]:
                 before = self.listed.get(saved, weight)
                 self.listed[saved] = Weight(before.trained or weight.trained, before.pictures or weight.pictures)
 
+    def saved_names(self, name: str) -> Sequence[str]:
+        """What a tensor of the model without adapters is called in its saved folder: one name, or those of its pieces."""
+        return self._saved_names[name]
+
     def tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         """The tensors of these names, layer by layer, as they are now."""
         base, names = unwrap(self.model), set(names)
-        for _, group in groupby(_plain(base).items(), key=lambda item: _layer(item[0])):
+        for _, group in groupby(_plain(base, self.adapters).items(), key=lambda item: _layer(item[0])):
             wanted = {name: make().detach() for name, make in group if not names.isdisjoint(self._saved_names[name])}
             if wanted:
                 saved = revert_weight_conversion(base, wanted)
                 yield from ((name, tensor) for name, tensor in saved.items() if name in names)
 
 
-def _plain(base: PreTrainedModel) -> Tensors:
+def _plain(base: PreTrainedModel, adapters: bool) -> Tensors:
     """Tensors under the names of the model without adapters, in the order of its modules, without those tied to others."""
     tensors: Tensors = {}
     adapted: dict[str, Tensors] = {}
     for name, module in base.named_modules():
         if isinstance(module, BaseTunerLayer):
-            adapted[f"{name}."] = _merged(module)
+            adapted[f"{name}."] = _merged(module) if adapters else _bare(module)
         elif isinstance(module, AuxiliaryTrainingWrapper):
             wrapped: Any = module
             active = wrapped.modules_to_save[wrapped.active_adapters[0]]
@@ -77,6 +83,11 @@ def _plain(base: PreTrainedModel) -> Tensors:
             tensors |= {prefix + key: make for key, make in adapted[prefix].items()}
     tied = getattr(base, "all_tied_weights_keys", None) or {}
     return {name: make for name, make in tensors.items() if name not in tied}
+
+
+def _bare(layer: BaseTunerLayer) -> Tensors:
+    """A layer's tensors without its adapters."""
+    return {key: (lambda tensor=tensor: tensor) for key, tensor in layer.get_base_layer().state_dict().items()}
 
 
 def _merged(layer: BaseTunerLayer) -> Tensors:

@@ -21,10 +21,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from boresight.data.images import decode
+from boresight.model.adapter_export import PolicyAdapter
 from boresight.model.export import PolicyWeights
 from boresight.model.load import unwrap
+from boresight.rollout.vllm.adapter import lora_options
 from boresight.rollout.vllm.engine import Engine, EngineError, EngineRestartedError
-from boresight.rollout.vllm.local import LocalEngine
+from boresight.rollout.vllm.local import LocalEngine, check_sleep
 from boresight.rollout.vllm.names import LOAD_FORMAT
 from boresight.rollout.vllm.options import VLLMConfig
 from boresight.rollout.vllm.sampler import MAX_REDONE, VLLMSampler
@@ -32,7 +34,7 @@ from boresight.rollout.vllm.serve import Server, server_command
 from boresight.rollout.vllm.server import ServerEngine, address
 from boresight.trainer.checks import Extent
 from boresight.trainer.ranks import on_every_rank
-from boresight.types import Group, Prompt, SamplingSettings
+from boresight.types import Adapter, Group, Prompt, SamplingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +55,18 @@ class EngineSampler:
         self.trainer = trainer
         args = trainer.args
         regex = args.vllm_structured_outputs_regex
+        alone = args.vllm_lora_sync == "adapter"
+        adapter = PolicyAdapter(trainer.policy.outer) if alone else None
         self.inner = VLLMSampler(
-            _engine(trainer, trainer.extent),
-            PolicyWeights(trainer.policy.outer),
+            _engine(trainer, trainer.extent, adapter),
+            PolicyWeights(trainer.policy.outer, adapters=not alone),
             trainer.facts,
             trainer.encoder.tokenizer,
             decode_picture=decode,
             name=broadcast_object_list([secrets.token_hex(4)])[0],
             sleeps=args.vllm_enable_sleep_mode,
             structured={"regex": regex} if regex else None,
+            adapter=adapter,
             # Ranks have equal weights, so one of them speaks to a server that all share.
             pushes=args.vllm_mode == "colocate" or trainer.is_world_process_zero(),
         )
@@ -130,7 +135,7 @@ class EngineSampler:
         self.trainer.log_once(f"{where} and the trainer agree within {gap:.1e} nats per token.")
 
 
-def _engine(trainer: Any, extent: Extent) -> Engine:
+def _engine(trainer: Any, extent: Extent, adapter: Adapter | None) -> Engine:
     args = trainer.args
     options = {option.name: getattr(args, option.name) for option in fields(VLLMConfig)}
     calls = {
@@ -140,7 +145,7 @@ def _engine(trainer: Any, extent: Extent) -> Engine:
     }
     if args.vllm_mode == "server":
         return ServerEngine(address(options), group_port=args.vllm_group_port, **calls)
-    engine_options = _engine_options(trainer, extent)
+    engine_options = _engine_options(trainer, extent) | (lora_options(adapter) if adapter else {})
     if args.vllm_model_impl == "transformers":
         return _ChildEngine(trainer, engine_options, calls)
     return LocalEngine(lambda folder: save_without_weights(trainer, folder), **engine_options)
@@ -149,6 +154,8 @@ def _engine(trainer: Any, extent: Extent) -> Engine:
 def _engine_options(trainer: Any, extent: Extent) -> dict[str, Any]:
     """vLLM's engine arguments for an engine on the training process's device."""
     args = trainer.args
+    if args.vllm_enable_sleep_mode:
+        check_sleep()
     options: dict[str, Any] = {
         "dtype": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
         "gpu_memory_utilization": args.vllm_gpu_memory_utilization,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -63,6 +64,14 @@ class Engine(Protocol):
 
     def load(self, tensors: Tensors, version: str) -> None:
         """Take new weights under their saved names, whole modules of them, and call them `version`."""
+        ...
+
+    def load_adapter(self, save: Callable[[Path], None], version: str) -> None:
+        """Sample with this adapter from now on instead of the last one, and call the weights with it `version`.
+
+        Args:
+            save: writes PEFT's files of it into a folder.
+        """
         ...
 
     def version(self) -> str:

@@ -17,7 +17,7 @@ from boresight.errors import ConfigError
 from boresight.rollout.vllm.engine import TESTED_LOCK, Answer, EngineError, Request, Tensors
 from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION, LOAD_FORMAT
 from boresight.rollout.vllm.plugin import register
-from boresight.rollout.vllm.shelf import SHELF
+from boresight.rollout.vllm.shelf import SHELF, memory_folder
 
 RESERVED = {
     "model": "the policy is what is sampled from",
@@ -32,6 +32,10 @@ RESERVED = {
     "max_model_len": "set vllm_max_model_length",
     "tensor_parallel_size": "set vllm_tensor_parallel_size",
     "model_impl": "set vllm_model_impl",
+    "enable_lora": "set vllm_lora_sync",
+    "max_lora_rank": "it follows from the adapter",
+    "max_loras": "there is one policy",
+    "enable_tower_connector_lora": "it follows from the adapter",
     "distributed_executor_backend": "it follows from how training was launched",
 }
 """Engine options that boresight sets itself, and why or by what."""
@@ -94,7 +98,10 @@ class LocalEngine:
         finally:
             torch.set_num_threads = set_num_threads
         self._llm.init_weight_transfer_engine({"init_info": {}})
-        self._updates = itertools.count()
+        self._updates = itertools.count(1)
+        self._adapter: Any = None
+        """The request of vLLM's that names the adapter, and the folder that vLLM may read it from again."""
+        self._adapter_folder: tempfile.TemporaryDirectory[str] | None = None
 
     @staticmethod
     def _prepare_environment(on_cpu: bool) -> None:
@@ -114,7 +121,7 @@ class LocalEngine:
         ]
         params = [self._params(request.sampling) for request in requests]
         try:
-            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+            outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
         except Exception as error:
             raise EngineError(f"{self.where} failed while it sampled: {type(error).__name__}: {error}") from error
         return [
@@ -154,6 +161,26 @@ class LocalEngine:
         finally:
             del SHELF[shelf]
 
+    def load_adapter(self, save: Callable[[Path], None], version: str) -> None:
+        from vllm.lora.request import LoRARequest
+
+        folder = tempfile.TemporaryDirectory(prefix="boresight-adapter-", dir=memory_folder())
+        save(Path(folder.name))
+        number = next(self._updates)
+        request = LoRARequest(f"{version}/{number}", number, folder.name)
+        engine = self._llm.llm_engine
+        try:
+            engine.add_lora(request)
+        except Exception as error:
+            raise EngineError(
+                f"{self.where} failed to load the adapter: {error} Where vLLM cannot serve it, set vllm_lora_sync='merged'."
+            ) from error
+        # One that vLLM put out to make room is no longer there to be removed.
+        if self._adapter is not None and self._adapter.lora_int_id in engine.list_loras():
+            engine.remove_lora(self._adapter.lora_int_id)
+        self._adapter, self._adapter_folder = request, folder
+        engine.set_weight_version(version)
+
     def version(self) -> str:
         return self._llm.get_weight_version()
 
@@ -170,3 +197,18 @@ class LocalEngine:
 
     def close(self) -> None:
         self._folder.cleanup()
+
+
+def check_sleep() -> None:
+    """Refuse to put engines to sleep where vLLM cannot.
+
+    Raises:
+        ConfigError: this machine has no GPU that vLLM frees the memory of.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_sleep_mode_available():
+        raise ConfigError(
+            f"vllm_enable_sleep_mode=True frees the memory of a GPU, and vLLM cannot on this machine ({current_platform.device_type}): "
+            "drop it."
+        )

@@ -13,7 +13,8 @@ from boresight.rollout.vllm.local import RESERVED
 @dataclass
 class VLLMConfig:
     """Where completions come from when not from transformers. Names and defaults are TRL's (`GRPOConfig`), except that a server is looked
-    for on this machine (TRL: 0.0.0.0). `vllm_engine_kwargs`, `vllm_request_timeout` and `vllm_sync_dir` are not in TRL."""
+    for on this machine (TRL: 0.0.0.0). `vllm_engine_kwargs`, `vllm_lora_sync`, `vllm_request_timeout` and `vllm_sync_dir` are not in
+    TRL."""
 
     use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM instead of transformers."})
     vllm_mode: str = field(
@@ -31,6 +32,13 @@ class VLLMConfig:
     )
     vllm_enable_sleep_mode: bool = field(
         default=False, metadata={"help": "colocate: give the engine's GPU memory up while weights are trained."}
+    )
+    vllm_lora_sync: str = field(
+        default="merged",
+        metadata={
+            "help": "LoRA: 'merged' sends the modules that the adapter changes, merged. 'adapter' sends the adapter, which vLLM applies "
+            "(a server needs --enable-lora --max-lora-rank)."
+        },
     )
     vllm_structured_outputs_regex: str | None = field(
         default=None,
@@ -97,6 +105,8 @@ def check_vllm(config: VLLMConfig, *, corrects: bool) -> None:
         raise ConfigError(f"vllm_mode={config.vllm_mode!r} is not one of 'colocate', 'server'.")
     if config.vllm_model_impl not in ("vllm", "transformers", "auto"):
         raise ConfigError(f"vllm_model_impl={config.vllm_model_impl!r} is not one of 'vllm', 'transformers', 'auto'.")
+    if config.vllm_lora_sync not in ("merged", "adapter"):
+        raise ConfigError(f"vllm_lora_sync={config.vllm_lora_sync!r} is not one of 'merged', 'adapter'.")
     if isinstance(config.vllm_engine_kwargs, str):
         config.vllm_engine_kwargs = _parsed(config.vllm_engine_kwargs)
     default = {option.name: option.default for option in fields(VLLMConfig)}

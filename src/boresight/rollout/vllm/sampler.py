@@ -14,10 +14,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from boresight.errors import ConfigError
+from boresight.rollout.vllm.adapter import AdapterSync
 from boresight.rollout.vllm.engine import Answer, Engine, EngineError, EngineRestartedError, Request
 from boresight.rollout.vllm.names import BANNED
 from boresight.rollout.vllm.sync import SyncReport, WeightSync
-from boresight.types import Completion, Group, ModelFacts, Picture, Prompt, SamplingSettings, Weights
+from boresight.types import Adapter, Completion, Group, ModelFacts, Picture, Prompt, SamplingSettings, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class VLLMSampler:
         name: of this run; a server's weights are called by it and the step.
         sleeps: put the engine's memory away between draws.
         structured: vLLM's structured outputs (`{"regex": …}`), for every completion.
+        adapter: goes to the engine by itself, after the weights without it, which are sent once.
         pushes: whether this process sends the weights; where another does, `adopt` says what they are called.
     """
 
@@ -65,6 +67,7 @@ class VLLMSampler:
         name: str,
         sleeps: bool = False,
         structured: dict[str, Any] | None = None,
+        adapter: Adapter | None = None,
         pushes: bool = True,
     ) -> None:
         self.engine = engine
@@ -78,7 +81,7 @@ class VLLMSampler:
         self.state = State.STALE
         self.counts: Counter[str] = Counter()
         """Work done so far: prompt_tokens, completion_tokens, and restarts of the engine that were mended."""
-        self._sync = WeightSync(engine, weights)
+        self._sync = AdapterSync(engine, weights, adapter) if adapter else WeightSync(engine, weights)
         self._num_syncs = 0
         self.version = ""
         """What the weights are called that the engine must hold."""

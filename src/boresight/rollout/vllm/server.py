@@ -30,6 +30,7 @@ from boresight.rollout.vllm.engine import (
     Request,
     Tensors,
 )
+from boresight.rollout.vllm.shelf import memory_folder
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +85,12 @@ class ServerEngine:
         self._alive = alive
         self._calls = Calls(self.url, request_timeout_s)
         self._group_port = group_port
-        self._sync_dir = Path(sync_dir) if sync_dir else _memory_folder()
+        self._sync_dir = Path(sync_dir) if sync_dir else memory_folder()
         self._nccl: Any = None
+        self._adapter: str | None = None
+        """What the server calls the adapter that completions are sampled with."""
+        self._adapter_folder: tempfile.TemporaryDirectory[str] | None = None
+        self._num_adapters = itertools.count()
         self._nccl_life = ""
         self.wait()
         self.transport = self._attach()
@@ -218,7 +223,17 @@ class ServerEngine:
     # ---- Sampling ---------------------------------------------------------------------------------------------------------------
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        answers = self._send_all([("POST", "/inference/v1/generate", {"json": _body(request)}) for request in requests])
+        named = {"model": self._adapter} if self._adapter else {}
+        calls = [("POST", "/inference/v1/generate", {"json": _body(request) | named}) for request in requests]
+        try:
+            answers = self._send_all(calls)
+        except EngineRestartedError:
+            raise
+        except EngineError as error:
+            # A server that was started anew knows the adapter no longer.
+            if self._adapter is not None and self._adapter not in self._adapters():
+                raise EngineRestartedError(f"{self.where} has lost the adapter.") from error
+            raise
         return [self._answer(answer) for answer in answers]
 
     def _answer(self, answer: Mapping[str, Any]) -> Answer:
@@ -269,6 +284,30 @@ class ServerEngine:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def load_adapter(self, save: Callable[[Path], None], version: str) -> None:
+        folder = tempfile.TemporaryDirectory(prefix=f"{_own_folders()}{os.getpid()}-", dir=self._sync_dir)
+        save(Path(folder.name))
+        name = f"boresight/{version}/{next(self._num_adapters)}"
+        try:
+            self._send("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder.name})
+        except EngineRestartedError:
+            raise
+        except EngineError as error:
+            raise EngineError(
+                f"{error} The server must see the trainer's {self._sync_dir} (else name a folder that both see with vllm_sync_dir) and be "
+                "started by boresight vllm-serve; where vLLM cannot serve the adapter, set vllm_lora_sync='merged'."
+            ) from error
+        for old in self._adapters():
+            if old != name:
+                self._send("POST", "/v1/unload_lora_adapter", json={"lora_name": old})
+        self._adapter, self._adapter_folder = name, folder
+        self._send("POST", "/update_weight_version", json={"new_version": version})
+
+    def _adapters(self) -> list[str]:
+        """Names of adapters that trainers have brought."""
+        served = self._send("GET", "/v1/models")["data"]
+        return [each["id"] for each in served if each["id"].startswith("boresight/")]
+
     def _broadcast(self, tensors: Tensors, life: str) -> None:
         if self._nccl is None or self._nccl_life != life:  # a group of which a part has died is of no use
             self._nccl_life = life
@@ -308,11 +347,6 @@ def _parcels(tensors: Tensors) -> Any:
         size += tensor.nbytes
     if part:
         yield part
-
-
-def _memory_folder() -> Path:
-    shared = Path("/dev/shm")
-    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def _body(request: Request) -> dict[str, Any]:

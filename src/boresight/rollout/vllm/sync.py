@@ -94,14 +94,14 @@ class WeightSync:
         if not report:
             raise EngineRestartedError(f"{where} knows of no sync.")
         if lost := report["not_received"]:
-            raise SyncError(f"{where} has no place for {_listed(lost)}: they were sent and went nowhere.")
+            raise SyncError(f"{where} has no place for {listed(lost)}: they were sent and went nowhere.")
         if partly := report["partly_covered"]:
-            parts = [f"{module} (missing {_listed(missing)})" for module, missing in partly.items()]
-            raise SyncError(f"{where} got parts of modules, which would compute nonsense: {_listed(parts)}.")
+            parts = [f"{module} (missing {listed(missing)})" for module, missing in partly.items()]
+            raise SyncError(f"{where} got parts of modules, which would compute nonsense: {listed(parts)}.")
         if missing := sorted(set(names) - set(report["received"])):
-            raise SyncError(f"{where} never got {_listed(missing)}.")
+            raise SyncError(f"{where} never got {listed(missing)}.")
         if everything and (untouched := report["untouched"]):
-            raise SyncError(f"{where} got no weights for {_listed(untouched)}.")
+            raise SyncError(f"{where} got no weights for {listed(untouched)}.")
 
     def _asked(self, names: Collection[str], everything: bool) -> list[str]:
         """The engine's parameters to compare: all, or a sample of the tower and projector's and of the language model's."""
@@ -119,13 +119,13 @@ class WeightSync:
         answers = self.engine.call("boresight_probe", json.dumps({"parameters": list(parameters)}))
         asked = {name: answer for name, answer in answers.items() if answer is not None}
         if unknown := set(parameters) - answers.keys():
-            raise SyncError(f"{self.engine.where} has no parameter {_listed(sorted(unknown))} any more.")
+            raise SyncError(f"{self.engine.where} has no parameter {listed(sorted(unknown))} any more.")
         tensors = dict(self.weights.tensors({source for name in asked for source in self._with_bias(name)}))
         wrong = []
         for name, (rows, columns, value) in asked.items():
             expected, scale = self._expected(name, rows, columns, tensors)
             if not abs(value - expected) <= TOLERANCE[str(self.dtype).removeprefix("torch.")] * scale:
-                wrong.append(f"{name} ({_listed(self._sources[name])}): {value:.6g} instead of {expected:.6g}")
+                wrong.append(f"{name} ({listed(self._sources[name])}): {value:.6g} instead of {expected:.6g}")
         if wrong:
             raise SyncError(f"{self.engine.where} does not hold the weights that it was sent: {'; '.join(wrong[:5])}.")
         return len(asked)
@@ -159,7 +159,7 @@ class WeightSync:
         return value, float(length)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -22,6 +22,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.lora.utils import parse_fine_tuned_lora_name
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -208,7 +209,15 @@ class _Noting:
     def _noted(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
             self._sent.append(name)
-            yield name, tensor
+            yield self._named(name), tensor
+
+    def _named(self, name: str) -> str:
+        """Under the name that vLLM knows. transformers 5 saves LLaVA's towers one level flatter than the hub's folders are."""
+        tower = getattr(self._model, "vision_tower", None)
+        flat = name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model.")
+        if flat and isinstance(getattr(tower, "vision_model", None), nn.Module):
+            return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        return name
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -264,6 +273,7 @@ class Extension:
             "logprobs_mode": config.model_config.logprobs_mode,
             "max_model_len": config.model_config.max_model_len,
             "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "max_lora_rank": config.lora_config.max_lora_rank if config.lora_config else None,
             "bans": any("BanIds" in str(each) for each in config.model_config.logits_processors or ()),
         }
 
@@ -284,6 +294,25 @@ class Extension:
         return {"was_active": was_active, "life": LIFE}
 
     _weight_update_active: bool
+
+    @torch.no_grad()
+    def boresight_adapter(self, argument: str) -> dict[str, tuple[float, float] | None] | None:
+        """What the factors of the adapter that came last do with fixed vectors.
+
+        Args:
+            argument: JSON: `modules`, saved name → (out, rank, in).
+
+        Returns:
+            Name → r₂ · A r₁ and r₂ · B r₁, see `vectors.projected`; null for a module that nothing was bound to. Null for all where no
+            adapter is active.
+        """
+        manager = self.model_runner.lora_manager._adapter_manager
+        newest = max(manager.list_adapters(), default=None)
+        if newest is None or newest not in manager.lora_index_to_id:
+            return None
+        slot, adapter = manager.lora_index_to_id.index(newest), manager.get_adapter(newest)
+        wanted = json.loads(argument)["modules"]
+        return {name: _factors(manager, adapter, slot, name, *sizes) for name, sizes in wanted.items()}
 
     @torch.no_grad()
     def boresight_probe(self, argument: str) -> dict[str, Any]:
@@ -322,6 +351,23 @@ def _probed(module: nn.Module, name: str, tensor: Tensor, alone: bool) -> tuple[
         return None
     columns = tensor.numel() // rows
     return rows, columns, projected(lambda vector: tensor.reshape(rows, -1) @ vector, rows, columns, tensor)
+
+
+def _factors(
+    manager: Any, adapter: Any, slot: int, name: str, rows: int, rank: int, columns: int
+) -> tuple[float, float] | None:
+    mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
+    mapper = mapper and mapper.get_rename_mapper()
+    module_name, _ = parse_fine_tuned_lora_name(f"base_model.model.{name}.lora_A.weight", mapper)
+    whole = next((whole for whole, parts in manager.packed_modules.items() if module_name in parts), module_name)
+    place = manager.packed_modules[whole].index(module_name) if whole != module_name else 0
+    if whole not in manager.modules or adapter.get_lora(whole) is None:
+        return None
+    stacked = manager.modules[whole].lora_a_stacked, manager.modules[whole].lora_b_stacked
+    down, up = (each[place][slot, 0] if isinstance(each, tuple) else each[slot, 0] for each in stacked)
+    factors = down[:rank, :columns], up[:rows, :rank]
+    first, second = (projected(w.__matmul__, w.shape[0], w.shape[1], w) for w in factors)
+    return first, second
 
 
 def _linear(module: nn.Module, rows: int, columns: int, run: Callable[[Tensor], Any]) -> tuple[int, int, float]:

@@ -1,0 +1,84 @@
+"""The policy's LoRA adapter as an engine takes it: what leaves the trainer when nothing else is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from boresight.errors import ConfigError
+from boresight.model.export import PolicyWeights
+from boresight.model.load import unwrap
+
+WAY_OUT = "set vllm_lora_sync='merged'"
+
+
+class PolicyAdapter:
+    """Factors of every module that a policy's active LoRA adapter changes, under the names of the policy's saved folder.
+
+    Args:
+        model: the policy, wrapped by DDP and PEFT.
+
+    Raises:
+        ConfigError: there is no adapter, it is more than a pair of factors for linear modules, or something else is trained too.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        base = unwrap(model)
+        modules: Any = base.named_modules()
+        layers: dict[str, Any] = {name: module for name, module in modules if isinstance(module, BaseTunerLayer)}
+        if not layers:
+            raise ConfigError(
+                f"vllm_lora_sync='adapter' sends an adapter, and the policy has none: train one (use_peft), or {WAY_OUT}."
+            )
+        self._layers: dict[str, tuple[Any, str]] = {}
+        """Saved name of a module → its layer, and the adapter that is active in it."""
+        self.pictures = False
+        own: set[int] = set()
+        weights = PolicyWeights(model, adapters=False)
+        for name, layer in layers.items():
+            adapter = _active(name, layer)
+            saved = weights.saved_names(f"{name}.weight")
+            if len(saved) != 1 or not saved[0].endswith(".weight"):
+                raise ConfigError(
+                    f"{name} is saved in other pieces ({', '.join(saved)}), so its adapter cannot be named: {WAY_OUT}."
+                )
+            self._layers[saved[0].removesuffix(".weight")] = layer, adapter
+            self.pictures |= weights.listed[saved[0]].pictures
+            own |= {id(part.weight) for part in (layer.lora_A[adapter], layer.lora_B[adapter])}
+        if further := [name for name, value in base.named_parameters() if value.requires_grad and id(value) not in own]:
+            raise ConfigError(
+                f"vllm_lora_sync='adapter' sends the adapter alone, but {further[0]} is trained as well "
+                f"({len(further)} tensors beside it): {WAY_OUT}."
+            )
+
+    @property
+    def rank(self) -> int:
+        return max(layer.r[adapter] for layer, adapter in self._layers.values())
+
+    @torch.no_grad()
+    def factors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        for name, (layer, adapter) in self._layers.items():
+            down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+            yield name, down.detach(), up.detach() * layer.scaling[adapter]
+
+
+def _active(name: str, layer: Any) -> str:
+    """The adapter that is active in a layer, once it is known to be a plain pair of factors."""
+    active = [each for each in layer.active_adapters if each in getattr(layer, "lora_A", {})]
+    if not isinstance(layer, Linear) or len(active) != 1:
+        kind = type(layer).__name__
+        raise ConfigError(
+            f"{name} ({kind}, active: {', '.join(active) or 'none'}) is no linear module with one LoRA adapter, which is all that vLLM "
+            f"serves: {WAY_OUT}."
+        )
+    if layer.lora_variant.get(active[0]) is not None or layer.lora_bias.get(active[0]):
+        variant = type(layer.lora_variant.get(active[0])).__name__.removesuffix("LinearVariant")
+        raise ConfigError(
+            f"{name}: vLLM serves plain LoRA, and this adapter is more ({variant if variant != 'NoneType' else 'a bias'}): {WAY_OUT}."
+        )
+    return active[0]

@@ -1,0 +1,57 @@
+"""One family through an engine in this process: `python -m tests.rollout.vllm.family NAME` prints what it found as JSON.
+
+A process of its own, since one holds one engine.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from boresight.rollout.vllm.local import LocalEngine
+from boresight.rollout.vllm.sampler import VLLMSampler
+from boresight.types import Group, SamplingSettings
+
+from .conftest import ENGINE, PICTURES, Rig, build_rig
+from .test_contract import LENGTH, furthest, greedy_by_hand, ids_of
+from .test_sync import move
+
+# Families that cut a picture into tiles have long prompts.
+MAX_MODEL_LEN = 1024
+
+
+def gaps(rig: Rig, groups: Sequence[Group]) -> dict[str, float]:
+    """How far the engine's log-probabilities are from the trainer's, in nats, with pictures and without."""
+    parts = {"with pictures": groups[:2], "without": groups[2:]}
+    return {name: furthest(rig, part) for name, part in parts.items()}
+
+
+def compared(rig: Rig, sampler: VLLMSampler) -> dict[str, float]:
+    """Greedy and sampled completions, the largest distance of both."""
+    greedy = sampler.sample(rig.prompts, SamplingSettings(1, LENGTH, temperature=0.0))
+    by_hand = [greedy_by_hand(rig, place) for place in range(len(rig.prompts))]
+    sampled = sampler.sample(rig.prompts, SamplingSettings(4, LENGTH, seed=5))
+    both = [gaps(rig, greedy), gaps(rig, sampled)]
+    found = {name: max(each[name] for each in both) for name in both[0]}
+    return found | {"greedy completions that differ": sum(a != b for a, b in zip(ids_of(greedy), by_hand, strict=True))}
+
+
+def run(family: str) -> dict[str, dict[str, float]]:
+    """Distances after the first sync, and after one that follows steps on every weight with the caches hot."""
+    rig = build_rig(family, Path(tempfile.mkdtemp()) / family)
+    engine = LocalEngine(rig.save, limit_mm_per_prompt=PICTURES, **ENGINE | {"max_model_len": MAX_MODEL_LEN})
+    sampler = rig.sampler(engine)
+    found = {"first": compared(rig, sampler)}
+    before = sampler.sample(rig.prompts, SamplingSettings(4, LENGTH, seed=6))
+    move(rig)
+    found["old completions under new weights"] = gaps(rig, before)
+    sampler.outdate()
+    sampler.sync(1)
+    return found | {"moved": compared(rig, sampler)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(sys.argv[1])))
