@@ -14,7 +14,6 @@ from boresight.model.export import PolicyWeights
 from boresight.rollout.vllm.engine import Engine, EngineError
 from boresight.rollout.vllm.local import check_sleep
 from boresight.rollout.vllm.sampler import State, VLLMSampler
-from boresight.trainer.grpo_config import GRPOConfig
 from boresight.types import SamplingSettings
 
 from .conftest import Rig
@@ -42,13 +41,6 @@ def test_every_completion_matches_the_expression(engine: Engine, rig: Rig) -> No
     assert max(float(completion.sampler_logp.max()) for completion in completions) == pytest.approx(0.0, abs=1e-6)  # pyright: ignore[reportOptionalMemberAccess]
     # And the engine is not left so.
     assert furthest(rig, sampler_of(rig, engine).sample(rig.prompts, SETTINGS)) < 1e-3
-
-
-def test_without_the_correction_nobody_would_account_for_it(tmp_path: Any) -> None:
-    options = {"output_dir": str(tmp_path), "use_vllm": True, "vllm_structured_outputs_regex": REGEX}
-    GRPOConfig(**options)
-    with pytest.raises(ConfigError, match="only the sampler correction accounts for"):
-        GRPOConfig(**options, vllm_importance_sampling_correction=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="vLLM can sleep here")

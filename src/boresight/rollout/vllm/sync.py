@@ -98,7 +98,7 @@ class WeightSync:
         if partly := report["partly_covered"]:
             parts = [f"{module} (missing {listed(missing)})" for module, missing in partly.items()]
             raise SyncError(f"{where} got parts of modules, which would compute nonsense: {listed(parts)}.")
-        if missing := sorted(set(names) - set(report["received"])):
+        if missing := sorted(set(names) - set(report["received"]) - set(report["left_out"])):
             raise SyncError(f"{where} never got {listed(missing)}.")
         if everything and (untouched := report["untouched"]):
             raise SyncError(f"{where} got no weights for {listed(untouched)}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class Recorded:
         initialize_layerwise_reload(self.model)
         for module_name, module in self.model.named_modules():
             for name, tensor in _own_tensors(module):
-                full = f"{module_name}.{name}" if module_name else name
+                full = _full(module_name, name)
                 tensor.weight_loader = self._recorded(full, tensor.weight_loader)  # pyright: ignore[reportAttributeAccessIssue]
 
     def receive_weights(self, update_info: Any) -> None:
@@ -120,10 +121,19 @@ class Recorded:
         self._refresh_tied()
         self.report = {
             "received": sorted(arrived),
-            "not_received": [name for name in self._sent if name not in arrived],
+            "not_received": [name for name in self._sent if name not in arrived and not self._is_left_out(name)],
+            "left_out": [name for name in self._sent if name not in arrived and self._is_left_out(name)],
             "partly_covered": partly,
             "untouched": [name for name, _ in self.model.named_parameters() if name not in self._arrived],
         }
+
+    def _is_left_out(self, name: str) -> bool:
+        """Whether a tensor is of a tower's last layers, which vLLM does not build where an earlier layer's features are taken."""
+        found = re.fullmatch(r"(vision_tower\..*layers)\.(\d+)\..*", tower_name(self.model, name))
+        if found is None:
+            return False
+        layers = dict(self.model.named_modules()).get(found[1])
+        return isinstance(layers, nn.ModuleList) and int(found[2]) >= len(layers)
 
     def _refresh_tied(self) -> None:
         """Process modules anew whose weight is another's that has arrived.
@@ -133,7 +143,7 @@ class Recorded:
         owner = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for module_name, module in self.model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
-                full, source = f"{module_name}.{name}", owner[id(parameter)]
+                full, source = _full(module_name, name), owner[id(parameter)]
                 if full == source or source not in self.sources:
                     continue
                 self.sources[full] = self.sources[source]
@@ -157,7 +167,7 @@ class Recorded:
     def _missing(self, module_name: str, module: nn.Module, info: Any) -> list[str]:
         sent, missing = set(self._sent), []
         for name, _ in _own_tensors(module):
-            full = f"{module_name}.{name}"
+            full = _full(module_name, name)
             known = self.sources.get(full)
             if known is not None:
                 missing += [source for source in known if source not in sent]
@@ -209,18 +219,19 @@ class _Noting:
     def _noted(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
             self._sent.append(name)
-            yield self._named(name), tensor
-
-    def _named(self, name: str) -> str:
-        """Under the name that vLLM knows. transformers 5 saves LLaVA's towers one level flatter than the hub's folders are."""
-        tower = getattr(self._model, "vision_tower", None)
-        flat = name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model.")
-        if flat and isinstance(getattr(tower, "vision_model", None), nn.Module):
-            return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-        return name
+            yield tower_name(self._model, name), tensor
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+
+def tower_name(model: Any, name: str) -> str:
+    """The name that vLLM knows. transformers 5 saves LLaVA's towers one level flatter than the hub's folders are."""
+    tower = getattr(model, "vision_tower", None)
+    flat = name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model.")
+    if flat and isinstance(getattr(tower, "vision_model", None), nn.Module):
+        return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+    return name
 
 
 class _Parcels(WeightTransferEngine[Hello, Parcel]):
@@ -245,6 +256,11 @@ class Delivery(Recorded, _Parcels):
 
 class NCCLDelivery(Recorded, NCCLWeightTransferEngine):
     """Tensors by vLLM's own NCCL broadcast. It needs GPUs: untested here."""
+
+
+def _full(module: str, name: str) -> str:
+    """A parameter's name, also where it is the model's own."""
+    return f"{module}.{name}" if module else name
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -329,7 +345,7 @@ class Extension:
         answers: dict[str, Any] = {}
         for module_name, module in self.model_runner.get_model().named_modules():
             for name, tensor in module.named_parameters(recurse=False):
-                full = f"{module_name}.{name}"
+                full = _full(module_name, name)
                 if full in wanted:
                     answers[full] = _probed(module, name, tensor, alone)
         return answers
