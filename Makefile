@@ -51,7 +51,7 @@ format: setup  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 test: check  ## check, then every test but the long sweeps (ARGS="-k reward")
-	$(TEST_ENV) $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 test-pages: setup  ## the pages in a real browser; fails where there is none
 	$(TEST_ENV) $(BIN)/python -m pytest -m "pages and not soak" --need-browser $(ARGS)

@@ -29,9 +29,12 @@ class Method:
     dash: str = "solid"
 
 
+NOT_EQUAL = ("dynamic_sampling", "max_sampling_rounds")
+"""Of DAPO's preset: with it DAPO would sample more completions than the others."""
+
 METHODS = {
     "grpo": Method("GRPO", preset("grpo"), "#000000"),
-    "dapo": Method("DAPO", preset("dapo"), "#0072B2"),
+    "dapo": Method("DAPO", {name: value for name, value in preset("dapo").items() if name not in NOT_EQUAL}, "#0072B2"),
     "sapo": Method("SAPO", preset("sapo"), "#009E73"),
     "rloo": Method("RLOO", preset("rloo"), "#CC79A7"),
     "gspo": Method("GSPO, 4 steps", preset("gspo"), "#D55E00"),

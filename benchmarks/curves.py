@@ -211,8 +211,14 @@ def figure(runs: Sequence[Run]) -> Any:
     seeds = sorted({run.seed for run in runs})
     titles = [*(f"seed {seed}" for seed in seeds), f"mean of {len(seeds)} seeds"]
     num_rows = (len(titles) + 1) // 2
+    shared: Any = "all"
     chart = make_subplots(
-        num_rows, 2, shared_yaxes="all", subplot_titles=titles, vertical_spacing=0.11, horizontal_spacing=0.04
+        num_rows,
+        2,
+        shared_yaxes=shared,
+        subplot_titles=titles,
+        vertical_spacing=0.11,
+        horizontal_spacing=0.04,
     )
     for method, own in _by_method(runs).items():
         for run in own:

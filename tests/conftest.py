@@ -30,6 +30,22 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
             item.add_marker(pytest.mark.pages)
 
 
+VLLM = ("tests/rollout/vllm/", "tests/surface/test_s8_s9_s10_vllm.py")
+"""Tests that share engines, and so a worker."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """Each test goes to whichever worker is free, those with vLLM to one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "vllm" if nodeid.startswith(VLLM) else nodeid
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="module")
 def chromium(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A headless browser, one for all tests of a module.

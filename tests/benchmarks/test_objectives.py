@@ -58,7 +58,9 @@ def test_methods_are_their_presets_and_only_gspo_learns_from_stale_completions(c
         ).step_plan()
         assert plan.draw_period == (4 if name.startswith("gspo") else 1)
         assert plan.groups_per_step == 2
-        assert name == "gspo-wide" or method.options == preset(name)
+        if name != "gspo-wide":
+            left_out = contest.NOT_EQUAL if name == "dapo" else ()
+            assert method.options == {option: value for option, value in preset(name).items() if option not in left_out}
 
 
 @pytest.mark.parametrize(

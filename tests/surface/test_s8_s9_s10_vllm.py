@@ -22,7 +22,7 @@ BORESIGHT = Path(sys.executable).parent / "boresight"
 # vLLM's kernels on a CPU want heads of 32 at least.
 SIZES = {"vocab_size": 512, "hidden_size": 128}
 
-pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

@@ -128,8 +128,6 @@ COST = [
     Entry("sync/modules_compared", "modules", "Of the engine whose answers were compared with the trainer's after a sync", "Above 0",
           engine=True),
     Entry("work/sampler_restarts", "restarts", "Engines that were lost and given the policy's weights again", "0", engine=True),
-    Entry("sync/tensors", "tensors", "Sent to the engine since the last log", "Those that are trained, once a draw", engine=True),
-    Entry("sync/modules_compared", "modules", "Of the engine that were asked what they do with fixed vectors", "Above 0", engine=True),
     Entry("time/data_s", "seconds per step", "Encoding prompts and checking rows", "Far below the others after the first step"),
     Entry("time/sample_s", "seconds per step", "Sampling", "—"),
     Entry("time/sync_s", "seconds per step", "Giving the engine new weights", "Far below `time/sample_s`", engine=True),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from boresight.rewards.pool import RewardPool
     from boresight.rewards.reward import RewardTable
     from boresight.rewards.score import Scorer
-    from boresight.rewards.text import Failure, RewardFunc
+    from boresight.rewards.text import Failure, RewardFunc, completion_text
 
 _HOMES = {
     "Failure": "text",
@@ -47,6 +47,7 @@ _HOMES = {
     "answer_format_reward": "format",
     "check_gold": "check",
     "choice_letter_reward": "choice",
+    "completion_text": "text",
     "exact_answer_reward": "choice",
     "get_cosine_scaled_reward": "length",
     "get_iou_reward": "grounding",
@@ -73,6 +74,7 @@ __all__ = [
     "answer_format_reward",
     "check_gold",
     "choice_letter_reward",
+    "completion_text",
     "exact_answer_reward",
     "get_cosine_scaled_reward",
     "get_iou_reward",

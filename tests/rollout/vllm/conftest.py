@@ -1,6 +1,6 @@
 """Real vLLM, once in this process and once as a server, for all tests of this folder.
 
-They share a worker of pytest-xdist (`xdist_group`), so that each engine is started once.
+They share a worker of pytest-xdist (tests/conftest.py), so that each engine is started once.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ SIZES = (((64, 96),), ((48, 64), (96, 40)), ())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that uses a server waits for it."""
     here = Path(__file__).parent
+    waiting = {"supervised", "address", "remote", "sampler", "engine"}
     for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("vllm"))
-            if {"supervised", "address", "remote", "sampler", "engine"} & set(item.fixturenames):  # type: ignore[attr-defined]
-                item.add_marker(pytest.mark.timeout(2 * START_S))  # the first one waits for the server
+        if here in item.path.parents and waiting & set(item.fixturenames):  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.timeout(2 * START_S))
 
 
 @dataclass
@@ -198,6 +198,14 @@ def remote(address: str) -> Iterator[ServerEngine]:
 
 START_S = 900.0
 """Seconds that a server may take to start: much more than it needs on a machine that has nothing else to do."""
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also where a shell that started the tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 KINDS = ("transformers", "colocate", "server")

@@ -326,6 +326,7 @@ def test_when_one_request_fails_the_others_are_let_go(stand: Stand) -> None:
         assert stand.let_go.acquire(timeout=30)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_lets_go_at_once(stand: Stand) -> None:
     engine = attached(stand, request_timeout_s=200.0)
     stand.answers["/inference/v1/generate"] = hang

@@ -248,6 +248,7 @@ def assert_idle(supervised: Supervised) -> None:
     raise AssertionError(running)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_on_the_trainer_leaves_the_server_usable(rig: Rig, supervised: Supervised, remote: ServerEngine) -> None:
     sampler = rig.sampler(remote)
     before = sampler.sample(rig.prompts, SETTINGS)

@@ -212,4 +212,8 @@ def test_no_server_outlives_a_parent_that_was_killed() -> None:
         assert len(in_session(pid)) == 2
         process.kill()
         process.stdout.read()  # until nobody is left who could write
+    for _ in range(100):
+        if not in_session(pid):  # a process has closed its files a moment before it is gone
+            break
+        time.sleep(0.1)
     assert in_session(pid) == []

@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-
 from boresight.errors import ConfigError
 from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION, NCCL_ENGINE, STARTED_BY
 
@@ -52,6 +50,8 @@ def server_command(
     Raises:
         ConfigError: a flag is boresight's to set.
     """
+    import torch  # here, because the command line reads this file's numbers for `boresight --help`
+
     given = {flag.partition("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
     if taken := given & {*OURS, "--weight-transfer-config"}:
         raise ConfigError(f"{min(taken)} is boresight's to set: drop it (--nccl chooses how weights arrive).")

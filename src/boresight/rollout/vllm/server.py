@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 PARCEL_BYTES = 2**31
 """Weights that one file of a sync holds at most."""
-SPOKEN = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
-"""What is answered with a sentence instead of JSON."""
 SAY_EVERY = 10.0
 """Seconds between two lines that say what is being waited for."""
 DYING_S = 1.0
@@ -48,6 +46,9 @@ MAX_ATTACHED = 3
 """How often a server is asked anew what it can do, because it went away meanwhile."""
 UNAVAILABLE = (502, 503, 504)
 """What a dying engine, or a gateway before it, answers."""
+
+IN_WORDS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+"""Where vLLM says in plain words that it is done."""
 
 
 class ServerEngine:
@@ -217,8 +218,8 @@ class ServerEngine:
             raise LostError(said)
         if response.status_code >= 400:
             raise EngineError(f"{self.where} answered {said}")
-        if path in SPOKEN:
-            return response.text
+        if path in IN_WORDS:
+            return {}
         try:
             return response.json() if response.content else {}
         except ValueError as error:

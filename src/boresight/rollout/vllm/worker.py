@@ -361,7 +361,7 @@ def _probed(module: nn.Module, name: str, tensor: Tensor, alone: bool) -> tuple[
     if isinstance(module, (LinearBase, VocabParallelEmbedding)) and (name != "weight" or not alone):
         return None  # a bias is asked about with its weight; a shard of a layer knows a part of the answer
     # A short convolution is kept in a linear layer that is never run as one.
-    if isinstance(module, LinearBase) and tensor.ndim == 2:
+    if isinstance(module, LinearBase) and tensor.ndim < 3:
         return _linear(module, module.output_size, module.input_size, lambda rows: module(rows))
     if isinstance(module, ParallelLMHead):
         head: Any = module.quant_method
