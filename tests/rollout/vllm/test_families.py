@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[3]
 CANNOT = {
     # vLLM looks for "\n" in the vocabulary; the tiny byte-level tokenizer calls it otherwise.
     "gemma3": "KeyError: '\\n'",
+    "qwen3_5": "CPU GDN attention requires BF16",
 }
 """Families whose tiny model vLLM cannot run, and what it says."""
 
