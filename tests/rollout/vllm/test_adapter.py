@@ -47,12 +47,12 @@ def adapted(kept: Rig) -> Iterator[Adapted]:
         model.unload()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_lora(rig: Rig) -> LocalEngine:
     return LocalEngine(rig.save, limit_mm_per_prompt=PICTURES, enable_lora=True, max_lora_rank=8, **ENGINE)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def remote_lora(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerEngine]:
     log = tmp_path_factory.mktemp("server") / "said.txt"
     server = Supervised(rig.folder, log, "--enable-lora", "--max-lora-rank", "8")

@@ -337,6 +337,8 @@ class ServerEngine:
 
     def close(self) -> None:
         """Leave the server to the next trainer."""
+        if self._adapter_folder is not None:
+            self._adapter_folder.cleanup()
         self._calls.close()
 
 
