@@ -96,7 +96,9 @@ def test_only_pictures_of_the_same_shape_change_places(grpo: Run) -> None:
 
 
 def test_updates_below_the_resolution_of_bf16_are_noticed(model_folder: Path, tmp_path: Path) -> None:
-    """At a learning rate of 1e-6 next to nothing of bf16 weights moves, and all of float32 weights do."""
+    """At a learning rate of 1e-6 next to nothing of bf16 weights moves, and all of float32 weights do.
+
+    An optimizer of one's own, since boresight refuses to train bf16 weights with one that it makes."""
     found = {}
     for dtype in ("bfloat16", "float32"):
         config = SFTConfig(

@@ -35,6 +35,7 @@ from boresight.trainer.checks import Extent, RowCheck
 from boresight.trainer.config import TrainerConfig
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
 from boresight.trainer.random_states import random_states_kept
+from boresight.trainer.resolution import check_resolution
 from boresight.trainer.run_folder import CleanFolder
 from boresight.trainer.steps import Cuttable, StepBatches, StepPlan, micro_batches, smaller_budget
 from boresight.trainer.verdicts import UpdateProbe, Verdicts
@@ -84,6 +85,8 @@ class GroupTrainer(Trainer, Generic[Item]):
         loaded = adapt(loaded, peft_config)
         self.checkpoint_dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
         promote_trainable(loaded, keep="dtype" in options)
+        if optimizers[0] is None:
+            check_resolution(loaded, args)
         self.facts = model_facts(loaded, processor)
         self.encoder = Encoder(processor, facts=self.facts, **self.encoder_options(args))
         self.policy = GroupForward(

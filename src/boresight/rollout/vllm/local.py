@@ -17,6 +17,7 @@ from boresight.errors import ConfigError
 from boresight.rollout.vllm.engine import TESTED_LOCK, Answer, EngineError, Request, Tensors
 from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION, LOAD_FORMAT
 from boresight.rollout.vllm.plugin import register
+from boresight.rollout.vllm.process import OPEN, make_room
 from boresight.rollout.vllm.shelf import SHELF, memory_folder
 
 RESERVED = {
@@ -77,6 +78,7 @@ class LocalEngine:
                 f"This vLLM has no {missing[0]}, by which weights reach it: install {TESTED_LOCK}, or any from 0.30."
             )
         register()
+        make_room()
         self._vllm = vllm
         self._folder = tempfile.TemporaryDirectory(prefix="boresight-vllm-")
         save(Path(self._folder.name))
@@ -97,6 +99,7 @@ class LocalEngine:
             )
         finally:
             torch.set_num_threads = set_num_threads
+        OPEN.add(self)
         self._llm.init_weight_transfer_engine({"init_info": {}})
         self._updates = itertools.count(1)
         self._adapter: Any = None
@@ -196,6 +199,10 @@ class LocalEngine:
         self._llm.wake_up()
 
     def close(self) -> None:
+        """Give its memory back. It can't be used again."""
+        OPEN.discard(self)
+        self._llm.llm_engine.engine_core.shutdown()
+        self._adapter = self._adapter_folder = None
         self._folder.cleanup()
 
 

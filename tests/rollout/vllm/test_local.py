@@ -1,0 +1,39 @@
+"""Engines in one process: what one leaves behind does not harm another, nor training."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from boresight.rollout.vllm.local import LocalEngine
+from boresight.types import SamplingSettings
+
+from .conftest import ENGINE, PICTURES, Rig
+from .test_contract import ids_of
+
+SETTINGS = SamplingSettings(2, 6, seed=3)
+
+
+def forget(engine: LocalEngine) -> None:
+    """Nothing: whoever calls it has no other name for the engine."""
+
+
+@pytest.mark.parametrize("leave", [LocalEngine.close, forget])
+def test_an_engine_that_goes_leaves_the_others_as_they_are(
+    rig: Rig, local: LocalEngine, leave: Callable[[LocalEngine], None]
+) -> None:
+    first = rig.sampler(local)
+    said = ids_of(first.sample(rig.prompts, SETTINGS))
+    engines = [LocalEngine(rig.save, limit_mm_per_prompt=PICTURES, **ENGINE)]
+    gone = weakref.ref(engines[0]._llm)
+    assert ids_of(rig.sampler(engines[0]).sample(rig.prompts, SETTINGS)) == said
+    leave(engines.pop())
+    gc.unfreeze()
+    gc.collect()
+    assert gone() is None
+    assert torch.distributed.is_initialized()
+    assert ids_of(first.sample(rig.prompts, SETTINGS)) == said
