@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import nn
 
+from boresight import SFTConfig, SFTTrainer
 from boresight.errors import ConfigError
 from boresight.trainer.resolution import check_resolution
 
-from .conftest import Run
+from .conftest import QUIET, Run, demonstrations
 
 BF16 = {"model_init_kwargs": {"dtype": "bfloat16"}}
 
 
 def test_full_training_in_bf16_below_its_resolution(sft: Run) -> None:
-    with pytest.raises(ConfigError, match=r"learning_rate=1e-06 is below the resolution of bfloat16 .* Leave dtype unset"):
+    with pytest.raises(
+        ConfigError, match=r"learning_rate=1e-06 is below the resolution of bfloat16 .* Leave dtype unset"
+    ):
         sft(**BF16, learning_rate=1e-6)
 
 
@@ -34,11 +39,10 @@ def test_what_is_not_refused(sft: Run, options: dict[str, Any]) -> None:
     sft(**options)
 
 
-def test_frozen_weights_may_be_as_coarse_as_they_like(sft: Run) -> None:
-    from peft import LoraConfig
-
+def test_frozen_weights_may_be_as_coarse_as_they_like(model_folder: Path, tmp_path: Path) -> None:
+    config = SFTConfig(**{**QUIET, "learning_rate": 1e-6}, **BF16, output_dir=str(tmp_path))
     adapter = LoraConfig(r=2, target_modules=["q_proj"])
-    assert sft(**BF16, learning_rate=1e-6, peft_config=adapter).model is not None
+    SFTTrainer(str(model_folder), config, demonstrations(4), peft_config=adapter)
 
 
 @pytest.mark.parametrize(

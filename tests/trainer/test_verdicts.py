@@ -96,14 +96,15 @@ def test_only_pictures_of_the_same_shape_change_places(grpo: Run) -> None:
 
 
 def test_updates_below_the_resolution_of_bf16_are_noticed(model_folder: Path, tmp_path: Path) -> None:
-    """At a learning rate of 1e-6 next to nothing of bf16 weights moves, and all of float32 weights do.
+    """Next to nothing of bf16 weights moves, and all of float32 weights do.
 
-    An optimizer of one's own, since boresight refuses to train bf16 weights with one that it makes."""
+    By an optimizer whose steps nobody knows before; with Adam, boresight refuses to train them at all.
+    """
     found = {}
     for dtype in ("bfloat16", "float32"):
         config = SFTConfig(
-            **QUIET | {"learning_rate": 1e-6}, output_dir=str(tmp_path / dtype), max_steps=1, verdict_steps=1,
-            per_device_train_batch_size=4, lr_scheduler_type="constant", model_init_kwargs={"dtype": dtype},
+            **QUIET | {"learning_rate": 1e-3}, output_dir=str(tmp_path / dtype), max_steps=1, verdict_steps=1,
+            per_device_train_batch_size=4, lr_scheduler_type="constant", model_init_kwargs={"dtype": dtype}, optim="sgd",
         )  # fmt: skip
         trainer = SFTTrainer(str(model_folder), config, demonstrations(8))
         trainer.train()

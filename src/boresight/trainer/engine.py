@@ -9,7 +9,7 @@ import logging
 import secrets
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from boresight.data.images import decode
+from boresight.errors import ConfigError
 from boresight.model.adapter_export import PolicyAdapter
 from boresight.model.export import PolicyWeights
 from boresight.model.load import unwrap
@@ -82,9 +83,12 @@ class EngineSampler:
             EngineError: on all ranks, when the engine failed one of them for good.
         """
         groups: list[Group] | None = None
+        # Before any rank asks: one that failed here would leave those that share its engine waiting.
+        requests = on_every_rank(lambda: self.inner.requests(prompts, settings))
+        sample = partial(self.inner.completed, prompts, requests, settings)
         for attempts_left in range(MAX_REDONE, -1, -1):
             self._sync()
-            groups = on_every_rank(partial(self._sampled, prompts, settings, groups, attempts_left))
+            groups = on_every_rank(partial(self._sampled, sample, groups, attempts_left))
             if all(gather_object([groups is not None])):
                 break
             self.inner.outdate()
@@ -94,13 +98,13 @@ class EngineSampler:
         return groups
 
     def _sampled(
-        self, prompts: Sequence[Prompt], settings: SamplingSettings, done: list[Group] | None, attempts_left: int
+        self, sample: Callable[[], list[Group]], done: list[Group] | None, attempts_left: int
     ) -> list[Group] | None:
         """This rank's groups, which it may have already; None when the server went away, and may be asked again."""
         if done is not None:
             return done
         try:
-            return self.inner.sample(prompts, settings)
+            return sample()
         except EngineRestartedError as error:
             if not attempts_left:
                 raise
@@ -156,6 +160,11 @@ def _engine_options(trainer: Any, extent: Extent) -> dict[str, Any]:
     args = trainer.args
     if args.vllm_enable_sleep_mode:
         check_sleep()
+    if args.world_size % args.vllm_tensor_parallel_size:
+        raise ConfigError(
+            f"vllm_tensor_parallel_size={args.vllm_tensor_parallel_size} training processes share an engine, and there are "
+            f"{args.world_size}: start a multiple of it (accelerate launch --num_processes …), or lower it."
+        )
     options: dict[str, Any] = {
         "dtype": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
         "gpu_memory_utilization": args.vllm_gpu_memory_utilization,
@@ -169,7 +178,7 @@ def _engine_options(trainer: Any, extent: Extent) -> dict[str, Any]:
         options["max_model_len"] = args.vllm_max_model_length
     elif extent.max_prompt_tokens is not None:
         options["max_model_len"] = extent.max_prompt_tokens + args.max_completion_length
-    if args.world_size > 1:
+    if args.world_size > 1 and args.vllm_model_impl != "transformers":
         # Every process has the engine that vLLM would start in it; those of a tensor-parallel group work together.
         options |= {
             "distributed_executor_backend": "external_launcher",

@@ -91,8 +91,7 @@ def before_call(run: GRPOTrainer, path: str, number: int, strike: Callable[[], N
 
 def assert_nothing_is_lost(run: GRPOTrainer, folder: Path) -> None:
     """Every step is there once, with its completions."""
-    steps = list(range(1, run.args.max_steps + 1))
-    assert run.state.global_step == run.args.max_steps
+    steps = list(range(1, run.state.global_step + 1))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == steps
     assert read_completions(folder)["step"].to_pylist() == [step for step in steps for _ in range(8)]
@@ -131,6 +130,7 @@ def test_a_server_that_is_killed_during_sampling_and_during_a_sync(
     run.train()
     assert sampling
     assert sync
+    assert run.state.global_step == STEPS
     assert_nothing_is_lost(run, tmp_path)
     restarts = [log.get("work/sampler_restarts", 0) for log in run.state.log_history if "loss" in log]
     assert sum(restarts) == 2
@@ -184,6 +184,7 @@ def test_a_server_that_nobody_starts_again(
     assert re.search(r"checkpoint-2; go on with", note)
     again = trainer(rig, tmp_path, supervised)
     again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == STEPS
     assert_nothing_is_lost(again, tmp_path)
     for name, value in weights_of(again).items():
         assert torch.equal(value, undisturbed[name]), name
@@ -334,16 +335,32 @@ class Killer(threading.Thread):
             os.kill(self.random.choice([server, *children(server)]), signal.SIGKILL)
 
 
+class Until(TrainerCallback):
+    """Ends a run a few steps after its killer is done."""
+
+    def __init__(self, killer: Killer) -> None:
+        self.killer = killer
+        self.steps_left = 5
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps_left -= not self.killer.is_alive()
+        control.should_training_stop = self.steps_left == 0
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(6 * 3600)
 def test_twenty_kills_at_random_moments_lose_no_step(rig: Rig, tmp_path: Path) -> None:
     supervised = Supervised(rig.folder, tmp_path / "said.txt", "--max_restarts", "1000")
-    run = trainer(rig, tmp_path / "run", supervised, max_steps=100)
+    run = trainer(rig, tmp_path / "run", supervised, max_steps=100_000, learning_rate=1e-5)
     killer = Killer(supervised, run, num_kills=NUM_KILLS, seed=0)
+    run.add_callback(Until(killer))
     killer.start()
     run.train()
     restarts = [log.get("work/sampler_restarts", 0) for log in run.state.log_history if "loss" in log]
-    print(f"killed while the trainer was at: {sorted(killer.struck)}; restarts counted: {sum(restarts):g}")
+    print(
+        f"killed while the trainer was at: {sorted(killer.struck)}; restarts counted: {sum(restarts):g}; "
+        f"steps: {run.state.global_step}"
+    )
     assert len(killer.struck) == NUM_KILLS
     assert_nothing_is_lost(run, tmp_path / "run")
     assert 0 < sum(restarts) <= NUM_KILLS

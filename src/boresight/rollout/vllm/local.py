@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 from boresight.errors import ConfigError
 from boresight.rollout.vllm.engine import TESTED_LOCK, Answer, EngineError, Request, Tensors
@@ -100,6 +101,12 @@ class LocalEngine:
         finally:
             torch.set_num_threads = set_num_threads
         OPEN.add(self)
+        # Each of the processes that share an engine has a part of the model, and runs the prompts of all.
+        self._shared: Any = (
+            importlib.import_module("vllm.distributed.parallel_state").get_tp_group()
+            if options.get("tensor_parallel_size", 1) > 1
+            else None
+        )
         self._llm.init_weight_transfer_engine({"init_info": {}})
         self._updates = itertools.count(1)
         self._adapter: Any = None
@@ -117,6 +124,18 @@ class LocalEngine:
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        """Processes that share the engine must all call this, and get the answers to their own requests."""
+        if self._shared is not None:
+            everyones: list[Any] = [None] * self._shared.world_size
+            distributed.all_gather_object(everyones, list(requests), group=self._shared.cpu_group)
+            before = sum(map(len, everyones[: self._shared.rank_in_group]))
+            answers = self._generate([request for each in everyones for request in each])
+            return answers[before : before + len(requests)]
+        return self._generate(requests)
+
+    def _generate(self, requests: Sequence[Request]) -> list[Answer]:
+        if not requests:
+            return []
         prompts = [
             {"prompt_token_ids": list(request.ids)}
             | ({"multi_modal_data": {"image": list(request.pictures)}} if request.pictures else {})

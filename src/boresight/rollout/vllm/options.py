@@ -141,5 +141,9 @@ def _without_effect(config: VLLMConfig) -> dict[str, str]:
         return dict.fromkeys(COLOCATE, "with vllm_mode='server': give it to boresight vllm-serve.") | {
             "vllm_model_impl": "with vllm_mode='server': give --model-impl to boresight vllm-serve."
         }
-    kept = CHILD if config.vllm_model_impl == "transformers" else ()
-    return dict.fromkeys([name for name in SERVER if name not in kept], "with vllm_mode='colocate': drop it.")
+    if config.vllm_model_impl != "transformers":
+        return dict.fromkeys(SERVER, "with vllm_mode='colocate': drop it.")
+    return dict.fromkeys([name for name in SERVER if name not in CHILD], "with vllm_mode='colocate': drop it.") | {
+        "vllm_tensor_parallel_size": "with vllm_model_impl='transformers', whose engine is a process of its own: give "
+        "--tensor-parallel-size to boresight vllm-serve, and set vllm_mode='server'."
+    }

@@ -21,7 +21,7 @@ def register() -> None:
     factory: Any = importlib.import_module("vllm.distributed.weight_transfer").WeightTransferEngineFactory
     for name, engine in {ENGINE: "Delivery", NCCL_ENGINE: "NCCLDelivery"}.items():
         if name not in factory._registry:
-            factory.register_engine(name, "boresight.rollout.vllm.worker", engine)
+            factory.register_engine(name, "boresight.rollout.vllm.delivery", engine)
     importlib.import_module("boresight.rollout.vllm.loader")
     if STARTED_BY in os.environ and sys.platform == "linux":
         _end_with_parent()

@@ -168,11 +168,15 @@ class VLLMSampler:
             EngineError: the weights are not the policy's, the engine read another prompt than the trainer, or broke its word in
                 another way.
         """
+        return self.completed(prompts, self.requests(prompts, settings), settings)
+
+    def completed(
+        self, prompts: Sequence[Prompt], requests: Sequence[Request], settings: SamplingSettings
+    ) -> list[Group]:
+        """As `sample`, given what goes to the engine."""
         if self.state is not State.FRESH:
             raise EngineError(f"{self.engine.where} is {self.state.value}: it must be synced before it samples.")
-        if not prompts:
-            return []
-        answers = self.engine.generate(self._requests(prompts, settings))
+        answers = self.engine.generate(requests)
         found = self.engine.version()
         if found != self.version:
             raise EngineRestartedError(f"{self.engine.where} holds the weights {found!r} instead of {self.version!r}.")
@@ -187,7 +191,12 @@ class VLLMSampler:
 
     # ---- Out --------------------------------------------------------------------------------------------------------------------
 
-    def _requests(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Request]:
+    def requests(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Request]:
+        """What goes to the engine.
+
+        Raises:
+            ConfigError: the engine cannot take it.
+        """
         if settings.num_completions > self.max_num_seqs:
             raise ConfigError(
                 f"num_generations={settings.num_completions}, but {self.engine.where} samples {self.max_num_seqs} at a time: "

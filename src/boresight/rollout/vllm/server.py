@@ -228,6 +228,8 @@ class ServerEngine:
     # ---- Sampling ---------------------------------------------------------------------------------------------------------------
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        if not requests:
+            return []
         named = {"model": self._adapter} if self._adapter else {}
         calls = [("POST", "/inference/v1/generate", {"json": _body(request) | named}) for request in requests]
         try:

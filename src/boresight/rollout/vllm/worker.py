@@ -1,281 +1,25 @@
-"""What runs inside vLLM's workers: how weights arrive, what can be asked of them, and which ids are never sampled.
+"""What runs inside vLLM's workers beside the delivery of weights: what can be asked of them, and which ids are never sampled.
 
-vLLM loads this module by the names in `names` and through `plugin`; the rest of boresight never imports it.
+vLLM loads this module by the names in `names`; the rest of boresight never imports it.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import logging
-import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
-from vllm.lora.utils import parse_fine_tuned_lora_name
-from vllm.model_executor.layers.linear import LinearBase
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
+from boresight.rollout.vllm.answers import factors_answer, module_answers
+from boresight.rollout.vllm.delivery import Delivery, NCCLDelivery
 from boresight.rollout.vllm.names import BANNED
-from boresight.rollout.vllm.shelf import SHELF
-from boresight.rollout.vllm.vectors import projected
 
 LIFE = secrets.token_hex(8)
 """Tells this process from one that was started in its place."""
-
-QKV = {"q": 0, "k": 1, "v": 2}
-"""Where the parts of a fused attention projection stand; other fused layers number theirs."""
-
-
-# ---- Weights arrive -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Hello(WeightTransferInitInfo):
-    """Nothing has to be agreed on."""
-
-
-@dataclass
-class Parcel(WeightTransferUpdateInfo):
-    """Where the tensors are: in this process's memory, or in a safetensors file."""
-
-    shelf: str | None = None
-    path: str | None = None
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name, as in a checkpoint, and tensor."""
-        if self.shelf is not None:
-            yield from SHELF[self.shelf]()
-        elif self.path is not None:
-            with safe_open(self.path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (no mapping)
-                    yield name, file.get_tensor(name)
-
-
-class Recorded:
-    """A weight transfer engine that keeps record of where each tensor went; transport is the class's beside it.
-
-    A module gets all of its tensors or none: a fused projection that got q and k but no v would be finished with whatever v finds in
-    memory. Such a module keeps what it had, and `report` names what is missing.
-    """
-
-    model: Any
-    model_config: Any
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.sources: dict[str, list[str]] = {}
-        """The engine's parameter → checkpoint names that make it up, in the order of its rows."""
-        self.report: dict[str, Any] = {}
-        self._sent: list[str] = []
-        self._arrived: dict[str, dict[str, int]] = {}
-
-    def start_weight_update(self) -> None:
-        self._sent, self._arrived, self.report = [], {}, {}
-        initialize_layerwise_reload(self.model)
-        for module_name, module in self.model.named_modules():
-            for name, tensor in _own_tensors(module):
-                full = _full(module_name, name)
-                tensor.weight_loader = self._recorded(full, tensor.weight_loader)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def receive_weights(self, update_info: Any) -> None:
-        model = self.model
-        self.model = _Noting(model, self._sent)
-        try:
-            super().receive_weights(update_info)  # pyright: ignore[reportAttributeAccessIssue]
-        finally:
-            self.model = model
-
-    def _recorded(self, parameter: str, loader: Callable[..., Any]) -> Callable[..., Any]:
-        """The loader, which also notes that the tensor that was sent last goes to `parameter`."""
-
-        @functools.wraps(loader)  # vLLM unwraps by name and __wrapped__
-        def noting(*args: Any, **kwargs: Any) -> Any:
-            shard: Any = next((each for each in (*args[2:], *kwargs.values()) if isinstance(each, (int, str))), 0)
-            self._arrived.setdefault(parameter, {})[self._sent[-1]] = QKV[shard] if shard in QKV else int(shard)
-            return loader(*args, **kwargs)
-
-        return noting
-
-    def finish_weight_update(self) -> None:
-        arrived = {name for names in self._arrived.values() for name in names}
-        partly = self._restore_partly_covered()
-        self._finalize()
-        for parameter, names in self._arrived.items():
-            self.sources.setdefault(parameter, sorted(names, key=lambda name: names[name]))
-        self._refresh_tied()
-        self.report = {
-            "received": sorted(arrived),
-            "not_received": [name for name in self._sent if name not in arrived and not self._is_left_out(name)],
-            "left_out": [name for name in self._sent if name not in arrived and self._is_left_out(name)],
-            "partly_covered": partly,
-            "untouched": [name for name, _ in self.model.named_parameters() if name not in self._arrived],
-        }
-
-    def _is_left_out(self, name: str) -> bool:
-        """Whether a tensor is of a tower's end, which vLLM does not build where an earlier layer's features are taken."""
-        name = tower_name(self.model, name)
-        modules = dict(self.model.named_modules())
-        if re.fullmatch(r"vision_tower\..*post_layernorm\.(weight|bias)", name):
-            return name.rpartition(".")[0] not in modules
-        found = re.fullmatch(r"(vision_tower\..*layers)\.(\d+)\..*", name)
-        layers = modules.get(found[1]) if found else None
-        return isinstance(layers, nn.ModuleList) and found is not None and int(found[2]) >= len(layers)
-
-    def _refresh_tied(self) -> None:
-        """Process modules anew whose weight is another's that has arrived.
-
-        A tied head gets no weights of its own, so a head that keeps them packed (vLLM does on a CPU) would go on with the old ones.
-        """
-        owner = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        for module_name, module in self.model.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                full, source = _full(module_name, name), owner[id(parameter)]
-                if full == source or source not in self.sources:
-                    continue
-                self.sources[full] = self.sources[source]
-                if source in self._arrived:
-                    module.quant_method.process_weights_after_loading(module)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-
-    def _restore_partly_covered(self) -> dict[str, list[str]]:
-        """Modules of which some tensors came and others not, and what is missing of each; they keep what they had."""
-        partly = {}
-        for module_name, module in self.model.named_modules():
-            info = get_layerwise_info(module)
-            if not info.can_load() or not info.load_numel:
-                continue
-            missing = self._missing(module_name, module, info)
-            if missing:
-                partly[module_name] = missing
-                info.loaded_weights.clear()
-                info.load_numel = 0
-        return partly
-
-    def _missing(self, module_name: str, module: nn.Module, info: Any) -> list[str]:
-        sent, missing, never = set(self._sent), [], 0
-        for name, tensor in _own_tensors(module):
-            if name in info.kernel_non_persistent_buffers:  # no folder holds it, and vLLM keeps its own
-                never += tensor.numel()
-                continue
-            full = _full(module_name, name)
-            known = self.sources.get(full)
-            if known is not None:
-                missing += [source for source in known if source not in sent]
-            elif full not in self._arrived:
-                missing.append(full)
-        if not missing and not isinstance(module, VocabParallelEmbedding):  # whose padding never comes
-            short = info.load_numel_total - info.load_numel - never
-            if short:
-                missing.append(f"{short} numbers besides {', '.join(self._names(module_name))}")
-        return missing
-
-    def _names(self, module_name: str) -> list[str]:
-        return [
-            name
-            for parameter, names in self._arrived.items()
-            if parameter.rpartition(".")[0] == module_name
-            for name in names
-        ]
-
-    def abandon(self) -> None:
-        """Undo an update that was begun and never finished."""
-        for module in self.model.modules():
-            info = get_layerwise_info(module)
-            if info.can_load():
-                info.loaded_weights.clear()
-                info.load_numel = 0
-        self._finalize()
-
-    def _finalize(self) -> None:
-        # Modules that got nothing keep what they had, as meant; vLLM warns of each.
-        log = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
-        before = log.level
-        log.setLevel(logging.ERROR)
-        try:
-            finalize_layerwise_reload(self.model, self.model_config)
-        finally:
-            log.setLevel(before)
-
-
-class _Noting:
-    """A model whose `load_weights` notes the name of each tensor that goes in."""
-
-    def __init__(self, model: Any, sent: list[str]) -> None:
-        self._model = model
-        self._sent = sent
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
-        return self._model.load_weights(self._noted(weights))
-
-    def _noted(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in weights:
-            self._sent.append(name)
-            yield tower_name(self._model, name), tensor
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
-def tower_name(model: Any, name: str) -> str:
-    """The name that vLLM knows. transformers 5 saves LLaVA's towers one level flatter than the hub's folders are."""
-    tower = getattr(model, "vision_tower", None)
-    flat = name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model.")
-    if flat and isinstance(getattr(tower, "vision_model", None), nn.Module):
-        return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-    return name
-
-
-class _Parcels(WeightTransferEngine[Hello, Parcel]):
-    """Transport by memory or by file."""
-
-    init_info_cls = Hello
-    update_info_cls = Parcel
-
-    def init_transfer_engine(self, init_info: Hello) -> None:
-        """Nothing to set up."""
-
-    def receive_weights(self, update_info: Parcel) -> None:
-        self.model.load_weights(update_info.tensors())  # pyright: ignore[reportCallIssue]
-
-    def shutdown(self) -> None:
-        """Nothing is held."""
-
-
-class Delivery(Recorded, _Parcels):
-    """Tensors from the same process, or from a file on the same machine."""
-
-
-class NCCLDelivery(Recorded, NCCLWeightTransferEngine):
-    """Tensors by vLLM's own NCCL broadcast. It needs GPUs: untested here."""
-
-
-def _full(module: str, name: str) -> str:
-    """A parameter's name, also where it is the model's own."""
-    return f"{module}.{name}" if module else name
-
-
-def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """A module's own tensors that have a loader."""
-    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return [(name, tensor) for name, tensor in own if hasattr(tensor, "weight_loader")]
-
-
-# ---- Weights are asked about ----------------------------------------------------------------------------------------------------
 
 
 class Extension:
@@ -334,7 +78,7 @@ class Extension:
             return None
         slot, adapter = manager.lora_index_to_id.index(newest), manager.get_adapter(newest)
         wanted = json.loads(argument)["modules"]
-        return {name: _factors(manager, adapter, slot, name, *sizes) for name, sizes in wanted.items()}
+        return {name: factors_answer(manager, adapter, slot, name, *sizes) for name, sizes in wanted.items()}
 
     @torch.no_grad()
     def boresight_probe(self, argument: str) -> dict[str, Any]:
@@ -346,67 +90,7 @@ class Extension:
         Returns:
             Name → (rows, columns, value), where value = r₂ · (W r₁ + b), see `vectors.projected`; null where it cannot be asked.
         """
-        wanted = set(json.loads(argument)["parameters"])
-        alone = self.model_runner.vllm_config.parallel_config.world_size == 1
-        answers: dict[str, Any] = {}
-        for module_name, module in self.model_runner.get_model().named_modules():
-            for name, tensor in module.named_parameters(recurse=False):
-                full = _full(module_name, name)
-                if full in wanted:
-                    answers[full] = _probed(module, name, tensor, alone)
-        return answers
-
-
-def _probed(module: nn.Module, name: str, tensor: Tensor, alone: bool) -> tuple[int, int, float] | None:
-    if isinstance(module, (LinearBase, VocabParallelEmbedding)) and (name != "weight" or not alone):
-        return None  # a bias is asked about with its weight; a shard of a layer knows a part of the answer
-    # A short convolution is kept in a linear layer that is never run as one.
-    if isinstance(module, LinearBase) and tensor.ndim < 3:
-        return _linear(module, module.output_size, module.input_size, lambda rows: module(rows))
-    if isinstance(module, ParallelLMHead):
-        head: Any = module.quant_method
-        size = module.org_vocab_size
-        return _linear(module, size, module.embedding_dim, lambda rows: head.apply(module, rows)[:, :size])
-    if isinstance(module, VocabParallelEmbedding):
-        tensor = tensor[: module.org_vocab_size]
-    rows = tensor.shape[0] if tensor.ndim > 1 else tensor.numel()
-    if not tensor.numel():
-        return None
-    columns = tensor.numel() // rows
-    return rows, columns, projected(lambda vector: tensor.reshape(rows, -1) @ vector, rows, columns, tensor)
-
-
-def _factors(
-    manager: Any, adapter: Any, slot: int, name: str, rows: int, rank: int, columns: int
-) -> tuple[float, float] | None:
-    mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
-    mapper = mapper and mapper.get_rename_mapper()
-    module_name, _ = parse_fine_tuned_lora_name(f"base_model.model.{name}.lora_A.weight", mapper)
-    whole = next((whole for whole, parts in manager.packed_modules.items() if module_name in parts), module_name)
-    place = manager.packed_modules[whole].index(module_name) if whole != module_name else 0
-    if whole not in manager.modules or adapter.get_lora(whole) is None:
-        return None
-    stacked = manager.modules[whole].lora_a_stacked, manager.modules[whole].lora_b_stacked
-    down, up = (each[place][slot, 0] if isinstance(each, tuple) else each[slot, 0] for each in stacked)
-    factors = down[:rank, :columns], up[:rows, :rank]
-    first, second = (projected(w.__matmul__, w.shape[0], w.shape[1], w) for w in factors)
-    return first, second
-
-
-def _linear(module: nn.Module, rows: int, columns: int, run: Callable[[Tensor], Any]) -> tuple[int, int, float]:
-    """Of a linear layer, by running it: its weight may be packed in a way that only its kernel reads."""
-
-    def output(vector: Tensor) -> Tensor:
-        result = run(vector[None])
-        result, bias = result if isinstance(result, tuple) else (result, None)
-        return result[0] if bias is None else result[0] + bias
-
-    device = next((each.device for each in module.parameters()), torch.device("cpu"))
-    like = torch.empty(0, dtype=module.params_dtype, device=device)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return rows, columns, projected(output, rows, columns, like)
-
-
-# ---- Ids that are never sampled -------------------------------------------------------------------------------------------------
+        return module_answers(self.model_runner.get_model(), set(json.loads(argument)["parameters"]))
 
 
 class BanIds(LogitsProcessor):

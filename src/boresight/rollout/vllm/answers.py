@@ -1,0 +1,170 @@
+"""What modules inside vLLM do with fixed vectors, so that even repacked or divided weights can be compared with a trainer's.
+
+Where workers share a model (tensor parallelism), each answers for its part of a matrix, and the sum of the parts is every worker's answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from vllm.distributed.parallel_state import get_tp_group
+from vllm.lora.utils import parse_fine_tuned_lora_name
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    LinearBase,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+from boresight.rollout.vllm.delivery import full_name
+from boresight.rollout.vllm.vectors import fixed_vector, projected
+
+Answer = tuple[int, int, float]
+"""Rows and columns of the whole matrix, and r₂ · (W r₁ + b), see `vectors.projected`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one worker holds of a matrix."""
+
+    rows: int
+    columns: int
+    """Of the whole."""
+    places: Tensor
+    """[rows held] which of the whole's rows."""
+    shares: Tensor
+    """[rows held] of the sum over workers: less than 1 where several hold the same row."""
+    first_column: int = 0
+    num_columns: int | None = None
+
+    @classmethod
+    def whole(cls, rows: int, columns: int, share: float = 1.0) -> Part:
+        return cls(rows, columns, torch.arange(rows), torch.full((rows,), share))
+
+    def answer(self, output: Any, like: Tensor, bias: Tensor | None = None) -> Answer:
+        """Of what `output` makes of the columns that are held.
+
+        Args:
+            output: W r, from [columns held] to [rows held].
+            bias: [rows held], where it is this worker's to add.
+        """
+        vector = fixed_vector(self.columns, phase=0.5, like=like)
+        vector = vector.narrow(0, self.first_column, self.num_columns or self.columns)
+        result = output(vector).reshape(-1).float()
+        if bias is not None:
+            result = result + bias.float()
+        weights = fixed_vector(self.rows, phase=1.5, like=result)[self.places.to(result.device)]
+        return self.rows, self.columns, float(result @ (weights * self.shares.to(result.device)))
+
+
+def module_answers(model: nn.Module, wanted: Collection[str]) -> dict[str, Answer | None]:
+    """Parameter → answer; None where it cannot be asked.
+
+    Every worker of the model must be asked at once.
+    """
+    answers: dict[str, Answer | None] = {}
+    for module_name, module in model.named_modules():
+        for name, tensor in module.named_parameters(recurse=False):
+            full = full_name(module_name, name)
+            if full in wanted:
+                answers[full] = _module_answer(module, name, tensor)
+    return _summed(answers)
+
+
+def _summed(answers: dict[str, Answer | None]) -> dict[str, Answer | None]:
+    group = get_tp_group()
+    if group.world_size == 1:
+        return answers
+    known = {name: answer for name, answer in answers.items() if answer is not None}
+    values = torch.tensor([value for *_, value in known.values()], dtype=torch.float64)
+    distributed.all_reduce(values, group=group.cpu_group)
+    sums = {name: (*known[name][:2], value) for name, value in zip(known, values.tolist(), strict=True)}
+    return {name: sums.get(name) for name in answers}
+
+
+def _module_answer(module: nn.Module, name: str, tensor: Tensor) -> Answer | None:
+    if name == "bias" and isinstance(module, LinearBase):
+        return None  # it is asked about with its weight
+    # A short convolution is kept in a linear layer that is never run as one.
+    if isinstance(module, LinearBase) and tensor.ndim < 3:
+        part = linear_part(module)
+        # Who divides its input adds the bias once, not with every part.
+        alone = not isinstance(module, RowParallelLinear) or module.tp_rank == 0
+        return part and _run(module, part, module.bias if alone else None)
+    if isinstance(module, ParallelLMHead):
+        part = _vocab_part(module)
+        return _run(module, part, module.bias)
+    if isinstance(module, VocabParallelEmbedding):
+        part = _vocab_part(module)
+        return part.answer(lambda vector: tensor[: len(part.places)] @ vector, tensor)
+    if not tensor.numel():
+        return None
+    rows = tensor.shape[0] if tensor.ndim > 1 else tensor.numel()
+    # Every worker has a norm's weight; the first one answers.
+    part = Part.whole(rows, tensor.numel() // rows, 1.0 if get_tp_group().rank_in_group == 0 else 0.0)
+    return part.answer(lambda vector: tensor.reshape(rows, -1) @ vector, tensor)
+
+
+def linear_part(module: Any) -> Part | None:
+    """What this worker holds of a linear layer; None for a kind that divides its rows in a way of its own."""
+    size, rank = module.tp_size, module.tp_rank
+    copies = get_tp_group().world_size // size
+    if size == 1:
+        return Part.whole(module.output_size, module.input_size, 1 / copies)
+    if isinstance(module, RowParallelLinear):
+        held = module.input_size_per_partition
+        whole = Part.whole(module.output_size, module.input_size)
+        return Part(whole.rows, whole.columns, whole.places, whole.shares, rank * held, held)
+    if type(module) not in (ReplicatedLinear, ColumnParallelLinear, MergedColumnParallelLinear, QKVParallelLinear):
+        return None
+    replicas = [1] * len(module.output_partition_sizes)
+    if isinstance(module, QKVParallelLinear):  # more workers than key-value heads hold the same ones
+        replicas = [1, module.num_kv_head_replicas, module.num_kv_head_replicas]
+    places, shares, start = [], [], 0
+    for held, copied in zip(module.output_partition_sizes, replicas, strict=True):
+        places.append(start + rank // copied * held + torch.arange(held))
+        shares.append(torch.full((held,), 1 / copied))
+        start += held * size // copied
+    return Part(start, module.input_size, torch.cat(places), torch.cat(shares))
+
+
+def _vocab_part(module: Any) -> Part:
+    held = module.shard_indices
+    copies = get_tp_group().world_size // module.tp_size
+    places = torch.arange(held.org_vocab_start_index, held.org_vocab_end_index)
+    return Part(module.org_vocab_size, module.embedding_dim, places, torch.full(places.shape, 1 / copies))
+
+
+def _run(module: Any, part: Part, bias: Tensor | None) -> Answer:
+    """Of a layer by its own kernel: its weight may be packed in a way that nothing else reads."""
+    device = next((each.device for each in module.parameters()), torch.device("cpu"))
+    like = torch.empty(0, dtype=module.params_dtype, device=device)
+    kernel, held = module.quant_method, len(part.places)
+    return part.answer(
+        lambda vector: kernel.apply(module, vector[None])[0, :held], like, None if bias is None else bias[:held]
+    )
+
+
+def factors_answer(
+    manager: Any, adapter: Any, slot: int, name: str, rows: int, rank: int, columns: int
+) -> tuple[float, float] | None:
+    """What the two factors of an adapter's module do with fixed vectors; None where nothing was bound to it."""
+    mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
+    mapper = mapper and mapper.get_rename_mapper()
+    module_name, _ = parse_fine_tuned_lora_name(f"base_model.model.{name}.lora_A.weight", mapper)
+    whole = next((whole for whole, parts in manager.packed_modules.items() if module_name in parts), module_name)
+    place = manager.packed_modules[whole].index(module_name) if whole != module_name else 0
+    if whole not in manager.modules or adapter.get_lora(whole) is None:
+        return None
+    stacked = manager.modules[whole].lora_a_stacked, manager.modules[whole].lora_b_stacked
+    down, up = (each[place][slot, 0] if isinstance(each, tuple) else each[slot, 0] for each in stacked)
+    factors = down[:rank, :columns], up[:rows, :rank]
+    first, second = (projected(w.__matmul__, w.shape[0], w.shape[1], w) for w in factors)
+    return first, second
