@@ -53,7 +53,9 @@ def learn(engine: str, seed: int, start: Path, folder: Path, steps: int, num_tes
             "--max-model-len",
             "256",
         ]
-        server = Server(server_command(str(start), [*flags, "--gpu-memory-utilization", "0.1"]), quiet=True)
+        server = Server(
+            server_command(str(start), [*flags, "--gpu-memory-utilization", "0.1"]), log=folder / "vllm.log"
+        )
         options |= {"vllm_server_port": port, "vllm_server_timeout": 900.0}
     try:
         config = GRPOConfig(

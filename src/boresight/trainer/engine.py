@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import copy
-import json
 import logging
 import secrets
-import socket
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -26,12 +22,11 @@ from boresight.model.adapter_export import PolicyAdapter
 from boresight.model.export import PolicyWeights
 from boresight.model.load import unwrap
 from boresight.rollout.vllm.adapter import lora_options
+from boresight.rollout.vllm.child import ChildEngine
 from boresight.rollout.vllm.engine import Engine, EngineError, EngineRestartedError
 from boresight.rollout.vllm.local import LocalEngine, check_sleep
-from boresight.rollout.vllm.names import LOAD_FORMAT
 from boresight.rollout.vllm.options import VLLMConfig
 from boresight.rollout.vllm.sampler import MAX_REDONE, VLLMSampler
-from boresight.rollout.vllm.serve import Server, server_command
 from boresight.rollout.vllm.server import ServerEngine, address
 from boresight.trainer.checks import Extent
 from boresight.trainer.ranks import on_every_rank
@@ -149,10 +144,12 @@ def _engine(trainer: Any, extent: Extent, adapter: Adapter | None) -> Engine:
     }
     if args.vllm_mode == "server":
         return ServerEngine(address(options), group_port=args.vllm_group_port, **calls)
+    save = partial(save_without_weights, trainer)
     engine_options = _engine_options(trainer, extent) | (lora_options(adapter) if adapter else {})
     if args.vllm_model_impl == "transformers":
-        return _ChildEngine(trainer, engine_options, calls)
-    return LocalEngine(lambda folder: save_without_weights(trainer, folder), **engine_options)
+        log = Path(args.output_dir) / f"vllm{args.process_index or ''}.log"
+        return ChildEngine(save, engine_options, log=log, **calls)
+    return LocalEngine(save, **engine_options)
 
 
 def _engine_options(trainer: Any, extent: Extent) -> dict[str, Any]:
@@ -186,38 +183,6 @@ def _engine_options(trainer: Any, extent: Extent) -> dict[str, Any]:
         }
     given = args.vllm_engine_kwargs or {}
     return options | given
-
-
-class _ChildEngine(ServerEngine):
-    """An engine in a process of its own on the same device, for what would harm the training process."""
-
-    def __init__(self, trainer: Any, engine_options: dict[str, Any], calls: dict[str, Any]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="boresight-vllm-")
-        save_without_weights(trainer, Path(self._folder.name))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        flags = ["--host", "127.0.0.1", "--port", str(port), "--load-format", LOAD_FORMAT]
-        if not torch.cuda.is_available():
-            flags.append("--enforce-eager")
-        for name, value in engine_options.items():
-            flag = f"--{name.replace('_', '-')}"
-            if value is True:
-                flags.append(flag)
-            elif value is not False:
-                flags += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
-        self._server = Server(server_command(self._folder.name, flags), quiet=True)
-        atexit.register(self._server.close)
-        try:
-            super().__init__(f"http://127.0.0.1:{port}", alive=self._server.is_alive, **calls)
-        except BaseException:
-            self._server.close()
-            raise
-
-    def close(self) -> None:
-        super().close()
-        self._server.close()
-        self._folder.cleanup()
 
 
 def save_without_weights(trainer: Any, folder: Path) -> None:

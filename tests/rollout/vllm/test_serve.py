@@ -175,7 +175,7 @@ def test_asked_to_end_nothing_stays(number: signal.Signals) -> None:
 
 def test_one_that_will_not_end_is_ended() -> None:
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    server = Server([sys.executable, "-c", code], quiet=True)
+    server = Server([sys.executable, "-c", code])
     while not ignored(server.process.pid) & 1 << (signal.SIGTERM - 1):
         time.sleep(0.05)
     server.close(patience_s=0.2)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from boresight.errors import ConfigError
@@ -86,19 +87,27 @@ def server_environment() -> dict[str, str]:
 
 class Server:
     """A server process of one's own, ended with its children when it is closed. On Linux it also ends when the thread that started it
-    does, however that comes about."""
+    does, however that comes about.
 
-    def __init__(self, command: Sequence[str], *, quiet: bool = False) -> None:
-        output: Any = subprocess.DEVNULL if quiet else None
-        # A session of its own: Ctrl-C reaches us alone, and we end it in order.
-        self.process = subprocess.Popen(
-            command,
-            env=server_environment(),
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
+    Args:
+        log: a file that what it says is added to; None: it speaks where this process does.
+    """
+
+    def __init__(self, command: Sequence[str], *, log: Path | None = None) -> None:
+        with contextlib.ExitStack() as stack:
+            output: Any = None
+            if log is not None:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                output = stack.enter_context(log.open("ab"))
+            # A session of its own: Ctrl-C reaches us alone, and we end it in order.
+            self.process = subprocess.Popen(
+                command,
+                env=server_environment(),
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
 
     def is_alive(self) -> bool:
         return self.process.poll() is None
