@@ -85,7 +85,7 @@ class Stand(ThreadingHTTPServer):
         self.hanging, self.let_go = threading.Semaphore(0), threading.Semaphore(0)
         self.paths = ["/collective_rpc", "/start_weight_update", "/inference/v1/generate"]
         self.rpc: dict[str, Any] = {
-            "boresight_facts": {"transport": "file", "life": "first"},
+            "boresight_facts": {"transport": "file", "life": "first", "stages": 1, "copies": 1},
             "boresight_abandon": {"was_active": False, "life": "first"},
         }
         self.answers: dict[str, Answer] = {
@@ -181,6 +181,17 @@ def test_a_server_that_does_not_know_boresight_is_refused(stand: Stand) -> None:
 def test_a_server_that_takes_weights_in_another_way_is_refused(stand: Stand) -> None:
     stand.rpc["boresight_facts"]["transport"] = None
     with pytest.raises(ConfigError, match="keeps no record: start it with boresight vllm-serve"):
+        attached(stand)
+
+
+@pytest.mark.parametrize(
+    ("fact", "flag"), [("stages", "--pipeline-parallel-size 2"), ("copies", "--data-parallel-size 2")]
+)
+def test_a_server_over_which_no_sync_is_proved_is_refused(stand: Stand, fact: str, flag: str) -> None:
+    stand.rpc["boresight_facts"][fact] = 2
+    with pytest.raises(
+        ConfigError, match=rf"has {flag}, over which no sync is proved: .* --tensor-parallel-size alone"
+    ):
         attached(stand)
 
 

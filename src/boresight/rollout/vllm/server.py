@@ -170,6 +170,11 @@ class ServerEngine:
             raise ConfigError(
                 f"{self.where} takes weights in a way that keeps no record: start it with boresight vllm-serve --model …."
             )
+        for flag, count in (("--pipeline-parallel-size", facts["stages"]), ("--data-parallel-size", facts["copies"])):
+            if count > 1:
+                raise ConfigError(
+                    f"{self.where} has {flag} {count}, over which no sync is proved: start it with --tensor-parallel-size alone."
+                )
         return facts["transport"]
 
     def _tidy(self) -> None:

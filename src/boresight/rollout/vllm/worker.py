@@ -35,6 +35,8 @@ class Extension:
             "life": LIFE,
             "transport": {Delivery: "file", NCCLDelivery: "nccl"}.get(type(self.weight_transfer_engine)),
             "world_size": config.parallel_config.world_size,
+            "stages": config.parallel_config.pipeline_parallel_size,
+            "copies": config.parallel_config.data_parallel_size,
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "logprobs_mode": config.model_config.logprobs_mode,
             "max_model_len": config.model_config.max_model_len,
