@@ -57,6 +57,17 @@ def test_a_table_of_ones_own(here: Path, model: str, capsys: pytest.CaptureFixtu
     assert found.title == "a · b on own.csv"
 
 
+def test_what_was_held_out_is_asked(here: Path, model: str) -> None:
+    """Where nobody names a split: not the questions that a model learned from."""
+    head, *lines = (here / "own.csv").read_text().splitlines()
+    (here / "data").mkdir()
+    for name, part in (("train", lines[:4]), ("test", lines[4:])):
+        (here / "data" / f"{name}.csv").write_text("\n".join([head, *part]) + "\n")
+    words = ["--dataset", "data", *OWN[2:], "--image_root", "."]
+    assert main(["compare", "--model", model, *words, *SHORT]) == 0
+    assert [question.gold for question in stored_comparison("compare").questions] == ["gray", "black"]
+
+
 def test_part_of_the_rows(here: Path, model: str) -> None:
     """Drawn by the seed, in the table's order, under their own numbers."""
     rows = {}

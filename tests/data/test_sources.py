@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     return images.parent
 
 
-def loaded(source: Any, *, split: str | None = None) -> RowDataset:
+def loaded(source: Any, *, split: str | Sequence[str] | None = None) -> RowDataset:
     records = load_rows(source, split=split)
     assert not isinstance(records, datasets.IterableDataset)
     return RowDataset(records)
@@ -159,9 +159,14 @@ class TestObjects:
         )
         assert loaded(splits)[0].prompt == "train"
         assert loaded(splits, split="test")[0].prompt == "test"
+        assert loaded(splits, split=("dev", "test", "train"))[0].prompt == "test"
         del splits["train"]
         with pytest.raises(DataError, match="none is 'train'"):
             load_rows(splits)
+        with pytest.raises(DataError, match="none is 'dev' or 'train'"):
+            load_rows(splits, split=("dev", "train"))
+        del splits["validation"]
+        assert loaded(splits, split=("dev", "train"))[0].prompt == "test"  # the only one
         with pytest.raises(DataError, match=r"no split 'tests'.*Did you mean 'test'"):
             load_rows(splits, split="tests")
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from boresight.demo.easy_vqa import load_easy_vqa
+from boresight.demo.easy_vqa import load_easy_vqa, question_text
 from boresight.demo.tiny import build_tiny
 from tests.docs.pages import Block
 
@@ -26,7 +26,7 @@ MODELS = {
 """Hub id → family of the tiny model."""
 
 DATASETS = {
-    "lmms-lab/multimodal-open-r1-8k-verified": "questions",
+    "lmms-lab/multimodal-open-r1-8k-verified": "problems",
     "questions.jsonl": "questions",
     "openbmb/RLAIF-V-Dataset": "pairs",
     "pairs.jsonl": "pairs",
@@ -54,6 +54,10 @@ def write_datasets(folder: Path, num_rows: int = 16) -> dict[str, Path]:
 
     made = {
         "questions": rows.map(lambda row: {"solution": f"${row['solution']}$"}),
+        "problems": rows.map(
+            lambda row: {"problem": question_text(row["prompt"]), "solution": f"${row['solution']}$"},
+            remove_columns="prompt",
+        ),
         "pairs": rows.map(lambda row: {"chosen": said(row["solution"]), "rejected": said("nothing")}),
         "demonstrations": rows.map(lambda row: {"completion": said(row["solution"])}),
     }

@@ -154,6 +154,15 @@ def test_a_processor_is_kept_and_a_missing_one_loaded(subject: Subjects) -> None
     assert isinstance(load_processor(None, nn.Module(), it.folder), ProcessorMixin)
 
 
+def test_a_processor_is_looked_for_where_its_model_was(subject: Subjects, tmp_path: Path) -> None:
+    it = subject("qwen2_5_vl")
+    shutil.copytree(it.folder, tmp_path / "final")
+    options = {"subfolder": "final", "dtype": "float32"}
+    assert isinstance(load_processor(None, load_model(tmp_path, **options), tmp_path, **options), ProcessorMixin)
+    with pytest.raises(ModelError, match="none could be loaded"):
+        load_processor(None, it.model(), tmp_path)
+
+
 def test_a_bare_tokenizer_gets_its_processor(subject: Subjects) -> None:
     """S3: `processing_class=tokenizer`, with whatever its owner did to it."""
     it = subject("qwen2_5_vl")

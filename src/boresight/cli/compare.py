@@ -70,7 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         data,
         "split",
         metavar="SPLIT",
-        help="which split (the test split of built-in sets; else the only one, or train)",
+        help="which split (the only one, or else test, validation or train, whichever there is first)",
     )
     _add(data, "num_rows", type=int, metavar="N", help="so many of them, drawn at random (all; 1,000 of geometry)")
     _add(data, "seed", type=int, metavar="N", help="of the rows that are drawn, and of answers that are drawn (0)")
@@ -152,6 +152,9 @@ def _stored(options: argparse.Namespace, folder: Path) -> Comparison:
     return replace(found, title=options.title) if options.title else found
 
 
+HELD_OUT = ("test", "validation", "train")
+"""Which split is asked where nobody says: questions that a model did not learn from, where there are any."""
+
 _NEEDS_MODELS = {
     *ASKING, *(f"{name}_column" for name in COLUMNS), "dataset", "dataset_config", "split", "num_rows", "seed", "kind_column",
     "image_root", "system_prompt", "reward", "right_at",
@@ -217,7 +220,7 @@ def _questions(options: argparse.Namespace) -> tuple[Any, Sequence[int] | None]:
         )
     records: Any = load_rows(
         options.dataset,
-        split=options.split,
+        split=options.split or HELD_OUT,
         name=options.dataset_config,
         columns=columns,
         image_root=options.image_root,

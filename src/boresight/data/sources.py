@@ -45,14 +45,14 @@ _MAX_NAMED = 10
 class Reading:
     """What is asked of a file, a folder or a hub id."""
 
-    split: str | None = None
+    split: str | Sequence[str] | None = None
     name: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     image_root: str | Path | None = None
     streaming: bool = False
 
 
-def load_rows(source: Any, *, split: str | None = None, **reading: Any) -> Records:
+def load_rows(source: Any, *, split: str | Sequence[str] | None = None, **reading: Any) -> Records:
     """The records of `source`.
 
     Args:
@@ -60,8 +60,8 @@ def load_rows(source: Any, *, split: str | None = None, **reading: Any) -> Recor
             of a JSON, JSON Lines, Parquet or CSV file, a folder (saved by `save_to_disk`, of pictures with a
             ``metadata.csv`` or ``metadata.jsonl``, or of data files), or a hub id. Relative paths of pictures are
             taken from the file's folder where they exist there.
-        split: which split to take where there are several, or which part of one, such as ``train[:1000]``. None takes the
-            only one, or ``train``.
+        split: which split to take where there are several, or which part of one, such as ``train[:1000]``. Of several names,
+            the first that there is, where there is more than one. None takes the only one, or ``train``.
         reading: of a file, a folder or a hub id only: `name`, the hub data set's configuration; `columns`, our name of
             a column → the data set's; `image_root`, where paths of pictures start; `streaming`, to read rows as they come.
 
@@ -248,13 +248,15 @@ def _stored(records: Any, source: str, reading: Reading) -> Any:
     return records if reading.image_root is None else located(records, Path(), source, reading.image_root)
 
 
-def _split(splits: Any, split: str | None, source: str) -> Any:
-    if split is None:
+def _split(splits: Any, split: str | Sequence[str] | None, source: str) -> Any:
+    if not isinstance(split, str):
         if len(splits) == 1:
             return next(iter(splits.values()))
-        if "train" in splits:
-            return splits["train"]
-        raise DataError(f"{source} has the splits {', '.join(splits)} and none is 'train': name one.")
+        if found := [name for name in split or ("train",) if name in splits]:
+            return splits[found[0]]
+        raise DataError(
+            f"{source} has the splits {', '.join(splits)} and none is {' or '.join(map(repr, split or ('train',)))}: name one."
+        )
     name, part = _SLICE.fullmatch(split).groups() if _SLICE.fullmatch(split) else (split, None)  # pyright: ignore[reportOptionalMemberAccess]
     if name not in splits:
         raise DataError(f"{source} has no split {name!r}, only {', '.join(splits)}.{nearest(name, splits)}")

@@ -23,6 +23,9 @@ from boresight.types import ModelFacts
 MODALITY_TOKENS = ("image", "video", "audio", "vision", "img", "boi", "eoi", "<row_")
 """Parts of the names that configs and tokenizers give to ids which only a processor may place (`<row_1_col_2>` announces a tile)."""
 
+WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
+"""Options of `from_pretrained` that say which files are meant, of a model as of its processor."""
+
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside DDP, torch.compile and PEFT wrappers; adapters stay in its layers."""
@@ -66,7 +69,9 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
         raise ModelError(f"{str(model)!r} is no vision-language model that transformers knows: {error}") from error
 
 
-def load_processor(processing_class: Any, model: nn.Module, source: str | Path | None = None) -> ProcessorMixin:
+def load_processor(
+    processing_class: Any, model: nn.Module, source: str | Path | None = None, **options: Any
+) -> ProcessorMixin:
     """The processor to use with a model.
 
     A bare tokenizer is not enough for a model with eyes: the processor is loaded from the model's folder around it, and keeps that
@@ -76,6 +81,7 @@ def load_processor(processing_class: Any, model: nn.Module, source: str | Path |
         processing_class: a processor, a tokenizer, or None.
         model: names its own origin when `source` is None.
         source: where the model came from.
+        options: with which it was loaded. Those that say which files are meant, and whether their code may run, hold for the processor too.
 
     Raises:
         ModelError: the folder has no processor, or `processing_class` is neither processor nor tokenizer.
@@ -84,7 +90,8 @@ def load_processor(processing_class: Any, model: nn.Module, source: str | Path |
         return processing_class
     name = str(source or getattr(model.config, "_name_or_path", ""))
     try:
-        processor = AutoProcessor.from_pretrained(name)
+        shared = {key: options[key] for key in (*WHERE, "trust_remote_code") if key in options}
+        processor = AutoProcessor.from_pretrained(name, **shared)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"No processor was given and none could be loaded from {name!r}: pass processing_class=…. ({error})"

@@ -81,7 +81,8 @@ class GroupTrainer(Trainer, Generic[Item]):
     ) -> None:
         options = from_pretrained_options(args)
         loaded = load_model(model, **options)
-        processor = load_processor(processing_class, loaded, None if isinstance(model, nn.Module) else model)
+        source = None if isinstance(model, nn.Module) else model
+        processor = load_processor(processing_class, loaded, source, **options)
         loaded = adapt(loaded, peft_config)
         self.checkpoint_dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
         promote_trainable(loaded, keep="dtype" in options)

@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from boresight.data.texts import Texts
 from boresight.errors import ConfigError
+from boresight.model.load import WHERE
 from boresight.types import PerSequence, Row
 
 
@@ -49,7 +50,7 @@ def saved_model_digest(name: str, options: Mapping[str, Any]) -> str:
     folder = Path(name)
     if not folder.is_dir():
         # Not tried against a real hub here: transformers keeps a commit's files in a folder named after it.
-        where = {key: options[key] for key in ("revision", "cache_dir", "token", "subfolder") if key in options}
+        where = {key: options[key] for key in WHERE if key in options}
         digest.update(f"{name} {Path(str(cached_file(name, 'config.json', **where))).parent.name}".encode())
         return digest.hexdigest()
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json")):
