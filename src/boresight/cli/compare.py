@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
             f"interrupted; the answers so far are kept in {folder}, and the same command goes on."
         ) from None
     console = Console()
-    for table in (accuracy_table(comparison), flip_table(comparison)):
+    for table in (accuracy_table(comparison), kind_table(comparison), flip_table(comparison)):
         if table.row_count:
             console.print(table)
     console.print(f"page: {write_page(options.output, comparison_page(comparison))}", soft_wrap=True)
@@ -238,7 +238,7 @@ def _short(dataset: str) -> str:
 
 
 def accuracy_table(comparison: Comparison) -> Table:
-    """Accuracy by model and kind."""
+    """Accuracy by model."""
     from rich import box
     from rich.table import Table
 
@@ -246,20 +246,34 @@ def accuracy_table(comparison: Comparison) -> Table:
 
     first, *_ = comparison.models
     against = {pair.second: pair for pair in comparison.flips if pair.first == first}
-    by_kind = comparison.by_kind
     asked = f"{len(comparison.questions):,} question{'s' * (len(comparison.questions) > 1)}"
     table = Table(title=f"{asked}, marked by {comparison.reward}", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("model", "right", "accuracy", "95 % interval", *([f"against\n{first}", "p"] if against else [])):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    for kind in next(iter(by_kind.values()), {}):
-        table.add_column(kind, justify="right")
     for name, found in comparison.accuracies.items():
         pair = against.get(name)
         row = [name, f"{found.right} of {found.marked}", percent(found.share), interval(found)]
         row += [] if not against else ["", ""] if pair is None else [points(pair.gain), p_value(pair.p)]
-        table.add_row(*row, *(percent(own.share) for own in by_kind.get(name, {}).values()))
+        table.add_row(*row)
     unmarked = sum(found.unmarked for found in comparison.accuracies.values())
     table.caption = f"{unmarked} answers without a mark are left out of all shares" if unmarked else None
+    return table
+
+
+def kind_table(comparison: Comparison) -> Table:
+    """Accuracy by kind of question and model: kinds are rows, since there may be many."""
+    from rich import box
+    from rich.table import Table
+
+    from boresight.report.comparison import percent
+
+    by_kind = comparison.by_kind
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("accuracy by kind")
+    for name in by_kind:
+        table.add_column(name, justify="right")
+    for kind in next(iter(by_kind.values()), {}):
+        table.add_row(kind, *(percent(own[kind].share) for own in by_kind.values()))
     return table
 
 

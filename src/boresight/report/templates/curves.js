@@ -46,7 +46,7 @@ function lineTraces(chart, series, share) {
   return chart.lines.flatMap((line) => {
     const {steps, values} = series[line.name];
     const base = {
-      x: steps, type: "scatter", name: plain(line.eval ? `${line.label}, evaluation` : line.label), hovertemplate: "%{y:.4g}",
+      x: steps, type: "scatter", name: plain(line.eval ? `${line.label}, evaluation` : line.label), hovertemplate: chart.unit === "share" ? "%{y:.3~%}" : "%{y:.4g}",
       mode: steps.length === 1 || line.eval ? "lines+markers" : "lines",
       line: {color: colour(colours.get(line.label)), width: 1.8, dash: line.eval ? "dot" : "solid"}, marker: {size: 5},
     };
@@ -56,7 +56,8 @@ function lineTraces(chart, series, share) {
 }
 
 function chartCard(chart, series) {
-  const last = (line) => compact(series[line.name].values.at(-1));
+  const shown = chart.unit === "share" ? (value) => `${compact(100 * value)}%` : compact;
+  const last = (line) => shown(series[line.name].values.at(-1));
   const legend = [...lineColours(chart)].map(([label, name]) => element("li", {},
     element("span", {class: "swatch", style: `--swatch: var(${name})`}), label === chart.title ? null : `${label} `,
     chart.lines.filter((line) => line.label === label).flatMap((line) =>
@@ -109,7 +110,7 @@ function drawCurves(data) {
   const cards = data.charts.map((chart) => chartCard(chart, data.series));
   for (const {plot, chart} of cards) {
     drawLater(plot, () => {
-      const yaxis = chart.unit === "share" ? {rangemode: "tozero", tickformat: ".0%"} : {};
+      const yaxis = chart.unit === "share" ? {rangemode: "tozero", tickformat: "~%"} : {};
       Plotly.react(plot, lineTraces(chart, data.series, Number(slider.value)), chartLayout({yaxis}), CHART_CONFIG);
     });
   }
