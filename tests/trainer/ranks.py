@@ -87,3 +87,4 @@ if __name__ == "__main__":
     if ranks > 1:
         rows(model, output_dir, ranks)
         fail_apart(model, output_dir)
+    PartialState().destroy_process_group()

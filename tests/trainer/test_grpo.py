@@ -68,6 +68,31 @@ def test_a_frozen_tower_encodes_a_picture_once_in_a_step(model_folder: Path, tmp
     assert work["work/prompt_tokens"] == 4 * work["work/sampler_prompt_tokens"]
 
 
+def test_groups_that_teach_nothing_take_no_pass(grpo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither before the updates nor in them, and the gradients are those that all passes give."""
+
+    def some_spread(completions: list[Any], solution: list[str], **columns: Any) -> list[float]:
+        shares = vowel_share(completions)
+        return [share if len(gold) % 2 else 0.5 for share, gold in zip(shares, solution, strict=True)]
+
+    found = []
+    for everything in (False, True):
+        if everything:
+            monkeypatch.setattr(GRPOTrainer, "learns_from", lambda self, item: True)
+        gradients = Gradients()
+        options = {"per_device_train_batch_size": 16, "steps_per_generation": 2, "max_steps": 4}
+        trainer = grpo(callbacks=[gradients], reward_funcs=some_spread, **options)
+        trainer.train()
+        encodes = sum(log.get("work/vision_encodes", 0) for log in trainer.state.log_history if "loss" in log)
+        flat = [log["frac_reward_zero_std"] for log in trainer.state.log_history if "frac_reward_zero_std" in log]
+        assert 0 < sum(flat) / len(flat) < 1
+        found.append((gradients.steps, encodes))
+    (some, few), (whole, many) = found
+    assert len(some) == 4
+    assert all(furthest(*pair) < 2e-5 for pair in zip(some, whole, strict=True))
+    assert few < many
+
+
 def test_lora_is_its_own_reference(model_folder: Path, tmp_path: Path) -> None:
     config = GRPOConfig(
         **QUIET, output_dir=str(tmp_path), num_generations=4, max_completion_length=6, beta=0.1, max_steps=3,

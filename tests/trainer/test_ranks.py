@@ -36,7 +36,7 @@ def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
         )
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.returncode == 0, done.stderr[-10_000:]
     return folders
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import signal
@@ -47,6 +48,8 @@ def train(command: Command, trainer: Any) -> None:
         StoppedError: somebody pressed Ctrl-C, or the process was asked to end. The message names the checkpoint.
     """
     begun = time.perf_counter()
+    # Processes that just end may be ended by threads of their group instead, after all was well.
+    atexit.register(trainer.accelerator.state.destroy_process_group)
     logging.disable_progress_bar()  # a checkpoint's shards would break into the line of the training bar
     show_progress(trainer)
     folder = Path(command.training.output_dir)

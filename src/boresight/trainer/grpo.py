@@ -173,15 +173,26 @@ class GRPOTrainer(GroupTrainer[Scored]):
             self.sampler.rest()
         advantages = drawn.advantages([place for own in kept for place in own], self.args)
         self._note(self.metrics, drawn)
+        own = [advantages[place] for place in kept[self.args.process_index]]
+        scored = [Scored(*pair) for pair in zip(groups, own, strict=True)]
         with self.timeline.phase("logp"):
-            # One update per draw: the policy is its own old self, and no pass is needed.
-            old = self.logp(groups, self.policy) if self.plan.draw_period > 1 else [None] * len(groups)
-            reference = self.logp(groups, self.reference) if self.reference is not None else [None] * len(groups)
+            scored = self._with_logp(scored)
             if is_due(self.args.verdict_steps, self.state.global_step, self.plan.draw_period):
                 note_picture_swap(self.metrics, groups, lambda part: self.logp(part, self.policy))
         self._report(drawn, advantages)
-        own = [advantages[place] for place in kept[self.args.process_index]]
-        return [Scored(*each) for each in zip(groups, own, old, reference, strict=True)]
+        return scored
+
+    def _with_logp(self, scored: Sequence[Scored]) -> list[Scored]:
+        """The items with their log-probabilities before the update and under the reference; those to learn nothing from without."""
+        learned = [item for item in scored if self.learns_from(item)]
+        groups = [item.group for item in learned]
+        # One update per draw: the policy is its own old self, and no pass is needed.
+        old = self.logp(groups, self.policy) if self.plan.draw_period > 1 else [None] * len(groups)
+        reference = self.logp(groups, self.reference) if self.reference is not None else [None] * len(groups)
+        known = {
+            id(item): replace(item, old=a, reference=b) for item, a, b in zip(learned, old, reference, strict=True)
+        }
+        return [known.get(id(item), item) for item in scored]
 
     def _sampled(self, prompts: Sequence[Prompt], seed: int) -> Drawn:
         """Completions of this rank's prompts, and what those of all ranks scored."""

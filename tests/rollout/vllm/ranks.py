@@ -91,3 +91,4 @@ def one_rank_gets_other_weights(run: GRPOTrainer) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4]))
+    PartialState().destroy_process_group()

@@ -42,7 +42,7 @@ def on_two_ranks(rig: Rig, folder: Path, engine: dict[str, Any], supervisor: int
         text=True,
         timeout=START_S,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-10_000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
