@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from boresight.rollout.vllm.local import LocalEngine
+from boresight.rollout.vllm.local import FOR_CHILDREN, LocalEngine
 from boresight.types import SamplingSettings
 
 from .conftest import ENGINE, PICTURES, Rig
@@ -26,7 +27,7 @@ def forget(engine: LocalEngine) -> None:
 def test_an_engine_that_goes_leaves_the_others_as_they_are(
     rig: Rig, local: LocalEngine, leave: Callable[[LocalEngine], None]
 ) -> None:
-    first = rig.sampler(local)
+    first, environment = rig.sampler(local), dict(os.environ)
     said = ids_of(first.sample(rig.prompts, SETTINGS))
     engines = [LocalEngine(rig.save, limit_mm_per_prompt=PICTURES, **ENGINE)]
     gone = weakref.ref(engines[0]._llm)
@@ -35,5 +36,12 @@ def test_an_engine_that_goes_leaves_the_others_as_they_are(
     gc.unfreeze()
     gc.collect()
     assert gone() is None
+    assert [name for name in FOR_CHILDREN if os.environ.get(name) != environment.get(name)] == []
     assert torch.distributed.is_initialized()
     assert ids_of(first.sample(rig.prompts, SETTINGS)) == said
+
+
+def test_processes_that_are_started_later_know_nothing_of_an_engine(local: LocalEngine) -> None:
+    """vLLM preloads an OpenMP for its workers, with which other processes may be aborted when they end."""
+    assert local.version() is not None
+    assert "libgomp" not in os.environ.get("LD_PRELOAD", "")

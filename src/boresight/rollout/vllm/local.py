@@ -47,6 +47,11 @@ ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
 generator has no offset to put back."""
 
 
+FOR_CHILDREN = ("LD_PRELOAD", "LD_LIBRARY_PATH", "LOCAL_WORLD_SIZE")
+"""What vLLM sets in the environment for workers of its own. A process that training starts, a reward's say, would inherit a second
+OpenMP by it, and may be aborted when it ends."""
+
+
 class LocalEngine:
     """vLLM's `LLM` in this process.
 
@@ -84,8 +89,8 @@ class LocalEngine:
         self._folder = tempfile.TemporaryDirectory(prefix="boresight-vllm-")
         save(Path(self._folder.name))
         defaults: dict[str, Any] = ON_CPU if on_cpu else {}
-        # vLLM replaces this by a function that does nothing.
-        set_num_threads = torch.set_num_threads
+        # vLLM replaces this by a function that does nothing, and sets those for processes that it will not start here.
+        set_num_threads, environment = torch.set_num_threads, {name: os.environ.get(name) for name in FOR_CHILDREN}
         try:
             self._llm: Any = vllm.LLM(
                 model=self._folder.name,
@@ -100,6 +105,9 @@ class LocalEngine:
             )
         finally:
             torch.set_num_threads = set_num_threads
+            for name, value in environment.items():
+                os.environ.pop(name, None)
+                os.environ |= {} if value is None else {name: value}
         OPEN.add(self)
         # Each of the processes that share an engine has a part of the model, and runs the prompts of all.
         self._shared: Any = (
