@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -88,3 +89,6 @@ if __name__ == "__main__":
         rows(model, output_dir, ranks)
         fail_apart(model, output_dir)
     PartialState().destroy_process_group()
+    # All is saved. At an interpreter's end, threads of libraries abort a process now and then on a machine that is busy.
+    sys.stdout.flush()
+    os._exit(0)
