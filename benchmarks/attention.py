@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from boresight.model.attention import BranchTable, padded_attention
-from boresight.model.merge import merged_attention
+from boresight.model.merged_attention import merged_attention
 from boresight.model.packing import PackedRow, Span
 
 HEADS, KV_HEADS, SIZE, REPEATS = 8, 4, 32, 9

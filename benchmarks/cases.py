@@ -19,14 +19,14 @@ pairs    a DPO or MPO step on given pairs: reference pass, forward, backward
 class Case:
     """One comparison.
 
-    Every prompt has one picture. A micro-batch is one group (K completions) in GRPO and all pairs in DPO, on both sides.
+    Every prompt has one image. A micro-batch is one group (K completions) in GRPO and all pairs in DPO, on both sides.
     """
 
     name: str
     kind: Kind
-    picture_tokens: int
+    image_tokens: int
     prompt_tokens: int
-    """P, the picture's placeholders included."""
+    """P, the image's placeholders included."""
     completion_tokens: int
     """C, of every completion: no stop token can be drawn, so both sides do the same work."""
     num_completions: int
@@ -43,7 +43,7 @@ class Case:
     lora: bool = False
     """Whether an adapter of the language model is trained instead of the weights; the reference is the model without it."""
     precomputed: bool = False
-    """Whether boresight reads the reference's log-probabilities from its table. TRL cannot precompute them for pictures."""
+    """Whether boresight reads the reference's log-probabilities from its table. TRL cannot precompute them for images."""
     losses: tuple[str, ...] = ("sigmoid",)
     """Of pairs."""
     goal: float | None = None
@@ -53,7 +53,7 @@ class Case:
 
     @property
     def frozen_tower(self) -> bool:
-        """Whether no weight that a picture passes through is trained."""
+        """Whether no weight that an image passes through is trained."""
         return self.frozen or self.lora
 
     @property
@@ -63,8 +63,8 @@ class Case:
 
 
 # fmt: off
-SMALL: dict[str, Any] = {"picture_tokens": 256, "prompt_tokens": 297}
-LARGE: dict[str, Any] = {"picture_tokens": 1024, "prompt_tokens": 1100}
+SMALL: dict[str, Any] = {"image_tokens": 256, "prompt_tokens": 297}
+LARGE: dict[str, Any] = {"image_tokens": 1024, "prompt_tokens": 1100}
 PAIR: dict[str, Any] = {"num_completions": 2, "beta": 0.1}
 MPO = ("sigmoid", "bco_pair", "sft")
 

@@ -108,7 +108,7 @@ def compute_table(runs: Sequence[Run]) -> Table:
             "completions",
             "tokens without gradient",
             "tokens with gradient",
-            "pictures encoded",
+            "images encoded",
             "seconds of one core, least",
             "clipped",
         ),
@@ -198,10 +198,10 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page()
         page.set_content(page_text)
-        picture: str = page.evaluate(take)
+        image: str = page.evaluate(take)
         browser.close()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(unquote(picture.removeprefix("data:image/svg+xml,")) + "\n", encoding="utf-8")
+    path.write_text(unquote(image.removeprefix("data:image/svg+xml,")) + "\n", encoding="utf-8")
 
 
 def figure(runs: Sequence[Run]) -> Any:

@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/engines.py [--json FILE] [--threads N]
 
-The same model (256 wide, 6 layers, a tower of 6), pictures and prompts; n = G = 8 completions of a prompt, none of which can stop early.
+The same model (256 wide, 6 layers, a tower of 6), images and prompts; n = G = 8 completions of a prompt, none of which can stop early.
 Each side has a process of its own and they take turns, run by run. vLLM's caches are emptied before each run, so that it reads every
-picture and prompt once, as it would in training. TRL has no vLLM on a CPU. Nothing else may run meanwhile.
+image and prompt once, as it would in training. TRL has no vLLM on a CPU. Nothing else may run meanwhile.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def measured(case: Case, folder: Path, scratch: Path, threads: int, rounds: int)
 
 def shown(records: list[dict[str, Any]]) -> Table:
     """Medians, and ratios of paired runs with their quartiles."""
-    table = Table(title="samples a second (P=297 with 256 picture tokens, K=8, float32)")
+    table = Table(title="samples a second (P=297 with 256 image tokens, K=8, float32)")
     for column in ("case", *SIDES.values(), "ours / TRL", "vLLM / TRL", "vLLM / ours"):
         table.add_column(column, justify="left" if column == "case" else "right")
     for record in records:

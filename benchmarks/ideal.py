@@ -1,4 +1,4 @@
-"""The bound: what a case would take if every picture and every prompt were computed once and nothing else cost anything.
+"""The bound: what a case would take if every image and every prompt were computed once and nothing else cost anything.
 
 Each part is timed alone, on plain transformers modules at the case's own shapes, beside the runs that it bounds. A
 completion's part is its own rows plus its attention to the prompt, which no layout can spare.
@@ -35,7 +35,7 @@ class Costs:
     decode: float = 0.0
     """One more token for every completion of the batch, head included."""
     preprocess: float = 0.0
-    """One picture through the processor."""
+    """One image through the processor."""
     optimizer: float = 0.0
     """Clipping and one step of AdamW."""
 
@@ -72,7 +72,7 @@ def unit_costs(case: Case, folder: Path, repeats: int) -> Costs:
     if case.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     config = model.config.text_config
-    edge = 2 * round(case.picture_tokens**0.5)
+    edge = 2 * round(case.image_tokens**0.5)
     pixels, grid = torch.randn(edge**2, 2 * 3 * (TOKEN_SIZE // 2) ** 2), torch.tensor([[1, edge, edge]])
     shape = (case.num_completions, case.completion_tokens)
     vocab = config.vocab_size
@@ -151,8 +151,8 @@ def _preprocess(folder: Path, edge: int, repeats: int) -> float:
     from PIL import Image
 
     processor: Any = AutoProcessor.from_pretrained(folder)
-    picture = Image.new("RGB", (edge, edge))
-    return median_seconds(lambda: processor.image_processor(images=[picture], return_tensors="pt"), repeats)
+    image = Image.new("RGB", (edge, edge))
+    return median_seconds(lambda: processor.image_processor(images=[image], return_tensors="pt"), repeats)
 
 
 def _optimizer(model: nn.Module, repeats: int) -> float:

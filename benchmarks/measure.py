@@ -71,7 +71,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 @contextmanager
 def counted_work(models: Sequence[nn.Module]) -> Iterator[Counter[str]]:
-    """Count what really runs through towers, language models and heads of both sides' models: pictures, tokens, and those of
+    """Count what really runs through towers, language models and heads of both sides' models: images, tokens, and those of
     them that a gradient is taken of.
 
     Hooks sit on transformers' own modules, so nobody's book-keeping is believed. Recomputation under gradient checkpointing is inside the

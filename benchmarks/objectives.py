@@ -1,4 +1,4 @@
-"""GRPO, DAPO, SAPO, RLOO and GSPO on real pictures, from one checkpoint, on the same prompts, at equal compute.
+"""GRPO, DAPO, SAPO, RLOO and GSPO on real images, from one checkpoint, on the same prompts, at equal compute.
 
     .venv/bin/python benchmarks/objectives.py [--seeds 0 1 2] [--methods grpo gspo …] [--steps N] [--json FILE] [--plot FILE.svg]
     .venv/bin/python benchmarks/objectives.py --from docs/assets/objectives.json [--plot FILE.svg]

@@ -56,7 +56,7 @@ class OurSide:
         prepare[case.kind]()
 
     def reset(self) -> None:
-        """As before a step on pictures never seen: no gradients, no features kept."""
+        """As before a step on images never seen: no gradients, no features kept."""
         self.model.zero_grad(set_to_none=True)
         self.trainer.policy.vision.clear()
         if self.trainer.reference is not None:

@@ -1,10 +1,10 @@
-"""DPO and MPO on real pictures, from one under-trained checkpoint: what each makes of it, seed by seed.
+"""DPO and MPO on real images, from one under-trained checkpoint: what each makes of it, seed by seed.
 
     .venv/bin/python benchmarks/preferences.py [--seeds 0 1 2] [--json FILE]
 
 A small Qwen2.5-VL learns a little from easy-VQA by SFT. Asked training questions, it is often wrong: a pair is the right answer with
 its description (chosen) against a wrong one that it gave itself (rejected). DPO and MPO start from that checkpoint, on the same pairs,
-for the same steps. Measured on test pictures: accuracy and repetition of greedy answers, and how often held-out pairs are told
+for the same steps. Measured on test images: accuracy and repetition of greedy answers, and how often held-out pairs are told
 apart; and during training, the log-probability of chosen answers, which DPO may lower as long as the rejected ones' falls faster.
 """
 

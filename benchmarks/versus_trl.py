@@ -1,4 +1,4 @@
-"""boresight beside TRL 1.16: the same model, pictures, completions and settings, run by run in turn.
+"""boresight beside TRL 1.16: the same model, images, completions and settings, run by run in turn.
 
     .venv/bin/python benchmarks/versus_trl.py [--quick] [--json FILE] [--only NAME …] [--threads N]
 
@@ -215,7 +215,7 @@ def main() -> None:
             worker.close()
     caption = (
         f"{args.threads} thread(s), float32, load {load:.1f} before the start; medians of alternating runs; encodes and tokens are "
-        "counted by hooks in every pass. The ideal does picture, prompt, completions and head once each, at their measured cost."
+        "counted by hooks in every pass. The ideal does image, prompt, completions and head once each, at their measured cost."
     )
     console.print(table(records, caption))
 

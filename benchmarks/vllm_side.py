@@ -11,7 +11,7 @@ from boresight import GRPOTrainer
 
 
 class VLLMSide(OurSide):
-    """Samples by vLLM, on pictures and prompts that its caches have never seen."""
+    """Samples by vLLM, on images and prompts that its caches have never seen."""
 
     name = "boresight, vLLM"
     options: ClassVar[dict[str, Any]] = {"use_vllm": True, "vllm_gpu_memory_utilization": 0.1}
@@ -30,5 +30,5 @@ class VLLMSide(OurSide):
     def reset(self) -> None:
         super().reset()
         engine: Any = self.trainer.sampler.inner.engine
-        engine.reset_caches(pictures=True)
+        engine.reset_caches(images=True)
         engine._llm.reset_mm_cache()

@@ -18,10 +18,10 @@ from boresight.demo.easy_vqa import load_easy_vqa
 from boresight.demo.tiny import build_tiny
 
 TOKEN_SIZE = 16
-"""Pixels along a picture token: two patches of 8."""
+"""Pixels along an image token: two patches of 8."""
 
 NUM_ROWS = 16
-"""Rows of the data set. Every step of a run sees other pictures than the last."""
+"""Rows of the data set. Every step of a run sees other images than the last."""
 
 LEARNING_RATE = 1e-6
 
@@ -29,7 +29,7 @@ LEARNING_RATE = 1e-6
 def build_model(folder: Path) -> Path:
     """A Qwen2.5-VL of 256 wide, 6 layers and a tower of 6 layers, with random weights.
 
-    Its vocabulary is in proportion: head and layers share the work as in a 3B model. Windows are 4×4 picture tokens, as published.
+    Its vocabulary is in proportion: head and layers share the work as in a 3B model. Windows are 4×4 image tokens, as published.
     """
     sizes = {
         "num_layers": 6,
@@ -49,17 +49,17 @@ def build_model(folder: Path) -> Path:
 def dataset(case: Case, folder: Path) -> Dataset:
     """Rows as trainers take them: `prompt`, `image`, `solution`, and for pairs `chosen` and `rejected`.
 
-    Pictures are easy-VQA's, enlarged until they have `case.picture_tokens`.
+    Images are easy-VQA's, enlarged until they have `case.image_tokens`.
     """
-    edge = TOKEN_SIZE * round(case.picture_tokens**0.5)
+    edge = TOKEN_SIZE * round(case.image_tokens**0.5)
     question = question_of_length(case.prompt_tokens, edge, folder)
     pair = {"chosen": "blue " * case.completion_tokens, "rejected": "a red shape " * case.completion_tokens}
     rows: list[dict[str, Any]] = []
     row: Any
     for row in load_easy_vqa("train", num_rows=NUM_ROWS):
-        picture = PILImage.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").resize((edge, edge))
+        image = PILImage.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").resize((edge, edge))
         encoded = io.BytesIO()
-        picture.save(encoded, "png")
+        image.save(encoded, "png")
         prompt = [{"role": "user", "content": question}]
         rows.append(
             {"prompt": prompt, "image": {"bytes": encoded.getvalue(), "path": None}, "solution": row["solution"]}
@@ -74,19 +74,19 @@ def dataset(case: Case, folder: Path) -> Dataset:
 
 
 def question_of_length(tokens: int, edge: int, folder: Path) -> str:
-    """A question that makes a prompt of `tokens` tokens with one picture of edge × edge pixels."""
+    """A question that makes a prompt of `tokens` tokens with one image of edge × edge pixels."""
     processor: Any = AutoProcessor.from_pretrained(folder)
-    picture = PILImage.new("RGB", (edge, edge))
+    image = PILImage.new("RGB", (edge, edge))
     question = "what color is the shape?"
-    while (length := _prompt_length(processor, question, picture)) < tokens:
+    while (length := _prompt_length(processor, question, image)) < tokens:
         question += " a"
     if length != tokens:
         raise ValueError(f"no question makes a prompt of {tokens} tokens: the next is {length}")
     return question
 
 
-def _prompt_length(processor: Any, question: str, picture: PILImage.Image) -> int:
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+def _prompt_length(processor: Any, question: str, image: PILImage.Image) -> int:
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     message = [{"role": "user", "content": content}]
     encoded = processor.apply_chat_template(message, tokenize=True, return_dict=True, add_generation_prompt=True)
     return len(encoded["input_ids"][0])

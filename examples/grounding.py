@@ -2,7 +2,7 @@
 
     python examples/grounding.py
 
-A model writes coordinates in a way of its own: COORDINATES is `model` for Qwen2.5-VL (pixels of the picture as the model
+A model writes coordinates in a way of its own: COORDINATES is `model` for Qwen2.5-VL (pixels of the image as the model
 sees it), `thousand` for Qwen3-VL and InternVL (thousandths of its sides), `original` for pixels of the file. The right
 box is always in pixels of the file. MODEL names another model, STEPS another length.
 """
@@ -27,9 +27,9 @@ COORDINATES = cast("Coordinates", os.environ.get("COORDINATES", "model"))
 def row(chooser: random.Random) -> dict[str, Any]:
     """One question, and the right box in the column that the rewards read."""
     color = chooser.choice(["red", "green", "blue"])
-    picture, where = box(color, chooser)
+    image, where = box(color, chooser)
     question = f"Where is the {color} box? Write <answer>[x1, y1, x2, y2]</answer>."
-    return {"prompt": [{"role": "user", "content": question}], "image": picture, "bbox": list(where)}
+    return {"prompt": [{"role": "user", "content": question}], "image": image, "bbox": list(where)}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Own data: a folder of pictures and a table, first imitated (SFT), then improved on (GRPO).
+"""Own data: a folder of images and a table, first imitated (SFT), then improved on (GRPO).
 
     python examples/own_data.py shapes       # shapes/train.csv has the columns image, question, answer
 
@@ -21,10 +21,10 @@ FORM = "Answer with one word between <answer> and </answer>, after your reasonin
 
 
 def main(folder: str) -> None:
-    # A path in the table starts at the table. The pictures stay files; the trainer decodes them when it needs them.
+    # A path in the table starts at the table. The images stay files; the trainer decodes them when it needs them.
     table: Any = load_rows(f"{folder}/train.csv")
 
-    # What is asked. Without a place for it in the text, the picture stands before the question.
+    # What is asked. Without a place for it in the text, the image stands before the question.
     rows = [
         {
             "prompt": [{"role": "user", "content": f"{row['question']} {FORM}"}],

@@ -1,4 +1,4 @@
-"""DPO: of two answers about a picture, prefer the one that people (or a judge) preferred.
+"""DPO: of two answers about an image, prefer the one that people (or a judge) preferred.
 
     python examples/scripts/dpo_vlm.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --output_dir runs/dpo --use_peft
 
@@ -14,11 +14,11 @@ from boresight.cli import exit_code, read_command
 
 
 def main() -> None:
-    # RLAIF-V: two answers to one question about a picture, the second with more that is not in the picture.
+    # RLAIF-V: two answers to one question about an image, the second with more that is not in the image.
     command = read_command("dpo", dataset_name="HuggingFaceH4/rlaif-v_formatted")
     train_dataset, eval_dataset = command.load_datasets()
 
-    # Every pair is a group of two: one picture and one prompt, with two answers branching off. The reference is
+    # Every pair is a group of two: one image and one prompt, with two answers branching off. The reference is
     # the model before training; with --use_peft it is the model without its adapter, and costs no memory.
     trainer = DPOTrainer(
         model=command.model.model_name_or_path,

@@ -14,13 +14,13 @@ from boresight import GRPOTrainer
 from boresight.cli import exit_code, read_command
 
 SYSTEM_PROMPT = (
-    "The user asks a question about a picture. First think it through between <think> and </think>, then give the "
+    "The user asks a question about an image. First think it through between <think> and </think>, then give the "
     "answer alone between <answer> and </answer>: <think>\nyour reasoning\n</think>\n<answer>\nyour answer\n</answer>"
 )
 
 
 def main() -> None:
-    # Mathematics with pictures. The command prints what GSPO sets, with the paper; what a flag says wins over it.
+    # Mathematics with images. The command prints what GSPO sets, with the paper; what a flag says wins over it.
     command = read_command(
         "gspo",
         dataset_name="lmms-lab/multimodal-open-r1-8k-verified",
@@ -31,7 +31,7 @@ def main() -> None:
     )
     train_dataset, eval_dataset = command.load_datasets()
 
-    # Every question is a group: its picture is encoded once, its prompt read once, and all answers branch off it.
+    # Every question is a group: its image is encoded once, its prompt read once, and all answers branch off it.
     trainer = GRPOTrainer(
         model=command.model.model_name_or_path,
         reward_funcs=command.rewards.reward_funcs,

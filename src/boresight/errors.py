@@ -3,7 +3,7 @@
 BoresightError
 ├── UserError (also ValueError)     something the user wrote; the message names it and the way out
 │   ├── DataError                   a row, a column, a file
-│   │   └── PictureError            a picture is missing, broken, too large, or miscounted
+│   │   └── ImageError            an image is missing, broken, too large, or miscounted
 │   ├── ConfigError                 an option that is unknown, contradictory or unsupported
 │   ├── ModelError                  a model or processor that cannot do what is asked of it
 │   └── RewardError                 a reward function that broke its contract
@@ -29,8 +29,8 @@ class DataError(UserError):
     """A row cannot become a group. The message starts with the row's name."""
 
 
-class PictureError(DataError):
-    """A picture is missing, broken, too large, or does not match its placeholders."""
+class ImageError(DataError):
+    """An image is missing, broken, too large, or does not match its placeholders."""
 
 
 class ConfigError(UserError):

@@ -29,10 +29,10 @@ Conversation = Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture, still encoded: it costs its file size until a worker decodes it.
+class EncodedImage:
+    """One image, still encoded: it costs its file size until a worker decodes it.
 
-    Two pictures are equal when their encoded bytes are, however they reached us.
+    Two images are equal when their encoded bytes are, however they reached us.
     """
 
     source: bytes | str = field(compare=False, repr=False)
@@ -48,7 +48,7 @@ class Row:
     """One validated row of a data set, whatever format it came in.
 
     A conversation's messages carry explicit content parts (``{"type": "text", "text": …}``, ``{"type": "image"}``)
-    with exactly one ``image`` part per picture; a plain-text prompt stays a string.
+    with exactly one ``image`` part per image; a plain-text prompt stays a string.
     """
 
     index: int
@@ -57,7 +57,7 @@ class Row:
     """What is asked. Empty for the `messages` format, whose whole conversation is the one completion."""
     completions: tuple[str | Conversation, ...]
     """Nothing (GRPO), the demonstration (SFT), or chosen and rejected (DPO)."""
-    pictures: tuple[Picture, ...]
+    images: tuple[EncodedImage, ...]
     """In the order of their placeholders: the prompt's first."""
     columns: Mapping[str, Any]
     """Every other column, for reward functions and reports."""
@@ -69,17 +69,17 @@ class Prompt:
 
     row: Row
     ids: Ids
-    """[P] token ids with every picture expanded to its placeholder tokens."""
+    """[P] token ids with every image expanded to its placeholder tokens."""
     token_types: Ids
-    """[P] 0 for text, 1 for a picture's placeholder, 2 for a video's."""
+    """[P] 0 for text, 1 for an image's placeholder, 2 for a video's."""
     vision: Mapping[str, Tensor]
-    """The processor's further tensors (`pixel_values`, `image_grid_thw`, …), as the model takes them. Empty without pictures."""
+    """The processor's further tensors (`pixel_values`, `image_grid_thw`, …), as the model takes them. Empty without images."""
     unexpanded_ids: Int[Tensor, "U"]
-    """The same prompt before pictures were expanded: what a generation engine is sent."""
+    """The same prompt before images were expanded: what a generation engine is sent."""
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        return self.row.pictures
+    def images(self) -> tuple[EncodedImage, ...]:
+        return self.row.images
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +97,12 @@ class Completion:
     truncated: bool = False
     """True when generation hit the length limit before a stop token."""
     token_types: Ids | None = None
-    """[C] as `Prompt.token_types`; given only for K = 1, where pictures may stand anywhere."""
+    """[C] as `Prompt.token_types`; given only for K = 1, where images may stand anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One prompt with its pictures and K completions of it: the unit of data, of the forward pass and of a micro-batch."""
+    """One prompt with its images and K completions of it: the unit of data, of the forward pass and of a micro-batch."""
 
     prompt: Prompt
     completions: tuple[Completion, ...]
@@ -152,7 +152,7 @@ class ModelFacts:
     """Every id that ends a completion, from the checkpoint's generation config and the tokenizer."""
     pad_id: int
     modality_ids: tuple[int, ...]
-    """Ids that only the processor may place (picture, video and audio placeholders, vision start and end); banned in sampling."""
+    """Ids that only the processor may place (image, video and audio placeholders, vision start and end); banned in sampling."""
     image_token_id: int | None
     """The placeholder that the tower's features replace; None for a text-only model."""
     vocab_size: int
@@ -183,8 +183,8 @@ class Weight:
 
     trained: bool
     """Whether training moves it."""
-    pictures: bool
-    """Whether features of pictures depend on it: it belongs to the tower or the projector."""
+    images: bool
+    """Whether features of images depend on it: it belongs to the tower or the projector."""
 
 
 class Weights(Protocol):
@@ -207,8 +207,8 @@ class Adapter(Protocol):
         ...
 
     @property
-    def pictures(self) -> bool:
-        """Whether features of pictures depend on it."""
+    def images(self) -> bool:
+        """Whether features of images depend on it."""
         ...
 
     def factors(self) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a table of one's own: pictures, and a CSV with other names for its columns."""
+    """A folder with a table of one's own: images, and a CSV with other names for its columns."""
     (tmp_path / "photos").mkdir()
     lines = ["photo,ask,right,level"]
     for place, colour in enumerate(("red", "green", "blue", "teal", "gray", "black")):

@@ -14,7 +14,7 @@ from PIL import Image
 from boresight.cli import read_command
 from boresight.cli.command import Command
 from boresight.data import RowDataset, RowStream, decode
-from boresight.errors import ConfigError, DataError, PictureError
+from boresight.errors import ConfigError, DataError, ImageError
 from boresight.types import Row
 
 datasets.disable_progress_bars()
@@ -29,7 +29,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six pictures of one colour, and a table about them."""
+    """Six images of one colour, and a table about them."""
     images = tmp_path / "colors" / "images"
     images.mkdir(parents=True)
     for color in COLORS:
@@ -38,9 +38,9 @@ def folder(tmp_path: Path) -> Path:
     return images.parent
 
 
-def table(picture: str = "images/{}.png") -> list[dict[str, Any]]:
+def table(image: str = "images/{}.png") -> list[dict[str, Any]]:
     return [
-        {"picture": picture.format(color), "question": f"which color? {place}", "answer": color, "amount": place}
+        {"photo": image.format(color), "question": f"which color? {place}", "answer": color, "amount": place}
         for place, color in enumerate(COLORS)
     ]
 
@@ -67,7 +67,7 @@ def rows(records: Any) -> list[Row]:
     return list(RowDataset(records)[place] for place in range(len(records)))  # noqa: C400
 
 
-ASKED = ("--prompt_column", "question", "--image_column", "picture")
+ASKED = ("--prompt_column", "question", "--image_column", "photo")
 
 
 def test_a_table_to_sample_from(folder: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_table_to_sample_from(folder: Path) -> None:
     assert read[2].prompt[0]["content"] == [{"type": "image"}, {"type": "text", "text": "which color? 2"}]  # pyright: ignore[reportArgumentType]
     assert [row.columns["solution"] for row in read] == list(COLORS)
     assert [row.columns["amount"] for row in read] == list(range(6))
-    assert decode(read[2].pictures[0]).getpixel((0, 0)) == (0, 0, 255)
+    assert decode(read[2].images[0]).getpixel((0, 0)) == (0, 0, 255)
 
 
 def test_a_table_to_imitate_and_what_the_system_says(folder: Path) -> None:
@@ -111,8 +111,8 @@ def test_plain_prompts_stay_plain_as_in_trl_and_that_is_said(folder: Path, capsy
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--prompt_column", "questoin"], "has no such column, only picture, question, answer, amount. Did you mean 'question'?"),
-        ([], "the columns picture, question, answer, amount. Say which is which: --prompt_column NAME"),
+        (["--prompt_column", "questoin"], "has no such column, only photo, question, answer, amount. Did you mean 'question'?"),
+        ([], "the columns photo, question, answer, amount. Say which is which: --prompt_column NAME"),
         (["--system_prompt", "x", "--solution_column", "answer"], "--prompt_column NAME"),
         (["--prompt_column", "question", "--dataset_train_split", "dev"], "has no split 'dev', only train"),
         (["--prompt_column", "question", "--dataset_train_split", "train[a:b]"], "write a part as train[:1000]"),
@@ -135,7 +135,7 @@ def test_two_columns_for_one_thing_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["../../outside.png", "/etc/hostname.png", "file:///etc/hostname.png"])
-def test_a_table_names_no_picture_outside_its_folder(
+def test_a_table_names_no_image_outside_its_folder(
     folder: Path, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "outside.png")
@@ -145,7 +145,7 @@ def test_a_table_names_no_picture_outside_its_folder(
     for color in COLORS[:2]:
         (folder / "deep" / "images").mkdir(exist_ok=True)
         Image.new("RGB", (8, 6), color).save(folder / "deep" / "images" / f"{color}.png")
-    with pytest.raises(PictureError, match=r"row 2: the picture's path .* leads out of .*--image_root"):
+    with pytest.raises(ImageError, match=r"row 2: the image's path .* leads out of .*--image_root"):
         command("grpo", "--dataset_name", str(file), *ASKED).load_datasets()
 
 
@@ -153,7 +153,7 @@ def test_another_root(folder: Path, tmp_path: Path) -> None:
     file = write_csv(tmp_path / "elsewhere.csv", table("{}.png"))
     words = [*ASKED, "--dataset_name", str(file), "--image_root", str(folder / "images")]
     read = rows(command("grpo", *words).load_datasets()[0])
-    assert decode(read[0].pictures[0]).getpixel((0, 0)) == (255, 0, 0)
+    assert decode(read[0].images[0]).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_a_part_and_rows_set_aside(folder: Path) -> None:
@@ -194,13 +194,13 @@ def test_a_stream(folder: Path) -> None:
     read = list(RowStream(train))
     assert [row.columns["solution"] for row in read] == list(COLORS)
     assert [message["role"] for message in read[5].prompt] == ["system", "user"]  # pyright: ignore[reportArgumentType]
-    assert read[5].pictures[0].size == (8, 6)
+    assert read[5].images[0].size == (8, 6)
 
 
 class TestMixture:
     @pytest.fixture
     def stored(self, tmp_path: Path) -> Path:
-        """Rows that hold their pictures, under other names than the table's."""
+        """Rows that hold their images, under other names than the table's."""
         given = [{"image": Image.new("RGB", (4, 4), color), "text": "what?", "right": color} for color in COLORS[:4]]
         datasets.DatasetDict({"dev": datasets.Dataset.from_list(given)}).save_to_disk(tmp_path / "stored")
         return tmp_path / "stored"
@@ -211,7 +211,7 @@ class TestMixture:
 
     def parts(self, folder: Path, stored: Path) -> list[dict[str, Any]]:
         keep = ["prompt", "image", "solution"]
-        names = {"image_column": "picture", "prompt_column": "question", "solution_column": "answer"}
+        names = {"image_column": "photo", "prompt_column": "question", "solution_column": "answer"}
         own = {"prompt_column": "text", "solution_column": "right"}
         return [
             {"path": str(folder), "split": "train[:5]", "columns": keep, **names},
@@ -222,7 +222,7 @@ class TestMixture:
         train, _ = self.mixed(tmp_path, self.parts(folder, stored))
         read = rows(train)
         assert [row.columns["solution"] for row in read] == [*COLORS[:5], *COLORS[:4]]
-        assert [row.pictures[0].size for row in read] == [(8, 6)] * 5 + [(4, 4)] * 4
+        assert [row.images[0].size for row in read] == [(8, 6)] * 5 + [(4, 4)] * 4
         assert read[8].prompt[0]["content"][1]["text"] == "what?"  # pyright: ignore[reportArgumentType]
 
     def test_shares(self, tmp_path: Path, folder: Path, stored: Path) -> None:

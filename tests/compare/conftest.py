@@ -1,4 +1,4 @@
-"""Two tiny models, and a few questions about real pictures."""
+"""Two tiny models, and a few questions about real images."""
 
 from __future__ import annotations
 

@@ -141,6 +141,6 @@ def test_settings_say_what_answers_depend_on() -> None:
 
 def test_a_row_that_cannot_be_asked_is_named(base: str) -> None:
     prompt = [{"role": "user", "content": [{"type": "text", "text": "<|image_pad|>"}]}]
-    rows = [Row(index=7, prompt=prompt, completions=(), pictures=(), columns={})]
+    rows = [Row(index=7, prompt=prompt, completions=(), images=(), columns={})]
     with pytest.raises(DataError, match="row 7"):
         all_answers(base, rows)

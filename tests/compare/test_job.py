@@ -98,7 +98,7 @@ def test_one_model_is_in_memory_at_a_time(
 
 
 def test_rewards_mark_what_they_are_given(base: str, questions: Dataset, tmp_path: Path) -> None:
-    """A reward of one's own sees columns, ids, pictures and their sizes; below `right_at` is wrong, None is unmarked."""
+    """A reward of one's own sees columns, ids, images and their sizes; below `right_at` is wrong, None is unmarked."""
     seen: dict[str, list[Any]] = {}
 
     def graded(

@@ -1,4 +1,4 @@
-"""Real processors of tiny models, and real pictures."""
+"""Real processors of tiny models, and real images."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from boresight.data import Encoder, check_rows, read_row
-from boresight.errors import DataError, PictureError
+from boresight.errors import DataError, ImageError
 
-PICTURE = Image.new("RGB", (64, 48), (10, 200, 30))
+SQUARE = Image.new("RGB", (64, 48), (10, 200, 30))
 BROKEN = b"\x89PNG\r\n\x1a\n and nothing more"
 
 
@@ -32,37 +32,37 @@ IMAGE = {"type": "image"}
 ASK, BLUE, RED = [user("what color?")], [assistant("blue")], [assistant("red")]
 
 READING: dict[str, tuple[dict[str, Any], type[DataError], list[str]]] = {
-    # pictures
-    "missing file": ({"prompt": ASK, "image": "no/such.png"}, PictureError, ["'no/such.png'", "No such file"]),
-    "missing in a list": ({"prompt": ASK, "images": [PICTURE, None]}, PictureError, ["images[1]", "missing (None)"]),
-    "broken": ({"prompt": ASK, "image": BROKEN}, PictureError, ["broken or of an unknown format"]),
+    # images
+    "missing file": ({"prompt": ASK, "image": "no/such.png"}, ImageError, ["'no/such.png'", "No such file"]),
+    "missing in a list": ({"prompt": ASK, "images": [SQUARE, None]}, ImageError, ["images[1]", "missing (None)"]),
+    "broken": ({"prompt": ASK, "image": BROKEN}, ImageError, ["broken or of an unknown format"]),
     "broken inside a part": (
-        {"prompt": [user([{"type": "image", "image": BROKEN}, text("?")])]}, PictureError, ["prompt[0].content[0]", "broken"],
+        {"prompt": [user([{"type": "image", "image": BROKEN}, text("?")])]}, ImageError, ["prompt[0].content[0]", "broken"],
     ),
-    "a folder": ({"prompt": ASK, "image": "/"}, PictureError, ["cannot read the picture '/'"]),
-    "an address": ({"prompt": ASK, "image": "http://localhost/a.png"}, PictureError, ["Download the picture first"]),
-    "a number": ({"prompt": ASK, "image": 3}, PictureError, ["int is no picture", "Give a PIL image"]),
-    "both columns": ({"prompt": ASK, "image": PICTURE, "images": [PICTURE]}, PictureError, ["both 'image' and 'images'"]),
-    "another name": ({"prompt": ASK, "picture": PICTURE}, PictureError, ["'picture' holds a picture", "Rename"]),
-    "a misspelt name": ({"prompt": ASK, "imags": ["a.png"]}, PictureError, ["'imags' holds a picture"]),
+    "a folder": ({"prompt": ASK, "image": "/"}, ImageError, ["cannot read the image '/'"]),
+    "an address": ({"prompt": ASK, "image": "http://localhost/a.png"}, ImageError, ["Download the image first"]),
+    "a number": ({"prompt": ASK, "image": 3}, ImageError, ["int is no image", "Give a PIL image"]),
+    "both columns": ({"prompt": ASK, "image": SQUARE, "images": [SQUARE]}, ImageError, ["both 'image' and 'images'"]),
+    "another name": ({"prompt": ASK, "photo": SQUARE}, ImageError, ["'photo' holds an image", "Rename"]),
+    "a misspelt name": ({"prompt": ASK, "imags": ["a.png"]}, ImageError, ["'imags' holds an image"]),
     # placeholders
-    "fewer pictures than parts": (
-        {"prompt": [user([IMAGE, IMAGE, text("?")])], "images": [PICTURE]}, PictureError,
-        ["1 picture(s) in the image columns", "2 image part(s)"],
+    "fewer images than parts": (
+        {"prompt": [user([IMAGE, IMAGE, text("?")])], "images": [SQUARE]}, ImageError,
+        ["1 image(s) in the image columns", "2 image part(s)"],
     ),
-    "more pictures than parts": (
-        {"prompt": [user([IMAGE, text("?")])], "images": [PICTURE, PICTURE]}, PictureError, ["2 picture(s)", "1 image part(s)"],
+    "more images than parts": (
+        {"prompt": [user([IMAGE, text("?")])], "images": [SQUARE, SQUARE]}, ImageError, ["2 image(s)", "1 image part(s)"],
     ),
-    "parts and no pictures": ({"prompt": [user([IMAGE, text("?")])]}, PictureError, ["0 picture(s)", "1 image part(s)"]),
-    "pictures and nowhere to put them": (
-        {"prompt": [user([text("?")])], "images": [PICTURE]}, PictureError, ["0 image part(s)", "plain string"],
+    "parts and no images": ({"prompt": [user([IMAGE, text("?")])]}, ImageError, ["0 image(s)", "1 image part(s)"]),
+    "images and nowhere to put them": (
+        {"prompt": [user([text("?")])], "images": [SQUARE]}, ImageError, ["0 image part(s)", "plain string"],
     ),
     "another tool's placeholder": (
-        {"prompt": [user("<image>what color?")], "image": PICTURE}, PictureError, ["says '<image>'", "content parts"],
+        {"prompt": [user("<image>what color?")], "image": SQUARE}, ImageError, ["says '<image>'", "content parts"],
     ),
-    "a picture inside one of two completions": (
-        {"prompt": ASK, "chosen": [assistant([IMAGE, text("x")])], "rejected": RED, "image": PICTURE}, PictureError,
-        ["chosen has a picture", "Only the prompt"],
+    "an image inside one of two completions": (
+        {"prompt": ASK, "chosen": [assistant([IMAGE, text("x")])], "rejected": RED, "image": SQUARE}, ImageError,
+        ["chosen has an image", "Only the prompt"],
     ),
     # columns
     "a wrong column": ({"promt": ASK, "solution": "4"}, DataError, ["its columns: promt, solution", "Did you mean 'prompt'"]),
@@ -138,12 +138,12 @@ ENCODING: dict[str, tuple[Door, dict[str, Any], list[str]]] = {
     ),
     "a mark in messages": (_demonstration, {"messages": [*ASK, assistant("<|video_pad|>")]}, ["'<|video_pad|>'"]),
     "a mark in a string answer": (_demonstration, {"prompt": "x", "completion": "<|image_pad|>"}, ["'<|image_pad|>'"]),
-    "a placeholder without its picture": (Encoder.prompt, {"prompt": f"{MARK}what?"}, ["'<|image_pad|>'"]),
-    "one placeholder, two pictures": (
-        Encoder.prompt, {"prompt": f"{MARK}what?", "images": [PICTURE, PICTURE]}, [f"{MARK!r} 1 time(s) for 2 picture(s)"],
+    "a placeholder without its image": (Encoder.prompt, {"prompt": f"{MARK}what?"}, ["'<|image_pad|>'"]),
+    "one placeholder, two images": (
+        Encoder.prompt, {"prompt": f"{MARK}what?", "images": [SQUARE, SQUARE]}, [f"{MARK!r} 1 time(s) for 2 image(s)"],
     ),
-    "half a placeholder": (Encoder.prompt, {"prompt": "<|image_pad|>what?", "image": PICTURE}, [f"{MARK!r} 0 time(s)"]),
-    "another kind's placeholder": (Encoder.prompt, {"prompt": "<|video_pad|>what?", "image": PICTURE}, ["'<|video_pad|>'"]),
+    "half a placeholder": (Encoder.prompt, {"prompt": "<|image_pad|>what?", "image": SQUARE}, [f"{MARK!r} 0 time(s)"]),
+    "another kind's placeholder": (Encoder.prompt, {"prompt": "<|video_pad|>what?", "image": SQUARE}, ["'<|video_pad|>'"]),
     "messages where a prompt is needed": (Encoder.prompt, {"messages": ASK + BLUE}, ["a prompt column is needed"]),
     "no completion": (_demonstration, {"prompt": ASK}, ["the row has 0 completions"]),
     "two completions": (_demonstration, {"prompt": ASK, "chosen": BLUE, "rejected": RED}, ["the row has 2 completions"]),
@@ -153,8 +153,8 @@ ENCODING: dict[str, tuple[Door, dict[str, Any], list[str]]] = {
     "completion of messages": (
         _completion_only, {"messages": ASK + BLUE}, ["completion_only_loss=True", "assistant_only_loss=True"],
     ),
-    "a picture too narrow for the family": (
-        Encoder.prompt, {"prompt": ASK, "image": Image.new("RGB", (2000, 2))}, ["the processor refuses it (pictures: 2000×2)"],
+    "an image too narrow for the family": (
+        Encoder.prompt, {"prompt": ASK, "image": Image.new("RGB", (2000, 2))}, ["the processor refuses it (images: 2000×2)"],
     ),
 }  # fmt: skip
 
@@ -168,7 +168,7 @@ def test_encoding_names_the_row(case: str, encoder: Callable[..., Encoder]) -> N
     assert [piece for piece in says if piece not in str(error.value)] == []
 
 
-@pytest.mark.parametrize("case", ["a mark in the question", "one placeholder, two pictures", "half a placeholder"])
+@pytest.mark.parametrize("case", ["a mark in the question", "one placeholder, two images", "half a placeholder"])
 def test_what_the_tokenizer_knows_is_found_before_training_too(case: str, encoder: Callable[..., Encoder]) -> None:
     with pytest.raises(DataError, match="1 of 2 rows cannot be used:\nrow 1"):
         check_rows([{"prompt": "fine"}, ENCODING[case][1]], check=encoder().count_tokens)
@@ -197,12 +197,12 @@ def test_no_template(encoder: Callable[..., Encoder]) -> None:
     encode.processor.chat_template = None
     with pytest.raises(ValueError, match="row 7 is a conversation, but the processor has no chat template"):
         encode.prompt(read_row({"prompt": ASK}, 7))
-    assert len(encode.prompt(read_row({"prompt": "plain", "image": PICTURE}, 7)).ids) > 10
+    assert len(encode.prompt(read_row({"prompt": "plain", "image": SQUARE}, 7)).ids) > 10
 
 
-def test_a_picture_that_ends_early_is_named_by_the_worker(encoder: Callable[..., Encoder]) -> None:
+def test_a_image_that_ends_early_is_named_by_the_worker(encoder: Callable[..., Encoder]) -> None:
     stream = BytesIO()
     Image.effect_noise((64, 64), 90).convert("RGB").save(stream, format="JPEG")
     row = read_row({"prompt": ASK, "image": stream.getvalue()[:1500]}, 7)
-    with pytest.raises(PictureError, match=r"row 7, picture 0: the picture cannot be decoded.*drop the row"):
+    with pytest.raises(ImageError, match=r"row 7, image 0: the image cannot be decoded.*drop the row"):
         encoder().prompt(row)

@@ -45,5 +45,5 @@ def test_families_without_a_budget_say_so(family: str, encoder: Callable[..., En
 def test_impossible_budgets(encoder: Callable[..., Encoder]) -> None:
     with pytest.raises(ConfigError, match=r"min_pixels \(9001\) is larger than max_pixels \(9000\)"):
         encoder(min_pixels=9001, max_pixels=9000)
-    with pytest.raises(ConfigError, match="less than one picture token"):
+    with pytest.raises(ConfigError, match="less than one image token"):
         encoder(min_pixels=1, max_pixels=10)

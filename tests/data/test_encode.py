@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoTokenizer, Idefics2ImageProcessor, Idefics2Processor
 
 from boresight.data import Encoder, decode, read_row
-from boresight.errors import DataError, ModelError, PictureError
+from boresight.errors import DataError, ImageError, ModelError
 from boresight.types import Group, Row
 
 FAMILIES = [
@@ -31,14 +31,14 @@ def assistant(content: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content}
 
 
-def with_pictures(row: Row) -> list[dict[str, Any]]:
-    """The row's conversation with its pictures inside, as transformers' own chat door takes it."""
-    pictures = iter(row.pictures)
+def with_images(row: Row) -> list[dict[str, Any]]:
+    """The row's conversation with its images inside, as transformers' own chat door takes it."""
+    images = iter(row.images)
     return [
         {
             **message,
             "content": [
-                {"type": "image", "image": decode(next(pictures))} if part["type"] == "image" else part
+                {"type": "image", "image": decode(next(images))} if part["type"] == "image" else part
                 for part in message["content"]
             ],
         }
@@ -65,7 +65,7 @@ class TestPrompt:
         row = read_row({"prompt": messages, "images": [noise(*size) for size in sizes]}, 0)
         prompt = encode.prompt(row)
         expected = encode.processor.apply_chat_template(
-            with_pictures(row), tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+            with_images(row), tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
         assert prompt.ids.tolist() == expected["input_ids"][0].tolist()
         tensors = {name: value for name, value in expected.items() if "ids" not in name and name != "attention_mask"}
@@ -76,7 +76,7 @@ class TestPrompt:
         assert bool((prompt.token_types[placeholders] == 1).all())
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_unexpanded_ids_keep_one_placeholder_a_picture(self, family: str, encoder: Make) -> None:
+    def test_unexpanded_ids_keep_one_placeholder_a_image(self, family: str, encoder: Make) -> None:
         encode = encoder(family)
         row = read_row({"prompt": [user("compare")], "images": [noise(50, 50), noise(70, 40)]}, 0)
         prompt = encode.prompt(row)
@@ -85,11 +85,11 @@ class TestPrompt:
         assert len(prompt.unexpanded_ids) < len(prompt.ids)
 
     @pytest.mark.parametrize("count", [0, 1, 2, 5])
-    def test_counts_of_pictures(self, count: int, encoder: Make) -> None:
+    def test_counts_of_images(self, count: int, encoder: Make) -> None:
         row = read_row({"prompt": [user("look")], "images": [noise(40 + 16 * place, 48) for place in range(count)]}, 0)
         prompt = encoder().prompt(row)
         assert len(prompt.vision.get("image_grid_thw", [])) == count
-        assert prompt.pictures == row.pictures
+        assert prompt.images == row.images
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_sizes_as_the_model_saw_them(self, family: str, encoder: Make) -> None:
@@ -104,7 +104,7 @@ class TestPrompt:
         elif family in ("llava", "gemma3"):
             assert encode.model_sizes(prompt) == [tuple(reversed(prompt.vision["pixel_values"].shape[2:]))] * 2
         elif family != "internvl":
-            with pytest.raises(ModelError, match="cuts pictures into tiles"):
+            with pytest.raises(ModelError, match="cuts images into tiles"):
                 encode.model_sizes(prompt)
 
     @pytest.mark.parametrize("family", FAMILIES)
@@ -169,7 +169,7 @@ class TestPrompt:
         with pytest.raises(ModelError, match="only a tokenizer was given"):
             bare.prompt(read_row({"prompt": [user("what color?")], "image": noise(32, 32)}, 0))
 
-    def test_swapping_the_picture_changes_the_tensors_alone(self, encoder: Make) -> None:
+    def test_swapping_the_image_changes_the_tensors_alone(self, encoder: Make) -> None:
         encode = encoder()
         one, two = (encode.prompt(read_row({"prompt": "x", "image": noise(64, 64)}, 0)) for _ in range(2))
         assert torch.equal(one.ids, two.ids)
@@ -235,7 +235,7 @@ class TestDemonstration:
             "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>"
             "{% endif %}{{ '\\n' }}{% endfor %}"
         )
-        conversation = with_pictures(Row(0, row.completions[0], (), row.pictures, {}))
+        conversation = with_images(Row(0, row.completions[0], (), row.images, {}))
         oracle = encode.processor.apply_chat_template(
             conversation, chat_template=marked, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
@@ -287,7 +287,7 @@ class TestDemonstration:
         assert counted(both, encode) == f"hi{end}blue{end}yes{end}"
         assert "sure?" in counted(encode.demonstration(row), encode)
 
-    def test_a_completion_may_hold_a_picture(self, encoder: Make) -> None:
+    def test_a_completion_may_hold_a_image(self, encoder: Make) -> None:
         encode = encoder()
         record = {
             "prompt": [user([{"type": "image"}, {"type": "text", "text": "draw"}])],
@@ -332,13 +332,13 @@ class TestDemonstration:
         with pytest.raises(DataError, match=r"row 3: .*nothing that counts would be left"):
             encode.demonstration(row, max_length=len(full.prompt.ids))
 
-    def test_max_length_never_cuts_a_picture(self, encoder: Make) -> None:
+    def test_max_length_never_cuts_a_image(self, encoder: Make) -> None:
         encode = encoder()
         row = read_row(MESSAGES | {"image": noise(64, 64)}, 8)
         group = encode.demonstration(row)
         last = int((whole(group) == encode.facts.image_token_id).nonzero().max())
         assert encode.demonstration(row, max_length=last + 3).num_tokens == last + 3
-        with pytest.raises(DataError, match=r"row 8: .*a picture would be cut"):
+        with pytest.raises(DataError, match=r"row 8: .*an image would be cut"):
             encode.demonstration(row, max_length=last)
 
 
@@ -385,10 +385,10 @@ class TestCount:
 
     def test_nothing_is_decoded(self, encoder: Make) -> None:
         image = noise(64, 64)
-        broken = read_row({"prompt": "x", "image": image}, 0).pictures[0]
+        broken = read_row({"prompt": "x", "image": image}, 0).images[0]
         data = broken.source[: len(broken.source) // 2]
         row = read_row({"prompt": "x", "image": data}, 0)
         encode = encoder()
         assert encode.count_tokens(row) == len(encode.prompt(read_row({"prompt": "x", "image": image}, 0)).ids)
-        with pytest.raises(PictureError, match="row 0, picture 0: the picture cannot be decoded"):
+        with pytest.raises(ImageError, match="row 0, image 0: the image cannot be decoded"):
             encode.prompt(row)

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from boresight.data import load_picture, read_row
-from boresight.errors import PictureError
+from boresight.data import load_image, read_row
+from boresight.errors import ImageError
 
 
-def picture(width: int, height: int) -> Image.Image:
+def image(width: int, height: int) -> Image.Image:
     return Image.new("RGB", (width, height), (200, 30, 60))
 
 
-ONE, TWO = picture(10, 20), picture(30, 40)
+ONE, TWO = image(10, 20), image(30, 40)
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def test_messages_are_one_completion() -> None:
     assert row.index == 4
     assert not row.prompt
     assert row.completions == ([user([IMAGE, text("what color?")]), assistant([text("blue")])],)
-    assert [item.size for item in row.pictures] == [(10, 20)]
+    assert [item.size for item in row.images] == [(10, 20)]
 
 
 def test_prompt_of_a_conversation() -> None:
@@ -47,12 +47,12 @@ def test_prompt_of_a_conversation() -> None:
         user([IMAGE, IMAGE, text("compare")]),
     ]
     assert row.completions == ()
-    assert [item.size for item in row.pictures] == [(10, 20), (30, 40)]
+    assert [item.size for item in row.images] == [(10, 20), (30, 40)]
 
 
 def test_strings_stay_strings() -> None:
     row = read_row({"prompt": "what color?", "completion": "blue", "image": ONE}, 0)
-    assert (row.prompt, row.completions, len(row.pictures)) == ("what color?", ("blue",), 1)
+    assert (row.prompt, row.completions, len(row.images)) == ("what color?", ("blue",), 1)
     row = read_row({"prompt": "is it red?", "chosen": "no", "rejected": ""}, 0)
     assert row.completions == ("no", "")
 
@@ -70,10 +70,10 @@ def test_preference_with_the_prompt_inside_both() -> None:
     row = read_row(record, 0)
     assert row.prompt == [user([IMAGE, text("hello")]), assistant([text("hi")]), user([text("what color?")])]
     assert row.completions == ([assistant([text("blue")])], [assistant([text("red")])])
-    assert len(row.pictures) == 1
+    assert len(row.images) == 1
 
 
-def test_a_shared_prompt_whose_pictures_differ_is_not_shared() -> None:
+def test_a_shared_prompt_whose_images_differ_is_not_shared() -> None:
     with pytest.raises(ValueError, match="share no message"):
         read_row(
             {
@@ -87,17 +87,17 @@ def test_a_shared_prompt_whose_pictures_differ_is_not_shared() -> None:
 @pytest.mark.parametrize(
     "columns", [{}, {"image": None}, {"images": None}, {"images": []}, {"image": None, "images": []}, {"image": ""}]
 )
-def test_no_picture_in_every_way_of_saying_so(columns: dict[str, Any]) -> None:
+def test_no_image_in_every_way_of_saying_so(columns: dict[str, Any]) -> None:
     row = read_row({"prompt": [user("hello")], **columns}, 0)
-    assert row.pictures == ()
+    assert row.images == ()
     assert row.prompt == [user([text("hello")])]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_counts_of_pictures(count: int) -> None:
-    images = [picture(10 + place, 10) for place in range(count)]
+def test_counts_of_images(count: int) -> None:
+    images = [image(10 + place, 10) for place in range(count)]
     row = read_row({"prompt": [user("hello")], "images": images}, 0)
-    assert [item.size[0] for item in row.pictures] == [10 + place for place in range(count)]
+    assert [item.size[0] for item in row.images] == [10 + place for place in range(count)]
     assert row.prompt[0]["content"] == [IMAGE] * count + [text("hello")]  # pyright: ignore[reportArgumentType, reportIndexIssue]
 
 
@@ -107,25 +107,25 @@ def test_explicit_parts_keep_their_places() -> None:
     assert row.prompt == [user(content)]
 
 
-def test_parts_may_carry_their_pictures() -> None:
+def test_parts_may_carry_their_images() -> None:
     content = [
         {"type": "image", "image": TWO, "text": None},
         {"type": "image", "text": None},
         {**text("x"), "image": None},
     ]
     row = read_row({"prompt": [user(content)], "images": [ONE]}, 0)
-    assert [item.size for item in row.pictures] == [(30, 40), (10, 20)]  # the free place takes the column's
+    assert [item.size for item in row.images] == [(30, 40), (10, 20)]  # the free place takes the column's
     assert row.prompt == [user([IMAGE, IMAGE, text("x")])]
 
 
-def test_pictures_of_the_prompt_come_first() -> None:
+def test_images_of_the_prompt_come_first() -> None:
     record = {"prompt": [user([IMAGE, text("draw")])], "completion": [assistant([text("here"), IMAGE])]}
     row = read_row(record | {"images": [ONE, TWO]}, 0)
-    assert [item.size for item in row.pictures] == [(10, 20), (30, 40)]
+    assert [item.size for item in row.images] == [(10, 20), (30, 40)]
 
 
 def test_other_columns_are_untouched() -> None:
-    mask, extra = picture(5, 5), {"deep": [1, None]}
+    mask, extra = image(5, 5), {"deep": [1, None]}
     row = read_row({"prompt": "hi", "image": ONE, "solution": "$4$", "mask": mask, "extra": extra}, 0)
     assert row.columns == {"solution": "$4$", "mask": mask, "extra": extra}
     assert row.columns["mask"] is mask
@@ -158,13 +158,13 @@ def test_arrow_fills_with_none_what_is_absent() -> None:
 
 
 def test_the_literal_placeholder_of_other_tools_is_refused_only_where_it_would_mislead() -> None:
-    with pytest.raises(PictureError, match=r"^row 3: the text says '<image>'"):
+    with pytest.raises(ImageError, match=r"^row 3: the text says '<image>'"):
         read_row({"prompt": [user("<image>\nwhat color?")], "image": ONE}, 3)
-    assert read_row({"prompt": [user("what does <image> mean in SVG?")]}, 3).pictures == ()
+    assert read_row({"prompt": [user("what does <image> mean in SVG?")]}, 3).images == ()
     explicit = [IMAGE, text("what does <image> mean?")]
     assert read_row({"prompt": [user(explicit)], "image": ONE}, 3).prompt == [user(explicit)]
 
 
-def test_a_picture_given_as_such_is_taken_as_such() -> None:
-    loaded = load_picture(ONE, where="here")
-    assert read_row({"prompt": "x", "image": loaded}, 0).pictures == (loaded,)
+def test_a_image_given_as_such_is_taken_as_such() -> None:
+    loaded = load_image(ONE, where="here")
+    assert read_row({"prompt": "x", "image": loaded}, 0).images == (loaded,)

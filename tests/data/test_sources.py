@@ -27,8 +27,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four pictures in a folder of their own."""
-    images = tmp_path / "data" / "pictures"
+    """Four images in a folder of their own."""
+    images = tmp_path / "data" / "images"
     images.mkdir(parents=True)
     for width in WIDTHS:
         Image.new("RGB", (width, 20), (width, 0, 0)).save(images / f"{width}.png")
@@ -46,7 +46,7 @@ def records(make: Callable[[int], Any]) -> list[dict[str, Any]]:
 
 
 def relative(width: int) -> str:
-    return f"pictures/{width}.png"
+    return f"images/{width}.png"
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -77,8 +77,8 @@ def assert_four_rows(rows: Any) -> None:
     got: list[Row] = list(rows)
     assert [row.index for row in got] == [0, 1, 2, 3]
     assert [row.prompt for row in got] == [f"width {width}?" for width in WIDTHS]
-    assert [row.pictures[0].size for row in got] == [(width, 20) for width in WIDTHS]
-    assert [decode(row.pictures[0]).getpixel((3, 3)) for row in got] == [(width, 0, 0) for width in WIDTHS]
+    assert [row.images[0].size for row in got] == [(width, 20) for width in WIDTHS]
+    assert [decode(row.images[0]).getpixel((3, 3)) for row in got] == [(width, 0, 0) for width in WIDTHS]
     assert [row.columns["solution"] for row in got] == WIDTHS
 
 
@@ -87,16 +87,16 @@ class TestObjects:
         given = records(lambda width: Image.new("RGB", (width, 20), (width, 0, 0)))
         rows = loaded(given)
         assert_four_rows(rows[place] for place in range(len(rows)))
-        assert rows[2].pictures[0] is rows[2].pictures[0]  # encoded once, when loaded
+        assert rows[2].images[0] is rows[2].images[0]  # encoded once, when loaded
         assert isinstance(given[0]["image"], Image.Image)
 
     def test_rows_of_a_list_may_differ_in_columns_and_kinds(self) -> None:
         given = [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "b"}], "images": [Image.new("1", (2, 2))]}]
         rows = loaded(given)
-        assert [len(rows[place].pictures) for place in range(2)] == [0, 1]
+        assert [len(rows[place].images) for place in range(2)] == [0, 1]
 
     @pytest.mark.parametrize("as_list", [False, True])
-    def test_pictures_of_a_dataset_stay_encoded(self, folder: Path, as_list: bool) -> None:
+    def test_images_of_a_dataset_stay_encoded(self, folder: Path, as_list: bool) -> None:
         paths = records(lambda width: str(folder / relative(width)))
         if as_list:
             paths = [{"images": [row.pop("image")], **row} for row in paths]
@@ -107,9 +107,9 @@ class TestObjects:
         data = datasets.Dataset.from_list(paths, features=datasets.Features({**feature, **plain}))
         rows = loaded(data)
         assert_four_rows(rows[place] for place in range(4))
-        assert rows[1].pictures[0].source == str(folder / "pictures" / "11.png")  # decoded, it would be bytes of a PNG
+        assert rows[1].images[0].source == str(folder / "images" / "11.png")  # decoded, it would be bytes of a PNG
 
-    def test_pictures_inside_messages_of_a_dataset(self) -> None:
+    def test_images_inside_messages_of_a_dataset(self) -> None:
         part = {"type": datasets.Value("string"), "text": datasets.Value("string"), "image": datasets.Image()}
         messages = datasets.List({"role": datasets.Value("string"), "content": datasets.List(part)})
         content = [{"type": "image", "image": Image.new("RGB", (7, 5))}, {"type": "text", "text": "what?"}]
@@ -117,10 +117,10 @@ class TestObjects:
             [{"prompt": [{"role": "user", "content": content}]}], features=datasets.Features({"prompt": messages})
         )
         row = RowDataset(data)[0]
-        assert row.pictures[0].size == (7, 5)
+        assert row.images[0].size == (7, 5)
         assert row.prompt == [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
 
-    def test_other_picture_columns_come_decoded_as_their_feature_says(self, folder: Path) -> None:
+    def test_other_image_columns_come_decoded_as_their_feature_says(self, folder: Path) -> None:
         rows = records(lambda width: str(folder / relative(width)))
         data = datasets.Dataset.from_list([{**row, "mask": row["image"]} for row in rows])
         data = data.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
@@ -146,7 +146,7 @@ class TestObjects:
         assert isinstance(streamed, datasets.IterableDataset)
         rows = RowStream(streamed)
         assert_four_rows(rows)
-        assert next(iter(rows)).pictures[0].source == str(folder / "pictures" / "10.png")
+        assert next(iter(rows)).images[0].source == str(folder / "images" / "10.png")
 
     def test_workers_of_a_loader_read_each_row_once(self, folder: Path) -> None:
         rows = loaded(records(lambda width: str(folder / relative(width))))
@@ -184,26 +184,26 @@ class TestFiles:
     def test_paths_inside_messages_and_lists(self, folder: Path) -> None:
         inside = [{"role": "user", "content": [{"type": "image", "path": relative(12)}, {"type": "text", "text": "?"}]}]
         path = write_jsonl(folder / "a.jsonl", [{"prompt": inside, "images": None}])
-        assert loaded(path)[0].pictures[0].size == (12, 20)
+        assert loaded(path)[0].images[0].size == (12, 20)
         path = write_jsonl(folder / "b.jsonl", [{"prompt": "x", "images": [relative(12), relative(13)]}])
         row = loaded(str(path))[0]
-        assert [picture.size[0] for picture in row.pictures] == [12, 13]
+        assert [image.size[0] for image in row.images] == [12, 13]
 
-    def test_rows_with_and_without_pictures(self, folder: Path) -> None:
+    def test_rows_with_and_without_images(self, folder: Path) -> None:
         rows = [{"prompt": "x", "image": relative(12)}, {"prompt": "y", "image": None}, {"prompt": "z"}]
         rows = loaded(write_jsonl(folder / "a.jsonl", rows))
-        assert [len(rows[place].pictures) for place in range(3)] == [1, 0, 0]
+        assert [len(rows[place].images) for place in range(3)] == [1, 0, 0]
 
-    def test_parquet_with_pictures_inside(self, folder: Path) -> None:
+    def test_parquet_with_images_inside(self, folder: Path) -> None:
         stored = records(lambda width: {"bytes": (folder / relative(width)).read_bytes(), "path": relative(width)})
         data = datasets.Dataset.from_list(stored).cast_column("image", datasets.Image())
         data.to_parquet(folder / "a.parquet")
-        shutil.rmtree(folder / "pictures")
+        shutil.rmtree(folder / "images")
         rows = loaded(folder / "a.parquet")
         assert_four_rows(rows[place] for place in range(4))
 
     @pytest.mark.parametrize("write", [write_jsonl, write_csv])
-    def test_a_folder_of_pictures_with_metadata(self, write: Any, folder: Path) -> None:
+    def test_a_folder_of_images_with_metadata(self, write: Any, folder: Path) -> None:
         rows = [{"file_name": relative(row["solution"]), **row} for row in records(lambda _: None)]
         for row in rows:
             del row["image"]
@@ -217,7 +217,7 @@ class TestFiles:
         write_jsonl(folder / "test_0.jsonl", rows[1:])
         assert len(loaded(folder)) == 1
         tested = loaded(folder, split="test")
-        assert [tested[place].pictures[0].size[0] for place in range(3)] == WIDTHS[1:]
+        assert [tested[place].images[0].size[0] for place in range(3)] == WIDTHS[1:]
 
     def test_a_saved_dataset(self, folder: Path) -> None:
         data = datasets.Dataset.from_list(records(lambda width: str(folder / relative(width))))

@@ -42,7 +42,7 @@ def test_the_seed_draws_the_wrong_answers_too() -> None:
     assert one == again != other
 
 
-def test_splits_share_no_picture() -> None:
+def test_splits_share_no_image() -> None:
     for name in ("geometry", "easy_vqa"):
         train, test = (load_built_in(name, split=split, num_rows=24) for split in ("train", "test"))
         assert not {row["bytes"] for row in train["image"]} & {row["bytes"] for row in test["image"]}

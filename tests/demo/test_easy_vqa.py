@@ -1,4 +1,4 @@
-"""The real pictures of easy-VQA, balanced until a guesser who never looks is at chance."""
+"""The real images of easy-VQA, balanced until a guesser who never looks is at chance."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def test_unbalanced_a_blind_guesser_is_right_two_times_in_three() -> None:
     assert blind_accuracy(rows) == pytest.approx(0.678, abs=5e-4)
 
 
-def test_test_pictures_are_never_in_train(train_rows: Dataset, test_rows: Dataset) -> None:
-    seen = {picture["bytes"] for picture in train_rows["image"]}
-    held_out = {picture["bytes"] for picture in test_rows["image"]}
+def test_test_images_are_never_in_train(train_rows: Dataset, test_rows: Dataset) -> None:
+    seen = {image["bytes"] for image in train_rows["image"]}
+    held_out = {image["bytes"] for image in test_rows["image"]}
     assert len(seen) > 3000
     assert len(held_out) > 800
     assert not seen & held_out
@@ -94,8 +94,8 @@ def test_a_row(test_rows: Dataset) -> None:
     assert Image.open(BytesIO(row["image"]["bytes"])).size == (64, 64)
 
 
-def test_pictures_belong_to_their_questions() -> None:
-    """The colour that the answer names is in the picture, whose background is pale."""
+def test_images_belong_to_their_questions() -> None:
+    """The colour that the answer names is in the image, whose background is pale."""
     named = {
         "red": (255, 0, 0),
         "blue": (0, 0, 255),
@@ -164,18 +164,18 @@ def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -
         ([("does the image not contain a circle?", "yes"), ("is there not a teal shape?", "yes")], "a shape"),
     ],
 )
-def test_what_questions_tell_of_their_picture(asked: list[tuple[str, str]], scene: str) -> None:
+def test_what_questions_tell_of_their_image(asked: list[tuple[str, str]], scene: str) -> None:
     other = easy_vqa.Question("what color is the shape?", "green", 4)
     assert scenes_of([easy_vqa.Question(text, answer, 3) for text, answer in asked] + [other])[3] == scene
 
 
-def test_no_picture_is_told_two_ways() -> None:
-    """Every answer about a picture agrees with the scene that all of them make together."""
+def test_no_image_is_told_two_ways() -> None:
+    """Every answer about an image agrees with the scene that all of them make together."""
     questions = read_questions("train")
     scenes = scenes_of(questions)
     for question in questions:
         if KIND[question.answer] != "yes/no":
-            assert question.answer in scenes[question.picture].split()
+            assert question.answer in scenes[question.image].split()
 
 
 def test_demonstrations_end_in_the_answer(test_rows: Dataset) -> None:

@@ -62,7 +62,7 @@ def test_points_satisfy_every_angle(half_angle: float, turn: float) -> None:
 
 
 @pytest.mark.parametrize(("half_angle", "turn"), CASES)
-def test_the_picture_shows_the_points(half_angle: float, turn: float) -> None:
+def test_the_image_shows_the_points(half_angle: float, turn: float) -> None:
     """Ink along the lines and the circle, and paper beside them: a figure turned by a few degrees would fail."""
     figure = tangent_figure(half_angle, size=224, turn=turn, lines=SEGMENTS)
     for line in SEGMENTS:
@@ -124,7 +124,7 @@ def test_who_does_not_look_is_right_one_time_in_four() -> None:
     assert Counter(rows["solution"]) == dict.fromkeys(LETTERS, 18)
     assert blind_accuracy(rows) == 0.25
     assert set(Counter(rows["kind"]).values()) == {8}
-    assert len({picture["bytes"] for picture in rows["image"]}) == 72
+    assert len({image["bytes"] for image in rows["image"]}) == 72
     assert not any(re.search(r"is \d+", question_text(prompt)) for prompt in rows["prompt"])
 
 
@@ -160,11 +160,11 @@ def test_rows_are_fit_for_training() -> None:
     for row in RowDataset(rows):  # pyright: ignore[reportGeneralTypeIssues]
         (completion,) = row.completions
         assert choice_letter_reward([completion], [row.columns["solution"]]) == [1.0]
-        assert len(row.pictures) == 1
+        assert len(row.images) == 1
 
 
 def test_the_sample_in_examples_is_the_one_that_is_built_in() -> None:
-    """examples/data/geometry, read as any folder of pictures is."""
+    """examples/data/geometry, read as any folder of images is."""
     (built_in,) = sample_question().to_list()
     stored = load_rows(SAMPLE)
     (row,) = RowDataset(stored)  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]

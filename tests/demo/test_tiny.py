@@ -1,4 +1,4 @@
-"""Every family: built, loaded by plain transformers, run through its own processor, and looking at its pictures."""
+"""Every family: built, loaded by plain transformers, run through its own processor, and looking at its images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from boresight.demo.tiny import FAMILIES, Sizes, build_tiny
 from boresight.demo.tiny.tokenizer import FORMAT_TAGS, trained_tokenizer
 from boresight.errors import ConfigError
 
-SIZES_OF_PICTURES = ((64, 64), (100, 50))
+SIZES_OF_IMAGES = ((64, 64), (100, 50))
 TIED = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_onevision", "internvl", "gemma3"}
 MODEL_CLASSES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
@@ -31,32 +31,32 @@ MODEL_CLASSES = {
     "internvl": "InternVLForConditionalGeneration",
     "gemma3": "Gemma3ForConditionalGeneration",
 }
-# What one 64×64 picture costs, with everything the processor writes around its placeholders left out.
-PICTURE_TOKENS = {
+# What one 64×64 image costs, with everything the processor writes around its placeholders left out.
+IMAGE_TOKENS = {
     "qwen2_vl": 16,
     "qwen2_5_vl": 16,
     "qwen3_vl": 16,
     "qwen3_5": 16,
-    "smolvlm": 20,  # four tiles and the whole picture, four tokens each
+    "smolvlm": 20,  # four tiles and the whole image, four tokens each
     "idefics3": 20,
     "llava": 4,
-    "llava_next": 24,  # four tiles in rows of four tokens, a newline after each row, and the whole picture
+    "llava_next": 24,  # four tiles in rows of four tokens, a newline after each row, and the whole image
     "llava_onevision": 24,
     "internvl": 20,
     "gemma3": 4,
 }
 
 
-def pictures(count: int, seed: int = 0) -> list[Image.Image]:
+def images(count: int, seed: int = 0) -> list[Image.Image]:
     noise = np.random.default_rng(seed)
     return [
         Image.fromarray(noise.integers(0, 255, (height, width, 3), dtype=np.uint8))
-        for width, height in SIZES_OF_PICTURES[:count]
+        for width, height in SIZES_OF_IMAGES[:count]
     ]
 
 
-def conversation(num_pictures: int) -> list[dict[str, Any]]:
-    parts = [{"type": "image"}] * num_pictures + [{"type": "text", "text": "what color is the shape?"}]
+def conversation(num_images: int) -> list[dict[str, Any]]:
+    parts = [{"type": "image"}] * num_images + [{"type": "text", "text": "what color is the shape?"}]
     return [{"role": "user", "content": parts}]
 
 
@@ -87,29 +87,29 @@ def inputs_of(processor: Any, images: list[Image.Image]) -> Any:
 
 
 def test_every_family_has_an_expected_class() -> None:
-    assert FAMILIES.keys() == MODEL_CLASSES.keys() == PICTURE_TOKENS.keys()
+    assert FAMILIES.keys() == MODEL_CLASSES.keys() == IMAGE_TOKENS.keys()
 
 
-@pytest.mark.parametrize("num_pictures", [0, 1, 2])
-def test_plain_transformers_loads_and_runs_it(model: Any, processor: Any, family: str, num_pictures: int) -> None:
-    inputs = inputs_of(processor, pictures(num_pictures))
+@pytest.mark.parametrize("num_images", [0, 1, 2])
+def test_plain_transformers_loads_and_runs_it(model: Any, processor: Any, family: str, num_images: int) -> None:
+    inputs = inputs_of(processor, images(num_images))
     with torch.no_grad():
         logits = model(**inputs).logits
     assert type(model).__name__ == MODEL_CLASSES[family]
     assert logits.shape[1] == inputs["input_ids"].shape[1]
     assert logits.isfinite().all()
     image_id = model.config.image_token_id
-    assert (inputs["input_ids"] == image_id).sum() >= 4 * num_pictures
-    assert num_pictures or not (inputs["input_ids"] == image_id).any()
+    assert (inputs["input_ids"] == image_id).sum() >= 4 * num_images
+    assert num_images or not (inputs["input_ids"] == image_id).any()
 
 
-def test_a_picture_costs_few_tokens(model: Any, processor: Any, family: str) -> None:
-    ids = inputs_of(processor, pictures(1))["input_ids"]
-    assert (ids == model.config.image_token_id).sum() == PICTURE_TOKENS[family]
+def test_a_image_costs_few_tokens(model: Any, processor: Any, family: str) -> None:
+    ids = inputs_of(processor, images(1))["input_ids"]
+    assert (ids == model.config.image_token_id).sum() == IMAGE_TOKENS[family]
 
 
-def test_the_picture_changes_what_is_predicted(model: Any, processor: Any) -> None:
-    seen, other = inputs_of(processor, pictures(1, seed=0)), inputs_of(processor, pictures(1, seed=1))
+def test_the_image_changes_what_is_predicted(model: Any, processor: Any) -> None:
+    seen, other = inputs_of(processor, images(1, seed=0)), inputs_of(processor, images(1, seed=1))
     assert torch.equal(seen["input_ids"], other["input_ids"])
     with torch.no_grad():
         change = (model(**seen).logits - model(**other).logits)[0, -1].abs().max()
@@ -117,7 +117,7 @@ def test_the_picture_changes_what_is_predicted(model: Any, processor: Any) -> No
 
 
 def test_it_generates(model: Any, processor: Any) -> None:
-    inputs = inputs_of(processor, pictures(2))
+    inputs = inputs_of(processor, images(2))
     ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert 1 <= ids.shape[1] - inputs["input_ids"].shape[1] <= 4
 
@@ -222,7 +222,7 @@ def test_sizes_are_obeyed(tmp_path: Path) -> None:
     assert model.lm_head.weight.shape == (600, 96)
     assert model.lm_head.weight is not model.get_input_embeddings().weight
     assert model.lm_head.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    ids = inputs_of(AutoProcessor.from_pretrained(folder), pictures(1))["input_ids"]
+    ids = inputs_of(AutoProcessor.from_pretrained(folder), images(1))["input_ids"]
     assert (ids == model.config.image_token_id).sum() == 16
 
 

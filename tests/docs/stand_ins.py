@@ -68,7 +68,7 @@ def write_datasets(folder: Path, num_rows: int = 16) -> dict[str, Path]:
 
 
 def build_models(folder: Path) -> dict[str, Path]:
-    """One folder per family; its processor keeps pictures small."""
+    """One folder per family; its processor keeps images small."""
     return {family: build_tiny(family, folder / family, vocab_size=512) for family in set(MODELS.values())}
 
 

@@ -1,4 +1,4 @@
-"""docs/how-to/own-data.md as a newcomer follows it: every block in order, every command as printed, on a folder of pictures and a table."""
+"""docs/how-to/own-data.md as a newcomer follows it: every block in order, every command as printed, on a folder of images and a table."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_every_step_of_the_page(stand_ins: StandIns, empty_folder: Path, capsys:
 def test_a_wrong_column_is_answered_with_those_that_are_there(
     stand_ins: StandIns, empty_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (Path("mydata") / "pictures").mkdir(parents=True)
-    Path("mydata/train.csv").write_text("picture,question,answer\npictures/0.png,what colour?,red\n")
+    (Path("mydata") / "images").mkdir(parents=True)
+    Path("mydata/train.csv").write_text("photo,question,answer\nimages/0.png,what colour?,red\n")
     model = stand_ins.texts["Qwen/Qwen2.5-VL-3B-Instruct"]
     words = [
         "sft",
@@ -74,4 +74,4 @@ def test_a_wrong_column_is_answered_with_those_that_are_there(
     ]
     assert main(words) == 2
     message = capsys.readouterr().err
-    assert "picture, question, answer" in message and "Did you mean 'question'" in message
+    assert "photo, question, answer" in message and "Did you mean 'question'" in message

@@ -19,7 +19,7 @@ from boresight.model import vision
 IDS = {"stop ids", "ids that only the processor may place"}
 HEAD, ROWS = "head: |Δ log-prob| to the model's own logits", "rows: |Δ log-prob| to plain forwards"
 SHARED = "shared: |Δ log-prob| to rows"
-MOVES, CONFUSED = "another picture moves log-probs", "pictures of one size are not confused: |Δ log-prob|"
+MOVES, CONFUSED = "another image moves log-probs", "images of one size are not confused: |Δ log-prob|"
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,9 @@ def test_a_broken_model_fails(
     assert "FAILED" in printed(report)
 
 
-def test_confused_pictures_are_found(folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features looked up by token ids, which are equal for pictures of one size."""
-    monkeypatch.setattr(vision, "picture_key", lambda prompt: tuple(prompt.ids.tolist()))
+def test_confused_images_are_found(folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features looked up by token ids, which are equal for images of one size."""
+    monkeypatch.setattr(vision, "image_key", lambda prompt: tuple(prompt.ids.tolist()))
     assert failures(probe(folder("qwen2_5_vl"))) == {ROWS, CONFUSED}
 
 

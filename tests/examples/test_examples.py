@@ -67,7 +67,7 @@ def test_own_data(here: Path, shapes: Path) -> None:
     run("own_data", "shapes")
     rows = read_completions(here / "runs/own_data/grpo").to_pylist()
     assert len(rows) == 2 * 8 * 8
-    assert all(len(row["pictures"]) == 1 for row in rows)
+    assert all(len(row["images"]) == 1 for row in rows)
     AutoModelForImageTextToText.from_pretrained(here / "runs/own_data/grpo")
 
 
@@ -86,12 +86,12 @@ def test_what_the_own_reward_says(here: Path) -> None:
     assert metrics == {"exactly_right": 1 / 3}
 
 
-def test_multi_picture(here: Path) -> None:
-    run("multi_picture")
-    rows = read_completions(here / "runs/multi_picture").to_pylist()
-    assert all(len(row["pictures"]) == 3 for row in rows)
+def test_multi_image(here: Path) -> None:
+    run("multi_image")
+    rows = read_completions(here / "runs/multi_image").to_pylist()
+    assert all(len(row["images"]) == 3 for row in rows)
     assert (
-        logged(here / "runs/multi_picture")[0]["work/vision_encodes"] <= 8 * 3 * 3
+        logged(here / "runs/multi_image")[0]["work/vision_encodes"] <= 8 * 3 * 3
     )  # sampling and the passes, never once a completion
 
 

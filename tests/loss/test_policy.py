@@ -106,17 +106,17 @@ def test_clip_metrics() -> None:
     assert (value.item(), count.item()) == (1.0, 2.0)
 
 
-def test_drift_metrics_are_split_by_pictures() -> None:
+def test_drift_metrics_are_split_by_images() -> None:
     sampler = OLD - torch.tensor([[0.1, -0.2, 0.3], [0.7, 9.0, 9.0]])
     sampler[0, 2] = float("nan")
-    result = loss_of(PolicyLossConfig(), sampler_logp=sampler, has_picture=torch.tensor([True, False]))
+    result = loss_of(PolicyLossConfig(), sampler_logp=sampler, has_image=torch.tensor([True, False]))
     name = "sampling/sampling_logp_difference"
     means = {key: (value / count).item() for key, (value, count) in result.metrics.items()}
     assert means[f"{name}/mean"] == pytest.approx(1.0 / 3)
-    assert means[f"{name}/mean/with_pictures"] == pytest.approx(0.15)
-    assert means[f"{name}/mean/without_pictures"] == pytest.approx(0.7)
+    assert means[f"{name}/mean/with_images"] == pytest.approx(0.15)
+    assert means[f"{name}/mean/without_images"] == pytest.approx(0.7)
     assert result.maxima[f"{name}/max"].item() == pytest.approx(0.7)
-    assert result.maxima[f"{name}/max/with_pictures"].item() == pytest.approx(0.2)
+    assert result.maxima[f"{name}/max/with_images"].item() == pytest.approx(0.2)
     assert means["sampling/frac_unreported"] == pytest.approx(1 / 4)
     assert result.maxima["sampling/importance_sampling_ratio/max"].item() == 2.0
     assert result.minima["sampling/importance_sampling_ratio/min"].item() == pytest.approx(math.exp(-0.2))

@@ -1,4 +1,4 @@
-"""Tiny models of every family, prompts with 0, 1, 2 and 5 pictures, and completions of them."""
+"""Tiny models of every family, prompts with 0, 1, 2 and 5 images, and completions of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES: dict[int, tuple[tuple[int, int], ...]] = {
     2: ((100, 50), (40, 64)),
     5: ((64, 64), (32, 32), (96, 48), (64, 64), (50, 70)),
 }
-"""Width and height of the pictures of a prompt that has so many: squares, tall and wide ones, tiled where the family tiles."""
+"""Width and height of the images of a prompt that has so many: squares, tall and wide ones, tiled where the family tiles."""
 
 
 def noise(size: tuple[int, int], seed: int) -> Image.Image:
@@ -51,17 +51,17 @@ class Subject:
         return AutoModelForImageTextToText.from_pretrained(self.folder, **options).eval()
 
     def conversation(
-        self, pictures: Sequence[Image.Image], text: str = "what color is the shape?"
+        self, images: Sequence[Image.Image], text: str = "what color is the shape?"
     ) -> list[dict[str, Any]]:
-        parts = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": text}]
+        parts = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
         return [{"role": "user", "content": parts}]
 
-    def prompt(self, num_pictures: int, *, seed: int = 0, text: str = "what color is the shape?") -> Prompt:
-        pictures = [noise(size, 10 * seed + place) for place, size in enumerate(SIZES[num_pictures])]
-        return self.prompt_of(pictures, text)
+    def prompt(self, num_images: int, *, seed: int = 0, text: str = "what color is the shape?") -> Prompt:
+        images = [noise(size, 10 * seed + place) for place, size in enumerate(SIZES[num_images])]
+        return self.prompt_of(images, text)
 
-    def prompt_of(self, pictures: Sequence[Image.Image], text: str = "what color is the shape?") -> Prompt:
-        return self.encoder.prompt(read_row({"prompt": self.conversation(pictures, text)}, 0))
+    def prompt_of(self, images: Sequence[Image.Image], text: str = "what color is the shape?") -> Prompt:
+        return self.encoder.prompt(read_row({"prompt": self.conversation(images, text)}, 0))
 
     def processed(self, prompt: Prompt) -> dict[str, Tensor]:
         """What transformers' own documented path makes of the prompt."""
@@ -71,10 +71,10 @@ class Subject:
         return dict(outputs)
 
     def _with_images(self, prompt: Prompt) -> list[dict[str, Any]]:
-        pictures = iter(prompt.pictures)
+        images = iter(prompt.images)
         message: Any = prompt.row.prompt[0]
         parts = [
-            {"type": "image", "image": decode(next(pictures), where="test")} if part["type"] == "image" else part
+            {"type": "image", "image": decode(next(images), where="test")} if part["type"] == "image" else part
             for part in message["content"]
         ]
         return [{"role": "user", "content": parts}]

@@ -40,7 +40,7 @@ def test_base_and_factors_make_up_the_merged_weights(base: Any) -> None:
         tensors[f"{name}.weight"] = tensors[f"{name}.weight"] + up @ down
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor, expected[name], msg=name)
-    assert (adapter.rank, adapter.pictures) == (8, False)
+    assert (adapter.rank, adapter.images) == (8, False)
 
 
 def test_without_an_adapter(base: Any) -> None:

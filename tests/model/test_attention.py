@@ -34,7 +34,7 @@ def row_of(shapes: list[tuple[int, list[int]]], types: Tensor | None = None) -> 
 
 
 def visible(row: PackedRow, window: int | None, blocks: bool) -> Tensor:
-    """[L, L] who sees whom, from the definition: my own past in the prompt and in my branch, and all of my picture."""
+    """[L, L] who sees whom, from the definition: my own past in the prompt and in my branch, and all of my image."""
     length = len(row.ids)
     home = torch.zeros(
         length, 2, dtype=torch.long
@@ -83,16 +83,16 @@ def test_pieces_and_two_calls_equal_one_dense_mask(**case: Any) -> None:
 def check_against_one_dense_mask(
     shapes: list[tuple[int, list[int]]], window: int | None, blocks: bool, attention: Callable[..., Tensor], seed: int
 ) -> None:
-    """Values and gradients, whatever the shapes: groups of one and of several, grouped heads, windows, pictures in prompts."""
+    """Values and gradients, whatever the shapes: groups of one and of several, grouped heads, windows, images in prompts."""
     torch.manual_seed(seed)
     row = row_of(shapes)
     for span in row.spans:
         seen = span.prompt + (span.branches[0] if len(span.branches) == 1 else 0)
         row.token_types[span.start : span.start + seen] = torch.randint(2, (seen,))
-        row.token_types[span.start] = 0  # two prompts' pictures never touch
+        row.token_types[span.start] = 0  # two prompts' images never touch
     length = len(row.ids)
     query, key, value = (torch.randn(1, heads, length, 5, requires_grad=True) for heads in (4, 2, 2))
-    table = BranchTable.of(row, picture_blocks=blocks)
+    table = BranchTable.of(row, image_blocks=blocks)
     found = attention(query, key, value, table, 0.3, window)
     dense = scaled_dot_product_attention(
         query, repeat_kv(key, 2), repeat_kv(value, 2), visible(row, window, blocks), scale=0.3

@@ -44,13 +44,13 @@ CASES: dict[str, tuple[tuple[int, tuple[int, ...]], ...]] = {
     "K=2": ((2, (7, 3)),),
     "mixed": ((0, (4, 6)), (5, (3,)), (1, (6, 1, 9, 4, 12, 2, 5, 3)), (2, (2, 7))),
 }
-"""Pictures of each group of one call, and the lengths of its completions."""
+"""Images of each group of one call, and the lengths of its completions."""
 
 
 def groups_of(it: Subject, case: str) -> list[Group]:
     groups = [
-        it.group(it.prompt(pictures, seed=place), lengths, seed=place)
-        for place, (pictures, lengths) in enumerate(CASES[case])
+        it.group(it.prompt(images, seed=place), lengths, seed=place)
+        for place, (images, lengths) in enumerate(CASES[case])
     ]
     # Not every token counts: neither the first nor one in the middle of the first completion does.
     first = groups[0].completions[0]
@@ -140,22 +140,22 @@ def without_window(*arguments: Any) -> Tensor:
 
 
 def no_blocks(token_types: Tensor, prompts: list[Tensor]) -> Tensor:
-    return torch.full_like(PICTURE_BLOCKS(token_types, prompts), -1)
+    return torch.full_like(IMAGE_BLOCKS(token_types, prompts), -1)
 
 
-BRANCH_ATTENTION, PICTURE_BLOCKS = attention.branch_attention, attention._picture_blocks
+BRANCH_ATTENTION, IMAGE_BLOCKS = attention.branch_attention, attention._image_blocks
 BREAKS: dict[str, tuple[Any, str, Any]] = {
     "positions not restarted": (forward, "pack", moved_branches(lambda largest, prompt, before: largest + 1 + before)),
     "positions from the prompt's length": (forward, "pack", moved_branches(lambda largest, prompt, before: prompt)),
     "completions see each other": (attention, "branch_attention", causal_over_the_row),
-    "picture blocks missing": (attention, "_picture_blocks", no_blocks),
+    "image blocks missing": (attention, "_image_blocks", no_blocks),
     "sliding window ignored": (attention, "branch_attention", without_window),
 }
 BROKEN = [
     *((family, "positions not restarted") for family in SHARING),
     *((family, "completions see each other") for family in SHARING),
     *((family, "positions from the prompt's length") for family in M_ROPE),
-    ("gemma3", "picture blocks missing"),
+    ("gemma3", "image blocks missing"),
     ("gemma3", "sliding window ignored"),
 ]
 
@@ -171,11 +171,11 @@ def test_without_each_part_the_difference_is_wide(
     assert worst_gradient(found, expected(family, "K=2")) > 1000 * BOUND
 
 
-# ---- Pictures ----------------------------------------------------------------------------------------------------------------------
+# ---- Images ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pictures_of_equal_size_are_never_confused(subject: Subjects, family: str) -> None:
+def test_images_of_equal_size_are_never_confused(subject: Subjects, family: str) -> None:
     it = subject(family)
     run = GroupForward(it.model(), it.facts)
     ours, theirs = (it.group(it.prompt_of([noise((64, 64), seed)]), (5, 2)) for seed in (1, 2))
@@ -184,7 +184,7 @@ def test_pictures_of_equal_size_are_never_confused(subject: Subjects, family: st
         together = run([ours, theirs, ours]).logp
         alone = [run([group]).logp for group in (ours, theirs)]
     torch.testing.assert_close(together, torch.cat([*alone, alone[0]]), atol=BOUND, rtol=0)
-    # The same words after another picture: every token is likelier or less likely.
+    # The same words after another image: every token is likelier or less likely.
     assert (alone[0] - alone[1])[ours_mask(ours)].abs().min() > 1e-4
     assert (alone[0] - alone[1]).abs().max() > 1e-2
 
@@ -195,10 +195,10 @@ def ours_mask(group: Group) -> Tensor:
 
 @pytest.mark.parametrize("layout", ["shared", "rows"])
 @pytest.mark.parametrize("family", SHARING)
-def test_a_lone_completion_may_hold_pictures(subject: Subjects, family: str, layout: str) -> None:
-    """SFT on a conversation whose second turn brings a picture of its own, in one row with a pair."""
+def test_a_lone_completion_may_hold_images(subject: Subjects, family: str, layout: str) -> None:
+    """SFT on a conversation whose second turn brings an image of its own, in one row with a pair."""
     it = subject(family)
-    pictures = [noise((64, 96), 1), noise((100, 50), 2)]
+    images = [noise((64, 96), 1), noise((100, 50), 2)]
     turns = [
         ("user", [{"type": "image"}, {"type": "text", "text": "what color is the shape?"}]),
         ("assistant", [{"type": "text", "text": "a red circle"}]),
@@ -206,14 +206,14 @@ def test_a_lone_completion_may_hold_pictures(subject: Subjects, family: str, lay
         ("assistant", [{"type": "text", "text": "a blue one"}]),
     ]
     messages = [{"role": role, "content": content} for role, content in turns]
-    whole = it.encoder.demonstration(read_row({"messages": messages, "images": pictures}, 0), assistant_only=True)
+    whole = it.encoder.demonstration(read_row({"messages": messages, "images": images}, 0), assistant_only=True)
     completion = whole.completions[0]
     assert completion.token_types is not None and (completion.token_types == 1).any() and not completion.mask.all()
     pair = it.group(it.prompt(2), (3, 5))
     model = it.model()
     found = ours(GroupForward(model, it.facts, layout=layout), [whole, pair])
 
-    filled = iter(pictures)
+    filled = iter(images)
     for message in messages:
         message["content"] = [
             {**part, "image": next(filled)} if part["type"] == "image" else part for part in message["content"]
@@ -233,8 +233,8 @@ def test_a_lone_completion_may_hold_pictures(subject: Subjects, family: str, lay
     assert worst_gradient(found, wanted) <= BOUND
 
 
-def test_a_picture_wider_than_the_sliding_window(subject: Subjects) -> None:
-    """Gemma 3: 36 tokens of a picture under a window of 16, which bounds what lies behind but not what lies ahead."""
+def test_a_image_wider_than_the_sliding_window(subject: Subjects) -> None:
+    """Gemma 3: 36 tokens of an image under a window of 16, which bounds what lies behind but not what lies ahead."""
     it = subject("gemma3", tile_size=96)
     model, groups = it.model(), groups_of(it, "mixed")
     assert model.config.text_config.sliding_window == 16
@@ -334,7 +334,7 @@ def test_counts(subject: Subjects, layout: str) -> None:
         "prompt_tokens": sum(prompts),
         "completion_tokens": sum(completion for _, completion in rows),
         "padded_tokens": padded,
-        "unshared_vision_encodes": sum(len(group) * len(group.prompt.pictures) for group in groups),
+        "unshared_vision_encodes": sum(len(group) * len(group.prompt.images) for group in groups),
         "unshared_prompt_tokens": sum(prompt for prompt, _ in rows),
     }
     run(groups)
@@ -407,7 +407,7 @@ def test_wrong_settings_are_refused(subject: Subjects) -> None:
         GroupForward(get_peft_model(it.model(), prompts), it.facts)
 
 
-def test_a_model_that_takes_no_features_is_refused_with_pictures(subject: Subjects) -> None:
+def test_a_model_that_takes_no_features_is_refused_with_images(subject: Subjects) -> None:
     it = subject("llava")
     run = GroupForward(it.model(), it.facts, layout="rows")
     run._accepts.discard("mm_encoder_outputs")

@@ -66,7 +66,7 @@ def test_facts(subject: Subjects, family: str) -> None:
 
 
 def test_grounding_and_role_tokens_stay_free(subject: Subjects) -> None:
-    """A policy may say where an object is; only pictures are the processor's."""
+    """A policy may say where an object is; only images are the processor's."""
     it = subject("qwen2_5_vl")
     processor = load_processor(None, it.model(), it.folder)
     processor.tokenizer.add_special_tokens({"pad_token": "<|box_start|>", "unk_token": "<|audio_bos|>"})  # pyright: ignore

@@ -18,8 +18,8 @@ def text(start: int, length: int) -> Tensor:
     return (start + torch.arange(length)).expand(3, -1)
 
 
-def picture(start: int, rows: int, columns: int) -> Tensor:
-    """Time stands still; rows and columns count from where the picture starts."""
+def image(start: int, rows: int, columns: int) -> Tensor:
+    """Time stands still; rows and columns count from where the image starts."""
     place = torch.arange(rows * columns)
     return torch.stack([torch.zeros_like(place), place // columns, place % columns]) + start
 
@@ -30,17 +30,17 @@ def test_m_rope_positions_stand_still_in_time_and_go_on_from_the_largest(subject
     prompt = it.prompt(1)  # 64 × 96 pixels: 6 rows of 4 tokens
     before = int(prompt.token_types.argmax())
     after = len(prompt.ids) - before - 24
-    expected = torch.cat([text(0, before), picture(before, 6, 4), text(before + 6, after)], -1)
+    expected = torch.cat([text(0, before), image(before, 6, 4), text(before + 6, after)], -1)
     found = sequence_positions(it.model().base_model, prompt)
     assert torch.equal(found, expected)
     assert torch.equal(branch_positions(found, 5), text(before + 6 + after, 5))
 
 
 @pytest.mark.parametrize("family", M_ROPE)
-def test_a_picture_inside_a_lone_completion_takes_its_own_positions(subject: Subjects, family: str) -> None:
+def test_a_image_inside_a_lone_completion_takes_its_own_positions(subject: Subjects, family: str) -> None:
     it = subject(family)
     whole = it.prompt(2)
-    cut = int((whole.token_types == 1).nonzero()[-1]) - 30  # before the second picture
+    cut = int((whole.token_types == 1).nonzero()[-1]) - 30  # before the second image
     prompt = replace(whole, ids=whole.ids[:cut], token_types=whole.token_types[:cut])
     completion = Completion(
         whole.ids[cut:], torch.ones(len(whole.ids) - cut, dtype=torch.bool), "", token_types=whole.token_types[cut:]

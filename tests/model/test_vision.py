@@ -47,11 +47,11 @@ def parts(features: Features) -> list[torch.Tensor]:
     return [part for level in levels for part in ((level,) if isinstance(level, torch.Tensor) else level)]
 
 
-@pytest.mark.parametrize("num_pictures", [1, 2, 5])
+@pytest.mark.parametrize("num_images", [1, 2, 5])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_of_equal_shapes_equals_one_by_one(subject: Subjects, family: str, num_pictures: int) -> None:
+def test_a_batch_of_equal_shapes_equals_one_by_one(subject: Subjects, family: str, num_images: int) -> None:
     it = subject(family)
-    prompts = [it.prompt(num_pictures, seed=seed) for seed in range(3)]
+    prompts = [it.prompt(num_images, seed=seed) for seed in range(3)]
     model = it.model()
     encoder = VisionEncoder(model)
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_a_batch_of_equal_shapes_equals_one_by_one(subject: Subjects, family: st
         alone = [VisionEncoder(encoder.model, batch_size=1)([prompt])[0] for prompt in prompts]
         plain = [model.base_model.get_image_features(**prompt.vision, return_dict=True) for prompt in prompts]
     assert len(calls) == 1
-    assert encoder.counts["vision_encodes"] == 3 * num_pictures
+    assert encoder.counts["vision_encodes"] == 3 * num_images
     for ours, one, own in zip(together, alone, plain, strict=True):
         assert ours.num_bytes == sum(part.nbytes for part in parts(ours))
         assert bool(ours.deepstack) == (family == "qwen3_vl")
@@ -79,7 +79,7 @@ def listed(output: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(("family", "num_calls"), [("qwen2_5_vl", 3), ("llava_next", 4)])
 def test_what_goes_through_the_tower_together(subject: Subjects, family: str, num_calls: int) -> None:
-    """Five squares and a tall picture, two at a time: patches of any sizes, tiles of equal shapes (two, two, one, and the tall one)."""
+    """Five squares and a tall image, two at a time: patches of any sizes, tiles of equal shapes (two, two, one, and the tall one)."""
     it = subject(family)
     encoder = VisionEncoder(it.model(), batch_size=2)
     same = [it.prompt_of([noise((64, 64), seed)]) for seed in range(5)]
@@ -89,11 +89,11 @@ def test_what_goes_through_the_tower_together(subject: Subjects, family: str, nu
     assert encoder.counts["vision_encodes"] == 6
 
 
-def test_one_encode_for_each_distinct_set_of_pictures(subject: Subjects) -> None:
-    """Whatever the words around it: four questions about one picture, and one about another."""
+def test_one_encode_for_each_distinct_set_of_images(subject: Subjects) -> None:
+    """Whatever the words around it: four questions about one image, and one about another."""
     it = subject("qwen2_5_vl")
-    picture, other = noise((64, 64), 0), noise((64, 64), 1)
-    prompts = [it.prompt_of([picture], text) for text in ("what?", "where is it?", "why?", "who?")]
+    image, other = noise((64, 64), 0), noise((64, 64), 1)
+    prompts = [it.prompt_of([image], text) for text in ("what?", "where is it?", "why?", "who?")]
     encoder = VisionEncoder(it.model())
     found = encoder([*prompts, it.prompt_of([other], "what?")])
     assert encoder.counts["vision_encodes"] == 2
@@ -104,11 +104,11 @@ def test_one_encode_for_each_distinct_set_of_pictures(subject: Subjects) -> None
     assert encoder.counts["vision_encodes"] == 3  # a trained tower's features are of one pass
 
 
-def test_one_encode_for_each_distinct_picture(subject: Subjects) -> None:
-    """Prompts that share a picture and differ in another; a picture twice in one prompt; the same two in another order."""
+def test_one_encode_for_each_distinct_image(subject: Subjects) -> None:
+    """Prompts that share an image and differ in another; an image twice in one prompt; the same two in another order."""
     it = subject("qwen3_vl")
     a, b, c = noise((64, 64), 0), noise((64, 96), 1), noise((96, 64), 2)
-    prompts = [it.prompt_of(pictures, "compare") for pictures in ([a, b], [a, c], [b, b, a], [c, a])]
+    prompts = [it.prompt_of(images, "compare") for images in ([a, b], [a, c], [b, b, a], [c, a])]
     model = it.model()
     encoder = VisionEncoder(model)
     found = encoder(prompts)

@@ -142,7 +142,7 @@ def their_groups(batch: dict[str, Tensor], ours: DPOTrainer) -> list[Group]:
 
 
 def one_pair(batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-    """A batch of one pair out of TRL's. A picture of 64×64 makes equally many patches in every row."""
+    """A batch of one pair out of TRL's. An image of 64×64 makes equally many patches in every row."""
     picked = {}
     for name, tensor in batch.items():
         share = len(tensor) // (2 * NUM_PAIRS)

@@ -8,16 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from boresight.types import Completion, Conversation, Group, Picture, Prompt, Row
+from boresight.types import Completion, Conversation, EncodedImage, Group, Prompt, Row
 
 
 @pytest.fixture
-def make_picture() -> Callable[..., Picture]:
-    def make(colour: str, encoding: str = "PNG") -> Picture:
+def make_image() -> Callable[..., EncodedImage]:
+    def make(colour: str, encoding: str = "PNG") -> EncodedImage:
         buffer = io.BytesIO()
         Image.new("RGB", (6, 4), colour).save(buffer, encoding)
         content = buffer.getvalue()
-        return Picture(content, hashlib.sha256(content).hexdigest(), (6, 4))
+        return EncodedImage(content, hashlib.sha256(content).hexdigest(), (6, 4))
 
     return make
 
@@ -25,7 +25,11 @@ def make_picture() -> Callable[..., Picture]:
 @pytest.fixture
 def make_group() -> Callable[..., Group]:
     def make(
-        texts: Sequence[str], *, index: int = 0, prompt: str | Conversation = "what?", pictures: Sequence[Picture] = ()
+        texts: Sequence[str],
+        *,
+        index: int = 0,
+        prompt: str | Conversation = "what?",
+        images: Sequence[EncodedImage] = (),
     ) -> Group:
         nothing = torch.tensor([], dtype=torch.long)
         completions = tuple(
@@ -37,7 +41,7 @@ def make_group() -> Callable[..., Group]:
             )
             for text in texts
         )
-        row = Row(index=index, prompt=prompt, completions=(), pictures=tuple(pictures), columns={})
+        row = Row(index=index, prompt=prompt, completions=(), images=tuple(images), columns={})
         return Group(Prompt(row, nothing, nothing, {}, nothing), completions)
 
     return make

@@ -16,8 +16,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from boresight.report import CompletionStore
-from boresight.report.lines import StepLines
-from boresight.types import Completion, Group, Picture, Prompt, Row
+from boresight.report.jsonl import StepLines
+from boresight.types import Completion, EncodedImage, Group, Prompt, Row
 
 K = 4
 NOTHING = torch.tensor([], dtype=torch.long)
@@ -32,10 +32,10 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def picture(colour: str, side: int = 64) -> Picture:
+def image(colour: str, side: int = 64) -> EncodedImage:
     buffer = io.BytesIO()
     Image.new("RGB", (side, side), colour).save(buffer, "PNG")
-    return Picture(buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest(), (side, side))
+    return EncodedImage(buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest(), (side, side))
 
 
 def write_run(
@@ -49,7 +49,7 @@ def write_run(
     """A policy run whose every number can be told from its place.
 
     Completion k of prompt g at step s says "answer k of prompt g at step s" and has the reward s + k / 10; prompt 0 has the same reward
-    everywhere. The last completion of prompt 1 is truncated, its first one unscored, and only prompt 1 has pictures, two of them.
+    everywhere. The last completion of prompt 1 is truncated, its first one unscored, and only prompt 1 has images, two of them.
 
     Args:
         poison: put into every text and name.
@@ -60,7 +60,7 @@ def write_run(
     for step in range(1, num_steps + 1):
         groups, rewards = [], []
         for place in range(num_prompts):
-            shown = (picture(COLOURS[place % 6]), picture(COLOURS[step % 6], 200)) if place else ()
+            shown = (image(COLOURS[place % 6]), image(COLOURS[step % 6], 200)) if place else ()
             asked = [
                 {
                     "role": "user",

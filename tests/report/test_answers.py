@@ -11,25 +11,25 @@ from PIL import Image
 
 from boresight.errors import ConfigError, DataError
 from boresight.report.answers import Answer, AnswerStore, checked_name, question_text
-from boresight.types import Picture, Row
+from boresight.types import EncodedImage, Row
 
 ODD = "a | b\n<script>& 三角形 \x00 \\frac{1}{2}"
 
 
-def picture(colour: str) -> Picture:
+def image(colour: str) -> EncodedImage:
     buffer = io.BytesIO()
     Image.new("RGB", (6, 4), colour).save(buffer, "PNG")
     content = buffer.getvalue()
-    return Picture(content, hashlib.sha256(content).hexdigest(), (6, 4))
+    return EncodedImage(content, hashlib.sha256(content).hexdigest(), (6, 4))
 
 
-def user(text: str, pictures: int = 0) -> list[dict[str, object]]:
-    parts = [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]
+def user(text: str, images: int = 0) -> list[dict[str, object]]:
+    parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
     return [{"role": "user", "content": parts}]
 
 
 def test_questions_come_back(tmp_path: Path) -> None:
-    red, blue = picture("red"), picture("blue")
+    red, blue = image("red"), image("blue")
     rows = [
         Row(4, user("which?", 2), (), (red, blue), {"solution": "B", "kind": "pair", "level": 3, "raw": b"no text"}),
         Row(7, user(ODD, 1), (), (red,), {"solution": 12, "kind": None, "note": ODD}),
@@ -42,9 +42,9 @@ def test_questions_come_back(tmp_path: Path) -> None:
     assert [question.kind for question in questions] == ["pair", "", ""]
     assert questions[0].columns == {"level": 3}
     assert questions[1].columns == {"note": ODD}
-    assert questions[0].pictures == (f"{red.digest}.png", f"{blue.digest}.png")
-    assert sorted(path.name for path in store.pictures_folder.iterdir()) == sorted(questions[0].pictures)
-    assert (store.pictures_folder / questions[1].pictures[0]).read_bytes() == red.source
+    assert questions[0].images == (f"{red.digest}.png", f"{blue.digest}.png")
+    assert sorted(path.name for path in store.images_folder.iterdir()) == sorted(questions[0].images)
+    assert (store.images_folder / questions[1].images[0]).read_bytes() == red.source
 
 
 def test_the_kind_is_the_column_that_is_named(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ SCORES: dict[str, list[float | None]] = {
 
 
 def made(folder: Path, *, times: int = 1, text: str = "said", scores: Any = None) -> Comparison:
-    """Questions about pictures of their own, over and over, with marks that are known."""
+    """Questions about images of their own, over and over, with marks that are known."""
     scores = SCORES if scores is None else scores
     folder.mkdir(exist_ok=True)
     num = len(next(iter(scores.values())))
@@ -43,7 +43,7 @@ def made(folder: Path, *, times: int = 1, text: str = "said", scores: Any = None
             question=f"question {place}?\n{text}",
             gold=f"gold {place % num}",
             kind=f"kind {place % 2}",
-            pictures=(f"{place % num}.png",),
+            images=(f"{place % num}.png",),
             columns={"note": text},
         )
         for place in range(num * times)
@@ -66,7 +66,7 @@ def made(folder: Path, *, times: int = 1, text: str = "said", scores: Any = None
 
 @pytest.fixture
 def comparison(tmp_path: Path) -> Comparison:
-    return made(tmp_path / "pictures")
+    return made(tmp_path / "images")
 
 
 def test_marks_and_counts(comparison: Comparison) -> None:
@@ -189,10 +189,10 @@ def test_marks_are_beside_their_answers(page: Callable[..., Path], comparison: C
         assert seen.page.inner_text("article[data-row='12'] .answer[data-model=grpo] .final") == "<answer>2</answer>"
 
 
-def test_a_picture_opens_large(page: Callable[..., Path], comparison: Comparison, chromium: Any) -> None:
+def test_a_image_opens_large(page: Callable[..., Path], comparison: Comparison, chromium: Any) -> None:
     with opened(chromium, page(comparison)) as seen:
         ready(seen.page)
-        seen.page.click("article[data-row='12'] button.picture")
+        seen.page.click("article[data-row='12'] button.image")
         large = "document.querySelector('#zoom img')"
         assert seen.page.evaluate("document.getElementById('zoom').open")
         assert seen.page.evaluate(f"{large}.naturalWidth") == 40
@@ -246,7 +246,7 @@ def test_a_thousand_questions_are_drawn_as_one_reads(page: Callable[..., Path], 
         assert seen.is_quiet, (seen.requests, seen.complaints)
 
 
-def test_a_picture_is_held_once_however_many_questions_ask_about_it(tmp_path: Path) -> None:
+def test_a_image_is_held_once_however_many_questions_ask_about_it(tmp_path: Path) -> None:
     html = comparison_page(made(tmp_path / "p", times=5))
     assert html.count("data:image/png;base64,") == 6
 
@@ -261,14 +261,14 @@ def test_a_single_model_has_no_flips(page: Callable[..., Path], tmp_path: Path, 
         assert seen.is_quiet
 
 
-def test_many_pictures_are_held_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_are_held_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from boresight.report import comparison_page as module
 
     found = made(tmp_path / "p")
-    for path in found.pictures.iterdir():
+    for path in found.images.iterdir():
         Image.effect_noise((900, 300), 80).convert("RGB").save(path)
     assert "at the most" in comparison_page(found) and "with 512 pixels" in comparison_page(found)
-    monkeypatch.setattr(module, "MANY_PICTURES", 5)
+    monkeypatch.setattr(module, "MANY_IMAGES", 5)
     html = comparison_page(found)
     assert "with 320 pixels" in html
     uri = re.findall(r"data:image/webp;base64,([A-Za-z0-9+/=]+)", html)[0]

@@ -24,11 +24,11 @@ def add(store, step, groups, **options):
     return store.add(step, groups, rewards={"f": rewards}, reward=rewards, **options)
 
 
-def test_what_is_kept(tmp_path, make_group, make_picture):
-    red, blue = make_picture("red"), make_picture("blue", "JPEG")
+def test_what_is_kept(tmp_path, make_group, make_image):
+    red, blue = make_image("red"), make_image("blue", "JPEG")
     groups = [
-        make_group(["a b c", "d…"], index=5, prompt=CONVERSATION, pictures=[red, blue]),
-        make_group(["e"], index=2, pictures=[red]),
+        make_group(["a b c", "d…"], index=5, prompt=CONVERSATION, images=[red, blue]),
+        make_group(["e"], index=2, images=[red]),
     ]
     CompletionStore(tmp_path).add(
         7,
@@ -51,7 +51,7 @@ def test_what_is_kept(tmp_path, make_group, make_picture):
         "completion_ids": [0, 1, 2],
         "length": 3,
         "truncated": False,
-        "pictures": names,
+        "images": names,
         "reward": 1.0,
         "advantage": -0.25,
         "kept": True,
@@ -63,18 +63,18 @@ def test_what_is_kept(tmp_path, make_group, make_picture):
     assert [row["group"] for row in rows] == [0, 0, 1]
     assert [row["kept"] for row in rows] == [True, True, False]
     assert rows[1]["truncated"] and rows[1]["reward"] is None and rows[1]["rewards/exact"] is None
-    assert rows[1]["extra/parsed"] is None and rows[2]["extra/parsed"] == "4" and rows[2]["pictures"] == names[:1]
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == sorted(names)
-    assert (tmp_path / "pictures" / names[1]).read_bytes() == blue.source
+    assert rows[1]["extra/parsed"] is None and rows[2]["extra/parsed"] == "4" and rows[2]["images"] == names[:1]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == sorted(names)
+    assert (tmp_path / "images" / names[1]).read_bytes() == blue.source
 
 
-def test_picture_from_a_file_is_kept_as_it_is(tmp_path, make_group, make_picture):
-    picture = make_picture("green", "WEBP")
+def test_image_from_a_file_is_kept_as_it_is(tmp_path, make_group, make_image):
+    image = make_image("green", "WEBP")
     path = tmp_path / "anything.bin"
-    path.write_bytes(picture.source)
-    add(CompletionStore(tmp_path), 1, [make_group(["a"], pictures=[dataclasses.replace(picture, source=str(path))])])
-    kept = (tmp_path / "pictures" / f"{picture.digest}.webp").read_bytes()
-    assert kept == picture.source and Image.open(io.BytesIO(kept)).size == (6, 4)
+    path.write_bytes(image.source)
+    add(CompletionStore(tmp_path), 1, [make_group(["a"], images=[dataclasses.replace(image, source=str(path))])])
+    kept = (tmp_path / "images" / f"{image.digest}.webp").read_bytes()
+    assert kept == image.source and Image.open(io.BytesIO(kept)).size == (6, 4)
 
 
 def test_batches_phases_and_steps_follow_one_another(tmp_path, make_group):

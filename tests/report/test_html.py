@@ -13,28 +13,28 @@ from jinja2 import ChoiceLoader, DictLoader
 from PIL import Image
 
 from boresight.report import html
-from boresight.report.html import Pictures, content_policy, data_uri, packed, render_page, safe_json, write_page
-from boresight.types import Picture
+from boresight.report.html import Images, content_policy, data_uri, packed, render_page, safe_json, write_page
+from boresight.types import EncodedImage
 from tests.browser import PHONE, WIDE, opened
 
 ATTACK = "</script><img src=x onerror=\"document.title='owned'\"><!-- <script>"
 
 TEMPLATE = """{% extends "base.html.j2" %}
-{% from "picture.html.j2" import picture %}
-{% block main %}<section><p class="text">{{ text }}</p><div class="pictures">{{ picture(name, text) }}</div></section>{% endblock %}"""
+{% from "image.html.j2" import image %}
+{% block main %}<section><p class="text">{{ text }}</p><div class="images">{{ image(name, text) }}</div></section>{% endblock %}"""
 
 
 @pytest.fixture
-def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_picture: Callable[..., Picture]) -> Path:
+def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_image: Callable[..., EncodedImage]) -> Path:
     """A page whose every text is an attack."""
     environment = html._environment.__wrapped__()
     environment.loader = ChoiceLoader([DictLoader({"attacked.html.j2": TEMPLATE}), environment.loader])
     monkeypatch.setattr(html, "_environment", lambda: environment)
-    pictures = Pictures()
-    source: Any = make_picture("red").source
-    name = pictures.add(source)
+    images = Images()
+    source: Any = make_image("red").source
+    name = images.add(source)
     made = render_page(
-        "attacked.html.j2", title=ATTACK, data={ATTACK: [ATTACK]}, pictures=pictures.uris, text=ATTACK, name=name
+        "attacked.html.j2", title=ATTACK, data={ATTACK: [ATTACK]}, images=images.uris, text=ATTACK, name=name
     )
     return write_page(tmp_path / "page.html", made)
 
@@ -50,7 +50,7 @@ def png(size: tuple[int, int], noise: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def test_small_pictures_are_kept_byte_for_byte_and_large_ones_scaled_down() -> None:
+def test_small_images_are_kept_byte_for_byte_and_large_ones_scaled_down() -> None:
     small = png((64, 48))
     assert data_uri(small) == "data:image/png;base64," + base64.b64encode(small).decode()
     wide = data_uri(png((900, 300)), max_side=300)
@@ -60,7 +60,7 @@ def test_small_pictures_are_kept_byte_for_byte_and_large_ones_scaled_down() -> N
     assert data_uri(heavy).startswith("data:image/webp;") and pixels(data_uri(heavy)).size == (400, 400)
 
 
-def test_a_picture_stands_upright_and_keeps_its_transparency() -> None:
+def test_a_image_stands_upright_and_keeps_its_transparency() -> None:
     buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6  # turned a quarter
@@ -71,13 +71,13 @@ def test_a_picture_stands_upright_and_keeps_its_transparency() -> None:
     assert pixels(data_uri(buffer.getvalue())).getchannel("A").getextrema() == (0, 0)
 
 
-def test_each_picture_is_held_once(tmp_path: Path) -> None:
+def test_each_image_is_held_once(tmp_path: Path) -> None:
     content = png((8, 8))
     (tmp_path / "a.png").write_bytes(content)
-    pictures = Pictures()
-    first = pictures.add(tmp_path / "a.png")
-    assert pictures.add(content) == first and len(pictures.uris) == 1
-    assert pictures.add(tmp_path / "gone.png", name=first) == first  # known by its name: the file is not read
+    images = Images()
+    first = images.add(tmp_path / "a.png")
+    assert images.add(content) == first and len(images.uris) == 1
+    assert images.add(tmp_path / "gone.png", name=first) == first  # known by its name: the file is not read
 
 
 def test_no_text_ends_the_script_element_it_stands_in() -> None:
@@ -116,9 +116,9 @@ def test_what_slipped_through_would_be_stopped_by_the_policy(page: Path, chromiu
         assert not seen.requests and any("Content Security Policy" in complaint for complaint in seen.complaints)
 
 
-def test_a_picture_opens_large_and_closes(page: Path, chromium: Any) -> None:
+def test_a_image_opens_large_and_closes(page: Path, chromium: Any) -> None:
     with opened(chromium, page) as seen:
-        thumbnail, large = seen.page.locator("button.picture img"), seen.page.locator("#zoom img")
+        thumbnail, large = seen.page.locator("button.image img"), seen.page.locator("#zoom img")
         assert thumbnail.evaluate("image => image.naturalWidth") == 6
         assert not large.is_visible()
         thumbnail.click()

@@ -10,7 +10,7 @@ import pytest
 from boresight.report import StepLines, read_completions
 from boresight.report.page import report_data, write_report
 from tests.browser import PHONE, WIDE, Opened, opened
-from tests.report.runs import K, picture, write_run
+from tests.report.runs import K, image, write_run
 
 ATTACK = "</script><img src=x onerror=\"document.title='owned'\"><svg onload=\"document.title='owned'\"><a href='javascript:0'>"
 
@@ -76,7 +76,7 @@ def test_the_page_shows_the_run(seen: Opened) -> None:
     assert (
         facts["steps"] == "3" and facts["completions"].startswith("24") and facts["time in steps"].startswith("10.5 s")
     )
-    assert facts["picture encodes saved"].startswith("75%")
+    assert facts["image encodes saved"].startswith("75%")
     assert page.locator("#verdict-list li").first.inner_text().split() == [
         "step",
         "3",
@@ -150,7 +150,7 @@ def test_filtering(seen: Opened) -> None:
     assert choose(seen, only="unscored") == [f"answer 0 of prompt 1 at step {step}" for step in (3, 2, 1)]
     assert len(choose(seen, only="a reward missing")) == 3
     assert len(choose(seen, only="groups with equal rewards")) == 3 * K
-    assert len(choose(seen, only="with pictures")) == 3 * K
+    assert len(choose(seen, only="with images")) == 3 * K
     assert choose(seen, only="everything", step="2", least="2.15", most="2.25") == ["answer 2 of prompt 1 at step 2"]
     assert choose(seen, text="no such text") == [] and "Nothing matches" in seen.page.locator("#detail").inner_text()
     seen.page.locator("#clear").click()
@@ -199,13 +199,13 @@ def test_tokens_are_shaded_by_their_log_probability(seen: Opened, folder: Path) 
     ) == {"rgba(0, 0, 0, 0)"}
 
 
-def test_a_picture_is_held_once_and_opens_large(seen: Opened, folder: Path) -> None:
-    held = seen.page.evaluate("Object.keys(pagePictures)")
-    assert sorted(held) == sorted(path.name for path in (folder / "pictures").iterdir())
+def test_a_image_is_held_once_and_opens_large(seen: Opened, folder: Path) -> None:
+    held = seen.page.evaluate("Object.keys(pageImages)")
+    assert sorted(held) == sorted(path.name for path in (folder / "images").iterdir())
     choose(seen, text="prompt 1 at step 3")
-    pictures = seen.page.locator("#detail button.picture img")
-    assert pictures.evaluate_all("images => images.map(image => image.naturalWidth)") == [64, 200]
-    pictures.last.click()
+    images = seen.page.locator("#detail button.image img")
+    assert images.evaluate_all("images => images.map(image => image.naturalWidth)") == [64, 200]
+    images.last.click()
     large = seen.page.locator("#zoom img")
     large.wait_for()
     assert large.evaluate("image => image.clientWidth") > 500
@@ -304,20 +304,20 @@ def test_a_run_without_completions_has_a_page_too(tmp_path: Path, chromium: Any)
 
 
 def test_what_the_page_leaves_out_it_says(folder: Path, tmp_path: Path, chromium: Any) -> None:
-    """Too many completions, a lost picture, a tokenizer that is gone: counted, and the rest is shown."""
+    """Too many completions, a lost image, a tokenizer that is gone: counted, and the rest is shown."""
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "completions" / "tokenizer.json").unlink()
-    shared = picture("green")
-    (copy / "pictures" / f"{shared.digest}.png").unlink()
+    shared = image("green")
+    (copy / "images" / f"{shared.digest}.png").unlink()
     with opened(chromium, write_report(copy, max_completions=16)) as seen:
         wait(seen)
         note = seen.page.locator("#completions-note").inner_text()
-        assert note == "16 of 24 · 1 step left out, evenly (--max-completions) · 1 picture file missing"
+        assert note == "16 of 24 · 1 step left out, evenly (--max-completions) · 1 image file missing"
         assert seen.page.locator("#filters [name=step] option").all_inner_texts() == ["all", "3", "1"]
         assert seen.page.locator(".shade").count() == 0 and len(said(seen)) == K
         choose(seen, text="prompt 1 at step 3")
-        assert "1 of its pictures is missing" in seen.page.locator("#detail").inner_text()
+        assert "1 of its images is missing" in seen.page.locator("#detail").inner_text()
         assert seen.is_quiet, (seen.complaints, seen.requests)
 
 

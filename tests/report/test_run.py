@@ -102,5 +102,5 @@ def test_work_of_all_steps_is_added_and_what_sharing_saved_is_a_fact(tmp_path: P
     run = read_run(tmp_path)
     assert work_done(run.metrics) == {"vision_encodes": 6, "unshared_vision_encodes": 40}
     saved = {fact["name"]: (fact["value"], fact["note"]) for fact in facts(run)}
-    assert saved["picture encodes saved"] == ("85%", "of 40 with nothing shared")
+    assert saved["image encodes saved"] == ("85%", "of 40 with nothing shared")
     assert saved["steps"] == ("2", "")

@@ -19,7 +19,7 @@ WELL = {
     "completions/clipped_ratio": 0.07,
     "completions/mean_length": 212.4,
     "clip_ratio/region_mean": 0.16,
-    "picture/swap_gap": 0.23,
+    "image/swap_gap": 0.23,
     "update/frac_unmoved": 0.02,
     "sampling/sampling_logp_difference/mean": 0.004,
     "entropy": 0.61,
@@ -61,10 +61,10 @@ CASES: list[tuple[str, dict[str, float], list[str], dict[str, float]]] = [
         {"rewards/exact_answer_reward/unparsed": 0.24},
     ),
     (
-        "picture_ignored",
-        {"picture/swap_gap": 0.0003},
-        ["The picture is ignored", "0.0003 nats per token", "max_pixels"],
-        {"picture/swap_gap": 0.011},
+        "image_ignored",
+        {"image/swap_gap": 0.0003},
+        ["The image is ignored", "0.0003 nats per token", "max_pixels"],
+        {"image/swap_gap": 0.011},
     ),
     (
         "clipped",

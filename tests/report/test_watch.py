@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from boresight.errors import ConfigError, DataError
-from boresight.report.lines import StepLines
+from boresight.report.jsonl import StepLines
 from boresight.report.watch import serve
 from tests.browser import opened
 from tests.report.runs import write_run
@@ -71,7 +71,7 @@ def test_the_page_follows_the_run_and_outlives_the_server(tmp_path: Path, chromi
             # What the reader has chosen stays as it is.
             page.locator("#count", has_text="1 of 6 groups").wait_for()
             assert "step 1 · training · row 101" in page.locator("#detail").inner_text()
-            page.locator("#detail button.picture img").first.wait_for()
+            page.locator("#detail button.image img").first.wait_for()
             assert seen.is_quiet, (seen.complaints, seen.requests)
             server.shutdown()
             thread.join()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from boresight.types import Completion, Conversation, Group, Picture, Prompt, Row
+from boresight.types import Completion, Conversation, EncodedImage, Group, Prompt, Row
 
 MakeGroup = Callable[..., Group]
 
@@ -18,7 +18,7 @@ def make_group() -> MakeGroup:
         *,
         index: int = 0,
         prompt: str | Conversation = "what colour?",
-        pictures: Sequence[Picture] = (),
+        images: Sequence[EncodedImage] = (),
         **columns: Any,
     ) -> Group:
         nothing = torch.tensor([], dtype=torch.long)
@@ -28,7 +28,7 @@ def make_group() -> MakeGroup:
             )
             for text in texts
         )
-        row = Row(index=index, prompt=prompt, completions=(), pictures=tuple(pictures), columns=columns)
+        row = Row(index=index, prompt=prompt, completions=(), images=tuple(images), columns=columns)
         return Group(Prompt(row, nothing, nothing, {}, nothing), completions)
 
     return make

@@ -11,7 +11,7 @@ from boresight.rewards import (
     point_in_box_reward,
 )
 from boresight.rewards.grounding import Coordinates, box_iou, scale_to_original, stated_box, stated_point
-from boresight.types import Picture
+from boresight.types import EncodedImage
 
 
 @pytest.mark.parametrize(
@@ -105,14 +105,14 @@ def test_point_in_box_reward():
 
 
 def test_scored_with_the_sizes_that_they_ask_for(make_group):
-    picture = Picture(b"", "p", (640, 480))
-    group = make_group(["[32, 12, 160, 60]", "[64, 48, 320, 240]"], pictures=[picture], bbox=[64, 48, 320, 240])
+    image = EncodedImage(b"", "p", (640, 480))
+    group = make_group(["[32, 12, 160, 60]", "[64, 48, 320, 240]"], images=[image], bbox=[64, 48, 320, 240])
     funcs = ["iou_reward", "point_in_box_reward", get_iou_reward("model")]
     table = Scorer(funcs, model_sizes=lambda prompt: [(320, 120)]).score([group])
     assert table.names == ("iou_reward", "point_in_box_reward", "iou_reward_2")
     assert table.values[:, 2].tolist() == [1.0, pytest.approx(9216 / 433152)]
     assert table.values[1].tolist()[:2] == [1.0, 1.0]
-    with pytest.raises(RewardError, match="needs the picture's size as the model saw it"):
+    with pytest.raises(RewardError, match="needs the image's size as the model saw it"):
         Scorer(funcs).score([group])
 
 
@@ -120,7 +120,7 @@ def test_scored_with_the_sizes_that_they_ask_for(make_group):
     ("bbox", "sizes", "message"),
     [
         ([4, 2, 0, 0], [(8, 8)], r"bbox \[4, 2, 0, 0\] is not"),
-        ([0, 0, 4, 2], [], "completion 0 has a bbox but no picture"),
+        ([0, 0, 4, 2], [], "completion 0 has a bbox but no image"),
     ],
 )
 def test_bad_gold(bbox, sizes, message):

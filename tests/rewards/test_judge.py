@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from boresight.data.images import decode, load_picture
+from boresight.data.images import decode, load_image
 from boresight.errors import ConfigError
 from boresight.rewards import Scorer, get_judge_reward
 
@@ -75,14 +75,12 @@ def test_marks_lie_between_0_and_1(served, make_group) -> None:
     assert "what colour?" in first and "teal" in first and "it is blue {solution}" in first
 
 
-def test_the_judge_sees_the_picture(served, make_group) -> None:
+def test_the_judge_sees_the_image(served, make_group) -> None:
     url, asked = served(lambda body, _: (200, "Score: 10"))
     encoded = io.BytesIO()
     Image.new("RGB", (5, 3), (9, 200, 30)).save(encoded, "png")
-    group = make_group(["green"], pictures=[load_picture(encoded.getvalue(), where="here")])
-    scorer = Scorer(
-        get_judge_reward(url, "m"), decode_pictures=lambda pictures: [decode(picture) for picture in pictures]
-    )
+    group = make_group(["green"], images=[load_image(encoded.getvalue(), where="here")])
+    scorer = Scorer(get_judge_reward(url, "m"), decode_images=lambda images: [decode(image) for image in images])
     assert scorer.score([group]).values[0, 0] == 1.0
     data = asked[0]["messages"][0]["content"][0]["image_url"]["url"].removeprefix("data:image/png;base64,")
     shown = Image.open(io.BytesIO(base64.b64decode(data)))

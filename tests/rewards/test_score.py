@@ -15,7 +15,7 @@ import torch
 from boresight.errors import ConfigError, RewardError
 from boresight.rewards import Scorer
 from boresight.rewards.reward import BUILT_IN
-from boresight.types import Picture
+from boresight.types import EncodedImage
 
 CONVERSATION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what colour?"}]}]
 
@@ -232,13 +232,13 @@ def test_async_failure_spares_its_neighbour(make_group):
     assert table.failed.item() and table.values[0, 1] == 1.0
 
 
-def test_pictures_are_decoded_once_per_group_for_those_who_ask(make_group):
-    picture, other = (Picture(b"", digest, size) for digest, size in [("p", (64, 32)), ("q", (10, 20))])
+def test_images_are_decoded_once_per_group_for_those_who_ask(make_group):
+    image, other = (EncodedImage(b"", digest, size) for digest, size in [("p", (64, 32)), ("q", (10, 20))])
     decoded = []
 
-    def decode(pictures):
-        decoded.append(pictures)
-        return [picture.digest for picture in pictures]
+    def decode(images):
+        decoded.append(images)
+        return [image.digest for image in images]
 
     seen: dict[str, Any] = {}
 
@@ -246,14 +246,14 @@ def test_pictures_are_decoded_once_per_group_for_those_who_ask(make_group):
         seen.update(images=images, image_sizes=image_sizes, model_image_sizes=model_image_sizes)
         return [0.0] * len(completions)
 
-    groups = [make_group(["a", "b"], pictures=[picture, other]), make_group(["c"])]
+    groups = [make_group(["a", "b"], images=[image, other]), make_group(["c"])]
     scorer = Scorer(
         [looks, lambda completions: [0.0] * 3],
-        decode_pictures=decode,
-        model_sizes=lambda p: [(28, 28)] * len(p.pictures),
+        decode_images=decode,
+        model_sizes=lambda p: [(28, 28)] * len(p.images),
     )
     scorer.score(groups)
-    assert decoded == [(picture, other), ()]
+    assert decoded == [(image, other), ()]
     assert seen["images"] == [["p", "q"], ["p", "q"], []]
     assert seen["image_sizes"] == [[(64, 32), (10, 20)]] * 2 + [[]]
     assert seen["model_image_sizes"] == [[(28, 28), (28, 28)]] * 2 + [[]]

@@ -1,4 +1,4 @@
-"""Tiny models of every family, and prompts with none, one and two pictures of different sizes."""
+"""Tiny models of every family, and prompts with none, one and two images of different sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from boresight.types import ModelFacts, Prompt
 
 QUESTIONS = ("what color is the shape?", "which of the two is larger, and why?", "say anything")
 SIZES = (((64, 96),), ((48, 64), (96, 40)), ())
-"""Width and height of each prompt's pictures: prompts differ in length and, in M-RoPE models, in how positions run."""
+"""Width and height of each prompt's images: prompts differ in length and, in M-RoPE models, in how positions run."""
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def test_log_probabilities_are_those_of_a_plain_forward(subject: Subjects, famil
             expected = teacher_forced(it, group.prompt, completion, 0.7)
             torch.testing.assert_close(completion.sampler_logp, expected, atol=1e-4, rtol=0)
             lengths.add(len(completion.ids))
-            # Negative control: the next prompt's pictures and text give other log-probabilities.
+            # Negative control: the next prompt's images and text give other log-probabilities.
             other = it.prompts[(group.prompt.row.index + 1) % 3]
             assert (teacher_forced(it, other, completion, 0.7) - completion.sampler_logp).abs().max() > 1e-2
     assert len({tuple(ids) for ids in ids_of(groups)}) == 9

@@ -39,7 +39,7 @@ def run_script(tmp_path: Path, model_folder: Path) -> Callable[[str], str]:
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
-    """A user's folder: twelve pictures, and a table with a question and an answer about each."""
+    """A user's folder: twelve images, and a table with a question and an answer about each."""
     folder = tmp_path / "shapes"
     (folder / "images").mkdir(parents=True)
     with (folder / "train.csv").open("w", newline="") as stream:

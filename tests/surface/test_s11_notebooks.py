@@ -32,7 +32,7 @@ def parameters(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def drawn(notebook: nbformat.NotebookNode) -> int:
-    """How many pictures the cells have put out."""
+    """How many images the cells have put out."""
     return sum("image/png" in output.get("data", {}) for cell in cells(notebook) for output in cell.outputs)
 
 
@@ -59,7 +59,7 @@ def test_it_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("name", SHORT)
 def test_the_committed_copy_shows_a_whole_run(name: str) -> None:
-    """Every cell ran in order, as its code stands there; plots and pictures are still pictures wherever it is read."""
+    """Every cell ran in order, as its code stands there; plots and images are still images wherever it is read."""
     file = FOLDER / f"{name}.ipynb"
     notebook = nbformat.read(file, 4)
     nbformat.validate(notebook)

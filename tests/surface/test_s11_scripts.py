@@ -24,22 +24,22 @@ def said(role: str, text: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Rows in the columns of llava-instruct-mix-vsft, rlaif-v_formatted and multimodal-open-r1-8k-verified."""
-    picture = [Image.new("RGB", (32, 32), color) for color in ("red", "green", "blue", "white")]
+    image = [Image.new("RGB", (32, 32), color) for color in ("red", "green", "blue", "white")]
     asked = [{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "Which color?"}]}]
     places = range(4)
     answered = [asked + said("assistant", f"Number {place}.") for place in places]
     forms = {
-        "sft": [{"messages": answered[place], "images": [picture[place]]} for place in places],
+        "sft": [{"messages": answered[place], "images": [image[place]]} for place in places],
         "dpo": [
             {
                 "prompt": asked,
                 "chosen": said("assistant", f"It is {place}."),
                 "rejected": said("assistant", "No."),
-                "images": [picture[place]],
+                "images": [image[place]],
             }
             for place in places
         ],
-        "grpo": [{"image": picture[place], "problem": "How many?", "solution": f"${place}$"} for place in places],
+        "grpo": [{"image": image[place], "problem": "How many?", "solution": f"${place}$"} for place in places],
     }
     folder = tmp_path_factory.mktemp("rows")
     for name, records in forms.items():

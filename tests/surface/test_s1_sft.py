@@ -1,4 +1,4 @@
-"""S1: SFT from the command line, on a user's own folder of pictures and a table; interrupted, it goes on where it was."""
+"""S1: SFT from the command line, on a user's own folder of images and a table; interrupted, it goes on where it was."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def words(model: Path, data: Path, output_dir: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_folder_of_pictures_and_a_table(
+def test_a_folder_of_images_and_a_table(
     model_folder: Path, shapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""S2 and S3: the article's MPO sample as printed but for the import, and plain DPO of pairs with pictures."""
+"""S2 and S3: the article's MPO sample as printed but for the import, and plain DPO of pairs with images."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ print("steps", mpo_trainer.state.global_step, "pairs in the shift", mpo_trainer.
 
 @pytest.mark.parametrize("loaded", [False, True], ids=["by folder", "loaded"])
 def test_the_mpo_sample(run_script: Callable[[str], str], loaded: bool) -> None:
-    """A bare tokenizer, and pictures all the same: the processor is found in the model's folder."""
+    """A bare tokenizer, and images all the same: the processor is found in the model's folder."""
     model = "AutoModelForImageTextToText.from_pretrained(model_id)" if loaded else "model_id"
     source = DATA + "from transformers import AutoModelForImageTextToText\n" + MPO.replace("MODEL", model)
     printed = run_script(source)
     assert "steps 1 pairs in the shift 2.0" in printed
 
 
-def test_dpo_of_pairs_with_pictures(run_script: Callable[[str], str]) -> None:
-    """Two pairs, two pictures, each encoded once by the policy and once by the reference; and plain transformers loads what was saved."""
+def test_dpo_of_pairs_with_images(run_script: Callable[[str], str]) -> None:
+    """Two pairs, two images, each encoded once by the policy and once by the reference; and plain transformers loads what was saved."""
     printed = run_script(
         DATA
         + """

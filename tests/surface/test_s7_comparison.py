@@ -121,7 +121,7 @@ def test_the_page_in_a_browser(compared: Path, chromium: Any, width: int, scheme
         assert shown() == 0
         page.click("#clear")
         assert shown() == 1
-        page.click("button.picture")
+        page.click("button.image")
         assert page.evaluate("document.querySelector('#zoom img').naturalWidth") == 448
         page.keyboard.press("Escape")
         assert seen.overflow() <= 0

@@ -1,4 +1,4 @@
-"""A tiny Qwen2.5-VL, real pictures, and runs short enough to compare bit for bit."""
+"""A tiny Qwen2.5-VL, real images, and runs short enough to compare bit for bit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def records(num_rows: int = 24) -> list[dict[str, Any]]:
-    """Rows with pictures, every fourth without one."""
+    """Rows with images, every fourth without one."""
     rows = []
     for index, row in enumerate(load_easy_vqa("train", num_rows=num_rows, seed=3)):
         question = row["prompt"][0]["content"][1]["text"]

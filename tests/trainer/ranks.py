@@ -37,12 +37,12 @@ def train(method: str, model: str, output_dir: str, ranks: int) -> None:
     callbacks: list[TrainerCallback] = [SaveGradients()]
     common = {**QUIET, "output_dir": output_dir, "max_steps": 1, "use_cpu": True}
     if method == "sft":
-        # 11 rows: the ranks' shares differ in rows, tokens and pictures.
+        # 11 rows: the ranks' shares differ in rows, tokens and images.
         rows = demonstrations(11)
         config = SFTConfig(**common, per_device_train_batch_size=4, gradient_accumulation_steps=4 // ranks)
         SFTTrainer(model, config, rows, callbacks=callbacks).train()
     elif method in PAIRS:
-        # Three steps, so that the shift and the table matter in the last; the ranks' shares differ in tokens and pictures.
+        # Three steps, so that the shift and the table matter in the last; the ranks' shares differ in tokens and images.
         batch = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2 // ranks}
         config = DPOConfig(**common | {"max_steps": 3}, **batch, **PAIRS[method])
         DPOTrainer(model, args=config, train_dataset=preferences(), callbacks=callbacks).train()

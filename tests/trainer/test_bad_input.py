@@ -25,19 +25,19 @@ def two_placeholders() -> list[dict[str, Any]]:
 
 
 CASES: list[tuple[str, Any, str]] = [
-    ("missing picture", changed(5, image="nowhere.png"), r"row 5, image: .*'nowhere.png'"),
-    ("broken picture", changed(4, image=b"not a picture"), r"row 4, image: the picture is broken"),
+    ("missing image", changed(5, image="nowhere.png"), r"row 5, image: .*'nowhere.png'"),
+    ("broken image", changed(4, image=b"not an image"), r"row 4, image: the image is broken"),
     (
-        "picture that ends early",
+        "image that ends early",
         changed(4, image={"bytes": GOOD[4]["image"]["bytes"][:60]}),
-        r"row 4.*: the picture cannot be decoded",
+        r"row 4.*: the image cannot be decoded",
     ),
     (
         "wrong column",
         [{"promt": row["prompt"], "image": row["image"]} for row in GOOD],
         r"row 0 .*\n?.*Did you mean 'prompt'",
     ),
-    ("placeholders", two_placeholders(), r"row 4: 1 picture.* but 2 image part"),
+    ("placeholders", two_placeholders(), r"row 4: 1 image.* but 2 image part"),
     (
         "literal placeholder",
         changed(2, prompt=[{"role": "user", "content": "<|image_pad|> what?"}]),

@@ -1,4 +1,4 @@
-"""DPO, MPO and their kin on a tiny Qwen2.5-VL and real pictures."""
+"""DPO, MPO and their kin on a tiny Qwen2.5-VL and real images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.trainer.conftest import QUIET, records
 
 
 def preferences(num_rows: int = 24) -> list[dict[str, Any]]:
-    """Real questions, the right answer preferred to another; lengths uneven, every fourth row without a picture."""
+    """Real questions, the right answer preferred to another; lengths uneven, every fourth row without an image."""
     rows = []
     for index, row in enumerate(records(num_rows)):
         right, wrong = row["solution"], "teal" if row["solution"] != "teal" else "red"
@@ -271,7 +271,7 @@ def _processor(folder: Path) -> Any:
 
 
 def test_new_samples_are_computed_and_old_ones_kept(model_folder: Path, tmp_path: Path) -> None:
-    """Another picture under the same words is another sample."""
+    """Another image under the same words is another sample."""
     few = trainer(model_folder, tmp_path, preferences(8), precompute_ref_log_probs=True)
     assert few.precomputed is not None
     old = dict(few.precomputed.entries)
@@ -337,20 +337,20 @@ def test_empty_answers_are_the_end_token(model_folder: Path, tmp_path: Path) -> 
     assert all(map(math.isfinite, logged(run, "loss")))
 
 
-def test_a_picture_in_one_answer_is_refused(model_folder: Path, tmp_path: Path) -> None:
-    """The chosen answer shows a picture, the rejected one does not: nothing says which prompt they share."""
+def test_a_image_in_one_answer_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    """The chosen answer shows an image, the rejected one does not: nothing says which prompt they share."""
     rows = preferences(4)
     rows[2]["chosen"] = [{"role": "assistant", "content": [{"type": "image"}, {"type": "text", "text": "red"}]}]
     with pytest.raises(DataError, match="row 2"):
         trainer(model_folder, tmp_path, rows)
 
 
-def test_pairs_of_one_prompt_encode_its_picture_once(model_folder: Path, tmp_path: Path) -> None:
+def test_pairs_of_one_prompt_encode_its_image_once(model_folder: Path, tmp_path: Path) -> None:
     rows = preferences(4)
     rows[1] |= {"prompt": rows[0]["prompt"], "image": rows[0]["image"]}
     run = trainer(model_folder, tmp_path, rows, max_steps=1)
     run.train()
-    # Of rows 0 to 3, three have a picture and two share it; the policy encodes them and so does the reference.
+    # Of rows 0 to 3, three have an image and two share it; the policy encodes them and so does the reference.
     assert logged(run, "work/vision_encodes") == [2 + 2]
     assert logged(run, "work/unshared_vision_encodes") == [2 * 3 * 2]
     alone = [trainer(model_folder, tmp_path, [row], per_device_train_batch_size=1) for row in rows[:2]]

@@ -193,7 +193,7 @@ def test_resumes_with_equal_bits(grpo: Run, tmp_path: Path) -> None:
         resumed = grpo(output_dir=str(tmp_path / "cut"), **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{step}"))
         assert same(weights(whole), weights(resumed))
-        kept = [read_completions(tmp_path / run).drop_columns(["pictures"]) for run in ("whole", "cut")]
+        kept = [read_completions(tmp_path / run).drop_columns(["images"]) for run in ("whole", "cut")]
         assert kept[0].equals(kept[1])
 
 

@@ -36,8 +36,8 @@ def test_a_policy_pushed_to_the_image_placeholder_never_samples_it(grpo: Run) ->
     assert all(torch.isfinite(value).all() for value in weights(trainer).values())
 
 
-def test_pictures_are_encoded_once_a_pass(grpo: Run) -> None:
-    """Four pictures a step: once to sample and once to learn from where the tower is trained."""
+def test_images_are_encoded_once_a_pass(grpo: Run) -> None:
+    """Four images a step: once to sample and once to learn from where the tower is trained."""
     trainer = grpo(
         max_steps=2, per_device_train_batch_size=16, train_dataset=[row for row in records() if row["image"]][:8]
     )
@@ -47,8 +47,8 @@ def test_pictures_are_encoded_once_a_pass(grpo: Run) -> None:
         assert log["work/padded_tokens"] == 0
 
 
-def test_a_frozen_tower_encodes_a_picture_once_in_a_step(model_folder: Path, tmp_path: Path) -> None:
-    """Sampling, old, reference and policy passes, two updates each: one encode per picture."""
+def test_a_frozen_tower_encodes_a_image_once_in_a_step(model_folder: Path, tmp_path: Path) -> None:
+    """Sampling, old, reference and policy passes, two updates each: one encode per image."""
     model = AutoModelForImageTextToText.from_pretrained(model_folder)
     model.model.visual.requires_grad_(False)
     config = GRPOConfig(

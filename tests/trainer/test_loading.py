@@ -11,7 +11,7 @@ from .test_resume import GRPO, Stop, same
 
 
 def stream(rows: list[dict[str, Any]]) -> IterableDataset:
-    """The rows as a set that can only be walked through; pictures as plain bytes."""
+    """The rows as a set that can only be walked through; images as plain bytes."""
     plain = [{**row, "image": row["image"] and row["image"]["bytes"]} for row in rows]
     return Dataset.from_list(plain).to_iterable_dataset()
 

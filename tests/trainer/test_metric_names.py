@@ -10,7 +10,7 @@ import pytest
 from boresight import DPOConfig, DPOTrainer
 from boresight.loss.preference import MPO
 from boresight.report import read_lines
-from boresight.report.dictionary import ENTRIES, entry_for
+from boresight.report.metric_dictionary import ENTRIES, entry_for
 from boresight.rewards import exact_answer_reward
 
 from .conftest import QUIET, Run, demonstrations, records, vowel_share

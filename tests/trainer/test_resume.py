@@ -63,7 +63,7 @@ def test_grpo(grpo: Run, tmp_path: Path, step: int) -> None:
     resumed = grpo(output_dir=str(tmp_path / "cut"), **options)
     resumed.train(resume_from_checkpoint=True)
     assert same(weights(whole), weights(resumed))
-    kept = [read_completions(tmp_path / run).drop_columns(["pictures"]) for run in ("whole", "cut")]
+    kept = [read_completions(tmp_path / run).drop_columns(["images"]) for run in ("whole", "cut")]
     assert kept[0].equals(kept[1])
     whole_lines, cut_lines = ([_reproducible(line) for line in _steps(tmp_path / run)] for run in ("whole", "cut"))
     assert whole_lines == cut_lines

@@ -34,7 +34,7 @@ def test_completions_reach_a_tracker_beside_the_numbers(
     texts = events.Tensors("completions/text_summary")
     assert [text.step for text in texts] == [1, 2, 4]
     assert len(texts[0].tensor_proto.string_val[0].decode().splitlines()) == 2 + 3
-    assert "completions/picture_1" in events.Tags()["images"] and "train/reward" in events.Tags()["scalars"]
+    assert "completions/image_1" in events.Tags()["images"] and "train/reward" in events.Tags()["scalars"]
 
 
 def test_trackers_are_known_by_the_names_of_transformers_callbacks() -> None:
@@ -53,7 +53,7 @@ def test_a_grpo_run_has_a_whole_page(grpo: Run, chromium: Any) -> None:
     folder = Path(trainer.args.output_dir)
     data = report_data(folder)
     facts = {fact["name"]: fact["value"] for fact in data["facts"]}
-    assert facts["steps"] == "2" and facts["picture encodes saved"] == "75%" and facts["prompt tokens saved"] == "75%"
+    assert facts["steps"] == "2" and facts["image encodes saved"] == "75%" and facts["prompt tokens saved"] == "75%"
     assert data["metrics_from"] == "metrics.jsonl"
     assert {"Reward", "Reward by function", "KL to the reference", "Length", "Clipped", "Loss"} <= {
         chart["title"] for chart in data["charts"]
@@ -65,5 +65,5 @@ def test_a_grpo_run_has_a_whole_page(grpo: Run, chromium: Any) -> None:
         assert seen.page.locator("#count").inner_text() == "4 of 4 groups"
         seen.page.locator("#detail").scroll_into_view_if_needed()
         seen.page.locator(".said span").first.wait_for()
-        assert seen.page.locator("#detail button.picture").count() == 1
+        assert seen.page.locator("#detail button.image").count() == 1
         assert seen.is_quiet, (seen.complaints, seen.requests)

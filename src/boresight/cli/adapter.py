@@ -12,7 +12,7 @@ EYES = r".*(visual|vision_tower|vision_model|multi_modal_projector|mm_projector|
 
 def lora_config(model: ModelOptions) -> Any:
     """PEFT's configuration. Without target modules every linear layer of the language model gets an adapter and the eyes get none, so
-    that a picture's features can be kept."""
+    that an image's features can be kept."""
     from peft import LoraConfig
 
     targets: Any = [name for word in model.lora_target_modules or [] if (name := word.strip(", "))]

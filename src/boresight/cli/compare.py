@@ -23,8 +23,8 @@ ASKING: dict[str, dict[str, Any]] = {
     "top_p": {"type": float, "help": "of the draws: keep the likeliest tokens that together have this probability (1)"},
     "batch_size": {"type": int, "help": "questions answered together; it changes no answer (16)"},
     "dtype": {"help": "type of the weights, such as bfloat16 (auto: the checkpoint's)"},
-    "min_pixels": {"type": int, "help": "smallest area a picture is resized to, as in training"},
-    "max_pixels": {"type": int, "help": "largest area a picture is resized to, as in training"},
+    "min_pixels": {"type": int, "help": "smallest area an image is resized to, as in training"},
+    "max_pixels": {"type": int, "help": "largest area an image is resized to, as in training"},
 }
 """Fields of `AnswerSettings`."""
 
@@ -32,7 +32,7 @@ ASKING: dict[str, dict[str, Any]] = {
 COLUMNS = {
     "prompt": "a column of plain text that asks: it becomes what the user says to the model",
     "solution": "the column with the right answer (solution)",
-    "image": "the column with the picture, or its path (image or images)",
+    "image": "the column with the image, or its path (image or images)",
 }
 """Columns of a table of one's own."""
 
@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         data,
         "image_root",
         metavar="FOLDER",
-        help="where paths of pictures start (the folder of the file that names them)",
+        help="where paths of images start (the folder of the file that names them)",
     )
     _add(data, "system_prompt", metavar="TEXT", help="what the system says before every question")
     _add(data, "dataset_config", metavar="NAME", help="which configuration of a data set on the hub")

@@ -1,4 +1,4 @@
-"""`boresight demo`: the main job on real pictures, start to end."""
+"""`boresight demo`: the main job on real images, start to end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from boresight.demo.job import Summary
 
-HELP = "teach a small Qwen2.5-VL by SFT, improve it by GRPO on real pictures, and show the accuracy"
+HELP = "teach a small Qwen2.5-VL by SFT, improve it by GRPO on real images, and show the accuracy"
 
 STAGES = {"blind": "blind guesser", "start": "at the start", "sft": "after SFT", "final": "after {method}"}
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary.seconds.items())
     console.print(f"time: {phases}")
     console.print(
-        f"run folder: {summary.folder} (summary.json, completions, pictures, the model at each stage)", soft_wrap=True
+        f"run folder: {summary.folder} (summary.json, completions, images, the model at each stage)", soft_wrap=True
     )
 
 

@@ -62,7 +62,7 @@ class DatasetOptions:
 
     dataset_name: str | None = option(
         None,
-        "The rows: a file (csv, json, jsonl, parquet), a folder (of such files, of pictures with a table, or saved by "
+        "The rows: a file (csv, json, jsonl, parquet), a folder (of such files, of images with a table, or saved by "
         "datasets), a hub id, or a built-in set such as geometry.",
         "DATA",
     )
@@ -80,9 +80,9 @@ class DatasetOptions:
     )
     dataset_streaming: bool = option(False, "Read rows as they come instead of loading them first; needs --max_steps.")
     image_root: str | None = option(
-        None, "Where paths of pictures start. None: the folder of the file that names them.", "FOLDER"
+        None, "Where paths of images start. None: the folder of the file that names them.", "FOLDER"
     )
-    image_column: str | None = option(None, "The column with the picture, or its path. None: image or images.", "NAME")
+    image_column: str | None = option(None, "The column with the image, or its path. None: image or images.", "NAME")
     prompt_column: str | None = option(
         None, "A column of plain text that asks: it becomes what the user says to the model.", "NAME"
     )
@@ -173,7 +173,7 @@ NOT_HERE = {
     "packing_strategy": "groups are packed by themselves, see --max_tokens_per_pass",
     "padding_free": "groups are packed without padding already",
     "reward_model_name_or_path": "wrap the reward model in a function and name it in --reward_funcs",
-    "truncation_mode": "text is cut from its end, pictures never",
+    "truncation_mode": "text is cut from its end, images never",
     "use_bnb_nested_quant": "quantised weights are not tried yet",
     "use_transformers_paged": "sampling shares the prompt's cache already",
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from boresight.data.columns import as_conversations, as_text, column_names, is_text
-from boresight.data.schema import PICTURE_COLUMNS
+from boresight.data.schema import IMAGE_COLUMNS
 from boresight.data.sources import load_rows
 from boresight.errors import ConfigError, DataError, nearest
 
@@ -167,12 +167,12 @@ def _divided(records: Any, size: float, command: Command) -> tuple[Any, Any]:
 
 
 def _alike(records: Any) -> Any:
-    """The records with pictures and texts of one type however they were stored, the pictures still encoded."""
+    """The records with images and texts of one type however they were stored, the images still encoded."""
     for name, feature in (records.features or {}).items():
-        is_picture = name in PICTURE_COLUMNS
-        if isinstance(feature, datasets.List) and is_picture:
+        is_image = name in IMAGE_COLUMNS
+        if isinstance(feature, datasets.List) and is_image:
             records = records.cast_column(name, datasets.List(datasets.Image(decode=False)))
-        elif isinstance(feature, datasets.Image | datasets.Value) and is_picture:
+        elif isinstance(feature, datasets.Image | datasets.Value) and is_image:
             records = records.cast_column(name, datasets.Image(decode=False))
         elif isinstance(feature, datasets.Value) and feature.dtype == "large_string":
             records = records.cast_column(name, datasets.Value("string"))

@@ -17,8 +17,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "either spelling, with or without TRL's prefix vllm_."
     )
     parser.add_argument("--model", required=True, help="a folder or a hub id: the model that will be trained")
-    parser.add_argument("--min_pixels", "--min-pixels", type=int, help="fewest pixels of a picture, as for the trainer")
-    parser.add_argument("--max_pixels", "--max-pixels", type=int, help="most pixels of a picture, as for the trainer")
+    parser.add_argument("--min_pixels", "--min-pixels", type=int, help="fewest pixels of an image, as for the trainer")
+    parser.add_argument("--max_pixels", "--max-pixels", type=int, help="most pixels of an image, as for the trainer")
     parser.add_argument(
         "--max_restarts",
         "--max-restarts",

@@ -39,7 +39,7 @@ class AnswerSettings:
     """Of the weights; auto keeps the checkpoint's."""
     min_pixels: int | None = None
     max_pixels: int | None = None
-    """Of a picture, as in training."""
+    """Of an image, as in training."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -107,7 +107,7 @@ def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterat
     processor = load_processor(None, model, source if has_processor else below)
     facts = model_facts(model, processor)
     encoder = Encoder(processor, facts=facts, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
-    # Frozen, so that a picture goes through the tower once however many questions ask about it.
+    # Frozen, so that an image goes through the tower once however many questions ask about it.
     model.requires_grad_(False).eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     vision = VisionEncoder(unwrap(model))
     sampler = HFSampler(

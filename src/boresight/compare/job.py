@@ -71,7 +71,7 @@ def compare(
     Args:
         candidates: the models, in the order in which they are shown; the first is what the others are measured by.
         records: rows with prompts and a `solution`, as `data.sources.load_rows` returns them.
-        folder: where questions, pictures and answers are kept.
+        folder: where questions, images and answers are kept.
         settings: how to ask; greedily by default.
         reward: marks the answers: a name or a function. None chooses by the solutions (`marking.chosen_reward`).
         right_at: the least reward that makes an answer right.
@@ -114,7 +114,7 @@ def compare(
         "settings": settings.described(),
     }
     store.keep_comparison(about)
-    return Comparison(questions=questions, answers=answers, pictures=store.pictures_folder, **about)
+    return Comparison(questions=questions, answers=answers, images=store.images_folder, **about)
 
 
 def stored_comparison(folder: str | Path) -> Comparison:
@@ -132,11 +132,11 @@ def stored_comparison(folder: str | Path) -> Comparison:
         if missing:
             raise DataError(f"{folder}: {name} has not answered {missing} of {len(questions)} questions; ask it again.")
         answers[name] = [known[question.key] for question in questions]
-    return Comparison(questions=questions, answers=answers, pictures=store.pictures_folder, **about)
+    return Comparison(questions=questions, answers=answers, images=store.images_folder, **about)
 
 
 def question_keys(rows: Sequence[Row], *, drawn: bool) -> list[str]:
-    """What tells questions apart: prompt and pictures; where answers are drawn also the row, whose number seeds the draws.
+    """What tells questions apart: prompt and images; where answers are drawn also the row, whose number seeds the draws.
 
     A question that comes again is told apart by its row, too: its solution may be another.
     """

@@ -57,7 +57,7 @@ def score(reward: str | RewardFunc, rows: Sequence[Row], answers: Sequence[Answe
     sizes: Mapping[int, Answer] = {row.index: given for row, given in zip(rows, answers, strict=True)}
     scorer = Scorer(
         reward,
-        decode_pictures=lambda pictures: [decode(picture) for picture in pictures],
+        decode_images=lambda images: [decode(image) for image in images],
         model_sizes=lambda prompt: sizes[prompt.row.index].model_sizes or (),
     )
     try:

@@ -1,11 +1,11 @@
-"""Rows in, groups out: the only room that knows where a picture came from.
+"""Rows in, groups out: the only room that knows where an image came from.
 
 schema   one record of a data set, validated
-images   one picture, kept encoded until it is needed
+images   one image, kept encoded until it is needed
 sources  where records come from
-encode   text and pictures through the processor, once per prompt
+encode   text and images through the processor, once per prompt
 spans    which of the tokens somebody produced
-budget   how many pixels a picture may have
+budget   how many pixels an image may have
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from boresight.data.budget import set_pixel_budget
     from boresight.data.encode import Encoder
-    from boresight.data.images import decode, load_picture
+    from boresight.data.images import decode, load_image
     from boresight.data.schema import read_row
     from boresight.data.sources import RowDataset, RowStream, check_rows, load_rows
 
@@ -26,7 +26,7 @@ _HOMES = {
     "RowStream": "sources",
     "check_rows": "sources",
     "decode": "images",
-    "load_picture": "images",
+    "load_image": "images",
     "load_rows": "sources",
     "read_row": "schema",
     "set_pixel_budget": "budget",
@@ -38,7 +38,7 @@ __all__ = [
     "RowStream",
     "check_rows",
     "decode",
-    "load_picture",
+    "load_image",
     "load_rows",
     "read_row",
     "set_pixel_budget",

@@ -1,4 +1,4 @@
-"""How many pixels a picture may have: the one place that says so."""
+"""How many pixels an image may have: the one place that says so."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from boresight.errors import ConfigError, ModelError
 
 
 def set_pixel_budget(processor: Any, *, min_pixels: int | None = None, max_pixels: int | None = None) -> None:
-    """Bound the pixels of a picture as the vision tower sees it. None leaves the checkpoint's own bound.
+    """Bound the pixels of an image as the vision tower sees it. None leaves the checkpoint's own bound.
 
     Set on the processor itself, so that whatever is saved or served with it keeps the same budget. The Qwen-VL
     families count pixels (in `image_processor.size`, as ``shortest_edge`` and ``longest_edge``); the others fix a
-    picture's size or its tiles instead.
+    image's size or its tiles instead.
 
     Raises:
         ConfigError: the bounds contradict each other or hold less than one token's pixels.
@@ -22,7 +22,7 @@ def set_pixel_budget(processor: Any, *, min_pixels: int | None = None, max_pixel
         return
     images = getattr(processor, "image_processor", None)
     if images is None:
-        raise ModelError("min_pixels and max_pixels need a processor with pictures; this one only reads text.")
+        raise ModelError("min_pixels and max_pixels need a processor with images; this one only reads text.")
     if "max_pixels" not in getattr(images.valid_kwargs, "__annotations__", {}):
         raise ModelError(
             f"{type(images).__name__} has no pixel budget: drop min_pixels and max_pixels, and set what this family "
@@ -34,5 +34,5 @@ def set_pixel_budget(processor: Any, *, min_pixels: int | None = None, max_pixel
     if low > high:
         raise ConfigError(f"min_pixels ({low}) is larger than max_pixels ({high}).")
     if high < token:
-        raise ConfigError(f"max_pixels ({high}) holds less than one picture token ({token} pixels).")
+        raise ConfigError(f"max_pixels ({high}) holds less than one image token ({token} pixels).")
     images.size = type(images.size)(shortest_edge=low, longest_edge=high)

@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 
-from boresight.data.schema import PICTURE_COLUMNS, TEXT_COLUMNS
+from boresight.data.schema import IMAGE_COLUMNS, TEXT_COLUMNS
 from boresight.errors import DataError, nearest
 
 Table = datasets.Dataset | datasets.IterableDataset
@@ -36,7 +36,7 @@ def renamed(records: Table, columns: Mapping[str, str], source: str) -> Table:
     """
     found = column_names(records)
     for ours, theirs in columns.items():
-        names = PICTURE_COLUMNS if ours == "image" else (ours,)
+        names = IMAGE_COLUMNS if ours == "image" else (ours,)
         if theirs not in found:
             raise DataError(
                 f"--{ours}_column {theirs}: {source} has no such column, only {', '.join(found)}.{nearest(theirs, found)}"
@@ -48,7 +48,7 @@ def renamed(records: Table, columns: Mapping[str, str], source: str) -> Table:
     new = {
         theirs: ours
         for ours, theirs in columns.items()
-        if theirs not in (PICTURE_COLUMNS if ours == "image" else (ours,))
+        if theirs not in (IMAGE_COLUMNS if ours == "image" else (ours,))
     }
     return records.rename_columns(new) if new else records
 
@@ -105,7 +105,7 @@ def is_text(records: Table, name: str) -> bool:
 
 
 def _changed(records: Table, name: str, change: Any) -> Table:
-    """The records with one column changed; the others, pictures among them, are not touched."""
+    """The records with one column changed; the others, images among them, are not touched."""
     if isinstance(records, datasets.IterableDataset):
         return records.map(lambda record: {**record, name: change(record[name])})
     values = [None if value is None else change(value) for value in records.select_columns([name])[name]]

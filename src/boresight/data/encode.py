@@ -1,4 +1,4 @@
-"""`Row` → `Prompt` and `Group`: the processor runs once, on one prompt and its pictures."""
+"""`Row` → `Prompt` and `Group`: the processor runs once, on one prompt and its images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from boresight.data.budget import set_pixel_budget
 from boresight.data.images import decode
-from boresight.data.schema import part_pictures
+from boresight.data.schema import part_images
 from boresight.data.spans import Span, counted_tokens, unexpanded_offsets
 from boresight.data.texts import Texts, joined
 from boresight.errors import DataError, ModelError
@@ -32,7 +32,7 @@ _TEXT_OUTPUTS = (
 
 @dataclass(frozen=True, slots=True)
 class _Processed:
-    """What the processor made of one text and its pictures."""
+    """What the processor made of one text and its images."""
 
     ids: list[int]
     token_types: list[int]
@@ -42,7 +42,7 @@ class _Processed:
 
 
 class Encoder:
-    """Runs the processor: rows in, token ids and picture tensors out.
+    """Runs the processor: rows in, token ids and image tensors out.
 
     Conversations go through the processor's chat template, strings as they are (see `Texts`). Special tokens are
     added unless the text begins with the first of them, exactly as `processor.apply_chat_template(tokenize=True)`
@@ -51,10 +51,10 @@ class Encoder:
     Args:
         processor: a processor with a tokenizer, or a bare tokenizer for text alone.
         facts: the model's ids.
-        min_pixels: fewest pixels of a picture, see `set_pixel_budget`.
-        max_pixels: most pixels of a picture.
-        max_prompt_length: longest prompt in tokens, pictures expanded. None is no limit. A longer one is an error:
-            cutting would part a question from its picture.
+        min_pixels: fewest pixels of an image, see `set_pixel_budget`.
+        max_pixels: most pixels of an image.
+        max_prompt_length: longest prompt in tokens, images expanded. None is no limit. A longer one is an error:
+            cutting would part a question from its image.
         chat_template_kwargs: further variables for the chat template (TRL's option of this name; a row's column of this
             name goes on top).
     """
@@ -94,8 +94,8 @@ class Encoder:
         if self.max_prompt_length is not None and length > self.max_prompt_length:
             seen = sum(kind != 0 for kind in processed.token_types)
             raise DataError(
-                f"row {row.index}: the prompt has {length} tokens ({seen} of them for {len(row.pictures)} "
-                f"picture(s)), but max_prompt_length is {self.max_prompt_length}. Raise it, set it to None, lower "
+                f"row {row.index}: the prompt has {length} tokens ({seen} of them for {len(row.images)} "
+                f"image(s)), but max_prompt_length is {self.max_prompt_length}. Raise it, set it to None, lower "
                 "max_pixels, or drop the row."
             )
         return Prompt(
@@ -125,10 +125,10 @@ class Encoder:
             row: the row.
             assistant_only: count the assistant's turns alone; from rendered prefixes, so any chat template serves.
             completion_only: None is True where there is a prompt.
-            max_length: longest sequence in tokens. The completion's text is cut from its end, never a picture.
+            max_length: longest sequence in tokens. The completion's text is cut from its end, never an image.
 
         Raises:
-            DataError: nothing would count, or `max_length` would cut a picture.
+            DataError: nothing would count, or `max_length` would cut an image.
         """
         where = f"row {row.index}"
         if len(row.completions) != 1:
@@ -146,7 +146,7 @@ class Encoder:
         if assistant_only and is_string:
             raise DataError(f"{where}: assistant_only_loss=True needs conversations, and the row has plain strings.")
         counts_prompt = completion_only is False or _only_messages(row)
-        if counts_prompt or assistant_only or (not is_string and part_pictures(completion)):
+        if counts_prompt or assistant_only or (not is_string and part_images(completion)):
             group = self._whole(row, assistant_only=assistant_only, counts_prompt=counts_prompt)
         else:
             group = self._answered(row, assistant_only=False)
@@ -165,11 +165,11 @@ class Encoder:
         return self._shortened(self._answered(row, assistant_only=True), max_length)
 
     def count_tokens(self, row: Row) -> int:
-        """Tokens of the row's prompt and completions, pictures expanded by their sizes alone where the processor can
+        """Tokens of the row's prompt and completions, images expanded by their sizes alone where the processor can
         tell.
 
         For planning and for checks before training: nothing is decoded. A few tokens short for Gemma3 (it leaves out
-        the line breaks around a picture), too many for several pictures in LLaVA-OneVision (which it does not tile).
+        the line breaks around an image), too many for several images in LLaVA-OneVision (which it does not tile).
         """
         if _only_messages(row):
             texts = [self.texts.conversation(row)]
@@ -177,38 +177,38 @@ class Encoder:
             texts = [self.texts.prompt(row), *self.texts.completions(row)]
         special = self._adds_special(texts[0], row)
         count = sum(len(self._tokens(text, special=special and place == 0)[0]) for place, text in enumerate(texts))
-        if not row.pictures:
+        if not row.images:
             return count
         if hasattr(self.processor, "_get_num_multimodal_tokens"):
-            sizes = [[picture.size[1], picture.size[0]] for picture in row.pictures]
+            sizes = [[image.size[1], image.size[0]] for image in row.images]
             expanded = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
             return count + sum(expanded) - len(sizes)
         return count + len(self._process(texts[0], row).ids) - len(self._tokens(texts[0], special=special)[0])
 
     def model_sizes(self, prompt: Prompt) -> list[tuple[int, int]]:
-        """(Width, height) in pixels of a prompt's pictures as the processor resized them for the model.
+        """(Width, height) in pixels of a prompt's images as the processor resized them for the model.
 
         Raises:
-            ModelError: the processor cuts pictures into tiles, so there is no one size.
+            ModelError: the processor cuts images into tiles, so there is no one size.
         """
         if "image_grid_thw" in prompt.vision:
             patch = self.processor.image_processor.patch_size
             return [(int(width) * patch, int(height) * patch) for _, height, width in prompt.vision["image_grid_thw"]]
         pixels = prompt.vision.get("pixel_values")
-        if not prompt.pictures:
+        if not prompt.images:
             return []
-        if pixels is None or pixels.ndim != 4 or len(pixels) != len(prompt.pictures):
+        if pixels is None or pixels.ndim != 4 or len(pixels) != len(prompt.images):
             raise ModelError(
-                f"{type(self.processor).__name__} cuts pictures into tiles, so they have no one size in the model: ask for "
+                f"{type(self.processor).__name__} cuts images into tiles, so they have no one size in the model: ask for "
                 "image_sizes instead of model_image_sizes."
             )
-        return [(pixels.shape[3], pixels.shape[2])] * len(prompt.pictures)
+        return [(pixels.shape[3], pixels.shape[2])] * len(prompt.images)
 
     def fits(self, row: Row, max_length: int) -> bool:
-        """Whether the row's prompt with its longest completion has at most `max_length` tokens. Its pictures are processed only where
+        """Whether the row's prompt with its longest completion has at most `max_length` tokens. Its images are processed only where
         their sizes do not settle it."""
-        # All completions together are longer than the longest; what the sizes leave out is a few tokens a picture.
-        if self.count_tokens(row) + 16 * len(row.pictures) <= max_length:
+        # All completions together are longer than the longest; what the sizes leave out is a few tokens an image.
+        if self.count_tokens(row) + 16 * len(row.images) <= max_length:
             return True
         group = self._answered(row, assistant_only=True)
         return len(group.prompt.ids) + max(len(completion.ids) for completion in group.completions) <= max_length
@@ -245,7 +245,7 @@ class Encoder:
         mask = torch.tensor([counts and not theirs for counts, theirs in zip(counted, placed, strict=True)])
         mask[0] = False  # nothing predicts the first token
         if not mask.any():
-            why = "it has no assistant's turn" if spans == [] else "nothing but pictures is left"
+            why = "it has no assistant's turn" if spans == [] else "nothing but images is left"
             raise DataError(
                 f"row {row.index}: no token would count in the loss: {why}. Add an assistant's message, or drop the "
                 "row."
@@ -280,7 +280,7 @@ class Encoder:
         """True for what only the processor may place: marks, and all that a placeholder became, labels of tiles
         included."""
         image = self.texts.image_token
-        spans = [match.span() for match in re.finditer(re.escape(image), text)] if image and row.pictures else []
+        spans = [match.span() for match in re.finditer(re.escape(image), text)] if image and row.images else []
         inside = (any(start <= left and right <= end for start, end in spans) for left, right in offsets)
         tokens = zip(processed.ids, processed.token_types, inside, strict=True)
         return [id in self.facts.modality_ids or kind != 0 or expanded for id, kind, expanded in tokens]
@@ -299,7 +299,7 @@ class Encoder:
     def _cut(self, completion: Completion, length: int, prompt: Prompt, max_length: int) -> Completion:
         kept, types = completion.mask[:length], completion.token_types
         if not kept.any() or (types is not None and types[length:].any()):
-            why = "a picture would be cut" if kept.any() else "nothing that counts would be left"
+            why = "an image would be cut" if kept.any() else "nothing that counts would be left"
             raise DataError(
                 f"row {prompt.row.index}: {len(prompt.ids)} + {len(completion.ids)} tokens are more than max_length "
                 f"({max_length}), and {why}. Raise max_length, set it to None, lower max_pixels, or drop the row."
@@ -315,17 +315,17 @@ class Encoder:
         )
 
     def _process(self, text: str, row: Row) -> _Processed:
-        """The processor, run on this text and the row's pictures."""
+        """The processor, run on this text and the row's images."""
         where, special = f"row {row.index}", self._adds_special(text, row)
         if self.texts.is_bare:
-            if row.pictures:
-                raise ModelError(f"{where} has pictures, but only a tokenizer was given. Pass the model's processor.")
+            if row.images:
+                raise ModelError(f"{where} has images, but only a tokenizer was given. Pass the model's processor.")
             ids, offsets = self._tokens(text, special=special)
             return _Processed(ids, [0] * len(ids), {}, offsets)
-        images = [decode(picture, where=f"{where}, picture {place}") for place, picture in enumerate(row.pictures)]
+        images = [decode(image, where=f"{where}, image {place}") for place, image in enumerate(row.images)]
         try:
             outputs = self.processor(
-                images=[images] if images else None,  # nested: one text's pictures, which some families tile otherwise
+                images=[images] if images else None,  # nested: one text's images, which some families tile otherwise
                 text=[text],
                 text_kwargs={
                     "add_special_tokens": special,
@@ -337,15 +337,15 @@ class Encoder:
                 images_kwargs={"return_tensors": "pt"},
             )
         except (ValueError, RuntimeError) as error:
-            sizes = ", ".join(f"{width}×{height}" for width, height in (picture.size for picture in row.pictures))
-            raise DataError(f"{where}: the processor refuses it (pictures: {sizes or 'none'}): {error}") from error
+            sizes = ", ".join(f"{width}×{height}" for width, height in (image.size for image in row.images))
+            raise DataError(f"{where}: the processor refuses it (images: {sizes or 'none'}): {error}") from error
         ids = list(outputs["input_ids"][0])
         types = outputs.get("mm_token_type_ids", outputs.get("token_type_ids"))
         return _Processed(
             ids=ids,
             token_types=[int(id == self.facts.image_token_id) for id in ids] if types is None else list(types[0]),
             vision={name: value for name, value in outputs.items() if name not in _TEXT_OUTPUTS},
-            offsets=_original_offsets(outputs, has_pictures=bool(images)),
+            offsets=_original_offsets(outputs, has_images=bool(images)),
         )
 
     def _prefix_offsets(self, text: str, spans: Sequence[Span] | None, processed: _Processed, row: Row) -> list[Span]:
@@ -354,8 +354,8 @@ class Encoder:
         bounds = sorted({0, len(text), *(bound for span in spans or () for bound in span)})
         offsets: list[Span] = []
         for start, end in pairwise(bounds):
-            pictures = row.pictures[: text[:end].count(self.texts.image_token or "")] if row.pictures else ()
-            ids = self._process(text[:end], replace(row, pictures=pictures)).ids
+            images = row.images[: text[:end].count(self.texts.image_token or "")] if row.images else ()
+            ids = self._process(text[:end], replace(row, images=images)).ids
             if ids != processed.ids[: len(ids)]:
                 raise DataError(
                     f"row {row.index}: a token runs across the end of a turn at {text[end - 20 : end]!r}, so the "
@@ -365,7 +365,7 @@ class Encoder:
         return offsets
 
     def _tokens(self, text: str, *, special: bool) -> tuple[list[int], list[Span]]:
-        """Ids and offsets of a text, pictures left unexpanded."""
+        """Ids and offsets of a text, images left unexpanded."""
         encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         return encoded["input_ids"], encoded["offset_mapping"]
 
@@ -388,9 +388,9 @@ def _ids(values: Sequence[int]) -> Ids:
     return torch.tensor(values, dtype=torch.long)
 
 
-def _original_offsets(outputs: Mapping[str, Any], *, has_pictures: bool) -> list[Span] | None:
+def _original_offsets(outputs: Mapping[str, Any], *, has_images: bool) -> list[Span] | None:
     offsets = [(int(start), int(end)) for start, end in outputs["offset_mapping"][0]]
-    if not has_pictures:
+    if not has_images:
         return offsets
     if "text_replacement_offsets" not in outputs:
         return None

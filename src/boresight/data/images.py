@@ -1,4 +1,4 @@
-"""One picture: kept as the bytes it came in until a worker decodes it."""
+"""One image: kept as the bytes it came in until a worker decodes it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from urllib.request import url2pathname
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from boresight.errors import PictureError
-from boresight.types import Picture
+from boresight.errors import ImageError
+from boresight.types import EncodedImage
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -23,19 +23,19 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError)
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def load_picture(value: object, *, where: str) -> Picture:
-    """The picture that `value` stands for, still encoded; only its header is read.
+def load_image(value: object, *, where: str) -> EncodedImage:
+    """The image that `value` stands for, still encoded; only its header is read.
 
     Args:
         value: a PIL image (encoded once, losslessly, as PNG), a path or ``file://`` address, encoded bytes, a mapping
-            with ``bytes`` or ``path`` as data sets store pictures, or a `Picture`.
+            with ``bytes`` or ``path`` as data sets store images, or an `EncodedImage`.
         where: what an error calls it, such as ``"row 3, images[1]"``.
 
     Raises:
-        PictureError: the picture is missing, broken, too large, or of a type that is none of these.
+        ImageError: the image is missing, broken, too large, or of a type that is none of these.
     """
     match value:
-        case Picture():
+        case EncodedImage():
             return value
         case Image.Image():
             return _from_bytes(_png(value), where)
@@ -44,63 +44,59 @@ def load_picture(value: object, *, where: str) -> Picture:
         case str() | Path():
             return _from_path(value, where)
         case Mapping() if value.get("bytes") is not None:
-            return load_picture(value["bytes"], where=where)
+            return load_image(value["bytes"], where=where)
         case Mapping() if value.get("path") is not None:
-            return load_picture(value["path"], where=where)
+            return load_image(value["path"], where=where)
         case None:
-            raise PictureError(f"{where}: the picture is missing (None). Leave the place out, or give the picture.")
+            raise ImageError(f"{where}: the image is missing (None). Leave the place out, or give the image.")
         case _:
             kind = f"a mapping with keys {sorted(value)}" if isinstance(value, Mapping) else type(value).__name__
-            raise PictureError(
-                f"{where}: {kind} is no picture. Give a PIL image, a path, encoded bytes, or a mapping with 'bytes' "
+            raise ImageError(
+                f"{where}: {kind} is no image. Give a PIL image, a path, encoded bytes, or a mapping with 'bytes' "
                 "or 'path'."
             )
 
 
-def decode(picture: Picture, *, where: str = "picture") -> Image.Image:
-    """The picture in RGB: turned as its EXIF orientation says, transparency over white, 16-bit grey scaled to 8.
+def decode(image: EncodedImage, *, where: str = "image") -> Image.Image:
+    """The image in RGB: turned as its EXIF orientation says, transparency over white, 16-bit grey scaled to 8.
 
     Raises:
-        PictureError: the data ends early or is damaged, which a header does not show.
+        ImageError: the data ends early or is damaged, which a header does not show.
     """
     try:
-        with _strict(), Image.open(_stream(picture)) as image:
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+        with _strict(), Image.open(_stream(image)) as opened:
+            opened.load()
+            return _rgb(ImageOps.exif_transpose(opened))
     except _TOO_LARGE as error:
         raise _too_large(where, error) from error
     except _BROKEN as error:
-        raise PictureError(
-            f"{where}: {_name(picture)} cannot be decoded ({error}). Replace it or drop the row."
-        ) from error
+        raise ImageError(f"{where}: {_name(image)} cannot be decoded ({error}). Replace it or drop the row.") from error
 
 
-def _from_path(value: str | Path, where: str) -> Picture:
+def _from_path(value: str | Path, where: str) -> EncodedImage:
     path = _local_path(value, where)
     try:
         data = path.read_bytes()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise PictureError(
-            f"{where}: cannot read the picture {str(path)!r}: {reason} (looked in {Path.cwd()})."
-        ) from error
-    return Picture(source=str(path), digest=hashlib.sha256(data).hexdigest(), size=_size(data, f"{where} ({path})"))
+        raise ImageError(f"{where}: cannot read the image {str(path)!r}: {reason} (looked in {Path.cwd()}).") from error
+    return EncodedImage(
+        source=str(path), digest=hashlib.sha256(data).hexdigest(), size=_size(data, f"{where} ({path})")
+    )
 
 
-def _from_bytes(data: bytes, where: str) -> Picture:
-    return Picture(source=data, digest=hashlib.sha256(data).hexdigest(), size=_size(data, where))
+def _from_bytes(data: bytes, where: str) -> EncodedImage:
+    return EncodedImage(source=data, digest=hashlib.sha256(data).hexdigest(), size=_size(data, where))
 
 
 def _local_path(value: str | Path, where: str) -> Path:
     if isinstance(value, str) and "://" in value:
         address = urlparse(value)
         if address.scheme != "file":
-            raise PictureError(
-                f"{where}: {value!r} is not on this machine. Download the picture first and give its path."
-            )
+            raise ImageError(f"{where}: {value!r} is not on this machine. Download the image first and give its path.")
         return Path(url2pathname(address.path))
     if not str(value).strip():
-        raise PictureError(f"{where}: the picture's path is empty.")
+        raise ImageError(f"{where}: the image's path is empty.")
     return Path(value).expanduser()
 
 
@@ -114,7 +110,7 @@ def _size(data: bytes, where: str) -> tuple[int, int]:
     except _TOO_LARGE as error:
         raise _too_large(where, error) from error
     except _BROKEN as error:
-        raise PictureError(f"{where}: the picture is broken or of an unknown format ({error}).") from error
+        raise ImageError(f"{where}: the image is broken or of an unknown format ({error}).") from error
     return (height, width) if sideways else (width, height)
 
 
@@ -137,19 +133,19 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _stream(picture: Picture) -> Any:
-    return BytesIO(picture.source) if isinstance(picture.source, bytes) else picture.source
+def _stream(image: EncodedImage) -> Any:
+    return BytesIO(image.source) if isinstance(image.source, bytes) else image.source
 
 
-def _name(picture: Picture) -> str:
-    return "the picture" if isinstance(picture.source, bytes) else f"the picture {picture.source!r}"
+def _name(image: EncodedImage) -> str:
+    return "the image" if isinstance(image.source, bytes) else f"the image {image.source!r}"
 
 
 def _strict() -> warnings.catch_warnings:
     return warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
 
 
-def _too_large(where: str, error: Exception) -> PictureError:
-    return PictureError(
-        f"{where}: the picture is too large ({error}). Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+def _too_large(where: str, error: Exception) -> ImageError:
+    return ImageError(
+        f"{where}: the image is too large ({error}). Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
     )

@@ -11,12 +11,12 @@ class DataConfig:
     """How rows become groups."""
 
     min_pixels: int | None = field(
-        default=None, metadata={"help": "Smallest area a picture is resized to, in pixels. None: the processor's own."}
+        default=None, metadata={"help": "Smallest area an image is resized to, in pixels. None: the processor's own."}
     )
     max_pixels: int | None = field(
         default=None,
         metadata={
-            "help": "Largest area a picture is resized to, in pixels, for training and sampling alike. None: the "
+            "help": "Largest area an image is resized to, in pixels, for training and sampling alike. None: the "
             "processor's own."
         },
     )

@@ -1,4 +1,4 @@
-"""One record of a data set → `Row`: TRL's formats, with explicit content parts and one part per picture."""
+"""One record of a data set → `Row`: TRL's formats, with explicit content parts and one part per image."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from boresight.data.images import load_picture
-from boresight.errors import DataError, PictureError, nearest
-from boresight.types import Message, Picture, Row
+from boresight.data.images import load_image
+from boresight.errors import DataError, ImageError, nearest
+from boresight.types import EncodedImage, Message, Row
 
 TEXT_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
-PICTURE_COLUMNS = ("image", "images")
+IMAGE_COLUMNS = ("image", "images")
 _FORMATS = (
     ("messages",),
     ("prompt",),
@@ -22,12 +22,12 @@ _FORMATS = (
     ("chosen", "rejected"),
 )
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_PICTURE_KEYS = ("image", "path", "url", "bytes")
+_IMAGE_KEYS = ("image", "path", "url", "bytes")
 _LITERAL = "<image>"
 
 
 def read_row(record: Mapping[str, Any], index: int) -> Row:
-    """One record, validated: TRL's data set formats, with the pictures in the order of their placeholders.
+    """One record, validated: TRL's data set formats, with the images in the order of their placeholders.
 
     | columns | what becomes of them |
     |---|---|
@@ -37,29 +37,29 @@ def read_row(record: Mapping[str, Any], index: int) -> Row:
     | `prompt`, `chosen`, `rejected` | a preference |
     | `chosen`, `rejected` | two conversations; the messages they share at the start are the prompt |
 
-    Pictures come from `image` or `images` (None, [] or no such column: none) and from content parts that carry their
-    own (``{"type": "image", "image": …}``). Without a single image part, the pictures are put before the text of the
-    first user message whose content is a string, as TRL does; otherwise the parts without a picture of their own take
+    Images come from `image` or `images` (None, [] or no such column: none) and from content parts that carry their
+    own (``{"type": "image", "image": …}``). Without a single image part, the images are put before the text of the
+    first user message whose content is a string, as TRL does; otherwise the parts without an image of their own take
     them in order, and their counts must agree. A string prompt is left as it is: placeholders are the encoder's.
     Further columns are kept untouched.
 
     Raises:
         DataError: the columns, roles or contents make no row.
-        PictureError: a picture is missing, broken, too large, miscounted, or inside one of several completions.
+        ImageError: an image is missing, broken, too large, miscounted, or inside one of several completions.
     """
     where = f"row {index}"
     texts = {name: record[name] for name in TEXT_COLUMNS if record.get(name) is not None}
     if tuple(texts) not in _FORMATS:
         raise DataError(_unknown_format(record, tuple(texts), where))
-    supply = _column_pictures(record, where)
-    columns = {name: value for name, value in record.items() if name not in (*TEXT_COLUMNS, *PICTURE_COLUMNS)}
+    supply = _column_images(record, where)
+    columns = {name: value for name, value in record.items() if name not in (*TEXT_COLUMNS, *IMAGE_COLUMNS)}
     strings = [name for name, value in texts.items() if isinstance(value, str)]
     if not strings:
-        prompt, completions, pictures = _conversations(texts, supply, where)
+        prompt, completions, images = _conversations(texts, supply, where)
     elif len(strings) == len(texts) and "prompt" in texts:
         if not texts["prompt"].strip() and not supply:
             raise DataError(f"{where}: the prompt is empty.")
-        prompt, pictures = texts["prompt"], supply
+        prompt, images = texts["prompt"], supply
         completions = tuple(value for name, value in texts.items() if name != "prompt")
     elif len(strings) == len(texts):
         raise DataError(f"{where}: {' and '.join(strings)} of plain strings need a prompt column beside them.")
@@ -68,17 +68,17 @@ def read_row(record: Mapping[str, Any], index: int) -> Row:
             f"{where}: {', '.join(strings)} is a string and {', '.join(texts.keys() - set(strings))} is not. "
             'Write all as strings, or all as conversations, such as [{"role": "assistant", "content": "…"}].'
         )
-    return Row(index=index, prompt=prompt, completions=completions, pictures=tuple(pictures), columns=columns)
+    return Row(index=index, prompt=prompt, completions=completions, images=tuple(images), columns=columns)
 
 
-def map_pictures(record: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """The record with every value that `read_row` takes for a picture replaced by what `change` makes of it."""
+def map_images(record: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """The record with every value that `read_row` takes for an image replaced by what `change` makes of it."""
 
     def changed_part(part: Any) -> Any:
         if not isinstance(part, Mapping) or part.get("type") != "image":
             return part
         return {
-            key: change(value) if key in _PICTURE_KEYS and value is not None else value for key, value in part.items()
+            key: change(value) if key in _IMAGE_KEYS and value is not None else value for key, value in part.items()
         }
 
     def changed_message(message: Any) -> Any:
@@ -92,7 +92,7 @@ def map_pictures(record: Mapping[str, Any], change: Callable[[Any], Any]) -> dic
         )
 
     result = dict(record)
-    for name in PICTURE_COLUMNS:
+    for name in IMAGE_COLUMNS:
         value = record.get(name)
         if isinstance(value, list | tuple):
             result[name] = [item if item is None else change(item) for item in value]
@@ -104,14 +104,14 @@ def map_pictures(record: Mapping[str, Any], change: Callable[[Any], Any]) -> dic
     return result
 
 
-def part_pictures(conversation: Sequence[Message]) -> int:
+def part_images(conversation: Sequence[Message]) -> int:
     """How many image parts a conversation of explicit parts has."""
     return sum(part["type"] == "image" for message in conversation for part in message["content"])
 
 
 def _conversations(
-    texts: Mapping[str, Any], supply: list[Picture], where: str
-) -> tuple[Any, tuple[Any, ...], list[Picture]]:
+    texts: Mapping[str, Any], supply: list[EncodedImage], where: str
+) -> tuple[Any, tuple[Any, ...], list[EncodedImage]]:
     parsed = {name: _conversation(value, f"{where}, {name}") for name, value in texts.items()}
     if "prompt" in parsed or "messages" in parsed:
         _place(list(parsed.values()), supply, where)
@@ -124,8 +124,8 @@ def _conversations(
             prompt = _shared_start(parsed["chosen"], parsed["rejected"], where)
             parsed = {name: conversation[len(prompt) :] for name, conversation in parsed.items()}
         _check_turns(prompt, parsed, where)
-    pictures = [_take_picture(part) for part in _image_parts([prompt, *parsed.values()])]
-    return prompt, tuple(parsed.values()), pictures
+    images = [_take_image(part) for part in _image_parts([prompt, *parsed.values()])]
+    return prompt, tuple(parsed.values()), images
 
 
 def _check_turns(prompt: list[dict[str, Any]], completions: Mapping[str, list[dict[str, Any]]], where: str) -> None:
@@ -141,9 +141,9 @@ def _check_turns(prompt: list[dict[str, Any]], completions: Mapping[str, list[di
                 "follows the prompt, starting with the assistant's; where chosen and rejected repeat the prompt, "
                 "drop the prompt column."
             )
-        if len(completions) > 1 and part_pictures(conversation):
-            raise PictureError(
-                f"{where}: {name} has a picture. Only the prompt may have pictures where its completions are compared."
+        if len(completions) > 1 and part_images(conversation):
+            raise ImageError(
+                f"{where}: {name} has an image. Only the prompt may have images where its completions are compared."
             )
 
 
@@ -207,15 +207,15 @@ def _part(value: Any, where: str) -> dict[str, Any]:
                 raise DataError(f"{where}: the text part has no string under 'text'.")
             return {"type": "text", "text": part["text"]}
         case "image":
-            given = [part[key] for key in _PICTURE_KEYS if key in part]
-            return {"type": "image", "picture": load_picture(given[0], where=where)} if given else {"type": "image"}
+            given = [part[key] for key in _IMAGE_KEYS if key in part]
+            return {"type": "image", "image": load_image(given[0], where=where)} if given else {"type": "image"}
         case "image_url":
             raise DataError(
                 f'{where}: parts of type \'image_url\' are not read. Write {{"type": "image", "image": …}} with the '
-                "picture or its path."
+                "image or its path."
             )
         case "video" | "audio" as kind:
-            raise DataError(f"{where}: {kind} is not supported; only text and pictures are.")
+            raise DataError(f"{where}: {kind} is not supported; only text and images are.")
         case kind:
             raise DataError(
                 f"{where}: a content part has the type {kind!r}, not 'text' or "
@@ -223,28 +223,28 @@ def _part(value: Any, where: str) -> dict[str, Any]:
             )
 
 
-def _place(conversations: list[list[dict[str, Any]]], supply: list[Picture], where: str) -> None:
-    """Gives every image part its picture; puts parts before the first user's text where there are none."""
+def _place(conversations: list[list[dict[str, Any]]], supply: list[EncodedImage], where: str) -> None:
+    """Gives every image part its image; puts parts before the first user's text where there are none."""
     messages = [message for conversation in conversations for message in conversation]
     first = next((message for message in messages if message["role"] == "user" and message["was_string"]), None)
     for message in messages:
         del message["was_string"]
     if supply and first is not None and not any(_image_parts(conversations)):
         if _LITERAL in first["content"][0]["text"]:
-            raise PictureError(
-                f"{where}: the text says {_LITERAL!r}, which is not where a picture goes. "
-                'Remove it (pictures are put before the text), or write content parts: [{"type": "image"}, {"type": "text", "text": "…"}].'
+            raise ImageError(
+                f"{where}: the text says {_LITERAL!r}, which is not where an image goes. "
+                'Remove it (images are put before the text), or write content parts: [{"type": "image"}, {"type": "text", "text": "…"}].'
             )
         first["content"][:0] = [{"type": "image"} for _ in supply]
-    empty = [part for part in _image_parts(conversations) if "picture" not in part]
+    empty = [part for part in _image_parts(conversations) if "image" not in part]
     if len(empty) != len(supply):
-        raise PictureError(
-            f"{where}: {len(supply)} picture(s) in the image columns, but {len(empty)} image part(s) without a "
-            "picture of their own in the messages. Give one part per picture, or write the first user message as a "
+        raise ImageError(
+            f"{where}: {len(supply)} image(s) in the image columns, but {len(empty)} image part(s) without an "
+            "image of their own in the messages. Give one part per image, or write the first user message as a "
             "plain string."
         )
-    for part, picture in zip(empty, supply, strict=True):
-        part["picture"] = picture
+    for part, image in zip(empty, supply, strict=True):
+        part["image"] = image
 
 
 def _image_parts(conversations: Sequence[Sequence[Message]]) -> Iterator[dict[str, Any]]:
@@ -253,30 +253,30 @@ def _image_parts(conversations: Sequence[Sequence[Message]]) -> Iterator[dict[st
             yield from (part for part in message["content"] if part["type"] == "image")
 
 
-def _take_picture(part: dict[str, Any]) -> Picture:
-    return part.pop("picture")
+def _take_image(part: dict[str, Any]) -> EncodedImage:
+    return part.pop("image")
 
 
-def _column_pictures(record: Mapping[str, Any], where: str) -> list[Picture]:
-    given = [name for name in PICTURE_COLUMNS if not _is_empty(record.get(name))]
+def _column_images(record: Mapping[str, Any], where: str) -> list[EncodedImage]:
+    given = [name for name in IMAGE_COLUMNS if not _is_empty(record.get(name))]
     if len(given) == 2:
-        raise PictureError(f"{where}: both 'image' and 'images' hold pictures. Keep one of the two columns.")
+        raise ImageError(f"{where}: both 'image' and 'images' hold images. Keep one of the two columns.")
     if not given:
         _check_other_columns(record, where)
         return []
     value = record[given[0]]
     if isinstance(value, list | tuple):
-        return [load_picture(item, where=f"{where}, {given[0]}[{place}]") for place, item in enumerate(value)]
-    return [load_picture(value, where=f"{where}, {given[0]}")]
+        return [load_image(item, where=f"{where}, {given[0]}[{place}]") for place, item in enumerate(value)]
+    return [load_image(value, where=f"{where}, {given[0]}")]
 
 
 def _check_other_columns(record: Mapping[str, Any], where: str) -> None:
-    """A picture under another name would be left out without a word."""
-    if any(name in record for name in PICTURE_COLUMNS):
+    """An image under another name would be left out without a word."""
+    if any(name in record for name in IMAGE_COLUMNS):
         return
     for name, value in record.items():
         item = value[0] if isinstance(value, list | tuple) and value else value
-        stored = isinstance(item, Image.Image | Picture | bytes) or (
+        stored = isinstance(item, Image.Image | EncodedImage | bytes) or (
             isinstance(item, Mapping) and item.keys() == {"bytes", "path"}
         )
         misspelt = (
@@ -285,9 +285,9 @@ def _check_other_columns(record: Mapping[str, Any], where: str) -> None:
             and Image.registered_extensions().get(_suffix(item))
         )
         if name not in TEXT_COLUMNS and (stored or misspelt):
-            raise PictureError(
-                f"{where}: the column {name!r} holds a picture, but pictures are read from 'image' or 'images'. "
-                "Rename it (or add an 'images' column of None, to train without pictures on purpose)."
+            raise ImageError(
+                f"{where}: the column {name!r} holds an image, but images are read from 'image' or 'images'. "
+                "Rename it (or add an 'images' column of None, to train without images on purpose)."
             )
 
 
@@ -303,7 +303,7 @@ def _unknown_format(record: Mapping[str, Any], present: tuple[str, ...], where: 
     hints = [
         f"{name!r} is not read.{hint}"
         for name in record
-        if name not in TEXT_COLUMNS + PICTURE_COLUMNS
+        if name not in TEXT_COLUMNS + IMAGE_COLUMNS
         and (hint := nearest(name.lower(), set(TEXT_COLUMNS) - set(present)))
     ]
     empty = [f"{name!r} is None." for name in TEXT_COLUMNS if name in record and record[name] is None]

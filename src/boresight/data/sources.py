@@ -17,9 +17,9 @@ from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
 from boresight.data.columns import renamed
-from boresight.data.images import load_picture
+from boresight.data.images import load_image
 from boresight.data.paths import located
-from boresight.data.schema import PICTURE_COLUMNS, TEXT_COLUMNS, map_pictures, read_row
+from boresight.data.schema import IMAGE_COLUMNS, TEXT_COLUMNS, map_images, read_row
 from boresight.errors import DataError, nearest
 from boresight.types import Row
 
@@ -57,13 +57,13 @@ def load_rows(source: Any, *, split: str | Sequence[str] | None = None, **readin
 
     Args:
         source: a `datasets` object (map-style or iterable, or a dictionary of splits), a list of mappings, the path
-            of a JSON, JSON Lines, Parquet or CSV file, a folder (saved by `save_to_disk`, of pictures with a
-            ``metadata.csv`` or ``metadata.jsonl``, or of data files), or a hub id. Relative paths of pictures are
+            of a JSON, JSON Lines, Parquet or CSV file, a folder (saved by `save_to_disk`, of images with a
+            ``metadata.csv`` or ``metadata.jsonl``, or of data files), or a hub id. Relative paths of images are
             taken from the file's folder where they exist there.
         split: which split to take where there are several, or which part of one, such as ``train[:1000]``. Of several names,
             the first that there is, where there is more than one. None takes the only one, or ``train``.
         reading: of a file, a folder or a hub id only: `name`, the hub data set's configuration; `columns`, our name of
-            a column → the data set's; `image_root`, where paths of pictures start; `streaming`, to read rows as they come.
+            a column → the data set's; `image_root`, where paths of images start; `streaming`, to read rows as they come.
 
     Raises:
         DataError: nothing is there, it cannot be read, or the split or a column does not exist.
@@ -83,9 +83,9 @@ def load_rows(source: Any, *, split: str | Sequence[str] | None = None, **readin
 
 
 class RowDataset(torch.utils.data.Dataset[Row]):
-    """Records as rows, read when asked for; pictures stay encoded.
+    """Records as rows, read when asked for; images stay encoded.
 
-    Columns of `datasets.Image` features that hold a row's pictures are read without decoding them, and nothing is
+    Columns of `datasets.Image` features that hold a row's images are read without decoding them, and nothing is
     rewritten on disk. A user's own transform (`with_transform`) is respected.
     """
 
@@ -115,7 +115,7 @@ class RowStream(torch.utils.data.IterableDataset[Row]):
     def __init__(self, records: datasets.IterableDataset) -> None:
         self.records = records
         for column, feature in (records.features or {}).items():
-            if column in (*PICTURE_COLUMNS, *TEXT_COLUMNS) and _encoded(feature) != feature:
+            if column in (*IMAGE_COLUMNS, *TEXT_COLUMNS) and _encoded(feature) != feature:
                 self.records = self.records.cast_column(column, _encoded(feature))
 
     def __iter__(self) -> Iterator[Row]:
@@ -124,7 +124,7 @@ class RowStream(torch.utils.data.IterableDataset[Row]):
 
 
 def check_rows(records: Records, *, limit: int | None = None, check: Callable[[Row], object] | None = None) -> int:
-    """Reads every row, or the first `limit`, before training starts; of pictures the header alone. Returns how many
+    """Reads every row, or the first `limit`, before training starts; of images the header alone. Returns how many
     were read.
 
     Args:
@@ -198,7 +198,7 @@ def _folder(path: Path, reading: Reading) -> Records:
                 "imagefolder", data_dir=str(path), drop_labels=True, streaming=reading.streaming
             )
         except (OSError, ValueError, DatasetGenerationError) as error:
-            raise DataError(f"The picture folder {str(path)!r} cannot be read: {error.__cause__ or error}") from error
+            raise DataError(f"The image folder {str(path)!r} cannot be read: {error.__cause__ or error}") from error
         return _stored(_split(splits, reading.split, str(metadata[0])), str(path), reading)
     files: dict[str, list[Path]] = {}
     for file in sorted(entry for entry in path.rglob("*") if entry.suffix in _READERS):
@@ -206,14 +206,14 @@ def _folder(path: Path, reading: Reading) -> Records:
         files.setdefault(next((_SPLITS[word] for word in words if word in _SPLITS), "train"), []).append(file)
     if not files:
         raise DataError(
-            f"The folder {str(path)!r} has no data: neither {', '.join(_READERS)} files, nor pictures with "
+            f"The folder {str(path)!r} has no data: neither {', '.join(_READERS)} files, nor images with "
             f"{' or '.join(_METADATA)}."
         )
     return _table(_read(files, reading.streaming), path, str(path), reading)
 
 
 def _names_files(metadata: Path) -> bool:
-    """Whether the table has the column that makes a folder of pictures a data set; any other is an ordinary table."""
+    """Whether the table has the column that makes a folder of images a data set; any other is an ordinary table."""
     with metadata.open("rb") as stream:
         return b"file_name" in stream.readline() or metadata.suffix == ".parquet"
 
@@ -237,13 +237,13 @@ def _read(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
 
 
 def _table(splits: Any, folder: Path, source: str, reading: Reading) -> Any:
-    """Rows of data files, with their columns' names and their pictures' paths put right."""
+    """Rows of data files, with their columns' names and their images' paths put right."""
     records = renamed(_split(splits, reading.split, source), reading.columns, source)
     return located(records, folder, source, reading.image_root)
 
 
 def _stored(records: Any, source: str, reading: Reading) -> Any:
-    """Rows that hold their pictures themselves."""
+    """Rows that hold their images themselves."""
     records = renamed(records, reading.columns, source)
     return records if reading.image_root is None else located(records, Path(), source, reading.image_root)
 
@@ -279,12 +279,12 @@ def _part(records: Any, part: str, split: str) -> Any:
 
 
 def _encoded_features(features: datasets.Features) -> datasets.Features:
-    columns = (*PICTURE_COLUMNS, *TEXT_COLUMNS)
+    columns = (*IMAGE_COLUMNS, *TEXT_COLUMNS)
     return datasets.Features({name: _encoded(item) if name in columns else item for name, item in features.items()})
 
 
 def _encoded(feature: Any) -> Any:
-    """The feature, its pictures left encoded."""
+    """The feature, its images left encoded."""
     match feature:
         case datasets.Image():
             return datasets.Image(mode=feature.mode, decode=False)
@@ -302,6 +302,6 @@ def _encoded_once(record: Any, index: int) -> Mapping[str, Any]:
         raise DataError(f"row {index}: a record is a mapping of columns, not a {type(record).__name__}.")
 
     def encoded(value: Any) -> Any:
-        return load_picture(value, where=f"row {index}") if isinstance(value, Image.Image) else value
+        return load_image(value, where=f"row {index}") if isinstance(value, Image.Image) else value
 
-    return map_pictures(record, encoded)
+    return map_images(record, encoded)

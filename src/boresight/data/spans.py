@@ -46,7 +46,7 @@ def produced_spans(
 
 
 def unexpanded_offsets(offsets: Sequence[Span], replaced: Sequence[tuple[Span, Span]]) -> list[Span]:
-    """Where tokens of the expanded text stand in the text before pictures were expanded.
+    """Where tokens of the expanded text stand in the text before images were expanded.
 
     Args:
         offsets: start and end of every token in the expanded text.

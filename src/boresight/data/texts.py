@@ -9,14 +9,14 @@ from typing import Any
 from jinja2 import TemplateError
 
 from boresight.data.spans import Span, produced_spans
-from boresight.errors import DataError, ModelError, PictureError
+from boresight.errors import DataError, ImageError, ModelError
 from boresight.types import Conversation, Message, ModelFacts, Row
 
 
 class Texts:
-    """Renders rows as the processor expects them, one placeholder for each picture.
+    """Renders rows as the processor expects them, one placeholder for each image.
 
-    The chat template is never edited. In a string prompt every picture needs the family's `placeholder`; where the
+    The chat template is never edited. In a string prompt every image needs the family's `placeholder`; where the
     string has none, they are put in front of it.
     """
 
@@ -78,7 +78,7 @@ class Texts:
 
     @property
     def image_token(self) -> str | None:
-        """What the processor replaces by a picture's tokens."""
+        """What the processor replaces by an image's tokens."""
         return getattr(self.processor, "image_token", None)
 
     @property
@@ -88,7 +88,7 @@ class Texts:
 
     @cached_property
     def placeholder(self) -> str:
-        """What stands for one picture in a string prompt: the image token with the family's marks around it."""
+        """What stands for one image in a string prompt: the image token with the family's marks around it."""
         image = self.image_token
         if image is None or not self._has_template:
             return image or ""
@@ -105,7 +105,7 @@ class Texts:
 
     @cached_property
     def reserved(self) -> tuple[str, ...]:
-        """Marks that only a template or a processor may place; written as text they would be taken for pictures."""
+        """Marks that only a template or a processor may place; written as text they would be taken for images."""
         named = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
         added = [mark for mark, id in self.tokenizer.get_added_vocab().items() if id in self.facts.modality_ids]
         return tuple(dict.fromkeys(mark for mark in (*named, *added) if mark))
@@ -130,27 +130,27 @@ class Texts:
         return whole[len(before) :]
 
     def _with_placeholders(self, text: str, row: Row) -> str:
-        marks = [mark for mark in self.reserved if mark in self.placeholder] if row.pictures else []
+        marks = [mark for mark in self.reserved if mark in self.placeholder] if row.images else []
         self._check(text, row, allowed=marks)
         present = text.count(self.image_token) if self.image_token else 0
         if present == 0:
-            return self.placeholder * len(row.pictures) + text
-        if not present == len(row.pictures) == text.count(self.placeholder):
-            raise PictureError(
+            return self.placeholder * len(row.images) + text
+        if not present == len(row.images) == text.count(self.placeholder):
+            raise ImageError(
                 f"row {row.index}: the prompt has the placeholder {self.placeholder!r} "
-                f"{text.count(self.placeholder)} time(s) for {len(row.pictures)} picture(s). Write one for each, or "
+                f"{text.count(self.placeholder)} time(s) for {len(row.images)} image(s). Write one for each, or "
                 "none: then they are put before the text."
             )
         return text
 
     def _check(self, content: str | Conversation, row: Row, *, allowed: Sequence[str] = ()) -> None:
-        """No text may pretend to be a picture."""
+        """No text may pretend to be an image."""
         texts = [content] if isinstance(content, str) else _written(content)
         for mark in self.reserved:
             if mark not in allowed and any(mark in text for text in texts):
                 raise DataError(
-                    f"row {row.index}: a text contains {mark!r}, which stands for a picture and may not be "
-                    'written as text. Remove it, and write a content part {"type": "image"} where a picture goes.'
+                    f"row {row.index}: a text contains {mark!r}, which stands for an image and may not be "
+                    'written as text. Remove it, and write a content part {"type": "image"} where an image goes.'
                 )
 
 

@@ -12,10 +12,10 @@ from boresight.demo.easy_vqa import MESSAGES, Split
 from boresight.errors import DataError
 
 NAMES = {
-    "easy_vqa": "questions about real pictures of one coloured shape each, balanced (pip install 'boresight[demo]')",
+    "easy_vqa": "questions about real images of one coloured shape each, balanced (pip install 'boresight[demo]')",
     "geometry": "questions about figures of two tangents, drawn on the spot, with four options",
     "geometry_sample": "one such question as a school book puts it",
-    "easy_vqa_demonstrations": "easy_vqa with what the picture shows, then the answer",
+    "easy_vqa_demonstrations": "easy_vqa with what the image shows, then the answer",
     "geometry_demonstrations": "geometry with the working, then the letter",
     "easy_vqa_pairs": "easy_vqa_demonstrations as chosen, the same with a wrong answer as rejected",
     "geometry_pairs": "geometry_demonstrations as chosen, the same with a wrong letter as rejected",

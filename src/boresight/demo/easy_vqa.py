@@ -1,7 +1,7 @@
-"""easy-VQA: real questions about real pictures, small enough for two cores, balanced so that only looking helps.
+"""easy-VQA: real questions about real images, small enough for two cores, balanced so that only looking helps.
 
-The package `easy-vqa` on PyPI (MIT) carries 5,000 pictures of one coloured shape each, 64×64 pixels, with 48,248
-questions in 107 wordings. As they come, a guesser that never sees the picture is right 67 times in 100: most of "is
+The package `easy-vqa` on PyPI (MIT) carries 5,000 images of one coloured shape each, 64×64 pixels, with 48,248
+questions in 107 wordings. As they come, a guesser that never sees the image is right 67 times in 100: most of "is
 there a red shape?" are answered no. `load_easy_vqa` therefore draws *blocks*: a wording with each of its answers once.
 """
 
@@ -38,27 +38,27 @@ FEATURES = Features(
 
 
 class Question(NamedTuple):
-    """As the package stores it. Splits have pictures of their own, numbered from 0 in each."""
+    """As the package stores it. Splits have images of their own, numbered from 0 in each."""
 
     text: str
     answer: str
-    picture: int
+    image: int
 
 
 def load_easy_vqa(split: Split, *, num_rows: int | None = None, seed: int = 0, balanced: bool = True) -> Dataset:
-    """Questions about easy-VQA's pictures, as rows that trainers take.
+    """Questions about easy-VQA's images, as rows that trainers take.
 
     Balanced, every wording has each of its possible answers equally often, and the three kinds of question share the
     rows equally (to within a block of 8), so that blind guessing gets (1/8 + 1/3 + 1/2) / 3 = 32 %.
 
     Args:
-        split: test pictures are not among the training pictures.
+        split: test images are not among the training images.
         num_rows: exactly this many, drawn at random. None for as many as there are.
         seed: of the draw and of the order.
         balanced: False for the questions as the package has them.
 
     Returns:
-        Columns `prompt` (a conversation of one turn, the picture before the question), `image` (PNG bytes, not
+        Columns `prompt` (a conversation of one turn, the image before the question), `image` (PNG bytes, not
         decoded), `solution` (the answer, one word) and `kind` (a key of `ANSWERS`).
 
     Raises:
@@ -72,12 +72,12 @@ def load_easy_vqa(split: Split, *, num_rows: int | None = None, seed: int = 0, b
         raise DataError(f"num_rows={num_rows}: the {split} split has {len(chosen)} questions.")
     chosen = chosen[:num_rows]
     folder = files("easy_vqa") / "data" / split / "images"
-    pictures = {number: (folder / f"{number}.png").read_bytes() for number in {q.picture for q in chosen}}
+    images = {number: (folder / f"{number}.png").read_bytes() for number in {q.image for q in chosen}}
     return Dataset.from_list(
         [
             {
                 "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}],
-                "image": {"bytes": pictures[question.picture], "path": f"{split}/{question.picture}.png"},
+                "image": {"bytes": images[question.image], "path": f"{split}/{question.image}.png"},
                 "solution": question.answer,
                 "kind": KIND[question.answer],
             }
@@ -92,7 +92,7 @@ def read_questions(split: Split) -> list[Question]:
     try:
         text = (files("easy_vqa") / "data" / split / "questions.json").read_text()
     except ModuleNotFoundError as error:
-        raise DataError("The easy-VQA pictures are not installed: pip install 'boresight[demo]'") from error
+        raise DataError("The easy-VQA images are not installed: pip install 'boresight[demo]'") from error
     return [Question(*question) for question in json.loads(text)]
 
 
@@ -139,7 +139,7 @@ def block_counts(num_rows: int) -> dict[str, int]:
 
 
 def blind_accuracy(dataset: Dataset) -> float:
-    """The accuracy that no guesser exceeds who is shown the question and not the picture, however it was trained.
+    """The accuracy that no guesser exceeds who is shown the question and not the image, however it was trained.
 
     It answers every wording with the answer most frequent for that wording in `dataset` itself.
     """
@@ -150,23 +150,23 @@ def blind_accuracy(dataset: Dataset) -> float:
 
 
 def demonstrations(dataset: Dataset, split: Split = "train") -> Dataset:
-    """The rows with a `completion` for SFT: what the picture shows, and then the answer.
+    """The rows with a `completion` for SFT: what the image shows, and then the answer.
 
-    `<think>a blue circle</think><answer>yes</answer>`, whatever was asked. The package does not say what its pictures show; its
+    `<think>a blue circle</think><answer>yes</answer>`, whatever was asked. The package does not say what its images show; its
     questions do, taken together.
     """
     scenes = scenes_of(read_questions(split))
 
     def demonstrated(row: dict[str, Any]) -> dict[str, Any]:
-        picture = int(row["image"]["path"].removeprefix(f"{split}/").removesuffix(".png"))
-        text = f"<think>{scenes[picture]}</think><answer>{row['solution']}</answer>"
+        image = int(row["image"]["path"].removeprefix(f"{split}/").removesuffix(".png"))
+        text = f"<think>{scenes[image]}</think><answer>{row['solution']}</answer>"
         return {"completion": [{"role": "assistant", "content": [{"type": "text", "text": text}]}]}
 
     return dataset.map(demonstrated, features=Features(dataset.features | {"completion": MESSAGES}))
 
 
 def scenes_of(questions: Sequence[Question]) -> dict[int, str]:
-    """What each picture shows, as far as its questions and their answers tell: `a blue circle`, `a blue shape`, `a circle`."""
+    """What each image shows, as far as its questions and their answers tell: `a blue circle`, `a blue shape`, `a circle`."""
     colors: dict[int, str] = {}
     shapes: dict[int, str] = {}
     for question in questions:
@@ -176,14 +176,11 @@ def scenes_of(questions: Sequence[Question]) -> dict[int, str]:
         told = [question.answer] if KIND[question.answer] != "yes/no" else [] if denied else words
         for word in told:
             if word in ANSWERS["color"]:
-                colors[question.picture] = word
+                colors[question.image] = word
             elif word in ANSWERS["shape"]:
-                shapes[question.picture] = word
-    pictures = {question.picture for question in questions}
-    return {
-        picture: " ".join(["a", *filter(None, [colors.get(picture)]), shapes.get(picture, "shape")])
-        for picture in pictures
-    }
+                shapes[question.image] = word
+    images = {question.image for question in questions}
+    return {image: " ".join(["a", *filter(None, [colors.get(image)]), shapes.get(image, "shape")]) for image in images}
 
 
 def question_text(prompt: Conversation) -> str:

@@ -124,14 +124,14 @@ def load_geometry(
         seed: of everything that is drawn.
         given: where the given angle stands. In the figure, it has to be read there: the words of the four questions of a block are the
             same, so `blind_accuracy` is a quarter. In the text, as in school books, who can do the sum needs no figure.
-        size: the square pictures' side in pixels.
+        size: the square images' side in pixels.
 
     Returns:
-        Columns `prompt` (a conversation of one turn, the picture before the question), `image` (PNG bytes, not decoded),
+        Columns `prompt` (a conversation of one turn, the image before the question), `image` (PNG bytes, not decoded),
         `solution` (the letter), `kind` (such as ``APO → AOB``) and `working` (how the answer follows).
 
     Raises:
-        DataError: fewer rows than one, or pictures too small to read.
+        DataError: fewer rows than one, or images too small to read.
     """
     if num_rows < 1:
         raise DataError(f"num_rows={num_rows}: it must be at least 1.")

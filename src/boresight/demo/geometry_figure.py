@@ -14,7 +14,7 @@ SCALE = 4
 """Drawn this much larger and then shrunk, for smooth lines."""
 INK, PALE, PAPER = 30, 130, 255
 MARGIN = 0.13
-"""Of the picture's side, kept free for the letters."""
+"""Of the image's side, kept free for the letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Figure:
     """Where things are, in pixels from the upper left corner."""
 
     size: int
-    """Of the square picture's side."""
+    """Of the square image's side."""
     radius: float
     points: dict[str, Point]
     """A, B, O and P."""
@@ -46,11 +46,11 @@ def tangent_figure(
     lines: tuple[str, ...] = ("OA", "OB", "PA", "PB"),
     marked: tuple[str, str] | None = None,
 ) -> Figure:
-    """The figure with a given angle APO, as large as the picture allows.
+    """The figure with a given angle APO, as large as the image allows.
 
     Args:
         half_angle: APO in degrees, above 0 and below 90.
-        size: the square picture's side in pixels.
+        size: the square image's side in pixels.
         turn: the direction from O to P, in degrees anticlockwise from the right.
         lines: the segments to draw; OP is drawn where the angle in question has it as a side.
         marked: an angle and what is written at it.
@@ -69,7 +69,7 @@ def tangent_figure(
 
 
 def draw(figure: Figure) -> Image.Image:
-    """The picture: black on white, the points named."""
+    """The image: black on white, the points named."""
     canvas = Image.new("L", (figure.size * SCALE, figure.size * SCALE), PAPER)
     pen = ImageDraw.Draw(canvas)
     width = max(SCALE, round(figure.size * SCALE / 150))
@@ -92,7 +92,7 @@ def draw(figure: Figure) -> Image.Image:
 
 
 def _polar(distance: float, theta: float) -> Point:
-    """Pictures count y downwards."""
+    """Images count y downwards."""
     return distance * math.cos(theta), -distance * math.sin(theta)
 
 

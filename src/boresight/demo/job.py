@@ -1,7 +1,7 @@
 """The main job, as `boresight demo` runs it: a small Qwen2.5-VL learns a little from demonstrations, then improves itself by GRPO.
 
-Real pictures, real questions, and test pictures that training never sees; everything else is made on the spot. The demonstrations
-describe pictures truly, and answer truly what shape there is and whether something is there. What colour something has they answer by
+Real images, real questions, and test images that training never sees; everything else is made on the spot. The demonstrations
+describe images truly, and answer truly what shape there is and whether something is there. What colour something has they answer by
 guessing: so SFT teaches that a colour is asked for, and which one it is the policy can find out from rewards alone.
 """
 
@@ -132,7 +132,7 @@ def run_demo(
     """Run the main job and write `summary.json`.
 
     Args:
-        output_dir: the run folder: the model at each stage, completions, pictures, metrics.
+        output_dir: the run folder: the model at each stage, completions, images, metrics.
         seed: of the weights, the rows and the samples.
         minutes: when to stop training, whatever step it is at.
         method: grpo or gspo.
@@ -198,7 +198,7 @@ def _keep_questions(test: Dataset, path: Path) -> None:
     lines = [
         {
             "question": question_text(row["prompt"]),
-            "picture": row["image"]["path"],
+            "image": row["image"]["path"],
             "solution": row["solution"],
             "kind": row["kind"],
         }

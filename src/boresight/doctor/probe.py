@@ -1,4 +1,4 @@
-"""Whether a model keeps what boresight promises of it: the invariants, run on made-up pictures."""
+"""Whether a model keeps what boresight promises of it: the invariants, run on made-up images."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Bounds:
     """In nats."""
     gradient: float
     """Relative to a parameter's norm."""
-    picture: float = 1e-3
-    """In nats: what another picture changes at least."""
+    image: float = 1e-3
+    """In nats: what another image changes at least."""
 
 
 FLOAT32 = Bounds(logp=1e-4, gradient=1e-3)
-HALF = Bounds(logp=0.25, gradient=0.25, picture=1e-2)
+HALF = Bounds(logp=0.25, gradient=0.25, image=1e-2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Report:
 
 
 def probe(model: str | Path | nn.Module, processor: Any = None) -> Report:
-    """Run the invariants on a model: two pictures of one size and one of another, two completions of each.
+    """Run the invariants on a model: two images of one size and one of another, two completions of each.
 
     Args:
         model: a hub id or folder, loaded in float32 so that the bounds are sharp; or a model as it is.
@@ -97,7 +97,7 @@ def probe(model: str | Path | nn.Module, processor: Any = None) -> Report:
 
     Raises:
         ModelError: there is no such model or processor, or it names no stop token.
-        DataError: the processor cannot prepare a prompt with a picture.
+        DataError: the processor cannot prepare a prompt with an image.
     """
     loaded = load_model(model) if isinstance(model, nn.Module) else load_model(model, dtype="float32")
     if not isinstance(model, nn.Module) and (
@@ -122,7 +122,7 @@ def probe(model: str | Path | nn.Module, processor: Any = None) -> Report:
         if obstacle is None:
             shared = _check_shared(loaded, facts, groups, bounds, required=proven)
         layout: LayoutName = "shared" if obstacle is None and proven else "rows"
-        checks += _check_pictures(GroupForward(loaded, facts, layout=layout), groups, bounds)
+        checks += _check_images(GroupForward(loaded, facts, layout=layout), groups, bounds)
     return Report(name, layout, obstacle or _why(proven, shared), (*checks, *shared))
 
 
@@ -138,7 +138,7 @@ def _why(proven: bool, shared: Sequence[Check]) -> str:
 
 
 def _made_up_groups(processor: Any, facts: ModelFacts) -> list[Group]:
-    """Two pictures of one size under the same words, and one of another size."""
+    """Two images of one size under the same words, and one of another size."""
     encoder = Encoder(processor, facts=facts)
     draw = torch.Generator().manual_seed(0)
     ordinary = torch.tensor(
@@ -161,12 +161,12 @@ def _noise(size: tuple[int, int], draw: torch.Generator) -> Image.Image:
     return Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.NEAREST)
 
 
-def _prompt(encoder: Encoder, picture: Image.Image) -> Prompt:
-    words = "What is in the picture?"
+def _prompt(encoder: Encoder, image: Image.Image) -> Prompt:
+    words = "What is in the image?"
     if getattr(encoder.processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": words}]
-        return encoder.prompt(read_row({"prompt": [{"role": "user", "content": content}], "images": [picture]}, 0))
-    return encoder.prompt(read_row({"prompt": f"{encoder.texts.image_token}{words}", "images": [picture]}, 0))
+        return encoder.prompt(read_row({"prompt": [{"role": "user", "content": content}], "images": [image]}, 0))
+    return encoder.prompt(read_row({"prompt": f"{encoder.texts.image_token}{words}", "images": [image]}, 0))
 
 
 # ---- Checks --------------------------------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def _check_ids(facts: ModelFacts, processor: Any) -> list[Check]:
             "ids that only the processor may place",
             placeholder in facts.modality_ids,
             names(facts.modality_ids),
-            "the picture's placeholder among them",
+            "the image's placeholder among them",
         ),
     ]
 
@@ -213,7 +213,7 @@ def _check_head(model: PreTrainedModel, group: Group, bounds: Bounds) -> Check:
 
 
 def _check_rows(model: nn.Module, facts: ModelFacts, groups: Sequence[Group], bounds: Bounds) -> list[Check]:
-    """Picture features handed over, positions and padding against one plain forward of each completion."""
+    """EncodedImage features handed over, positions and padding against one plain forward of each completion."""
     inner = unwrap(model)
     with torch.no_grad():
         found = GroupForward(model, facts, layout="rows")(groups).logp
@@ -240,16 +240,16 @@ def _check_shared(
     return checks
 
 
-def _check_pictures(forward: GroupForward, groups: Sequence[Group], bounds: Bounds) -> list[Check]:
+def _check_images(forward: GroupForward, groups: Sequence[Group], bounds: Bounds) -> list[Check]:
     one, other, _ = groups
     with torch.no_grad():
         together = forward([one, other, one]).logp
         alone = [forward([group]).logp for group in (one, other)]
     moved = _apart(alone[0], alone[1])
     return [
-        Check("another picture moves log-probs", moved >= bounds.picture, f"{moved:.1e}", f"≥ {bounds.picture:.0e}"),
+        Check("another image moves log-probs", moved >= bounds.image, f"{moved:.1e}", f"≥ {bounds.image:.0e}"),
         _at_most(
-            "pictures of one size are not confused: |Δ log-prob|",
+            "images of one size are not confused: |Δ log-prob|",
             _apart(together, torch.cat([*alone, alone[0]])),
             bounds.logp,
         ),

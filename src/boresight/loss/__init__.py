@@ -1,1 +1,1 @@
-"""Losses: arrays in, one number out. Nothing here knows of models, pictures or samplers."""
+"""Losses: arrays in, one number out. Nothing here knows of models, images or samplers."""

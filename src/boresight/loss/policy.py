@@ -113,7 +113,7 @@ def policy_loss(
     total: PolicyTotal,
     *,
     entropy_threshold: float | None = None,
-    has_picture: Bool[Tensor, "B"] | None = None,
+    has_image: Bool[Tensor, "B"] | None = None,
 ) -> PolicyLoss:
     """The objective chosen by `config` on one micro-batch, in nats times advantage.
 
@@ -127,7 +127,7 @@ def policy_loss(
         mask: true where a token counts, after `counted_mask`.
         total: the sum of `policy_total` over the step and all ranks.
         entropy_threshold: `high_entropy_threshold` over the step.
-        has_picture: where given, the sampler's drift is logged apart for prompts with pictures and without.
+        has_image: where given, the sampler's drift is logged apart for prompts with images and without.
 
     Raises:
         ShapeError: a tensor that an option needs was not passed.
@@ -169,7 +169,7 @@ def policy_loss(
         log.mean("entropy", entropy)
     log.diagnostics(objective.diagnostics(terms, config), objective.per_sequence)
     if sampler is not None:
-        log.drift(old, sampler, has_picture)
+        log.drift(old, sampler, has_image)
     if correction is not None:
         log.correction(correction)
     return PolicyLoss(loss, log.metrics, log.minima, log.maxima)
@@ -208,13 +208,13 @@ class _Log:
             if (value := values.get(f"clip_ratio/{extreme}_mean")) is not None:
                 record(f"clip_ratio/{extreme}_{bound}", (value * by_sequence).sum(-1), has_tokens)
 
-    def drift(self, old: PerToken, sampler: PerToken, has_picture: Bool[Tensor, "B"] | None) -> None:
+    def drift(self, old: PerToken, sampler: PerToken, has_image: Bool[Tensor, "B"] | None) -> None:
         unreported = sampler.isnan()
         gap = (old - sampler).abs()
         subsets = {"": self.mask & ~unreported}
-        if has_picture is not None:
-            subsets["/with_pictures"] = subsets[""] & has_picture[:, None]
-            subsets["/without_pictures"] = subsets[""] & ~has_picture[:, None]
+        if has_image is not None:
+            subsets["/with_images"] = subsets[""] & has_image[:, None]
+            subsets["/without_images"] = subsets[""] & ~has_image[:, None]
         for subset, counts in subsets.items():
             self.mean(f"sampling/sampling_logp_difference/mean{subset}", gap, token_weights(counts))
             self.greatest(f"sampling/sampling_logp_difference/max{subset}", gap, counts)

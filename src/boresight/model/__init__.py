@@ -1,7 +1,7 @@
 """Groups in, log-probabilities out.
 
 load       a model and its processor, and the facts that other rooms need
-vision     pictures through the tower, once each
+vision     images through the tower, once each
 positions  where every token of a group stands
 packing    groups laid into one row
 attention  branches that attend to their prompt and to themselves

@@ -37,7 +37,7 @@ class PolicyAdapter:
             )
         self._layers: dict[str, tuple[Any, str]] = {}
         """Saved name of a module → its layer, and the adapter that is active in it."""
-        self.pictures = False
+        self.images = False
         own: set[int] = set()
         weights = PolicyWeights(model, adapters=False)
         for name, layer in layers.items():
@@ -48,7 +48,7 @@ class PolicyAdapter:
                     f"{name} is saved in other pieces ({', '.join(saved)}), so its adapter cannot be named: {WAY_OUT}."
                 )
             self._layers[saved[0].removesuffix(".weight")] = layer, adapter
-            self.pictures |= weights.listed[saved[0]].pictures
+            self.images |= weights.listed[saved[0]].images
             own |= {id(part.weight) for part in (layer.lora_A[adapter], layer.lora_B[adapter])}
         if further := [name for name, value in base.named_parameters() if value.requires_grad and id(value) not in own]:
             raise ConfigError(

@@ -5,7 +5,7 @@ among the forward's keyword arguments the function below runs, without one the m
 ordinary rows and generation alike, and gradient checkpointing, which carries keyword arguments, recomputes the right thing.
 
 Attention of a packed row is two calls, whatever the number of groups: all prompts with themselves, and all branches with their
-prompt and themselves. On a CPU, full attention goes in flash pieces instead (`model/merge.py`), which is faster.
+prompt and themselves. On a CPU, full attention goes in flash pieces instead (`model/merged_attention.py`), which is faster.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from boresight.errors import ModelError
-from boresight.model.merge import can_merge, merged_attention
+from boresight.model.merged_attention import can_merge, merged_attention
 from boresight.model.packing import PackedRow, Span
 
 PREFIX = "branch_"
@@ -50,14 +50,14 @@ class BranchTable:
     restore: Tensor
     """[L] where each place of the row is found among the padded prompts followed by the padded branches."""
     blocks: Tensor | None = None
-    """[G, P] Gemma 3: the number of the picture each place belongs to, else −1; a picture's tokens see one another both ways."""
+    """[G, P] Gemma 3: the number of the image each place belongs to, else −1; an image's tokens see one another both ways."""
     visits: int = 0
     """Layers that used the table: a model that drops keyword arguments on the way would leave it at 0."""
     _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, row: PackedRow, *, picture_blocks: bool = False) -> BranchTable:
-        """The table of a packed row; `picture_blocks` where a picture's tokens attend both ways."""
+    def of(cls, row: PackedRow, *, image_blocks: bool = False) -> BranchTable:
+        """The table of a packed row; `image_blocks` where an image's tokens attend both ways."""
         prompts, branches, group = [], [], []
         for number, span in enumerate(row.spans):
             lone = sum(span.branches) if len(span.branches) == 1 else 0
@@ -75,7 +75,7 @@ class BranchTable:
             restore[places] = number * padded_prompts.shape[1] + torch.arange(len(places))
         for number, places in enumerate(branches):
             restore[places] = offset + number * padded_branches.shape[1] + torch.arange(len(places))
-        blocks = _picture_blocks(row.token_types.cpu(), prompts) if picture_blocks else None
+        blocks = _image_blocks(row.token_types.cpu(), prompts) if image_blocks else None
         lengths = torch.tensor([len(places) for places in prompts])
         places = torch.tensor(group, dtype=torch.long)
         return cls(padded_prompts, padded_branches, places, lengths, row.spans, restore, blocks)
@@ -117,7 +117,7 @@ class BranchTable:
             same = (self.blocks[:, :, None] == self.blocks[:, None]) & (self.blocks[:, None] >= 0)
             mask = mask | same
         if window is not None:
-            # Exactly as transformers draws it: the window bounds what lies behind, a picture's block goes on ahead.
+            # Exactly as transformers draws it: the window bounds what lies behind, an image's block goes on ahead.
             mask = mask & (distance < window)
         return (mask if mask.ndim == 3 else mask[None])[:, None]
 
@@ -134,13 +134,13 @@ class BranchTable:
         return torch.cat([prefix, causal], -1)[:, None]
 
 
-def _picture_blocks(token_types: Tensor, prompts: list[Tensor]) -> Tensor:
-    """[G, P] the number of each picture's run of placeholders, −1 elsewhere and in padding."""
+def _image_blocks(token_types: Tensor, prompts: list[Tensor]) -> Tensor:
+    """[G, P] the number of each image's run of placeholders, −1 elsewhere and in padding."""
     blocks = []
     for places in prompts:
-        picture = token_types[places] == 1
-        starts = picture & ~torch.cat([torch.zeros(1, dtype=torch.bool), picture[:-1]])
-        blocks.append(torch.where(picture, starts.cumsum(0) - 1, -1))
+        image = token_types[places] == 1
+        starts = image & ~torch.cat([torch.zeros(1, dtype=torch.bool), image[:-1]])
+        blocks.append(torch.where(image, starts.cumsum(0) - 1, -1))
     return pad_sequence(blocks, True, -1)
 
 
@@ -166,7 +166,7 @@ def branch_attention(
 def padded_attention(
     query: Tensor, key: Tensor, value: Tensor, table: BranchTable, scale: float, window: int | None
 ) -> Tensor:
-    """The same in two SDPA calls on padded rectangles, for any device, window and pattern of pictures."""
+    """The same in two SDPA calls on padded rectangles, for any device, window and pattern of images."""
     repeats = query.shape[1] // key.shape[1]
     prompt_mask, branch_mask = table.masks(window)
     # [L, heads, D], so that a table of places picks rows.

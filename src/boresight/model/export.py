@@ -42,11 +42,11 @@ class PolicyWeights:
         self._saved_names: dict[str, list[str]] = {}
         """Plain name → the names that its tensor is saved under."""
         for name in _plain(base, adapters):
-            weight = Weight(trained=name in trained, pictures=not name.startswith(text))
+            weight = Weight(trained=name in trained, images=not name.startswith(text))
             self._saved_names[name] = list(revert_weight_conversion(base, {name: torch.empty(0, device="meta")}))
             for saved in self._saved_names[name]:
                 before = self.listed.get(saved, weight)
-                self.listed[saved] = Weight(before.trained or weight.trained, before.pictures or weight.pictures)
+                self.listed[saved] = Weight(before.trained or weight.trained, before.images or weight.images)
 
     def saved_names(self, name: str) -> Sequence[str]:
         """What a tensor of the model without adapters is called in its saved folder: one name, or those of its pieces."""
@@ -119,7 +119,7 @@ def _trained(base: PreTrainedModel) -> set[str]:
 
 
 def _text_prefixes(base: PreTrainedModel) -> tuple[str, ...]:
-    """Where the modules stand that pictures' features do not depend on: the decoder and the head."""
+    """Where the modules stand that images' features do not depend on: the decoder and the head."""
     text = [base.get_decoder(), base.get_output_embeddings()]
     return tuple(f"{name}." for name, module in base.named_modules() if any(module is each for each in text))
 

@@ -58,20 +58,20 @@ def why_not_shared(model: PreTrainedModel) -> str | None:
     if config._attn_implementation == "eager":
         return "it was loaded with eager attention, which each model class defines for itself; 'sdpa' can share"
     if "mm_encoder_outputs" not in accepts:
-        return "its forward takes no picture features (mm_encoder_outputs)"
+        return "its forward takes no image features (mm_encoder_outputs)"
     if getattr(model, "_is_stateful", False):
         return "it carries a state from token to token, which a mask cannot branch"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "it caps its attention scores"
     if getattr(config, "use_bidirectional_attention", None) or (
-        "token_type_ids" in accepts and not _has_picture_blocks(model)
+        "token_type_ids" in accepts and not _has_image_blocks(model)
     ):
         return "some of its tokens see what comes after them, in a pattern of its own"
     return None
 
 
-def _has_picture_blocks(model: PreTrainedModel) -> bool:
-    """Whether the tokens of a picture see one another both ways (Gemma 3)."""
+def _has_image_blocks(model: PreTrainedModel) -> bool:
+    """Whether the tokens of an image see one another both ways (Gemma 3)."""
     return model.config.model_type == "gemma3"
 
 
@@ -105,7 +105,7 @@ class GroupForward:
         self.head = Head.of(self.model)
         self.max_logit_bytes = max_logit_bytes
         self.counts: Counter[str] = Counter()
-        """Work done so far: vision_encodes, prompt_tokens, completion_tokens, padded_tokens; and what prompts and pictures would have taken
+        """Work done so far: vision_encodes, prompt_tokens, completion_tokens, padded_tokens; and what prompts and images would have taken
         with nothing shared, every completion a row with its own: unshared_vision_encodes, unshared_prompt_tokens."""
         self.vision = VisionEncoder(self.model, max_cache_gib=max_cache_gib, counts=self.counts)
         self.layout = self._choose(layout)
@@ -169,7 +169,7 @@ class GroupForward:
     def _shared(self, groups: Sequence[Group], *, banned: Tensor | None, **head: Any) -> TokenStats:
         base, device = self.model.base_model, next(self.model.parameters()).device
         row = pack(base, groups)
-        table = BranchTable.of(row, picture_blocks=_has_picture_blocks(self.model)).to(device)
+        table = BranchTable.of(row, image_blocks=_has_image_blocks(self.model)).to(device)
         hidden = base(
             input_ids=row.ids[None].to(device),
             position_ids=(row.positions[None] if row.positions.ndim == 1 else row.positions[:, None]).to(device),
@@ -204,7 +204,7 @@ class GroupForward:
         repeated = [group for group in groups for _ in group.completions]
         token_types = pad_sequence(types, True).to(device)
         extra = {name: token_types for name in ("mm_token_type_ids", "token_type_ids") if name in self._accepts}
-        # M-RoPE models work out their positions from the pictures' grids, row by row.
+        # M-RoPE models work out their positions from the images' grids, row by row.
         grids = [group.prompt.vision["image_grid_thw"] for group in repeated if "image_grid_thw" in group.prompt.vision]
         if grids and "image_grid_thw" in self._accepts:
             extra["image_grid_thw"] = torch.cat(grids).to(device)
@@ -228,7 +228,7 @@ class GroupForward:
             return {}
         if "mm_encoder_outputs" not in self._accepts:
             raise ModelError(
-                f"{type(self.model).__name__} takes no picture features (mm_encoder_outputs), so its pictures could not be encoded once: "
+                f"{type(self.model).__name__} takes no image features (mm_encoder_outputs), so its images could not be encoded once: "
                 "boresight does not train it."
             )
         return {"mm_encoder_outputs": {"image": join_features(self.vision(prompts))}}
@@ -247,7 +247,7 @@ class GroupForward:
         self.counts["completion_tokens"] += sum(group.num_completion_tokens for group in groups)
         self.counts["padded_tokens"] += padded
         self.counts["unshared_prompt_tokens"] += sum(len(group) * len(group.prompt.ids) for group in groups)
-        self.counts["unshared_vision_encodes"] += sum(len(group) * len(group.prompt.pictures) for group in groups)
+        self.counts["unshared_vision_encodes"] += sum(len(group) * len(group.prompt.images) for group in groups)
 
 
 @contextmanager

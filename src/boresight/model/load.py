@@ -98,7 +98,7 @@ def load_processor(
         ) from error
     if not isinstance(processor, ProcessorMixin):
         raise ModelError(
-            f"{name!r} holds a tokenizer but no processor, so it cannot prepare pictures: pass processing_class=…."
+            f"{name!r} holds a tokenizer but no processor, so it cannot prepare images: pass processing_class=…."
         )
     if processing_class is not None:
         if not isinstance(processing_class, PreTrainedTokenizerBase):

@@ -59,7 +59,7 @@ def pack(base: nn.Module, groups: Sequence[Group]) -> PackedRow:
         prompt, start = group.prompt, place
         lone = group.completions[0] if len(group) == 1 else None
         if lone is not None and lone.token_types is not None:
-            # K = 1: pictures may stand anywhere, so the positions of the whole sequence are the model's own.
+            # K = 1: images may stand anywhere, so the positions of the whole sequence are the model's own.
             prompt_positions, branch = sequence_positions(base, prompt, lone).split(
                 [len(prompt.ids), len(lone.ids)], -1
             )

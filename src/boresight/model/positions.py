@@ -21,11 +21,11 @@ def sequence_positions(base: nn.Module, prompt: Prompt, completion: Completion |
     """Positions of the prompt's tokens, followed by the completion's when one is given.
 
     Multimodal rotary models (M-RoPE: the Qwen-VL families) give every token a position on three axes, which restart after
-    each picture; they are asked for theirs. Everyone else counts.
+    each image; they are asked for theirs. Everyone else counts.
 
     Args:
         base: the model without its head.
-        completion: needed only where pictures stand inside it (K = 1).
+        completion: needed only where images stand inside it (K = 1).
 
     Returns:
         [P] for models that count, [3, P] for M-RoPE models; P includes the completion's tokens if one is given.
@@ -46,7 +46,7 @@ def sequence_positions(base: nn.Module, prompt: Prompt, completion: Completion |
 def branch_positions(prompt_positions: Tensor, length: int) -> Tensor:
     """Positions of a completion of `length` text tokens: they go on from the prompt's largest position.
 
-    Not from its length: a picture of 256 tokens may take up 16 positions only.
+    Not from its length: an image of 256 tokens may take up 16 positions only.
 
     Returns:
         [C] or [3, C], as `prompt_positions` has it.

@@ -21,7 +21,7 @@ class Reference:
     """Log-probabilities under the policy as it was before training, without gradients.
 
     A policy that trains an adapter is its own reference with the adapter off, at no cost in memory. Any other has a frozen copy, and
-    where the policy's tower is frozen both read the same features: a picture is encoded once for the two of them.
+    where the policy's tower is frozen both read the same features: an image is encoded once for the two of them.
 
     Args:
         policy: the forward of the model being trained, before its first step.

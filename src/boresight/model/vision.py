@@ -1,4 +1,4 @@
-"""Pictures through the tower, once each."""
+"""Images through the tower, once each."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from boresight.model.positions import accepted
 from boresight.types import Prompt
 
 Parts = Tensor | tuple[Tensor, ...]
-"""Features of several pictures, as the family has them: one tensor [tiles, tokens, hidden], or a [tokens, hidden] for each picture."""
+"""Features of several images, as the family has them: one tensor [tiles, tokens, hidden], or a [tokens, hidden] for each image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What the tower and the projector made of one prompt's pictures, or of one picture."""
+    """What the tower and the projector made of one prompt's images, or of one image."""
 
     pooled: Parts
     deepstack: tuple[Parts, ...] = ()
@@ -42,7 +42,7 @@ def _joined(parts: Sequence[Parts]) -> Parts:
 
 
 def _together(features: Sequence[Features]) -> Features:
-    """The features of several pictures as those of one prompt."""
+    """The features of several images as those of one prompt."""
     if len(features) == 1:
         return features[0]
     levels = zip(*(item.deepstack for item in features), strict=True)
@@ -65,29 +65,29 @@ def join_features(features: Sequence[Features]) -> BaseModelOutputWithPooling:
 
 
 def split_features(output: Any, parts: int) -> list[Features]:
-    """The tower's output for `parts` prompts, prompt by prompt: of one picture each and any sizes, or of equal shapes."""
+    """The tower's output for `parts` prompts, prompt by prompt: of one image each and any sizes, or of equal shapes."""
     pooled: Any = output.pooler_output
     levels = list(getattr(output, "deepstack_features", None) or ())
     if isinstance(pooled, Tensor) or len(pooled) != parts:
         split = [_split(level, parts) for level in (pooled, *levels)]
     else:
-        tokens = [len(picture) for picture in pooled]
+        tokens = [len(image) for image in pooled]
         split = [
-            list(level.split(tokens)) if isinstance(level, Tensor) else [(picture,) for picture in level]
+            list(level.split(tokens)) if isinstance(level, Tensor) else [(image,) for image in level]
             for level in (pooled, *levels)
         ]
     return [Features(own, tuple(rest)) for own, *rest in zip(*split, strict=True)]
 
 
-def picture_key(prompt: Prompt) -> Hashable:
-    """Prompts with equal keys have equal features. Token ids say nothing here: two pictures of one size have equal ids."""
-    return tuple(picture.digest for picture in prompt.pictures)
+def image_key(prompt: Prompt) -> Hashable:
+    """Prompts with equal keys have equal features. Token ids say nothing here: two images of one size have equal ids."""
+    return tuple(image.digest for image in prompt.images)
 
 
 def lies_in_patches(prompt: Prompt) -> bool:
-    """Whether the processor laid the patches of all pictures one behind another, each picture's made by itself (the Qwen families).
+    """Whether the processor laid the patches of all images one behind another, each image's made by itself (the Qwen families).
 
-    Others cut tiles by how many pictures there are, or pad pictures to a common size.
+    Others cut tiles by how many images there are, or pad images to a common size.
     """
     patches, grids = prompt.vision.get("pixel_values"), prompt.vision.get("image_grid_thw")
     return (
@@ -95,13 +95,13 @@ def lies_in_patches(prompt: Prompt) -> bool:
         and grids is not None
         and len(prompt.vision) == 2
         and patches.ndim == 2
-        and len(grids) == len(prompt.pictures)
+        and len(grids) == len(prompt.images)
         and int(grids.prod(-1).sum()) == len(patches)
     )
 
 
-def single_pictures(prompt: Prompt) -> list[Prompt]:
-    """The prompt once for each of its pictures, where they can be told apart; else the prompt as it is."""
+def single_images(prompt: Prompt) -> list[Prompt]:
+    """The prompt once for each of its images, where they can be told apart; else the prompt as it is."""
     if not lies_in_patches(prompt):
         return [prompt]
     grids = prompt.vision["image_grid_thw"]
@@ -109,43 +109,43 @@ def single_pictures(prompt: Prompt) -> list[Prompt]:
     return [
         replace(
             prompt,
-            row=replace(prompt.row, pictures=(picture,)),
+            row=replace(prompt.row, images=(image,)),
             vision={"pixel_values": own, "image_grid_thw": grids[place : place + 1]},
         )
-        for place, (picture, own) in enumerate(zip(prompt.pictures, patches, strict=True))
+        for place, (image, own) in enumerate(zip(prompt.images, patches, strict=True))
     ]
 
 
 def _shape(prompt: Prompt) -> Hashable:
-    """What prompts must have in common to go through the tower together: of single pictures laid out in patches, nothing but that."""
-    if len(prompt.pictures) == 1 and lies_in_patches(prompt):
+    """What prompts must have in common to go through the tower together: of single images laid out in patches, nothing but that."""
+    if len(prompt.images) == 1 and lies_in_patches(prompt):
         return "patches"
     return tuple((name, tuple(tensor.shape)) for name, tensor in sorted(prompt.vision.items()))
 
 
 def text_parameters(model: PreTrainedModel) -> set[nn.Parameter]:
-    """The parameters of the language model and its head: all that a picture does not pass through before it is merged."""
+    """The parameters of the language model and its head: all that an image does not pass through before it is merged."""
     head = model.get_output_embeddings()
     return {*model.get_decoder().parameters(), *(head.parameters() if head is not None else ())}
 
 
 def vision_is_frozen(model: PreTrainedModel) -> bool:
-    """Whether nothing that a picture passes through (tower, projector) is trained."""
+    """Whether nothing that an image passes through (tower, projector) is trained."""
     text = text_parameters(model)
     return not any(parameter.requires_grad for parameter in model.parameters() if parameter not in text)
 
 
 class VisionEncoder:
-    """Encodes the pictures of prompts: each distinct one once in a call, and once in all while the tower is frozen.
+    """Encodes the images of prompts: each distinct one once in a call, and once in all while the tower is frozen.
 
-    Where a processor's tensors cannot be told apart by picture (`lies_in_patches`), that holds for each distinct set of pictures. Single
-    pictures go through the tower together whatever their sizes, others with those of equal shapes, so nothing is ever padded.
+    Where a processor's tensors cannot be told apart by image (`lies_in_patches`), that holds for each distinct set of images. Single
+    images go through the tower together whatever their sizes, others with those of equal shapes, so nothing is ever padded.
 
     Args:
         model: the model with its head.
         max_cache_gib: how much may be kept of a frozen tower's features. The oldest go first.
         batch_size: how many of them go through the tower together.
-        counts: where `vision_encodes`, pictures that went through the tower, are counted.
+        counts: where `vision_encodes`, images that went through the tower, are counted.
     """
 
     def __init__(
@@ -164,23 +164,23 @@ class VisionEncoder:
         self._cache_bytes = 0
 
     def clear(self) -> None:
-        """Forget what a tower made of pictures: its weights are about to change."""
+        """Forget what a tower made of images: its weights are about to change."""
         self._cache.clear()
         self._cache_bytes = 0
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[Features]:
-        """The features of every prompt, prompts in order; all of them have pictures."""
+        """The features of every prompt, prompts in order; all of them have images."""
         frozen = vision_is_frozen(self.model)
         if not frozen:
             self.clear()
-        pictures = [single_pictures(prompt) for prompt in prompts]
-        wanted = {picture_key(single): single for singles in pictures for single in singles}
+        images = [single_images(prompt) for prompt in prompts]
+        wanted = {image_key(single): single for singles in images for single in singles}
         known = {key: self._cache[key] for key in wanted if key in self._cache}
         with torch.no_grad() if frozen else nullcontext():
             known |= self._encode([(key, prompt) for key, prompt in wanted.items() if key not in known])
         if frozen:
             self._remember(known)
-        return [_together([known[picture_key(single)] for single in singles]) for singles in pictures]
+        return [_together([known[image_key(single)] for single in singles]) for singles in images]
 
     def _encode(self, prompts: Sequence[tuple[Hashable, Prompt]]) -> dict[Hashable, Features]:
         shapes: dict[Hashable, list[tuple[Hashable, Prompt]]] = {}
@@ -203,11 +203,11 @@ class VisionEncoder:
         inputs = accepted(base.get_image_features, tensors)
         if unknown := tensors.keys() - inputs.keys():
             raise ModelError(
-                f"{type(self.model).__name__} takes no {', '.join(sorted(unknown))} for pictures, but its processor returned them: "
+                f"{type(self.model).__name__} takes no {', '.join(sorted(unknown))} for images, but its processor returned them: "
                 "processor and model do not belong together."
             )
         output = base.get_image_features(**inputs, return_dict=True)
-        self.counts["vision_encodes"] += sum(len(prompt.pictures) for prompt in prompts)
+        self.counts["vision_encodes"] += sum(len(prompt.images) for prompt in prompts)
         return split_features(output, len(prompts))
 
     def _remember(self, features: dict[Hashable, Features]) -> None:

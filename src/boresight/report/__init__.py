@@ -1,9 +1,9 @@
 """What happened in a run, for people: metrics, completions, time."""
 
 from boresight.report.completions import CompletionStore, prompt_text, read_completions
-from boresight.report.lines import StepLines, read_lines
+from boresight.report.jsonl import StepLines, read_lines
 from boresight.report.metrics import MeanMetrics
-from boresight.report.table import print_completions
+from boresight.report.terminal import print_completions
 from boresight.report.timeline import PHASES, Timeline
 
 __all__ = [

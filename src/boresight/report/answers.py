@@ -1,13 +1,13 @@
 """Answers of several models to the same questions, kept so that nothing has to be asked twice.
 
     FOLDER/questions.parquet           what was asked, in order
-    FOLDER/pictures/<digest>.<ext>     every picture once, as it was encoded
+    FOLDER/images/<digest>.<ext>     every image once, as it was encoded
     FOLDER/answers/<model>.parquet     one row per answer of a model; the settings it was asked under are in the file's metadata
     FOLDER/comparison.json             which models are compared, and by which reward
 
-`questions.parquet`: `key`, `row` (in the data set), `question`, `gold`, `kind`, `pictures` (file names), `columns` (the data set's
+`questions.parquet`: `key`, `row` (in the data set), `question`, `gold`, `kind`, `images` (file names), `columns` (the data set's
 further columns as JSON). An answers file: `key` (of its question), `text`, `ids` (tokens), `truncated`, `model_sizes`
-(width and height of the pictures as the model saw them), and `scores`, name and value of what a reward said of it.
+(width and height of the images as the model saw them), and `scores`, name and value of what a reward said of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boresight.errors import ConfigError, DataError
-from boresight.report.completions import keep_picture, prompt_text, write_whole
+from boresight.report.completions import keep_image, prompt_text, write_whole
 from boresight.types import Row
 
 NAME = re.compile(r"[\w][\w.+-]*")
@@ -38,7 +38,7 @@ _QUESTIONS = pa.schema(
         "question": pa.string(),
         "gold": pa.string(),
         "kind": pa.string(),
-        "pictures": pa.list_(pa.string()),
+        "images": pa.list_(pa.string()),
         "columns": pa.string(),
     }
 )
@@ -60,7 +60,7 @@ class Question:
     """What every model was asked."""
 
     key: str
-    """Tells questions apart: of the row, its prompt and its pictures."""
+    """Tells questions apart: of the row, its prompt and its images."""
     row: int
     """In the data set."""
     question: str
@@ -69,8 +69,8 @@ class Question:
     """The data set's answer."""
     kind: str
     """By which accuracies are broken down; empty where the data set has no such column."""
-    pictures: tuple[str, ...]
-    """File names under FOLDER/pictures."""
+    images: tuple[str, ...]
+    """File names under FOLDER/images."""
     columns: Mapping[str, Any]
     """The data set's further columns that are text or numbers."""
 
@@ -85,7 +85,7 @@ class Answer:
     truncated: bool
     """Whether the length limit ended it."""
     model_sizes: tuple[tuple[int, int], ...] | None = None
-    """(Width, height) of the pictures as the model saw them; None where it saw tiles."""
+    """(Width, height) of the images as the model saw them; None where it saw tiles."""
     scores: Mapping[str, float | None] = field(default_factory=dict)
     """What rewards said of it, by their names; None where they do not apply, or failed."""
 
@@ -101,15 +101,15 @@ class AnswerStore:
         self.folder = Path(folder)
 
     def keep_questions(self, rows: Sequence[Row], keys: Sequence[str], *, kind: str | None = "kind") -> list[Question]:
-        """Keep what is asked, with its pictures, in the place of what was asked before.
+        """Keep what is asked, with its images, in the place of what was asked before.
 
         Args:
             rows: in the order in which a page shows them.
             keys: theirs.
             kind: the column that accuracies are broken down by.
         """
-        pictures = {picture for row in rows for picture in row.pictures}
-        names = {picture.digest: keep_picture(self.pictures_folder, picture) for picture in pictures}
+        images = {image for row in rows for image in row.images}
+        names = {image.digest: keep_image(self.images_folder, image) for image in images}
         questions = [
             Question(
                 key=key,
@@ -117,7 +117,7 @@ class AnswerStore:
                 question=question_text(row),
                 gold=_text(row.columns.get("solution")),
                 kind=_text(row.columns.get(kind)) or "" if kind else "",
-                pictures=tuple(names[picture.digest] for picture in row.pictures),
+                images=tuple(names[image.digest] for image in row.images),
                 columns={
                     name: value
                     for name, value in row.columns.items()
@@ -128,7 +128,7 @@ class AnswerStore:
         ]
         records = [
             {name: getattr(question, name) for name in _QUESTIONS.names}
-            | {"pictures": list(question.pictures), "columns": json.dumps(dict(question.columns), ensure_ascii=False)}
+            | {"images": list(question.images), "columns": json.dumps(dict(question.columns), ensure_ascii=False)}
             for question in questions
         ]
         write_whole(self.folder / "questions.parquet", _parquet(pa.Table.from_pylist(records, _QUESTIONS)))
@@ -144,7 +144,7 @@ class AnswerStore:
         if not path.exists():
             raise DataError(f"{self.folder} keeps no answers: name the models and a data set, so that they are asked.")
         return [
-            Question(**record | {"pictures": tuple(record["pictures"]), "columns": json.loads(record["columns"])})
+            Question(**record | {"images": tuple(record["images"]), "columns": json.loads(record["columns"])})
             for record in pq.read_table(path).to_pylist()
         ]
 
@@ -190,8 +190,8 @@ class AnswerStore:
         return json.loads(path.read_text(encoding="utf-8"))
 
     @property
-    def pictures_folder(self) -> Path:
-        return self.folder / "pictures"
+    def images_folder(self) -> Path:
+        return self.folder / "images"
 
     def _path(self, model: str) -> Path:
         return self.folder / "answers" / f"{checked_name(model)}.parquet"
@@ -211,7 +211,7 @@ def checked_name(model: str) -> str:
 
 
 def question_text(row: Row) -> str:
-    """What a row asks: the words of the one turn, or every turn under its role; pictures are shown beside it."""
+    """What a row asks: the words of the one turn, or every turn under its role; images are shown beside it."""
     if isinstance(row.prompt, str) or len(row.prompt) != 1:
         return prompt_text(row.prompt)
     content = row.prompt[0]["content"]

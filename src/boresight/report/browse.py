@@ -1,4 +1,4 @@
-"""Completions as a run page carries them: numbers as columns, texts and tokens in packed blocks, pictures once each."""
+"""Completions as a run page carries them: numbers as columns, texts and tokens in packed blocks, images once each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import UnidentifiedImageError
 
-from boresight.report.html import Pictures, packed
+from boresight.report.html import Images, packed
 from boresight.report.tokens import TokenTexts
 
 ROWS_PER_BLOCK = 512
@@ -21,27 +21,27 @@ COLUMNS = ("step", "phase", "rank", "group", "row", "length", "truncated", "rewa
 
 
 def browsable(
-    table: pa.Table, *, run: str | Path, texts: TokenTexts | None, pictures: Pictures, max_rows: int
+    table: pa.Table, *, run: str | Path, texts: TokenTexts | None, images: Images, max_rows: int
 ) -> dict[str, Any]:
     """All that the browser of completions shows.
 
     Args:
         table: of `read_completions`, so that a group's completions stand together.
-        run: the run folder, for its pictures.
+        run: the run folder, for its images.
         texts: what token ids mean; None: tokens are not shaded.
-        pictures: gets every picture that is shown.
+        images: gets every image that is shown.
         max_rows: the most completions that the page carries; whole steps are left out, evenly, and counted.
     """
     shown, left_out = thinned(table, max_rows)
-    lost = _hold(shown["pictures"], Path(run) / "pictures", pictures)
+    lost = _hold(shown["images"], Path(run) / "images", images)
     prompts, prompt_of = _distinct(shown["prompt"])
     columns = {name: _column(shown[name]) for name in COLUMNS if name in shown.column_names}
     extra = [name for name in shown.column_names if name.startswith("extra/")]
     return {
         "num": table.num_rows,
         "steps_left_out": left_out,
-        "pictures_lost": lost,
-        "columns": packed(columns | {"prompt": prompt_of, "pictures": shown["pictures"].to_pylist()}),
+        "images_lost": lost,
+        "columns": packed(columns | {"prompt": prompt_of, "images": shown["images"].to_pylist()}),
         "rewards": {
             name.partition("/")[2]: _column(shown[name]) for name in shown.column_names if name.startswith("rewards/")
         },
@@ -101,12 +101,12 @@ def _distinct(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
     return encoded.dictionary.to_pylist(), encoded.indices.to_pylist()
 
 
-def _hold(names: pa.ChunkedArray, folder: Path, pictures: Pictures) -> int:
-    """Put the pictures of a column of name lists into the page; how many files are gone or no pictures any more."""
+def _hold(names: pa.ChunkedArray, folder: Path, images: Images) -> int:
+    """Put the images of a column of name lists into the page; how many files are gone or no images any more."""
     lost = 0
     for name in dict.fromkeys(name for row in names.to_pylist() for name in row):
         try:
-            pictures.add(folder / name, name=name)
+            images.add(folder / name, name=name)
         except (OSError, UnidentifiedImageError):
             lost += 1
     return lost

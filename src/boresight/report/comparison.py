@@ -31,8 +31,8 @@ class Comparison:
     questions: Sequence[Question]
     answers: Mapping[str, Sequence[Answer]]
     """Model → its answers in the order of the questions."""
-    pictures: Path
-    """The folder that holds the questions' pictures."""
+    images: Path
+    """The folder that holds the questions' images."""
 
     @cached_property
     def marks(self) -> dict[str, list[Mark]]:
@@ -188,8 +188,8 @@ def _quoted(comparison: Comparison, place: int) -> str:
     signs: dict[Mark, str] = {True: "✓", False: "✗", None: "–"}
     for name, answers in comparison.answers.items():
         rows.append([_cell(name), signs[comparison.marks[name][place]], _cell(answers[place].text)])
-    pictures = f" ({len(question.pictures)} picture{'s' * (len(question.pictures) > 1)})" if question.pictures else ""
-    return f"**Row {question.row}**{pictures}: {_cell(question.question)}\n\n" + _table(["", "", "answer"], rows)
+    images = f" ({len(question.images)} image{'s' * (len(question.images) > 1)})" if question.images else ""
+    return f"**Row {question.row}**{images}: {_cell(question.question)}\n\n" + _table(["", "", "answer"], rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

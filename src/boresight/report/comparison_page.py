@@ -5,26 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from boresight.report.comparison import Comparison, interval, p_value, percent, points
-from boresight.report.html import MAX_PICTURE_SIDE, Pictures, packed, render_page
+from boresight.report.html import MAX_IMAGE_SIDE, Images, packed, render_page
 from boresight.report.marks import Accuracy, Flips
 
-MANY_PICTURES = 200
-SMALL_PICTURE_SIDE = 320
-"""Pixels that the longer side of a picture keeps where there are more than `MANY_PICTURES`: a page should open at once."""
+MANY_IMAGES = 200
+SMALL_IMAGE_SIDE = 320
+"""Pixels that the longer side of an image keeps where there are more than `MANY_IMAGES`: a page should open at once."""
 
 
 def comparison_page(comparison: Comparison) -> str:
     """The page, complete: it opens from disk and asks nobody for anything."""
-    shown = {name for question in comparison.questions for name in question.pictures}
-    pictures = Pictures(max_side=SMALL_PICTURE_SIDE if len(shown) > MANY_PICTURES else MAX_PICTURE_SIDE)
+    shown = {name for question in comparison.questions for name in question.images}
+    images = Images(max_side=SMALL_IMAGE_SIDE if len(shown) > MANY_IMAGES else MAX_IMAGE_SIDE)
     for name in sorted(shown):
-        pictures.add(comparison.pictures / name, name=name)
+        images.add(comparison.images / name, name=name)
     kinds = comparison.by_kind
     return render_page(
         "comparison.html.j2",
         title=comparison.title,
         data={"models": list(comparison.models), "packed": packed(_questions(comparison))},
-        pictures=pictures.uris,
+        images=images.uris,
         scripts=["comparison.js"],
         styles=["comparison.css"],
         comparison=comparison,
@@ -32,7 +32,7 @@ def comparison_page(comparison: Comparison) -> str:
         flips=[_flip_row(pair) for pair in comparison.flips],
         kinds=list(next(iter(kinds.values()), {})),
         kind_counts=_kind_counts(comparison),
-        largest_side=pictures.max_side,
+        largest_side=images.max_side,
     )
 
 
@@ -100,7 +100,7 @@ def _questions(comparison: Comparison) -> list[dict[str, Any]]:
             "question": question.question,
             "gold": question.gold,
             "kind": question.kind,
-            "pictures": list(question.pictures),
+            "images": list(question.images),
             "columns": {name: str(value) for name, value in question.columns.items()},
             "answers": [
                 {

@@ -2,7 +2,7 @@
 
     RUN/completions/step_00000012.parquet    one row per completion (the second rank's: step_00000012.rank1.parquet)
     RUN/completions/tokenizer.json           what token ids mean
-    RUN/pictures/<digest>.<ext>              every picture once, as it was encoded
+    RUN/images/<digest>.<ext>              every image once, as it was encoded
 
 `read_completions(run)` gives the whole as one table. Its columns:
 
@@ -12,10 +12,10 @@
 | `phase` | ``train`` or ``eval`` |
 | `rank`, `group` | the rank, and the prompt's place among that rank's prompts of this step and phase |
 | `row` | the prompt's row in the data set |
-| `prompt`, `completion` | as text, with ``<image>`` where a picture stands |
+| `prompt`, `completion` | as text, with ``<image>`` where an image stands |
 | `completion_ids` | token ids |
 | `length`, `truncated` | in tokens; whether the length limit ended it |
-| `pictures` | file names under RUN/pictures |
+| `images` | file names under RUN/images |
 | `reward`, `advantage` | null where unscored; `advantage` also in a group that was thrown away |
 | `kept` | whether it is learned from: false in a group that dynamic sampling threw away |
 | `rewards/<name>` | what each function said; null where it does not apply or failed |
@@ -38,7 +38,7 @@ from PIL import Image
 
 from boresight.errors import DataError
 from boresight.report.tokens import keep_tokenizer
-from boresight.types import Conversation, Group, PerSequence, Picture
+from boresight.types import Conversation, EncodedImage, Group, PerSequence
 
 Phase = Literal["train", "eval"]
 
@@ -56,10 +56,10 @@ class CompletionStore:
         self._run = run
         self._tokenizer = tokenizer if rank == 0 else None
         self._folder = Path(run) / "completions"
-        self._pictures_folder = Path(run) / "pictures"
+        self._images_folder = Path(run) / "images"
         self._rank = rank
         self._num_groups: dict[tuple[int, Phase], int] = {}
-        self._picture_names: dict[str, str] = {}
+        self._image_names: dict[str, str] = {}
 
     def add(
         self,
@@ -93,8 +93,8 @@ class CompletionStore:
         if self._tokenizer is not None:
             keep_tokenizer(self._run, self._tokenizer)
             self._tokenizer = None
-        for picture in {picture for group in groups for picture in group.prompt.pictures}:
-            self._keep_picture(picture)
+        for image in {image for group in groups for image in group.prompt.images}:
+            self._keep_image(image)
         first = self._num_groups.get((step, phase), 0)
         num = sum(map(len, groups))
         columns = {"step": pa.array([step] * num, pa.int64()), "phase": pa.array([phase] * num, pa.string())}
@@ -124,7 +124,7 @@ class CompletionStore:
         each = [
             (place, group.prompt.row, one) for place, group in enumerate(groups, first) for one in group.completions
         ]
-        names = self._picture_names
+        names = self._image_names
         return {
             "rank": pa.array([self._rank] * len(each), pa.int32()),
             "group": pa.array([place for place, _, _ in each], pa.int32()),
@@ -134,8 +134,8 @@ class CompletionStore:
             "completion_ids": pa.array([one.ids.tolist() for _, _, one in each], pa.list_(pa.int32())),
             "length": pa.array([len(one.ids) for _, _, one in each], pa.int32()),
             "truncated": pa.array([one.truncated for _, _, one in each], pa.bool_()),
-            "pictures": pa.array(
-                [[names[picture.digest] for picture in row.pictures] for _, row, _ in each], pa.list_(pa.string())
+            "images": pa.array(
+                [[names[image.digest] for image in row.images] for _, row, _ in each], pa.list_(pa.string())
             ),
         }
 
@@ -150,9 +150,9 @@ class CompletionStore:
         pq.write_table(rows, buffer, compression="zstd")
         write_whole(path, buffer.getvalue())
 
-    def _keep_picture(self, picture: Picture) -> None:
-        if picture.digest not in self._picture_names:
-            self._picture_names[picture.digest] = keep_picture(self._pictures_folder, picture)
+    def _keep_image(self, image: EncodedImage) -> None:
+        if image.digest not in self._image_names:
+            self._image_names[image.digest] = keep_image(self._images_folder, image)
 
 
 def read_completions(run: str | os.PathLike[str], *, phase: Phase | None = None) -> pa.Table:
@@ -172,11 +172,11 @@ def read_completions(run: str | os.PathLike[str], *, phase: Phase | None = None)
     return table if phase is None else table.filter(pc.field("phase") == phase)
 
 
-def keep_picture(folder: Path, picture: Picture) -> str:
-    """Write a picture into a folder of pictures, as it was encoded and once; its name there."""
-    content = picture.source if isinstance(picture.source, bytes) else Path(picture.source).read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
-        name = f"{picture.digest}.{(image.format or 'png').lower()}"
+def keep_image(folder: Path, image: EncodedImage) -> str:
+    """Write an image into a folder of images, as it was encoded and once; its name there."""
+    content = image.source if isinstance(image.source, bytes) else Path(image.source).read_bytes()
+    with Image.open(io.BytesIO(content)) as opened:
+        name = f"{image.digest}.{(opened.format or 'png').lower()}"
     path = folder / name
     if not path.exists():
         write_whole(path, content)
@@ -184,7 +184,7 @@ def keep_picture(folder: Path, picture: Picture) -> str:
 
 
 def prompt_text(prompt: str | Conversation) -> str:
-    """A prompt as a person reads it: ``role: text`` per message, ``<image>`` where a picture stands."""
+    """A prompt as a person reads it: ``role: text`` per message, ``<image>`` where an image stands."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {_content_text(message['content'])}" for message in prompt)

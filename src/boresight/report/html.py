@@ -1,7 +1,7 @@
 """Pages for people: one file each, opened from disk, with nothing fetched and nothing trusted.
 
 A template under `templates/` extends `base.html.j2` and fills its blocks. What a page needs travels inside of it: one style sheet,
-the scripts it names, its pictures once per picture, its data as JSON.
+the scripts it names, its images once per image, its data as JSON.
 
 Texts of data sets and models are never trusted: jinja2 escapes what a template prints, `<`, `>`, `&` and `'` are escaped in JSON, and
 the page's own policy lets run only the scripts whose hash it names: no handler in an attribute, no request to anywhere.
@@ -31,32 +31,32 @@ from boresight.errors import ConfigError
 PLOTLY = "plotly"
 """Named among a page's scripts, it stands for plotly.js as the Python package carries it (about 4.8 MB)."""
 
-MAX_PICTURE_SIDE = 512
-"""Pixels of the longer side that a picture keeps in a page; a smaller one is kept as it is."""
+MAX_IMAGE_SIDE = 512
+"""Pixels of the longer side that an image keeps in a page; a smaller one is kept as it is."""
 MAX_VERBATIM_BYTES = 32 * 1024
 
 
-class Pictures:
-    """The pictures of one page, each held once however often it is shown.
+class Images:
+    """The images of one page, each held once however often it is shown.
 
-    A template shows one by the macro of `picture.html.j2`, a script by an ``<img data-picture="NAME">``; both are filled
+    A template shows one by the macro of `image.html.j2`, a script by an ``<img data-image="NAME">``; both are filled
     in and made zoomable by `base.js`.
 
     Args:
         max_side: pixels that the longer side keeps.
     """
 
-    def __init__(self, *, max_side: int = MAX_PICTURE_SIDE) -> None:
+    def __init__(self, *, max_side: int = MAX_IMAGE_SIDE) -> None:
         self.max_side = max_side
         self.uris: dict[str, str] = {}
         """Name → data URI, in the order of first use."""
 
     def add(self, source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> str:
-        """Hold a picture, and return the name by which the page shows it.
+        """Hold an image, and return the name by which the page shows it.
 
         Args:
             source: a file, or its bytes.
-            name: the picture's digest where it is known; None: the SHA-256 of its bytes.
+            name: the image's digest where it is known; None: the SHA-256 of its bytes.
         """
         if name is not None and name in self.uris:
             return name
@@ -67,11 +67,11 @@ class Pictures:
         return name
 
 
-def data_uri(content: bytes, *, max_side: int = MAX_PICTURE_SIDE) -> str:
-    """An encoded picture as a page carries it: small PNG, JPEG and WebP files byte for byte, others scaled down to WebP.
+def data_uri(content: bytes, *, max_side: int = MAX_IMAGE_SIDE) -> str:
+    """An encoded image as a page carries it: small PNG, JPEG and WebP files byte for byte, others scaled down to WebP.
 
     Args:
-        content: the encoded picture.
+        content: the encoded image.
         max_side: pixels that the longer side keeps.
     """
     with Image.open(io.BytesIO(content)) as image:
@@ -105,7 +105,7 @@ def render_page(
     *,
     title: str,
     data: Any = None,
-    pictures: Mapping[str, str] | None = None,
+    images: Mapping[str, str] | None = None,
     scripts: Sequence[str] = (),
     styles: Sequence[str] = (),
     connect: bool = False,
@@ -117,7 +117,7 @@ def render_page(
         template: a file of `templates/` that extends `base.html.j2`.
         title: of the window.
         data: what the scripts read as `pageData()`.
-        pictures: `Pictures.uris`.
+        images: `Images.uris`.
         scripts: files of `templates/`, or `PLOTLY`, run in this order after `base.js`.
         styles: files of `templates/`, after `base.css`.
         connect: whether scripts may ask the page's own server (`boresight report --watch`); a file on disk asks nobody.
@@ -136,7 +136,7 @@ def render_page(
             style=Markup("\n".join(_read(name) for name in ("base.css", *styles))),
             scripts=[Markup(source) for source in sources],
             data=safe_json(data),
-            picture_data=safe_json(dict(pictures or {})),
+            image_data=safe_json(dict(images or {})),
             **context,
         )
     )
@@ -154,7 +154,7 @@ def write_page(path: str | os.PathLike[str], html: str) -> Path:
 
 
 def content_policy(scripts: Sequence[str], *, connect: bool = False) -> str:
-    """The page's Content-Security-Policy: these very scripts, styles and pictures inside the page, and nothing else."""
+    """The page's Content-Security-Policy: these very scripts, styles and images inside the page, and nothing else."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in scripts
     )

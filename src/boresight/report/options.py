@@ -12,7 +12,7 @@ class ReportConfig:
     log_completions: bool = field(
         default=False,
         metadata={
-            "help": "Print completions with rewards and advantages at every log, and hand them with their pictures to the trackers "
+            "help": "Print completions with rewards and advantages at every log, and hand them with their images to the trackers "
             "that report_to names."
         },
     )

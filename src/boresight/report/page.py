@@ -10,7 +10,7 @@ from typing import Any
 
 from boresight.report.browse import browsable
 from boresight.report.curves import charts
-from boresight.report.html import PLOTLY, Pictures, render_page, write_page
+from boresight.report.html import PLOTLY, Images, render_page, write_page
 from boresight.report.run import Run, read_run, seconds_by_phase, series
 from boresight.report.tokens import TokenTexts
 
@@ -50,8 +50,8 @@ def report_page(data: Mapping[str, Any], *, watch: bool = False) -> str:
     return render_page(
         "run.html.j2",
         title=data["name"],
-        data={**data, "pictures": {}, "watch": watch},
-        pictures=data["pictures"],
+        data={**data, "images": {}, "watch": watch},
+        images=data["images"],
         styles=["run.css"],
         scripts=[PLOTLY, "run.js", "curves.js", "browse.js", "start.js"],
         connect=watch,
@@ -63,13 +63,11 @@ def report_page(data: Mapping[str, Any], *, watch: bool = False) -> str:
 def report_data(folder: str | os.PathLike[str], *, max_completions: int = MAX_COMPLETIONS) -> dict[str, Any]:
     """All that a run page shows, as JSON takes it."""
     run = read_run(folder)
-    pictures = Pictures()
+    images = Images()
     completions = None
     if run.completions is not None:
         texts = TokenTexts.of_run(folder)
-        completions = browsable(
-            run.completions, run=Path(folder), texts=texts, pictures=pictures, max_rows=max_completions
-        )
+        completions = browsable(run.completions, run=Path(folder), texts=texts, images=images, max_rows=max_completions)
     lines = series(run.metrics)
     return {
         "name": run.name,
@@ -82,7 +80,7 @@ def report_data(folder: str | os.PathLike[str], *, max_completions: int = MAX_CO
         "timeline": seconds_by_phase(run.timeline),
         "work": dict(run.work),
         "completions": completions,
-        "pictures": pictures.uris,
+        "images": images.uris,
     }
 
 
@@ -106,7 +104,7 @@ def facts(run: Run) -> list[dict[str, Any]]:
     if run.completions is not None:
         groups = f"{run.completions.group_by(['step', 'phase', 'rank', 'group']).aggregate([]).num_rows:,} groups"
         found.append({"name": "completions", "value": f"{run.completions.num_rows:,}", "note": groups})
-    for done, label in (("vision_encodes", "picture encodes saved"), ("prompt_tokens", "prompt tokens saved")):
+    for done, label in (("vision_encodes", "image encodes saved"), ("prompt_tokens", "prompt tokens saved")):
         unshared = run.work.get(f"unshared_{done}", 0.0)
         if unshared:
             saved = f"{1 - run.work.get(done, 0.0) / unshared:.0%}"

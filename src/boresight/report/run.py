@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from boresight.errors import DataError
 from boresight.report.completions import read_completions
-from boresight.report.lines import read_lines
+from boresight.report.jsonl import read_lines
 from boresight.report.timeline import PHASES
 
 KEPT = ("metrics.jsonl", "timeline.jsonl", "verdicts.jsonl", "completions")
@@ -97,7 +97,7 @@ def seconds_by_phase(timeline: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def work_done(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Tokens and pictures that went through the models: sums over all log lines, by the name after ``work/``."""
+    """Tokens and images that went through the models: sums over all log lines, by the name after ``work/``."""
     total: dict[str, float] = {}
     for line in metrics:
         for name, value in line.items():

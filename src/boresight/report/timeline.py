@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from boresight.report.lines import StepLines
+from boresight.report.jsonl import StepLines
 
 PHASES: tuple[str, ...] = ("data", "sample", "reward", "logp", "update", "other")
 """What a step spends its time on; `other` is all that no phase claims."""

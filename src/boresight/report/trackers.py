@@ -1,13 +1,13 @@
-"""Completions with their pictures, in the trackers that `report_to` names.
+"""Completions with their images, in the trackers that `report_to` names.
 
 Numbers reach every tracker by transformers' own callbacks. These take completions too:
 
 | tracker | where they stand |
 |---|---|
-| wandb | `completions`, a table with a column for each picture |
-| trackio | `completions`, a table whose `pictures` column holds the pictures |
-| tensorboard | `completions` under Text, `completions/picture_<n>` under Images |
-| mlflow | the artifacts `completions/step_<n>.json` and `pictures/<digest>.<ext>` |
+| wandb | `completions`, a table with a column for each image |
+| trackio | `completions`, a table whose `images` column holds the images |
+| tensorboard | `completions` under Text, `completions/image_<n>` under Images |
+| mlflow | the artifacts `completions/step_<n>.json` and `images/<digest>.<ext>` |
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ NAME = "completions"
 Rows = Sequence[dict[str, Any]]
 
 
-def log_completions(callbacks: Iterable[Any], rows: pa.Table, pictures: str | Path, *, step: int) -> list[str]:
+def log_completions(callbacks: Iterable[Any], rows: pa.Table, images: str | Path, *, step: int) -> list[str]:
     """Hand completions to the trackers that are at work.
 
     Args:
         callbacks: a trainer's; those of trackers are told by their class.
         rows: of one step, as `CompletionStore.add` returns them.
-        pictures: the folder of the run's pictures.
+        images: the folder of the run's images.
         step: under which the trackers file them.
 
     Returns:
         The names of the trackers that took them.
     """
     said = [_row(row) for row in rows.to_pylist()]
-    names = rows["pictures"].to_pylist()
+    names = rows["images"].to_pylist()
     taken = []
     for callback in callbacks:
         known = TRACKERS.get(type(callback).__name__)
         if known is not None and known[1](
-            callback, said, [[Path(pictures) / name for name in each] for each in names], step
+            callback, said, [[Path(images) / name for name in each] for each in names], step
         ):
             taken.append(known[0])
     return taken
@@ -57,48 +57,48 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in COLUMNS if name in row} | rewards
 
 
-def _to_wandb(callback: Any, rows: Rows, pictures: Sequence[Sequence[Path]], step: int) -> bool:
+def _to_wandb(callback: Any, rows: Rows, images: Sequence[Sequence[Path]], step: int) -> bool:
     wandb = callback._wandb
     if wandb.run is None:
         return False
-    most = max((len(each) for each in pictures), default=0)
+    most = max((len(each) for each in images), default=0)
     data = [
         [*row.values(), *(wandb.Image(str(path)) for path in own), *[None] * (most - len(own))]
-        for row, own in zip(rows, pictures, strict=True)
+        for row, own in zip(rows, images, strict=True)
     ]
-    columns = [*rows[0], *(f"picture_{place + 1}" for place in range(most))]
+    columns = [*rows[0], *(f"image_{place + 1}" for place in range(most))]
     # Filed under the step as transformers' callback files its numbers.
     wandb.log({NAME: wandb.Table(columns=columns, data=data), "train/global_step": step})
     return True
 
 
-def _to_trackio(callback: Any, rows: Rows, pictures: Sequence[Sequence[Path]], step: int) -> bool:
+def _to_trackio(callback: Any, rows: Rows, images: Sequence[Sequence[Path]], step: int) -> bool:
     if not callback._initialized:
         return False
     import pandas
 
     trackio = callback._trackio
     frame = pandas.DataFrame(rows)
-    frame["pictures"] = [[trackio.Image(path) for path in own] for own in pictures]
+    frame["images"] = [[trackio.Image(path) for path in own] for own in images]
     trackio.log({NAME: trackio.Table(dataframe=frame), "train/global_step": step})
     return True
 
 
-def _to_tensorboard(callback: Any, rows: Rows, pictures: Sequence[Sequence[Path]], step: int) -> bool:
+def _to_tensorboard(callback: Any, rows: Rows, images: Sequence[Sequence[Path]], step: int) -> bool:
     writer = callback.tb_writer
     if writer is None:
         return False
-    distinct = list(dict.fromkeys(path for own in pictures for path in own))
+    distinct = list(dict.fromkeys(path for own in images for path in own))
     number = {path: place for place, path in enumerate(distinct, 1)}
-    columns = [*rows[0], "pictures"]
+    columns = [*rows[0], "images"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row, own in zip(rows, pictures, strict=True):
-        cells = [*map(_cell, row.values()), ", ".join(f"picture_{number[path]}" for path in own)]
+    for row, own in zip(rows, images, strict=True):
+        cells = [*map(_cell, row.values()), ", ".join(f"image_{number[path]}" for path in own)]
         lines.append("| " + " | ".join(cells) + " |")
     writer.add_text(NAME, "\n".join(lines), step)
     for path, place in number.items():
         with Image.open(path) as image:
-            writer.add_image(f"{NAME}/picture_{place}", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            writer.add_image(f"{NAME}/image_{place}", np.asarray(image.convert("RGB")), step, dataformats="HWC")
     return True
 
 
@@ -110,15 +110,15 @@ def _cell(value: Any) -> str:
     return text.replace("|", "&#124;").replace("`", "&#96;").replace("\n", "<br>")
 
 
-def _to_mlflow(callback: Any, rows: Rows, pictures: Sequence[Sequence[Path]], step: int) -> bool:
+def _to_mlflow(callback: Any, rows: Rows, images: Sequence[Sequence[Path]], step: int) -> bool:
     mlflow = callback._ml_flow
     if mlflow.active_run() is None:
         return False
     columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in rows[0]}
-    columns["pictures"] = [", ".join(f"pictures/{path.name}" for path in own) for own in pictures]
+    columns["images"] = [", ".join(f"images/{path.name}" for path in own) for own in images]
     mlflow.log_table(columns, artifact_file=f"{NAME}/step_{step:08d}.json")
-    for path in dict.fromkeys(path for own in pictures for path in own):
-        mlflow.log_artifact(str(path), artifact_path="pictures")
+    for path in dict.fromkeys(path for own in images for path in own):
+        mlflow.log_artifact(str(path), artifact_path="images")
     return True
 
 

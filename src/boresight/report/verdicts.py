@@ -23,7 +23,7 @@ UNSCORED = 0.25
 CLIPPED = 0.5
 """Share of the loss without a gradient. GSPO clips some 15 % of its tokens when all is well (its figure 2), so this is no small number."""
 SWAP_NATS = 0.01
-"""Change of a token's log-probability under another picture, in nats, below which the picture plays no part."""
+"""Change of a token's log-probability under another image, in nats, below which the image plays no part."""
 UNMOVED = 0.5
 """Share of the weights with a gradient that an optimizer step leaves at the bits they had."""
 DRIFT_NATS = 0.05
@@ -144,11 +144,11 @@ def _clipped(metrics: Metrics) -> Iterator[str]:
         )
 
 
-def _picture_ignored(metrics: Metrics) -> Iterator[str]:
-    gap = metrics.get("picture/swap_gap", math.inf)
+def _image_ignored(metrics: Metrics) -> Iterator[str]:
+    gap = metrics.get("image/swap_gap", math.inf)
     if gap < SWAP_NATS:
         yield (
-            f"The picture is ignored: with another row's picture in its place the log-probabilities of completions move by {gap:.1g} nats "
+            f"The image is ignored: with another row's image in its place the log-probabilities of completions move by {gap:.1g} nats "
             "per token. Take questions that cannot be answered without looking, raise max_pixels, train the projector or the tower, or "
             "teach looking by SFT first."
         )
@@ -190,7 +190,7 @@ RULES: dict[str, Callable[[Metrics], Iterator[str]]] = {
     "truncated": _truncated,
     "format_failures": _format_failures,
     "parse_failures": _parse_failures,
-    "picture_ignored": _picture_ignored,
+    "image_ignored": _image_ignored,
     "clipped": _clipped,
     "below_resolution": _below_resolution,
     "sampler_drift": _sampler_drift,

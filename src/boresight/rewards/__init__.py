@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         numeric_answer_reward,
     )
     from boresight.rewards.format import answer_format_reward, think_format_reward
+    from boresight.rewards.formula import accuracy_reward
     from boresight.rewards.grounding import (
         get_iou_reward,
         get_point_in_box_reward,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
         get_repetition_penalty_reward,
         get_soft_overlong_punishment,
     )
-    from boresight.rewards.math import accuracy_reward
     from boresight.rewards.pool import RewardPool
     from boresight.rewards.reward import RewardTable
     from boresight.rewards.score import Scorer
@@ -43,7 +43,7 @@ _HOMES = {
     "RewardPool": "pool",
     "RewardTable": "reward",
     "Scorer": "score",
-    "accuracy_reward": "math",
+    "accuracy_reward": "formula",
     "answer_format_reward": "format",
     "check_gold": "check",
     "choice_letter_reward": "choice",

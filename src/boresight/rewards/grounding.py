@@ -1,10 +1,10 @@
-"""Answers that are a place in a picture: a box, or a point.
+"""Answers that are a place in an image: a box, or a point.
 
-A model may write coordinates in three ways: in pixels of the picture as it came (``original``), in pixels of the picture as
+A model may write coordinates in three ways: in pixels of the image as it came (``original``), in pixels of the image as
 the model saw it after resizing (``model``: Qwen2-VL, Qwen2.5-VL), or in thousandths of its sides (``thousand``: Qwen3-VL,
 InternVL). The gold is always in pixels of the original; what the completion says is converted to them.
 
-Rows hold the gold as `bbox`, ``[x1, y1, x2, y2]``, and one picture each, the last if there are several.
+Rows hold the gold as `bbox`, ``[x1, y1, x2, y2]``, and one image each, the last if there are several.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def stated_point(text: str) -> Point | None:
 
 
 def scale_to_original(coordinates: Coordinates, size: Size, model_size: Size | None = None) -> tuple[float, float]:
-    """What x and y of a completion are multiplied by to become pixels of the original picture.
+    """What x and y of a completion are multiplied by to become pixels of the original image.
 
     Args:
         coordinates: how the model writes them.
@@ -66,9 +66,7 @@ def scale_to_original(coordinates: Coordinates, size: Size, model_size: Size | N
             return size[0] / 1000, size[1] / 1000
         case "model":
             if model_size is None:
-                raise RewardError(
-                    "coordinates='model' needs the picture's size as the model saw it: model_image_sizes."
-                )
+                raise RewardError("coordinates='model' needs the image's size as the model saw it: model_image_sizes.")
             return size[0] / model_size[0], size[1] / model_size[1]
 
 
@@ -155,7 +153,7 @@ def _scales(
     scales: list[tuple[float, float]] = []
     for index, (gold, sizes) in enumerate(zip(bbox, image_sizes, strict=True)):
         if gold is not None and not sizes:
-            raise RewardError(f"completion {index} has a bbox but no picture to find it in.")
+            raise RewardError(f"completion {index} has a bbox but no image to find it in.")
         seen = model_image_sizes[index][-1] if model_image_sizes and model_image_sizes[index] else None
         scales.append(scale_to_original(coordinates, sizes[-1], seen) if sizes else (1.0, 1.0))
     return scales

@@ -1,4 +1,4 @@
-"""A served model as judge of completions, pictures included (the extra `server`)."""
+"""A served model as judge of completions, images included (the extra `server`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from boresight.rewards.text import Failure, RewardFunc, completion_text
 if TYPE_CHECKING:
     from boresight.types import Conversation
 
-QUESTION = """You are grading an answer to a question about the pictures above.
+QUESTION = """You are grading an answer to a question about the images above.
 
 Question:
 {prompt}
@@ -100,13 +100,13 @@ def get_judge_reward(
         **columns: Any,
     ) -> list[float | Failure]:
         golds = [""] * len(completions) if solution is None else solution
-        pictures = [()] * len(completions) if images is None else images
+        images = [()] * len(completions) if images is None else images
         gate = asyncio.Semaphore(max_concurrent)
         async with httpx.AsyncClient(timeout=timeout_s) as client:
             return await asyncio.gather(
                 *(
                     judged(client, gate, _content(question, *each))
-                    for each in zip(prompts, completions, golds, pictures, strict=True)
+                    for each in zip(prompts, completions, golds, images, strict=True)
                 )
             )
 
@@ -114,7 +114,7 @@ def get_judge_reward(
 
 
 def _content(
-    question: str, prompt: str | Conversation, completion: str | Conversation, gold: Any, pictures: Sequence[Any]
+    question: str, prompt: str | Conversation, completion: str | Conversation, gold: Any, images: Sequence[Any]
 ) -> list[dict[str, Any]]:
     filled = {
         "{prompt}": _asked(prompt),
@@ -124,7 +124,7 @@ def _content(
     # One pass: what a completion says is never taken for a place to fill.
     text = re.sub("|".join(map(re.escape, filled)), lambda match: filled[match[0]], question)
     return [
-        *({"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures),
+        *({"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images),
         {"type": "text", "text": text},
     ]
 
@@ -135,9 +135,9 @@ def _asked(prompt: str | Conversation) -> str:
     return "\n".join(f"{message['role']}: {completion_text([message])}" for message in prompt)
 
 
-def _data_url(picture: Any) -> str:
+def _data_url(image: Any) -> str:
     encoded = io.BytesIO()
-    picture.save(encoded, "png")
+    image.save(encoded, "png")
     return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.math import accuracy_reward
+from boresight.rewards.formula import accuracy_reward
 from boresight.rewards.text import RewardFunc
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ Everything is passed by keyword, one entry per completion:
 | `trainer_state` | transformers' `TrainerState`, one for all |
 | `log_metric(name, value)` | adds a number to the metrics of the step |
 | `log_extra(column, values)` | adds a column, one value per completion, to the stored completions |
-| `images` | the row's decoded pictures. Only for a function that names this parameter |
+| `images` | the row's decoded images. Only for a function that names this parameter |
 | `image_sizes` | their (width, height) in pixels. Only for a function that names this parameter |
 | `model_image_sizes` | their (width, height) as the model saw them. Only for a function that names this parameter |
 
@@ -44,7 +44,7 @@ LARGEST = torch.finfo(torch.float32).max
 """Rewards are float32: a larger number would become infinite."""
 
 BUILT_IN = {
-    "accuracy_reward": "boresight.rewards.math",
+    "accuracy_reward": "boresight.rewards.formula",
     "answer_format_reward": "boresight.rewards.format",
     "choice_letter_reward": "boresight.rewards.choice",
     "exact_answer_reward": "boresight.rewards.choice",

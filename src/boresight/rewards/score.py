@@ -28,11 +28,11 @@ from boresight.rewards.reward import (
     reward_names,
 )
 from boresight.rewards.text import Failure, RewardFunc
-from boresight.types import Group, Picture, Prompt
+from boresight.types import EncodedImage, Group, Prompt
 
 logger = logging.getLogger(__name__)
 
-DecodePictures = Callable[[Sequence[Picture]], Sequence[Any]]
+DecodeImages = Callable[[Sequence[EncodedImage]], Sequence[Any]]
 MAX_NAMED = 5
 """Failed completions that a message names."""
 
@@ -62,8 +62,8 @@ class Scorer:
         memory_gib: data that a worker may allocate.
         max_failed_rate: share of completions on which a function may fail before the run stops.
         failed_window: calls over which that share is taken.
-        decode_pictures: decodes the pictures of one prompt, for functions that ask for `images`.
-        model_sizes: (width, height) of a prompt's pictures as the model saw them, for functions that ask for
+        decode_images: decodes the images of one prompt, for functions that ask for `images`.
+        model_sizes: (width, height) of a prompt's images as the model saw them, for functions that ask for
             `model_image_sizes`.
 
     Raises:
@@ -80,7 +80,7 @@ class Scorer:
         memory_gib: float = 8.0,
         max_failed_rate: float = 0.5,
         failed_window: int = 16,
-        decode_pictures: DecodePictures | None = None,
+        decode_images: DecodeImages | None = None,
         model_sizes: ModelSizes | None = None,
     ) -> None:
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
@@ -96,7 +96,7 @@ class Scorer:
             for index, func in enumerate(self.funcs)
             if workers and not is_async(func)
         }
-        self._decode_pictures = decode_pictures
+        self._decode_images = decode_images
         self._model_sizes = model_sizes
         self._asked = frozenset[str]().union(*map(asked_for, self.funcs))
         self._recent = [deque[tuple[int, int]](maxlen=failed_window) for _ in self.funcs]
@@ -152,9 +152,9 @@ class Scorer:
         """The keywords that depend on the completions, each with one entry per completion."""
         per_group: dict[str, list[Any]] = {"prompts": [_shown_prompt(group) for group in groups]}
         if "image_sizes" in self._asked:
-            per_group["image_sizes"] = [[picture.size for picture in group.prompt.pictures] for group in groups]
-        if "images" in self._asked and self._decode_pictures:
-            per_group["images"] = [list(self._decode_pictures(group.prompt.pictures)) for group in groups]
+            per_group["image_sizes"] = [[image.size for image in group.prompt.images] for group in groups]
+        if "images" in self._asked and self._decode_images:
+            per_group["images"] = [list(self._decode_images(group.prompt.images)) for group in groups]
         if "model_image_sizes" in self._asked and self._model_sizes:
             per_group["model_image_sizes"] = [list(self._model_sizes(group.prompt)) for group in groups]
         columns = {name for group in groups for name in group.prompt.row.columns}

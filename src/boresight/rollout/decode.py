@@ -12,8 +12,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from boresight.types import Prompt
 
-PictureFeatures = Callable[[Sequence[Prompt]], Any]
-"""Prompts with pictures to what their tower would return for them all: transformers' `mm_encoder_outputs["image"]`."""
+ImageFeatures = Callable[[Sequence[Prompt]], Any]
+"""Prompts with images to what their tower would return for them all: transformers' `mm_encoder_outputs["image"]`."""
 
 
 class Decoder(Protocol):
@@ -41,16 +41,16 @@ def is_worth_dropping(kept: int, slots: int) -> bool:
 
 
 class Prefill:
-    """Runs one prompt, with its pictures, through a model, and knows what of the model decoding depends on.
+    """Runs one prompt, with its images, through a model, and knows what of the model decoding depends on.
 
     Prompts go one at a time: the processor's tensors belong to one prompt and are never joined.
 
     Args:
         model: in evaluation mode.
-        features: encodes pictures, or knows them already; None lets the model encode them.
+        features: encodes images, or knows them already; None lets the model encode them.
     """
 
-    def __init__(self, model: PreTrainedModel, features: PictureFeatures | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, features: ImageFeatures | None = None) -> None:
         self.model = model
         self.features = features
         self.device = next(model.parameters()).device

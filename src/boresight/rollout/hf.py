@@ -1,4 +1,4 @@
-"""Sampling by transformers: each prompt and each picture once, its completions as branches."""
+"""Sampling by transformers: each prompt and each image once, its completions as branches."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from boresight.rollout.branches import Branches
-from boresight.rollout.decode import Decoder, PictureFeatures, Prefill, Rows
-from boresight.rollout.draw import Distribution, uniforms
+from boresight.rollout.decode import Decoder, ImageFeatures, Prefill, Rows
+from boresight.rollout.distribution import Distribution, uniforms
 from boresight.types import Completion, Group, ModelFacts, Prompt, SamplingSettings
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class HFSampler:
         model: returns the policy: a transformers model, or one wrapped by PEFT.
         facts: stop ids and banned ids.
         tokenizer: decodes completions.
-        features: encodes pictures, or knows them already (a frozen tower's, kept from another pass); None lets the model encode them.
+        features: encodes images, or knows them already (a frozen tower's, kept from another pass); None lets the model encode them.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class HFSampler:
         facts: ModelFacts,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        features: PictureFeatures | None = None,
+        features: ImageFeatures | None = None,
     ) -> None:
         self.model = model
         self.facts = facts
         self.tokenizer = tokenizer
         self.features = features
         self.counts: Counter[str] = Counter()
-        """Work done so far: vision_encodes (pictures through the tower; 0 with `features`, which count their own), prompt_tokens,
+        """Work done so far: vision_encodes (images through the tower; 0 with `features`, which count their own), prompt_tokens,
         completion_tokens, padded_tokens (computed for completions that had ended)."""
         self._said: set[str] = set()
 
@@ -88,9 +88,9 @@ class HFSampler:
         self.counts["padded_tokens"] += computed - sum(lengths)
         k = settings.num_completions
         self.counts["unshared_prompt_tokens"] += k * sum(len(prompt.ids) for prompt in prompts)
-        self.counts["unshared_vision_encodes"] += k * sum(len(prompt.pictures) for prompt in prompts)
+        self.counts["unshared_vision_encodes"] += k * sum(len(prompt.images) for prompt in prompts)
         if self.features is None:
-            self.counts["vision_encodes"] += sum(len(prompt.pictures) for prompt in prompts)
+            self.counts["vision_encodes"] += sum(len(prompt.images) for prompt in prompts)
         texts = self.tokenizer.batch_decode(
             [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)], skip_special_tokens=True
         )

@@ -27,7 +27,7 @@ from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable, unwrap
 from boresight.model.reference import Reference
 from boresight.model.vision import join_features
-from boresight.report.lines import StepLines
+from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
@@ -38,7 +38,7 @@ from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.resolution import check_resolution
 from boresight.trainer.run_folder import CleanFolder
 from boresight.trainer.steps import Cuttable, StepBatches, StepPlan, micro_batches, smaller_budget
-from boresight.trainer.verdicts import UpdateProbe, Verdicts
+from boresight.trainer.verdict_probes import UpdateProbe, Verdicts
 from boresight.types import Row
 
 STATE_FILE = "boresight_state.pt"
@@ -301,7 +301,7 @@ class GroupTrainer(Trainer, Generic[Item]):
         """Counted with the floating-point operations."""
 
     def own_sampler(self) -> HFSampler:
-        """A sampler of the model being trained, which shares the picture features that its passes keep."""
+        """A sampler of the model being trained, which shares the image features that its passes keep."""
         return HFSampler(
             lambda: self.policy.outer,
             self.facts,
@@ -350,7 +350,7 @@ class GroupTrainer(Trainer, Generic[Item]):
         return gather_object([own])
 
     def _note_step(self) -> None:
-        """Add to the metrics what a step took: tokens and pictures through policy and reference, and seconds by phase."""
+        """Add to the metrics what a step took: tokens and images through policy and reference, and seconds by phase."""
         forwards = [self.policy] if self.reference is None else [self.policy, self.reference.forward]
         for forward in forwards:
             for name, count in forward.counts.items():

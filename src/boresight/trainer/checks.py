@@ -27,7 +27,7 @@ class Extent:
 
     max_prompt_tokens: int | None
     """Of prompt and completions, where there are any."""
-    max_pictures: int | None
+    max_images: int | None
 
     @classmethod
     def of(cls, checks: Sequence[RowCheck | None]) -> Extent:
@@ -37,14 +37,14 @@ class Extent:
         known = [check for check in checks if check is not None]
         complete = all(check.num_tried == check.num_seen for check in known)
         return cls(
-            max(check.max_tokens for check in known) if complete else None, max(check.max_pictures for check in known)
+            max(check.max_tokens for check in known) if complete else None, max(check.max_images for check in known)
         )
 
 
 class RowCheck:
-    """Renders and tokenises a row and decodes its pictures, each picture once.
+    """Renders and tokenises a row and decodes its images, each image once.
 
-    Reading a row has found what its columns and its pictures' headers say already. This finds what only the processor and the decoder
+    Reading a row has found what its columns and its images' headers say already. This finds what only the processor and the decoder
     know, as long as time lasts; a row it did not come to is found when it is drawn.
 
     Args:
@@ -58,22 +58,22 @@ class RowCheck:
         self.num_seen = 0
         self.max_tokens = 0
         """Of the rows that were tried: prompt and completions together."""
-        self.max_pictures = 0
+        self.max_images = 0
         """Of all rows."""
         self._decoded: set[str] = set()
 
     def __call__(self, row: Row) -> None:
         self.num_seen += 1
-        self.max_pictures = max(self.max_pictures, len(row.pictures))
+        self.max_images = max(self.max_images, len(row.images))
         if self.seconds <= 0:
             return
         start = time.perf_counter()
-        # What sizes alone leave out is a few tokens a picture.
-        self.max_tokens = max(self.max_tokens, self.encoder.count_tokens(row) + 16 * len(row.pictures))
-        for picture in row.pictures:
-            if picture.digest not in self._decoded:
-                decode(picture, where=f"row {row.index}")
-                self._decoded.add(picture.digest)
+        # What sizes alone leave out is a few tokens an image.
+        self.max_tokens = max(self.max_tokens, self.encoder.count_tokens(row) + 16 * len(row.images))
+        for image in row.images:
+            if image.digest not in self._decoded:
+                decode(image, where=f"row {row.index}")
+                self._decoded.add(image.digest)
         self.num_tried += 1
         self.seconds -= time.perf_counter() - start
 
@@ -97,6 +97,6 @@ def gold_findings(scorer: Scorer, records: Any, template: str, *, seed: int, is_
 
 
 def _unprocessed(row: Row) -> Prompt:
-    """A prompt for the rewards' eyes alone: its pictures stay unprocessed, and it has no tokens."""
+    """A prompt for the rewards' eyes alone: its images stay unprocessed, and it has no tokens."""
     nothing = torch.empty(0, dtype=torch.long)
     return Prompt(row=row, ids=nothing, token_types=nothing, vision={}, unexpanded_ids=nothing)

@@ -82,7 +82,7 @@ class TrainerConfig(DataConfig, ModelConfig, ReportConfig, TrainingArguments):
     unsupported: ClassVar[dict[str, str]] = UNSUPPORTED
 
     output_dir: str | None = field(
-        default="trainer_output", metadata={"help": "The run folder: checkpoints, completions, pictures, metrics."}
+        default="trainer_output", metadata={"help": "The run folder: checkpoints, completions, images, metrics."}
     )
     bf16: bool | None = field(  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
         default=None, metadata={"help": "Compute in bfloat16. None: where the hardware has it (CUDA; never on a CPU)."}

@@ -47,7 +47,7 @@ from boresight.types import Group, PerSequence, Row, TokenStats
 class DPOTrainer(GroupTrainer[Pair]):
     """Learn from pairs of answers of which one is preferred.
 
-    Rows are `prompt`, `chosen` and `rejected`, with any number of pictures. `DPOConfig(**MPO)` is mixed preference optimisation.
+    Rows are `prompt`, `chosen` and `rejected`, with any number of images. `DPOConfig(**MPO)` is mixed preference optimisation.
 
     Args:
         model: a hub id, a folder, or a loaded model.

@@ -17,7 +17,7 @@ OVERLONG = ("error", "drop", "truncate_completion")
 @strict
 @dataclass
 class DPOConfig(PreferenceLossConfig, ReferenceSyncConfig, TrainerConfig):
-    """Options of `DPOTrainer`. Names and defaults are TRL's, except `max_length`: no limit, since a cut picture is no picture.
+    """Options of `DPOTrainer`. Names and defaults are TRL's, except `max_length`: no limit, since a cut image is no image.
 
     `per_device_train_batch_size` counts pairs.
     """
@@ -31,13 +31,13 @@ class DPOConfig(PreferenceLossConfig, ReferenceSyncConfig, TrainerConfig):
     disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off in policy and reference."})
     max_length: int | None = field(
         default=None,
-        metadata={"help": "Most tokens of a prompt with either answer, pictures expanded. None: no limit."},
+        metadata={"help": "Most tokens of a prompt with either answer, images expanded. None: no limit."},
     )
     overlong_pairs: Literal["error", "drop", "truncate_completion"] = field(
         default="error",
         metadata={
             "help": "What becomes of pairs beyond max_length: 'error' names them, 'drop' leaves them out, 'truncate_completion' cuts "
-            "answers from their end, never a picture. Decided and counted before training."
+            "answers from their end, never an image. Decided and counted before training."
         },
     )
     precompute_ref_log_probs: bool = field(

@@ -41,7 +41,7 @@ AGREEMENT = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 class EngineSampler:
     """A `Sampler` over a vLLM engine that always has the policy's weights.
 
-    Before the first completions are believed, their log-probabilities are compared with the trainer's, with pictures and without.
+    Before the first completions are believed, their log-probabilities are compared with the trainer's, with images and without.
 
     Args:
         trainer: a `GRPOTrainer` whose data are checked.
@@ -58,7 +58,7 @@ class EngineSampler:
             PolicyWeights(trainer.policy.outer, adapters=not alone),
             trainer.facts,
             trainer.encoder.tokenizer,
-            decode_picture=decode,
+            decode_image=decode,
             name=broadcast_object_list([secrets.token_hex(4)])[0],
             sleeps=args.vllm_enable_sleep_mode,
             structured={"regex": regex} if regex else None,
@@ -125,7 +125,7 @@ class EngineSampler:
             trainer.metrics.sum("sync/modules_compared", report.num_compared)
 
     def _check_agreement(self, groups: Sequence[Group]) -> None:
-        groups = list({bool(group.prompt.pictures): group for group in reversed(groups)}.values())
+        groups = list({bool(group.prompt.images): group for group in reversed(groups)}.values())
         with self.trainer.timeline.phase("sync"):
             logp = self.trainer.logp(groups, self.trainer.policy)
         where = self.inner.engine.where
@@ -169,8 +169,8 @@ def _engine_options(trainer: Any, extent: Extent) -> dict[str, Any]:
         "enable_sleep_mode": args.vllm_enable_sleep_mode,
         "seed": args.seed,
     }
-    if extent.max_pictures is not None:
-        options["limit_mm_per_prompt"] = {"image": extent.max_pictures, "video": 0}
+    if extent.max_images is not None:
+        options["limit_mm_per_prompt"] = {"image": extent.max_images, "video": 0}
     if args.vllm_max_model_length is not None:
         options["max_model_len"] = args.vllm_max_model_length
     elif extent.max_prompt_tokens is not None:
@@ -231,10 +231,10 @@ def agreement(groups: Sequence[Group], logp: Sequence[Tensor], dtype: str, where
         ]
         gap = float(torch.cat(gaps).mean())
         if not gap <= AGREEMENT[dtype]:
-            kind = "with" if group.prompt.pictures else "without"
+            kind = "with" if group.prompt.images else "without"
             raise EngineError(
                 f"row {group.prompt.row.index}: under the same weights, {where} and the trainer differ by {gap:.3g} nats per token on a "
-                f"prompt {kind} pictures (allowed: {AGREEMENT[dtype]:g} in {dtype}). Training would be silently wrong. Is the model's "
+                f"prompt {kind} images (allowed: {AGREEMENT[dtype]:g} in {dtype}). Training would be silently wrong. Is the model's "
                 "family right in this vLLM? Try vllm_model_impl='transformers', or use_vllm=False."
             )
         worst = max(worst, gap)

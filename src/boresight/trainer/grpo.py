@@ -21,7 +21,7 @@ from boresight.model.packing import completion_mask
 from boresight.model.reference import Reference, evaluating
 from boresight.report.completions import CompletionStore
 from boresight.report.metrics import MeanMetrics
-from boresight.report.table import print_completions, rows_to_show
+from boresight.report.terminal import print_completions, rows_to_show
 from boresight.report.trackers import log_completions
 from boresight.rewards.score import Scorer
 from boresight.rollout.sampler import sampling_settings
@@ -37,7 +37,7 @@ from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.ranks import on_every_rank
 from boresight.trainer.reference_sync import ReferenceSync
 from boresight.trainer.steps import micro_batches
-from boresight.trainer.verdicts import is_due, note_picture_swap
+from boresight.trainer.verdict_probes import is_due, note_image_swap
 from boresight.types import Group, Prompt, Row, TokenStats
 
 
@@ -49,7 +49,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         reward_funcs: one or several reward functions: callables `f(prompts, completions, **columns) -> list[float | None]`, sync or async,
             or names of `boresight.rewards`, or dotted paths.
         args: options; None: the defaults.
-        train_dataset: rows with a `prompt`, pictures, and whatever columns the reward functions read.
+        train_dataset: rows with a `prompt`, images, and whatever columns the reward functions read.
         eval_dataset: the same, to evaluate on; or several of them by name.
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights; the reference is then the model without it.
@@ -76,7 +76,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             workers=args.reward_workers,
             timeout_s=args.reward_timeout,
             max_failed_rate=args.max_failed_rate,
-            decode_pictures=lambda pictures: [decode(picture) for picture in pictures],
+            decode_images=lambda images: [decode(image) for image in images],
             model_sizes=lambda prompt: self.encoder.model_sizes(prompt),
         )
         num_eval = args.num_generations_eval or args.num_generations
@@ -178,7 +178,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         with self.timeline.phase("logp"):
             scored = self._with_logp(scored)
             if is_due(self.args.verdict_steps, self.state.global_step, self.plan.draw_period):
-                note_picture_swap(self.metrics, groups, lambda part: self.logp(part, self.policy))
+                note_image_swap(self.metrics, groups, lambda part: self.logp(part, self.policy))
         self._report(drawn, advantages)
         return scored
 
@@ -296,8 +296,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
             self._mask(groups).to(device),
             total,
             entropy_threshold=self._entropy_threshold,
-            has_picture=torch.tensor(
-                [bool(group.prompt.pictures) for group in groups for _ in group.completions], device=device
+            has_image=torch.tensor(
+                [bool(group.prompt.images) for group in groups for _ in group.completions], device=device
             ),
         )
         for name, (value, count) in result.metrics.items():
@@ -359,7 +359,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         if self.args.log_completions and self.is_world_process_zero() and (step % every == 0 or step == 1):
             num = self.args.num_completions_to_print
             print_completions(rows, num_completions=num)
-            folder = Path(self.args.output_dir) / "pictures"
+            folder = Path(self.args.output_dir) / "images"
             log_completions(self.callback_handler.callbacks, rows_to_show(rows, num), folder, step=step)
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from boresight.types import PerSequence, Row
 
 
 def sample_digest(row: Row) -> str:
-    """SHA-256 of what a pair's log-probabilities are computed from: its texts, its pictures' bytes, its template variables."""
+    """SHA-256 of what a pair's log-probabilities are computed from: its texts, its images' bytes, its template variables."""
     said = [row.prompt, *row.completions, row.columns.get("chat_template_kwargs")]
-    text = json.dumps(said, sort_keys=True, default=str) + "".join(picture.digest for picture in row.pictures)
+    text = json.dumps(said, sort_keys=True, default=str) + "".join(image.digest for image in row.images)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -61,7 +61,7 @@ def saved_model_digest(name: str, options: Mapping[str, Any]) -> str:
 
 
 def processor_digest(processor: Any) -> str:
-    """SHA-256 of what the processor does to text and pictures, pixel budget included."""
+    """SHA-256 of what the processor does to text and images, pixel budget included."""
     return _digest([_tokenizer(processor), _plain(getattr(processor, "image_processor", None))])
 
 

@@ -21,7 +21,7 @@ from boresight.types import Group, Row
 @strict
 @dataclass
 class SFTConfig(TrainerConfig):
-    """Options of `SFTTrainer`. Names and defaults are TRL's, except `max_length`: no limit, since a cut picture is no picture."""
+    """Options of `SFTTrainer`. Names and defaults are TRL's, except `max_length`: no limit, since a cut image is no image."""
 
     unsupported: ClassVar[dict[str, str]] = UNSUPPORTED | NOTHING_SAMPLED
 
@@ -38,14 +38,14 @@ class SFTConfig(TrainerConfig):
     )
     max_length: int | None = field(
         default=None,
-        metadata={"help": "Most tokens of a row; text is cut from the end, pictures never. None: no limit."},
+        metadata={"help": "Most tokens of a row; text is cut from the end, images never. None: no limit."},
     )
 
 
 class SFTTrainer(GroupTrainer[Group]):
     """Teach by demonstrations.
 
-    Rows are `messages`, or `prompt` and `completion`, each with any number of pictures.
+    Rows are `messages`, or `prompt` and `completion`, each with any number of images.
 
     Args:
         model: a hub id, a folder, or a loaded model.

@@ -37,11 +37,11 @@ from boresight.types import ModelFacts, Prompt, Sampler
 from tests.rollout.conftest import noise
 
 ENGINE = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 32, "gpu_memory_utilization": 0.1}
-PICTURES = {"image": 2, "video": 0}
+IMAGES = {"image": 2, "video": 0}
 
 QUESTIONS = ("what color is the shape?", "which of the two is larger, and why?", "say anything")
 SIZES = (((64, 96),), ((48, 64), (96, 40)), ())
-"""Width and height of each prompt's pictures."""
+"""Width and height of each prompt's images."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,7 +66,7 @@ class Rig:
     def sampler(self, engine: Engine, *, facts: ModelFacts | None = None, model: Any = None) -> VLLMSampler:
         """A sampler whose engine has the policy's weights."""
         weights = PolicyWeights(self.model if model is None else model)
-        options: dict[str, Any] = {"decode_picture": decode, "name": "test"}
+        options: dict[str, Any] = {"decode_image": decode, "name": "test"}
         made = VLLMSampler(engine, weights, facts or self.facts, self.processor.tokenizer, **options)
         made.sync(0)
         return made
@@ -92,7 +92,7 @@ def build_rig(family: str, folder: Path) -> Rig:
 
 
 def prompts_of(encoder: Encoder) -> tuple[Prompt, ...]:
-    """Prompts with one picture, with two, and with none."""
+    """Prompts with one image, with two, and with none."""
     prompts = []
     for index, (question, sizes) in enumerate(zip(QUESTIONS, SIZES, strict=True)):
         images = [noise(size, 10 * index + place) for place, size in enumerate(sizes)]
@@ -105,7 +105,7 @@ def prompts_of(encoder: Encoder) -> tuple[Prompt, ...]:
 
 @pytest.fixture(scope="session")
 def local(rig: Rig) -> LocalEngine:
-    return LocalEngine(rig.save, limit_mm_per_prompt=PICTURES, **ENGINE)
+    return LocalEngine(rig.save, limit_mm_per_prompt=IMAGES, **ENGINE)
 
 
 def free_port() -> int:
@@ -166,7 +166,7 @@ def in_session(leader: int) -> list[int]:
 
 
 FLAGS: tuple[Any, ...] = (
-    "--host", "127.0.0.1", "--enforce_eager", "--limit-mm-per-prompt", json.dumps(PICTURES), "--max_num_seqs", 32,
+    "--host", "127.0.0.1", "--enforce_eager", "--limit-mm-per-prompt", json.dumps(IMAGES), "--max_num_seqs", 32,
     "--dtype=float32", "--vllm_max_model_len", 256, "--gpu-memory-utilization", 0.1,
     "--distributed-executor-backend", "uni",  # one process less
 )  # fmt: skip

@@ -16,24 +16,24 @@ from boresight.rollout.vllm.local import LocalEngine
 from boresight.rollout.vllm.sampler import VLLMSampler
 from boresight.types import Group, SamplingSettings
 
-from .conftest import ENGINE, PICTURES, Rig, build_rig
+from .conftest import ENGINE, IMAGES, Rig, build_rig
 from .test_contract import LENGTH, furthest, greedy_by_hand, ids_of
 from .test_sync import move
 
-# Families that cut a picture into tiles have long prompts.
+# Families that cut an image into tiles have long prompts.
 MAX_MODEL_LEN = 1024
 
 NEEDS: dict[str, dict[str, Any]] = {"qwen3_5": {"enable_prefix_caching": False}}
 """What vLLM wants of an engine for a family on a CPU."""
-ONE_PICTURE = ("llava_onevision",)
-"""Families whose prompts with several pictures vLLM expands otherwise than transformers, which our sampler refuses."""
+ONE_IMAGE = ("llava_onevision",)
+"""Families whose prompts with several images vLLM expands otherwise than transformers, which our sampler refuses."""
 
 
 def gaps(rig: Rig, groups: Sequence[Group]) -> dict[str, float]:
-    """How far the engine's log-probabilities are from the trainer's, in nats, with pictures and without."""
+    """How far the engine's log-probabilities are from the trainer's, in nats, with images and without."""
     parts = {
-        "with pictures": [group for group in groups if group.prompt.pictures],
-        "without": [group for group in groups if not group.prompt.pictures],
+        "with images": [group for group in groups if group.prompt.images],
+        "without": [group for group in groups if not group.prompt.images],
     }
     return {name: furthest(rig, part) for name, part in parts.items()}
 
@@ -51,10 +51,10 @@ def compared(rig: Rig, sampler: VLLMSampler) -> dict[str, float]:
 def run(family: str) -> dict[str, dict[str, float]]:
     """Distances after the first sync, and after one that follows steps on every weight with the caches hot."""
     rig = build_rig(family, Path(tempfile.mkdtemp()) / family)
-    if family in ONE_PICTURE:
-        rig.prompts = tuple(prompt for prompt in rig.prompts if len(prompt.pictures) < 2)
+    if family in ONE_IMAGE:
+        rig.prompts = tuple(prompt for prompt in rig.prompts if len(prompt.images) < 2)
     options = ENGINE | {"max_model_len": MAX_MODEL_LEN} | NEEDS.get(family, {})
-    engine = LocalEngine(rig.save, limit_mm_per_prompt=PICTURES, **options)
+    engine = LocalEngine(rig.save, limit_mm_per_prompt=IMAGES, **options)
     sampler = rig.sampler(engine)
     found = {"first": compared(rig, sampler)}
     before = sampler.sample(rig.prompts, SamplingSettings(4, LENGTH, seed=6))

@@ -22,7 +22,7 @@ from boresight.rollout.vllm.server import ServerEngine
 from boresight.rollout.vllm.sync import SyncError
 from boresight.types import SamplingSettings
 
-from .conftest import ENGINE, PICTURES, START_S, Rig, Supervised
+from .conftest import ENGINE, IMAGES, START_S, Rig, Supervised
 from .test_contract import furthest
 
 SETTINGS = SamplingSettings(4, 10, seed=5)
@@ -49,7 +49,7 @@ def adapted(kept: Rig) -> Iterator[Adapted]:
 
 @pytest.fixture(scope="module")
 def local_lora(rig: Rig) -> LocalEngine:
-    return LocalEngine(rig.save, limit_mm_per_prompt=PICTURES, enable_lora=True, max_lora_rank=8, **ENGINE)
+    return LocalEngine(rig.save, limit_mm_per_prompt=IMAGES, enable_lora=True, max_lora_rank=8, **ENGINE)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ class Watched:
 
 
 def sampler_of(rig: Rig, model: Any, engine: Any, name: str = "test") -> VLLMSampler:
-    options: dict[str, Any] = {"decode_picture": decode, "name": name, "adapter": PolicyAdapter(model)}
+    options: dict[str, Any] = {"decode_image": decode, "name": name, "adapter": PolicyAdapter(model)}
     weights = PolicyWeights(model, adapters=False)
     return VLLMSampler(engine, weights, rig.facts, rig.processor.tokenizer, **options)
 

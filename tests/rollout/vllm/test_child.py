@@ -14,11 +14,11 @@ from boresight.rollout.vllm.child import ChildEngine
 from boresight.rollout.vllm.engine import EngineError, EngineRestartedError
 from boresight.types import SamplingSettings
 
-from .conftest import ENGINE, PICTURES, START_S, Rig
+from .conftest import ENGINE, IMAGES, START_S, Rig
 from .test_contract import furthest
 
 SETTINGS = SamplingSettings(2, 6, seed=3)
-OPTIONS = {**ENGINE, "limit_mm_per_prompt": PICTURES, "distributed_executor_backend": "uni"}
+OPTIONS = {**ENGINE, "limit_mm_per_prompt": IMAGES, "distributed_executor_backend": "uni"}
 
 Start = Callable[..., ChildEngine]
 

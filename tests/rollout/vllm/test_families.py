@@ -33,7 +33,7 @@ def test_a_family_answers_as_the_trainer_does(family: str) -> None:
         return
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    for part in ("with pictures", "without"):
+    for part in ("with images", "without"):
         assert found["first"][part] < 1e-3
         assert found["moved"][part] < 1e-3
         assert found["old completions under new weights"][part] > 0.05  # had they stayed, it would show

@@ -13,7 +13,7 @@ import torch
 from boresight.rollout.vllm.local import FOR_CHILDREN, LocalEngine
 from boresight.types import SamplingSettings
 
-from .conftest import ENGINE, PICTURES, Rig
+from .conftest import ENGINE, IMAGES, Rig
 from .test_contract import ids_of
 
 SETTINGS = SamplingSettings(2, 6, seed=3)
@@ -29,7 +29,7 @@ def test_an_engine_that_goes_leaves_the_others_as_they_are(
 ) -> None:
     first, environment = rig.sampler(local), dict(os.environ)
     said = ids_of(first.sample(rig.prompts, SETTINGS))
-    engines = [LocalEngine(rig.save, limit_mm_per_prompt=PICTURES, **ENGINE)]
+    engines = [LocalEngine(rig.save, limit_mm_per_prompt=IMAGES, **ENGINE)]
     gone = weakref.ref(engines[0]._llm)
     assert ids_of(rig.sampler(engines[0]).sample(rig.prompts, SETTINGS)) == said
     leave(engines.pop())

@@ -58,7 +58,7 @@ def test_flags_that_boresight_sets_are_refused(flag: str) -> None:
         server_command("folder", [flag])
 
 
-def test_the_picture_budget_is_handed_to_the_processor() -> None:
+def test_the_image_budget_is_handed_to_the_processor() -> None:
     command = server_command("folder", [], min_pixels=100, max_pixels=4000)
     assert json.loads(value(command, "--mm-processor-kwargs")) == {"min_pixels": 100, "max_pixels": 4000}
     assert "--mm-processor-kwargs" not in server_command("folder", [])

@@ -24,7 +24,7 @@ REGEX = r"<answer>(blue|red)</answer>"
 
 
 def sampler_of(rig: Rig, engine: Engine, **options: Any) -> VLLMSampler:
-    options = {"decode_picture": decode, "name": "test", **options}
+    options = {"decode_image": decode, "name": "test", **options}
     made = VLLMSampler(engine, PolicyWeights(rig.model), rig.facts, rig.processor.tokenizer, **options)
     made.sync(0)
     return made

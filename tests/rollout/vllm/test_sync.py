@@ -44,9 +44,9 @@ class Wire:
 
         self.engine.load(noted, version)
 
-    def reset_caches(self, *, pictures: bool) -> None:
-        self.resets.append(pictures)
-        self.engine.reset_caches(pictures=pictures)
+    def reset_caches(self, *, images: bool) -> None:
+        self.resets.append(images)
+        self.engine.reset_caches(images=images)
 
 
 def move(rig: Rig, only: Callable[[str], bool] = lambda name: True) -> None:
@@ -73,7 +73,7 @@ PARTS = {
 
 @pytest.mark.parametrize("part", PARTS)
 def test_after_steps_the_engine_answers_as_the_trainer_does(engine: Engine, kept: Rig, part: str) -> None:
-    """With every cache hot: pictures and prompts were seen under the old weights."""
+    """With every cache hot: images and prompts were seen under the old weights."""
     sampler = kept.sampler(engine)
     before = sampler.sample(kept.prompts, SETTINGS)
     move(kept, PARTS[part])
@@ -93,12 +93,12 @@ def test_stale_and_sleeping_engines_are_refused(local: Engine, rig: Rig) -> None
     assert sampler.sync(1) is None  # nothing has moved
 
 
-def test_pictures_of_an_old_tower_are_used_without_the_reset(local: Any, kept: Rig) -> None:
-    """The control of the test above: without it, vLLM goes on with what it made of the pictures before."""
+def test_images_of_an_old_tower_are_used_without_the_reset(local: Any, kept: Rig) -> None:
+    """The control of the test above: without it, vLLM goes on with what it made of the images before."""
     wire = Wire(local)
-    wire.reset_caches = lambda *, pictures: local.reset_caches(pictures=False)  # type: ignore[method-assign]
+    wire.reset_caches = lambda *, images: local.reset_caches(images=False)  # type: ignore[method-assign]
     sampler = kept.sampler(wire)  # pyright: ignore[reportArgumentType]
-    local.reset_caches(pictures=True)
+    local.reset_caches(images=True)
     sampler.sample(kept.prompts, SETTINGS)
     move(kept, PARTS["tower"])
     sampler.outdate()
@@ -106,10 +106,10 @@ def test_pictures_of_an_old_tower_are_used_without_the_reset(local: Any, kept: R
     groups = sampler.sample(kept.prompts, SETTINGS)
     assert furthest(kept, groups[:2]) > 0.01
     assert furthest(kept, groups[2:]) < 1e-3
-    local.reset_caches(pictures=True)
+    local.reset_caches(images=True)
 
 
-def test_a_frozen_tower_is_sent_once_and_its_pictures_are_kept(local: Engine, kept: Rig) -> None:
+def test_a_frozen_tower_is_sent_once_and_its_images_are_kept(local: Engine, kept: Rig) -> None:
     for name, parameter in kept.model.named_parameters():
         parameter.requires_grad_("visual" not in name)
     wire = Wire(local)
@@ -251,9 +251,9 @@ def test_a_prompt_that_does_not_fit_is_refused_with_its_row(local: Engine, rig: 
         rig.sampler(local).sample(rig.prompts, SamplingSettings(2, 250))
 
 
-def test_each_picture_is_encoded_once_for_the_whole_group(local: Any, rig: Rig) -> None:
+def test_each_image_is_encoded_once_for_the_whole_group(local: Any, rig: Rig) -> None:
     sampler = rig.sampler(local)
-    local.reset_caches(pictures=True)
+    local.reset_caches(images=True)
     seen: list[int] = []
 
     def watch(model: Any) -> Any:

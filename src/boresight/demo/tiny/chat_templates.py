@@ -1,7 +1,7 @@
 """Chat templates of the tiny models.
 
 Each renders as its family's published one does, with the quirks that trainers trip over: a default system turn
-(Qwen2-VL, Qwen2.5-VL), a begin token that tokenizer and template both add (Gemma 3, Idefics 3), pictures moved before
+(Qwen2-VL, Qwen2.5-VL), a begin token that tokenizer and template both add (Gemma 3, Idefics 3), images moved before
 the text (the LLaVA line), roles renamed (Gemma's `model`), turns closed with a line break or without.
 """
 
@@ -18,8 +18,8 @@ def content(image: str, video: str = "<video>") -> str:
     )
 
 
-def content_pictures_first(image: str) -> str:
-    """As `content`, with every picture moved before the text."""
+def content_images_first(image: str) -> str:
+    """As `content`, with every image moved before the text."""
     return (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for part in message['content'] if part['type'] == 'image' %}" + image + "{% endfor %}"
@@ -43,7 +43,7 @@ def chatml(content: str, *, default_system: str | None = None) -> str:
 
 
 def utterances(begin: str) -> str:
-    """SmolVLM and Idefics 3: `User:<image>text<end_of_utterance>`, no space where a picture opens the turn."""
+    """SmolVLM and Idefics 3: `User:<image>text<end_of_utterance>`, no space where an image opens the turn."""
     return (
         begin + "{% for message in messages %}{{ message['role'] | capitalize }}"
         "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
@@ -56,18 +56,16 @@ QWEN_VL = content("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start
 
 INSTRUCT = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}<<SYS>>\n" + content_pictures_first("<image>\n") + "\n<</SYS>>\n\n"
-    "{% elif message['role'] == 'user' %}[INST] " + content_pictures_first("<image>\n") + " [/INST]"
-    "{% else %} " + content_pictures_first("<image>\n") + "</s>{% endif %}{% endfor %}"
+    "{% if message['role'] == 'system' %}<<SYS>>\n" + content_images_first("<image>\n") + "\n<</SYS>>\n\n"
+    "{% elif message['role'] == 'user' %}[INST] " + content_images_first("<image>\n") + " [/INST]"
+    "{% else %} " + content_images_first("<image>\n") + "</s>{% endif %}{% endfor %}"
 )
 """LLaVA-NeXT on Mistral. A generation prompt adds nothing: `[/INST]` already asks."""
 
 VICUNA = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}ASSISTANT: " + content_pictures_first("<image>\n") + "</s>"
-    "{% else %}{% if message['role'] == 'user' %}USER: {% endif %}"
-    + content_pictures_first("<image>\n")
-    + " {% endif %}"
+    "{% if message['role'] == 'assistant' %}ASSISTANT: " + content_images_first("<image>\n") + "</s>"
+    "{% else %}{% if message['role'] == 'user' %}USER: {% endif %}" + content_images_first("<image>\n") + " {% endif %}"
     "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 """LLaVA 1.5."""

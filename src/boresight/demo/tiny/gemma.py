@@ -10,7 +10,7 @@ from boresight.demo.tiny.tokenizer import token_id, trained_tokenizer
 
 
 def gemma3(sizes: Sizes) -> Recipe:
-    """Sliding layers below one full layer; the tokens of a picture attend to one another in both directions."""
+    """Sliding layers below one full layer; the tokens of an image attend to one another in both directions."""
     named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     tokenizer = trained_tokenizer(
         ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>", *named.values()),

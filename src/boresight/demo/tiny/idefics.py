@@ -28,7 +28,7 @@ def tiled_idefics(
     image_processor_class: Callable[..., Any],
     build_processor: Callable[..., ProcessorMixin],
 ) -> Recipe:
-    """A SigLIP tower over up to 2×2 tiles and the whole picture, 2×2 patches shuffled into a token, on Llama."""
+    """A SigLIP tower over up to 2×2 tiles and the whole image, 2×2 patches shuffled into a token, on Llama."""
     config = config_class(
         text_config=sizes.text(tokenizer, tied=False) | {"model_type": "llama"},
         vision_config=sizes.vision() | {"image_size": sizes.tile_size, "patch_size": sizes.patch_size},

@@ -33,13 +33,13 @@ def clip_tower(sizes: Sizes) -> dict[str, Any]:
 
 
 def pinpoints(sizes: Sizes) -> list[list[int]]:
-    """The canvases, height by width, that a picture may be laid on before it is cut into tiles."""
+    """The canvases, height by width, that an image may be laid on before it is cut into tiles."""
     one, two = sizes.tile_size, 2 * sizes.tile_size
     return [[one, two], [two, one], [two, two]]
 
 
 def llava(sizes: Sizes) -> Recipe:
-    """One square picture of fixed size; features of the tower's last layer but one, without its class token."""
+    """One square image of fixed size; features of the tower's last layer but one, without its class token."""
     tokenizer = llama_tokenizer(sizes, chat_templates.VICUNA)
     config = transformers.LlavaConfig(
         text_config=sizes.text(tokenizer, tied=False) | {"model_type": "llama"},
@@ -87,13 +87,13 @@ def llava_next(sizes: Sizes) -> Recipe:
 
 
 def llava_onevision(sizes: Sizes) -> Recipe:
-    """A SigLIP tower and Qwen2; tiles for a single picture, one tile each where a prompt has several."""
+    """A SigLIP tower and Qwen2; tiles for a single image, one tile each where a prompt has several."""
     tokenizer = trained_tokenizer(
         ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         vocab_size=sizes.vocab_size,
-        chat_template=chat_templates.chatml(chat_templates.content_pictures_first("<image>\n")),
+        chat_template=chat_templates.chatml(chat_templates.content_images_first("<image>\n")),
     )
     config = transformers.LlavaOnevisionConfig(
         text_config=sizes.text(tokenizer, tied=True) | {"model_type": "qwen2"},

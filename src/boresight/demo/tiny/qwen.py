@@ -1,4 +1,4 @@
-"""The Qwen-VL line: dynamic resolution, 2×2 patches merged into a picture token, M-RoPE."""
+"""The Qwen-VL line: dynamic resolution, 2×2 patches merged into an image token, M-RoPE."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def qwen_recipe(
     vision: dict[str, Any],
     default_system: str | None,
 ) -> Recipe:
-    """The Qwen-VL line: dynamic resolution, 2×2 patches merged into a picture token, M-RoPE."""
+    """The Qwen-VL line: dynamic resolution, 2×2 patches merged into an image token, M-RoPE."""
     tokenizer = qwen_tokenizer(sizes, chat_templates.chatml(chat_templates.QWEN_VL, default_system=default_system))
     pixels: dict[str, Any] = {"shortest_edge": (2 * sizes.token_size) ** 2, "longest_edge": sizes.max_pixels}
     patches: dict[str, Any] = {"patch_size": sizes.patch_size, "temporal_patch_size": 2, "merge_size": 2}
@@ -85,7 +85,7 @@ def qwen2_vl(sizes: Sizes) -> Recipe:
 
 
 def qwen2_5_vl(sizes: Sizes) -> Recipe:
-    """Windows of 2×2 picture tokens in all but the tower's last layer."""
+    """Windows of 2×2 image tokens in all but the tower's last layer."""
     return qwen_recipe(
         sizes,
         transformers.Qwen2_5_VLConfig,

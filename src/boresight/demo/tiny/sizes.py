@@ -28,11 +28,11 @@ class Sizes:
     vision_depth: int = 2
     vision_heads: int = 2
     patch_size: int = 8
-    """Pixels along a patch. A picture token covers 2×2 patches (in the LLaVA line: one patch of twice the size)."""
+    """Pixels along a patch. An image token covers 2×2 patches (in the LLaVA line: one patch of twice the size)."""
     tile_size: int = 32
-    """Pixels along a tile, in families that cut a picture into tiles or resize it to one."""
+    """Pixels along a tile, in families that cut an image into tiles or resize it to one."""
     max_pixels: int = 128 * 128
-    """The pixel budget of a picture, in the Qwen families."""
+    """The pixel budget of an image, in the Qwen families."""
     tie_word_embeddings: bool | None = None
     """As the family's published checkpoints when None."""
     initializer_range: float | None = None
@@ -44,14 +44,14 @@ class Sizes:
             ("hidden_size", self.hidden_size, 4 * self.num_heads, "a head needs four rotary dimensions at least"),
             ("num_heads", self.num_heads, self.num_kv_heads, "heads share keys and values in equal parts"),
             ("vision_hidden_size", self.vision_hidden_size, 4 * self.vision_heads, "the tower turns two axes in pairs"),
-            ("tile_size", self.tile_size, self.token_size, "a tile holds whole picture tokens"),
+            ("tile_size", self.tile_size, self.token_size, "a tile holds whole image tokens"),
         ):
             if value % unit:
                 raise ConfigError(f"{name}={value} must be a multiple of {unit}: {reason}.")
 
     @property
     def token_size(self) -> int:
-        """Pixels along a picture token."""
+        """Pixels along an image token."""
         return 2 * self.patch_size
 
     @property

@@ -34,7 +34,7 @@ color
 a black circle a blue rectangle a brown triangle a gray shape a green red teal yellow yes no
 You are a helpful assistant.
 system user assistant model User: Assistant: USER: ASSISTANT: System
-Describe the picture. Which picture shows the larger shape? The first picture shows one thing, the second another.
+Describe the image. Which image shows the larger shape? The first image shows one thing, the second another.
 The answer is A, B, C or D. If angle APO is 25.0 degrees, then angle AOB is 130 degrees, since 180 - 2 * 25 = 130.
 Look at the image and answer the question with one word. Think step by step, then give the final answer.
 I think that this is right because it has three sides and four corners; that one is round and has none.

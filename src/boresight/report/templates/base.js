@@ -1,5 +1,5 @@
 "use strict";
-// What every page shares: its data, its pictures, and a small way to build elements out of text that nobody trusts.
+// What every page shares: its data, its images, and a small way to build elements out of text that nobody trusts.
 
 /** The page's data, as `render_page(data=…)` was given it. */
 function pageData() {
@@ -7,7 +7,7 @@ function pageData() {
 }
 
 /** Name → data URI; further ones may be added. */
-const pagePictures = JSON.parse(document.getElementById("page-pictures").textContent);
+const pageImages = JSON.parse(document.getElementById("page-images").textContent);
 
 /** Unpack what `packed` of html.py made. */
 async function unpack(text) {
@@ -31,10 +31,10 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** A thumbnail that opens large, as the macro of picture.html.j2 writes it. */
-function pictureElement(name, caption = "picture") {
-  const image = element("img", {alt: caption, src: pagePictures[name]});
-  return element("button", {type: "button", class: "picture", title: "enlarge"}, image);
+/** A thumbnail that opens large, as the macro of image.html.j2 writes it. */
+function imageElement(name, caption = "image") {
+  const image = element("img", {alt: caption, src: pageImages[name]});
+  return element("button", {type: "button", class: "image", title: "enlarge"}, image);
 }
 
 /** A number for people: thousands grouped, a true minus, an en dash for nothing. */
@@ -50,14 +50,14 @@ function counted(num, name) {
   return `${number(num, 0)} ${name}${num === 1 ? "" : "s"}`;
 }
 
-for (const image of document.querySelectorAll("img[data-picture]")) {
-  image.src = pagePictures[image.dataset.picture];
+for (const image of document.querySelectorAll("img[data-image]")) {
+  image.src = pageImages[image.dataset.image];
 }
 
-// A picture opens at a click, wherever it stands and whenever it came; a click or Escape closes it.
+// An image opens at a click, wherever it stands and whenever it came; a click or Escape closes it.
 const zoom = document.getElementById("zoom");
 document.addEventListener("click", (event) => {
-  const button = event.target.closest("button.picture");
+  const button = event.target.closest("button.image");
   if (!button) return;
   const image = button.querySelector("img");
   const large = zoom.querySelector("img");

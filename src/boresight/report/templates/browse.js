@@ -19,7 +19,7 @@ const SORTS = [
 ];
 const ONLY = [
   ["everything", ""], ["truncated", "truncated"], ["unscored", "unscored"], ["a reward missing", "missing"],
-  ["groups with equal rewards", "equal"], ["with pictures", "pictures"],
+  ["groups with equal rewards", "equal"], ["with images", "images"],
 ];
 const THROWN = ["thrown away by dynamic sampling", "thrown"];
 
@@ -119,7 +119,7 @@ function noteWhatIsLeftOut(data) {
     notes[0] = `${number(shelf.num, 0)} of ${number(data.num, 0)}`;
     notes.push(`${counted(data.steps_left_out, "step")} left out, evenly (--max-completions)`);
   }
-  if (data.pictures_lost) notes.push(`${counted(data.pictures_lost, "picture file")} missing`);
+  if (data.images_lost) notes.push(`${counted(data.images_lost, "image file")} missing`);
   byId("completions-note").textContent = notes.join(" · ");
 }
 
@@ -158,7 +158,7 @@ function matches(row, wish) {
   if (wish.only === "missing" && !missing[row]) return false;
   if (wish.only === "equal" && groups[groupOf[row]].spread !== 0) return false;
   if (wish.only === "thrown" && !isThrown(row)) return false;
-  if (wish.only === "pictures" && !columns.pictures[row].length) return false;
+  if (wish.only === "images" && !columns.images[row].length) return false;
   return !wish.text || searchable()[row].includes(wish.text) || shelf.searchablePrompts[columns.prompt[row]].includes(wish.text);
 }
 
@@ -228,7 +228,7 @@ function listRow(place, position) {
   const row = firstRow(place);
   const group = shelf.groups[shelf.groupOf[row]];
   const {columns} = shelf;
-  const picture = columns.pictures[row].find((name) => name in pagePictures);
+  const image = columns.images[row].find((name) => name in pageImages);
   const about = `step ${number(columns.step[row], 0)}${columns.phase[row] === "eval" ? ", evaluation" : ""} · row ${columns.row[row]}`;
   const isGroup = view.kind === "groups";
   const title = isGroup ? lastLine(shelf.prompts[columns.prompt[row]]) : firstLine(shelf.texts[row]) || "(empty)";
@@ -236,7 +236,7 @@ function listRow(place, position) {
     class: "row", id: `found-${position}`, role: "option", "aria-selected": String(row === view.open), style: `top: ${position * ROW_HEIGHT}px`,
     onclick: () => openAt(position, true),
   },
-    picture ? element("img", {src: pagePictures[picture], alt: ""}) : element("span", {class: "no-picture"}),
+    image ? element("img", {src: pageImages[image], alt: ""}) : element("span", {class: "no-image"}),
     element("div", {class: "what"}, element("div", {class: "title"}, title), element("div", {class: "faint"}, about,
       !isGroup && columns.truncated[row] ? " · truncated" : "", isGroup && group.truncated ? ` · ${group.truncated} truncated` : "")),
     element("div", {class: "score"}, element("div", {}, number(isGroup ? group.reward : columns.reward[row])),
@@ -255,7 +255,7 @@ function fill(reward) {
   return shelf.highest > shelf.lowest ? Math.round((100 * (reward - shelf.lowest)) / (shelf.highest - shelf.lowest)) : 50;
 }
 
-/** The end of a prompt, where the question is, without the role and the place of the picture. */
+/** The end of a prompt, where the question is, without the role and the place of the image. */
 const lastLine = (text) => text.trimEnd().split("\n").at(-1).replace(/^(user|system|assistant): /, "").replaceAll("<image>", "").trim().slice(0, 200);
 const firstLine = (text) => text.trimStart().slice(0, 200).replaceAll("\n", " ");
 
@@ -300,16 +300,16 @@ function drawDetail() {
   const facts = [`step ${number(columns.step[first], 0)}`, columns.phase[first] === "eval" ? "evaluation" : "training", `row ${columns.row[first]}`,
     columns.rank.some((rank) => rank) ? `rank ${columns.rank[first]}` : null, counted(rows.length, "completion"),
     isThrown(first) ? "thrown away by dynamic sampling" : null];
-  const pictures = columns.pictures[first];
-  const held = pictures.filter((name) => name in pagePictures);
+  const images = columns.images[first];
+  const held = images.filter((name) => name in pageImages);
   detail.replaceChildren(
     element("header", {},
       element("p", {class: "soft"}, facts.filter(Boolean).join(" · ")),
       element("dl", {class: "numbers"}, [["mean reward", number(group.reward)], ["spread", number(group.spread)], ["truncated", number(group.truncated, 0)]]
         .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))))),
     element("div", {class: "asked"},
-      held.length ? element("div", {class: "pictures"}, held.map((name, place) => pictureElement(name, `picture ${place + 1} of row ${columns.row[first]}`))) : null,
-      held.length < pictures.length ? element("p", {class: "warn"}, lostNote(pictures.length - held.length)) : null,
+      held.length ? element("div", {class: "images"}, held.map((name, place) => imageElement(name, `image ${place + 1} of row ${columns.row[first]}`))) : null,
+      held.length < images.length ? element("p", {class: "warn"}, lostNote(images.length - held.length)) : null,
       element("div", {class: "prompt text"}, shelf.prompts[columns.prompt[first]])),
     shelf.hasTokens ? shadeControl() : null,
     ...rows.map((row) => completionCard(row, group)));
@@ -319,7 +319,7 @@ function drawDetail() {
   } else detail.scrollTop = 0;
 }
 
-const lostNote = (num) => `${number(num, 0)} of its pictures ${num === 1 ? "is" : "are"} missing from the run folder.`;
+const lostNote = (num) => `${number(num, 0)} of its images ${num === 1 ? "is" : "are"} missing from the run folder.`;
 
 function shadeControl() {
   const box = element("input", {type: "checkbox", checked: !byId("detail").classList.contains("unshaded"),

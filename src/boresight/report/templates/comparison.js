@@ -3,7 +3,7 @@
 
 const CHUNK = 24;
 const LONG = 900;
-/** Up to so many questions have larger pictures. */
+/** Up to so many questions have larger images. */
 const FEW = 5;
 
 const {models, packed: packedQuestions} = pageData();
@@ -68,7 +68,7 @@ function draw() {
 }
 
 function card(question) {
-  const pictures = question.pictures.map((name) => pictureElement(name, question.question));
+  const images = question.images.map((name) => imageElement(name, question.question));
   const columns = Object.entries(question.columns);
   return element(
     "article",
@@ -76,7 +76,7 @@ function card(question) {
     element(
       "header",
       {},
-      pictures.length > 0 && element("div", {class: "pictures"}, pictures),
+      images.length > 0 && element("div", {class: "images"}, images),
       element(
         "div",
         {},

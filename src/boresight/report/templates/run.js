@@ -32,7 +32,7 @@ function drawVerdicts(data) {
 
 // What was done, beside what one row per completion would have taken (model/forward.py and rollout/hf.py count both).
 const WORK = [
-  ["vision_encodes", "pictures through the vision tower", "unshared_vision_encodes"],
+  ["vision_encodes", "images through the vision tower", "unshared_vision_encodes"],
   ["prompt_tokens", "prompt tokens through the language model", "unshared_prompt_tokens"],
   ["completion_tokens", "completion tokens", null],
   ["padded_tokens", "padding", null],
@@ -63,5 +63,5 @@ function drawWork(data) {
       element("thead", {}, element("tr", {}, heads.map((head, place) => element("th", {class: place && "num", scope: "col"}, head)))),
       element("tbody", {}, [...rows, ...others].map(line)))),
     element("p", {class: "faint"}, "Sums over all logged steps, sampling included. “With nothing shared” is every completion in a row of its own, "
-      + "with its own prompt and pictures."));
+      + "with its own prompt and images."));
 }

@@ -30,7 +30,7 @@ async function follow(version) {
     const now = await answer.text();
     if (now !== version) {
       const data = await (await fetch("data")).json();
-      Object.assign(pagePictures, data.pictures);
+      Object.assign(pageImages, data.images);
       drawAll({...data, watch: true});
       await showCompletions(data.completions);
       version = now;

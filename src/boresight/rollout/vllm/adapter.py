@@ -36,7 +36,7 @@ def lora_options(adapter: Adapter) -> dict[str, Any]:
             f"lora_r={adapter.rank} is above {RANKS[-1]}, the largest rank that vLLM serves: set vllm_lora_sync='merged'."
         )
     options = {"enable_lora": True, "max_lora_rank": min(rank for rank in RANKS if rank >= adapter.rank)}
-    return options | ({"enable_tower_connector_lora": True} if adapter.pictures else {})
+    return options | ({"enable_tower_connector_lora": True} if adapter.images else {})
 
 
 def save_adapter(adapter: Adapter, folder: Path) -> None:
@@ -75,7 +75,7 @@ class AdapterSync:
         self._whole = facts["world_size"] == 1
         lora = lora_options(adapter)
         wanted = f"--enable-lora --max-lora-rank {lora['max_lora_rank']}"
-        wanted += " --enable-tower-connector-lora" if adapter.pictures else ""
+        wanted += " --enable-tower-connector-lora" if adapter.images else ""
         if (facts["max_lora_rank"] or 0) < adapter.rank:
             holds = f"adapters up to rank {facts['max_lora_rank']}" if facts["max_lora_rank"] else "no adapters"
             raise ConfigError(
@@ -98,7 +98,7 @@ class AdapterSync:
             self._has_base = True
         self.engine.load_adapter(lambda folder: save_adapter(self.adapter, folder), version)
         num_modules = self._compare({name: (down, up) for name, down, up in self.adapter.factors()})
-        self.engine.reset_caches(pictures=self.adapter.pictures)
+        self.engine.reset_caches(images=self.adapter.images)
         return SyncReport(num_sent + 2 * num_modules, num_compared + num_modules, time.perf_counter() - start)
 
     def _compare(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> int:

@@ -28,11 +28,11 @@ class EngineRestartedError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt with its pictures, to be completed `sampling["n"]` times."""
+    """One prompt with its images, to be completed `sampling["n"]` times."""
 
     ids: Sequence[int]
-    """Token ids with one placeholder a picture: the engine expands them."""
-    pictures: Sequence[Any]
+    """Token ids with one placeholder an image: the engine expands them."""
+    images: Sequence[Any]
     """Decoded, RGB."""
     sampling: Mapping[str, Any]
     """vLLM's `SamplingParams`, by name."""
@@ -43,7 +43,7 @@ class Answer:
     """What an engine made of a request."""
 
     prompt_ids: Sequence[int]
-    """The prompt as the engine read it, pictures expanded."""
+    """The prompt as the engine read it, images expanded."""
     completions: Sequence[tuple[Sequence[int], Sequence[float]]]
     """Token ids and their log-probabilities in nats, of each completion."""
 
@@ -78,8 +78,8 @@ class Engine(Protocol):
         """What the weights were called when they were loaded."""
         ...
 
-    def reset_caches(self, *, pictures: bool) -> None:
-        """Forget prompts that were read under older weights, and with `pictures` what the tower made of pictures."""
+    def reset_caches(self, *, images: bool) -> None:
+        """Forget prompts that were read under older weights, and with `images` what the tower made of images."""
         ...
 
     def sleep(self) -> None:

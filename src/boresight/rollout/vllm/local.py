@@ -60,7 +60,7 @@ class LocalEngine:
 
     Args:
         save: writes config and processor, and no weights, into a folder: what vLLM reads of a model. The processor is the
-            trainer's own, so that both sides have one picture budget.
+            trainer's own, so that both sides have one image budget.
         options: further engine arguments of vLLM.
 
     Raises:
@@ -146,7 +146,7 @@ class LocalEngine:
             return []
         prompts = [
             {"prompt_token_ids": list(request.ids)}
-            | ({"multi_modal_data": {"image": list(request.pictures)}} if request.pictures else {})
+            | ({"multi_modal_data": {"image": list(request.images)}} if request.images else {})
             for request in requests
         ]
         params = [self._params(request.sampling) for request in requests]
@@ -214,9 +214,9 @@ class LocalEngine:
     def version(self) -> str:
         return self._llm.get_weight_version()
 
-    def reset_caches(self, *, pictures: bool) -> None:
+    def reset_caches(self, *, images: bool) -> None:
         self._llm.reset_prefix_cache()
-        if pictures:
+        if images:
             self._llm.llm_engine.reset_encoder_cache()
 
     def sleep(self) -> None:

@@ -18,7 +18,7 @@ from boresight.rollout.vllm.adapter import AdapterSync
 from boresight.rollout.vllm.engine import Answer, Engine, EngineError, EngineRestartedError, Request
 from boresight.rollout.vllm.names import BANNED
 from boresight.rollout.vllm.sync import SyncReport, WeightSync
-from boresight.types import Adapter, Completion, Group, ModelFacts, Picture, Prompt, SamplingSettings, Weights
+from boresight.types import Adapter, Completion, EncodedImage, Group, ModelFacts, Prompt, SamplingSettings, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class State(enum.Enum):
 class VLLMSampler:
     """Samples from a vLLM engine, which is sent the policy's weights and refuses to sample with older ones.
 
-    One request a prompt, with n completions: prompt and pictures are read once. The prompt goes out with one placeholder a picture and must
+    One request a prompt, with n completions: prompt and images are read once. The prompt goes out with one placeholder an image and must
     come back as the trainer expanded it.
 
     Args:
@@ -48,7 +48,7 @@ class VLLMSampler:
         weights: the policy's.
         facts: stop ids and banned ids.
         tokenizer: decodes completions, and names tokens in messages.
-        decode_picture: the picture as the trainer's processor gets it.
+        decode_image: the image as the trainer's processor gets it.
         name: of this run; a server's weights are called by it and the step.
         sleeps: put the engine's memory away between draws.
         structured: vLLM's structured outputs (`{"regex": …}`), for every completion.
@@ -63,7 +63,7 @@ class VLLMSampler:
         facts: ModelFacts,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        decode_picture: Callable[[Picture], Any],
+        decode_image: Callable[[EncodedImage], Any],
         name: str,
         sleeps: bool = False,
         structured: dict[str, Any] | None = None,
@@ -73,7 +73,7 @@ class VLLMSampler:
         self.engine = engine
         self.facts = facts
         self.tokenizer = tokenizer
-        self.decode_picture = decode_picture
+        self.decode_image = decode_image
         self.name = name
         self.sleeps = sleeps
         self.structured = structured
@@ -102,9 +102,7 @@ class VLLMSampler:
         self._life = told["life"]
         self.max_model_len, self.max_num_seqs = told["max_model_len"], told["max_num_seqs"]
         if not told["bans"]:
-            raise ConfigError(
-                f"{engine.where} lacks boresight's logits processor, so ids of pictures could be sampled."
-            )
+            raise ConfigError(f"{engine.where} lacks boresight's logits processor, so ids of images could be sampled.")
         if told["logprobs_mode"] != "processed_logprobs":
             raise ConfigError(
                 f"{engine.where} has --logprobs-mode {told['logprobs_mode']}: start it with processed_logprobs, so that "
@@ -213,8 +211,8 @@ class VLLMSampler:
             name = f"{base} {index} {seen[index]}".encode()
             seen[index] += 1
             seed = int.from_bytes(hashlib.sha256(name).digest()[:4]) >> 1
-            pictures = [self.decode_picture(picture) for picture in prompt.pictures]
-            requests.append(Request(prompt.unexpanded_ids.tolist(), pictures, common | {"seed": seed}))
+            images = [self.decode_image(image) for image in prompt.images]
+            requests.append(Request(prompt.unexpanded_ids.tolist(), images, common | {"seed": seed}))
         return requests
 
     def _common(self, settings: SamplingSettings) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def server_command(
         model: a folder or a hub id.
         flags: further flags of vLLM's server, handed on as they are.
         nccl: take weights by NCCL instead of by file.
-        min_pixels, max_pixels: the picture budget, as the trainer has it.
+        min_pixels, max_pixels: the image budget, as the trainer has it.
 
     Raises:
         ConfigError: a flag is boresight's to set.

@@ -331,9 +331,9 @@ class ServerEngine:
     def version(self) -> str:
         return self._send("GET", "/weight_info")["weight_version"]
 
-    def reset_caches(self, *, pictures: bool) -> None:
+    def reset_caches(self, *, images: bool) -> None:
         self._send("POST", "/reset_prefix_cache")
-        if pictures:
+        if images:
             self._send("POST", "/reset_encoder_cache")
 
     def sleep(self) -> None:
@@ -366,7 +366,7 @@ def _parcels(tensors: Tensors) -> Any:
 def _body(request: Request) -> dict[str, Any]:
     """A request as vLLM reads it."""
     body = {"token_ids": list(request.ids), "sampling_params": dict(request.sampling), "return_token_ids": True}
-    parts = [{"type": "image_url", "url": _data_uri(picture)} for picture in request.pictures]
+    parts = [{"type": "image_url", "url": _data_uri(image)} for image in request.images]
     return body | ({"content_parts": parts} if parts else {})
 
 
@@ -385,9 +385,9 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _data_uri(picture: Any) -> str:
+def _data_uri(image: Any) -> str:
     stream = io.BytesIO()
-    picture.save(stream, format="PNG", compress_level=1)
+    image.save(stream, format="PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 

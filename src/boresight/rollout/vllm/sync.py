@@ -77,7 +77,7 @@ class WeightSync:
         if everything:
             self._sources = self.engine.call("boresight_sources")
         num_compared = self._compare(self._asked(names, everything))
-        self.engine.reset_caches(pictures=any(self.weights.listed[name].pictures for name in names))
+        self.engine.reset_caches(images=any(self.weights.listed[name].images for name in names))
         self._count += 1
         return SyncReport(len(names), num_compared, time.perf_counter() - start)
 
@@ -109,8 +109,8 @@ class WeightSync:
         if everything:
             return touched
         asked = []
-        for pictures in (True, False):
-            part = [each for each in touched if self.weights.listed[self._sources[each][0]].pictures == pictures]
+        for images in (True, False):
+            part = [each for each in touched if self.weights.listed[self._sources[each][0]].images == images]
             first = self._count * SAMPLE % max(len(part), 1)
             asked += (part[first:] + part[:first])[:SAMPLE]
         return asked

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback
 
-from boresight.report.lines import StepLines
+from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.verdicts import verdicts, window_means
 from boresight.types import Group, Prompt
@@ -18,7 +18,7 @@ WEIGHTS_PER_TENSOR = 1024
 """How many weights of a parameter are watched."""
 
 MAX_SWAPS = 4
-"""Groups of a rank whose pictures are swapped."""
+"""Groups of a rank whose images are swapped."""
 
 SWAPPED_COMPLETIONS = 2
 """Completions of such a group that are looked at."""
@@ -124,25 +124,25 @@ def _some(values: Tensor) -> Tensor:
     return flat[:: max(1, len(flat) // WEIGHTS_PER_TENSOR)]
 
 
-def swapped_pictures(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """Some groups with pictures, each also with those of another of the same shapes: as many placeholders, other things to see."""
+def swapped_images(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """Some groups with images, each also with those of another of the same shapes: as many placeholders, other things to see."""
     alike: dict[Hashable, list[Group]] = {}
     for group in groups:
-        if group.prompt.pictures:
+        if group.prompt.images:
             alike.setdefault(_shapes(group.prompt), []).append(group)
     pairs = []
     for same in alike.values():
         for group in same:
-            other = next((one.prompt for one in same if one.prompt.pictures != group.prompt.pictures), None)
+            other = next((one.prompt for one in same if one.prompt.images != group.prompt.images), None)
             if other is not None:
                 few = group.branches(0, SWAPPED_COMPLETIONS)
-                row = replace(few.prompt.row, pictures=other.pictures)
+                row = replace(few.prompt.row, images=other.images)
                 pairs.append((few, replace(few, prompt=replace(few.prompt, row=row, vision=other.vision))))
     return pairs[:MAX_SWAPS]
 
 
 def _shapes(prompt: Prompt) -> Hashable:
-    """What two prompts must share for their pictures to change places: shapes of floats, values of grids and sizes, placeholders."""
+    """What two prompts must share for their images to change places: shapes of floats, values of grids and sizes, placeholders."""
     tensors = tuple(
         (name, tuple(value.shape), None if value.is_floating_point() else tuple(value.flatten().tolist()))
         for name, value in sorted(prompt.vision.items())
@@ -150,17 +150,17 @@ def _shapes(prompt: Prompt) -> Hashable:
     return tensors, int((prompt.token_types == 1).sum())
 
 
-def note_picture_swap(
+def note_image_swap(
     metrics: MeanMetrics, groups: Sequence[Group], logp: Callable[[Sequence[Group]], Sequence[Tensor]]
 ) -> None:
-    """Measure how far the log-probabilities of completions move when their pictures are swapped with others of the same shapes.
+    """Measure how far the log-probabilities of completions move when their images are swapped with others of the same shapes.
 
     Args:
-        metrics: where `picture/swap_gap` is added: mean |Δ log-probability| per token, in nats. Nothing where no two pictures fit.
+        metrics: where `image/swap_gap` is added: mean |Δ log-probability| per token, in nats. Nothing where no two images fit.
         groups: sampled ones.
         logp: one [K, C] block of log-probabilities for each group.
     """
-    pairs = swapped_pictures(groups)
+    pairs = swapped_images(groups)
     if not pairs:
         return
     plain, swapped = (logp([pair[place] for pair in pairs]) for place in (0, 1))
@@ -168,4 +168,4 @@ def note_picture_swap(
         for completion, here, there in zip(group.completions, one, other, strict=True):
             counted = completion.mask.to(here.device)
             gap = (here - there).abs()[: len(counted)]
-            metrics.mean("picture/swap_gap", gap, weight=counted)
+            metrics.mean("image/swap_gap", gap, weight=counted)

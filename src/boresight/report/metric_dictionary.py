@@ -1,6 +1,6 @@
 """Every metric that a trainer logs: its unit, what it means, and what is healthy.
 
-`python -m boresight.report.dictionary > docs/reference/metrics.md` writes the page of the documentation.
+`python -m boresight.report.metric_dictionary > docs/reference/metrics.md` writes the page of the documentation.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ GROUPS = [
     Entry("rollout/num_groups_sampled", "groups", "Sampled since the last log, with `dynamic_sampling`", "—"),
     Entry("rollout/num_groups_thrown_away", "groups", "Of them, those that are not learned from", "Less than are kept"),
     Entry("rollout/num_groups_without_spread", "groups", "Kept although all their rewards are equal, since the limit was reached", "0"),
-    Entry("picture/swap_gap", "nats per token", "How far log-probabilities of completions move when pictures of the same shapes change "
-          "places, mean of |Δ|, of a sample; at the draws on which a verdict falls", "Above 0.01; below, the picture is ignored"),
+    Entry("image/swap_gap", "nats per token", "How far log-probabilities of completions move when images of the same shapes change "
+          "places, mean of |Δ|, of a sample; at the draws on which a verdict falls", "Above 0.01; below, the image is ignored"),
 ]  # fmt: skip
 
 OBJECTIVE = [
@@ -85,11 +85,11 @@ OBJECTIVE = [
     Entry("sampling/sampling_logp_difference/mean", "nats per token", "|old − sampler|: how far the sampler's log-probabilities are from "
           "the trainer's", "transformers, or float32: below 0.001. vLLM in bf16: below 0.02"),
     Entry("sampling/sampling_logp_difference/max", "nats", "The furthest token", "Below 1"),
-    Entry("sampling/sampling_logp_difference/mean/with_pictures", "nats per token", "The same over prompts with pictures",
-          "As without: else the two see different pictures"),
-    Entry("sampling/sampling_logp_difference/max/with_pictures", "nats", "Their furthest token", "Below 1"),
-    Entry("sampling/sampling_logp_difference/mean/without_pictures", "nats per token", "The same over prompts without pictures", "As with"),
-    Entry("sampling/sampling_logp_difference/max/without_pictures", "nats", "Their furthest token", "Below 1"),
+    Entry("sampling/sampling_logp_difference/mean/with_images", "nats per token", "The same over prompts with images",
+          "As without: else the two see different images"),
+    Entry("sampling/sampling_logp_difference/max/with_images", "nats", "Their furthest token", "Below 1"),
+    Entry("sampling/sampling_logp_difference/mean/without_images", "nats per token", "The same over prompts without images", "As with"),
+    Entry("sampling/sampling_logp_difference/max/without_images", "nats", "Their furthest token", "Below 1"),
     Entry("sampling/frac_unreported", "share", "Tokens whose log-probability the sampler did not report; they are not corrected", "0"),
     Entry("sampling/importance_sampling_ratio/mean", "—", "The correction's weight (`vllm_importance_sampling_mode`)", "Within 0.02 of 1"),
     Entry("sampling/importance_sampling_ratio/min", "—", "The smallest", "Above 0.5"),
@@ -109,8 +109,8 @@ PREFERENCE = [
 ]  # fmt: skip
 
 COST = [
-    Entry("work/vision_encodes", "pictures", "Through the tower in the trainer's passes and its own sampler's, since the last log",
-          "Distinct pictures × passes that need them anew"),
+    Entry("work/vision_encodes", "images", "Through the tower in the trainer's passes and its own sampler's, since the last log",
+          "Distinct images × passes that need them anew"),
     Entry("work/prompt_tokens", "tokens", "Of prompts in the trainer's passes; once for a group in the shared layout", "—"),
     Entry("work/completion_tokens", "tokens", "Of completions in the trainer's passes", "—"),
     Entry("work/padded_tokens", "tokens", "Computed in vain in the trainer's passes", "0 in the shared layout"),
@@ -119,10 +119,10 @@ COST = [
     Entry("work/sampler_padded_tokens", "tokens", "Computed for completions that had ended", "Below a tenth of those sampled"),
     Entry("work/unshared_prompt_tokens", "tokens", "Of prompts, had each completion run its own in the trainer's passes",
           "Several times `work/prompt_tokens`"),
-    Entry("work/unshared_vision_encodes", "pictures", "Through the tower, had each completion its own in the trainer's passes",
+    Entry("work/unshared_vision_encodes", "images", "Through the tower, had each completion its own in the trainer's passes",
           "Several times `work/vision_encodes`"),
     Entry("work/sampler_unshared_prompt_tokens", "tokens", "Of prompts, had the sampler run one for each completion", "—"),
-    Entry("work/sampler_unshared_vision_encodes", "pictures", "Through the tower, had the sampler encoded one for each completion", "—"),
+    Entry("work/sampler_unshared_vision_encodes", "images", "Through the tower, had the sampler encoded one for each completion", "—"),
     Entry("sync/tensors", "tensors", "Sent to the engine since the last log, under their saved names", "Those of trained modules",
           engine=True),
     Entry("sync/modules_compared", "modules", "Of the engine whose answers were compared with the trainer's after a sync", "Above 0",

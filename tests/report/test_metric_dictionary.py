@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from boresight.report import PHASES
-from boresight.report.dictionary import ENTRIES, entry_for, page
+from boresight.report.metric_dictionary import ENTRIES, entry_for, page
 
 
 def test_the_page_of_the_documentation_is_the_dictionary() -> None:
-    """`python -m boresight.report.dictionary > docs/reference/metrics.md` after a change."""
+    """`python -m boresight.report.metric_dictionary > docs/reference/metrics.md` after a change."""
     written = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
     assert written.read_text(encoding="utf-8") == page()
 
@@ -27,7 +27,7 @@ def test_the_page_of_the_documentation_is_the_dictionary() -> None:
         ("eval_my_own_set_reward", "reward"),
         ("eval_loss", "loss"),
         ("eval_runtime", "eval_runtime"),
-        ("sampling/sampling_logp_difference/max/with_pictures", "sampling/sampling_logp_difference/max/with_pictures"),
+        ("sampling/sampling_logp_difference/max/with_images", "sampling/sampling_logp_difference/max/with_images"),
     ],
 )
 def test_a_name_finds_its_entry(name: str, entry: str) -> None:

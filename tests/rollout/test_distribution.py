@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from boresight.rollout.draw import Distribution, uniforms
+from boresight.rollout.distribution import Distribution, uniforms
 from boresight.types import Prompt, Row, SamplingSettings
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5, 3.0, -0.25]])

@@ -14,14 +14,14 @@ LONG_NAME = "soft_overlong_punishment_reward"
 
 
 @pytest.fixture
-def rows(tmp_path, make_group, make_picture):
+def rows(tmp_path, make_group, make_image):
     prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "old " * 200 + "what colour?"}]}]
     groups = [
         make_group(
             ["<answer>blue</answer>", "[bold]red\x1b[31m", "so " * 500 + "the end…"],
             index=17,
             prompt=prompt,
-            pictures=[make_picture("blue")],
+            images=[make_image("blue")],
         ),
         make_group([""], index=4012, prompt="yes or no?"),
     ]
@@ -47,7 +47,7 @@ def test_everything_is_there_at_any_width(rows, width):
     words = " ".join(text.replace("│", " ").split())
     for shown in (
         "step 12 · train",
-        "row 17, 1 picture",
+        "row 17, 1 image",
         "what colour?",
         "characters before] …",
         "1.00 +1.50 1 <answer>blue</answer>",

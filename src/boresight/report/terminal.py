@@ -48,8 +48,8 @@ def rows_to_show(rows: pa.Table, num: int | None) -> pa.Table:
 
 
 def _heading(row: dict[str, Any]) -> Text:
-    pictures = len(row["pictures"])
-    about = f"row {row['row']}" + (f", {pictures} picture{'s' * (pictures > 1)}" if pictures else "")
+    images = len(row["images"])
+    about = f"row {row['row']}" + (f", {images} image{'s' * (images > 1)}" if images else "")
     prompt = _printable(row["prompt"])
     cut = len(prompt) - MAX_PROMPT_CHARS
     tail = f"[{cut} characters before] …{prompt[cut:]}" if cut > 0 else prompt

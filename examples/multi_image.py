@@ -1,6 +1,6 @@
-"""Several pictures in a prompt: which of three has the most dots?
+"""Several images in a prompt: which of three has the most dots?
 
-    python examples/multi_picture.py
+    python examples/multi_image.py
 
 MODEL names another model, STEPS another length.
 """
@@ -20,7 +20,7 @@ STEPS = int(os.environ.get("STEPS", "200"))
 
 
 def row(chooser: random.Random) -> dict[str, Any]:
-    """One question. The pictures stand where the image parts are, in the order of the column `images`."""
+    """One question. The images stand where the image parts are, in the order of the column `images`."""
     numbers = chooser.sample(range(1, 10), 3)
     parts: list[dict[str, str]] = []
     for letter in "ABC":
@@ -38,9 +38,9 @@ def main() -> None:
     trainer = GRPOTrainer(
         MODEL,
         "choice_letter_reward",
-        # All three pictures are encoded once for the eight answers to a question, not once for each.
+        # All three images are encoded once for the eight answers to a question, not once for each.
         GRPOConfig(
-            output_dir="runs/multi_picture",
+            output_dir="runs/multi_image",
             max_steps=STEPS,
             num_prompts_per_step=8,
             max_completion_length=32,
@@ -49,7 +49,7 @@ def main() -> None:
         [row(chooser) for _ in range(512)],
     )
     trainer.train()
-    trainer.save_model("runs/multi_picture")
+    trainer.save_model("runs/multi_image")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from boresight import GRPOConfig, SFTConfig, SFTTrainer
 from boresight.errors import ConfigError
 from boresight.report import read_lines
-from boresight.trainer.verdicts import is_due, swapped_pictures
+from boresight.trainer.verdict_probes import is_due, swapped_images
 
 from .conftest import QUIET, Run, demonstrations, records, weights
 from .test_resume import same
@@ -52,7 +52,7 @@ def test_no_verdict_unless_asked(grpo: Run, tmp_path: Path) -> None:
     trainer = grpo(max_steps=2, per_device_train_batch_size=8, verdict_steps=0, max_completion_length=4)
     trainer.train()
     assert not (Path(trainer.args.output_dir) / "verdicts.jsonl").exists()
-    assert not any("picture/swap_gap" in log or "update/frac_unmoved" in log for log in trainer.state.log_history)
+    assert not any("image/swap_gap" in log or "update/frac_unmoved" in log for log in trainer.state.log_history)
 
 
 def test_verdicts_change_nothing(grpo: Run) -> None:
@@ -63,7 +63,7 @@ def test_verdicts_change_nothing(grpo: Run) -> None:
     assert same(weights(silent), weights(loud))
 
 
-def test_a_picture_that_is_not_looked_at_is_noticed(grpo: Run) -> None:
+def test_a_image_that_is_not_looked_at_is_noticed(grpo: Run) -> None:
     """The same run with and without the tower's features; the random weights of the tiny model look a little."""
     rows = [row for row in records() if row["image"]]
     options = {"max_steps": 1, "per_device_train_batch_size": 24, "verdict_steps": 1, "train_dataset": rows}
@@ -71,19 +71,19 @@ def test_a_picture_that_is_not_looked_at_is_noticed(grpo: Run) -> None:
     blind.model.model.visual.merger.register_forward_hook(lambda module, inputs, output: output * 0)
     looking.train()
     blind.train()
-    assert looking.state.log_history[0]["picture/swap_gap"] > 1e-4
-    assert blind.state.log_history[0]["picture/swap_gap"] == 0
-    assert (1, "picture_ignored") in said(Path(blind.args.output_dir))
+    assert looking.state.log_history[0]["image/swap_gap"] > 1e-4
+    assert blind.state.log_history[0]["image/swap_gap"] == 0
+    assert (1, "image_ignored") in said(Path(blind.args.output_dir))
 
 
-def test_only_pictures_of_the_same_shape_change_places(grpo: Run) -> None:
+def test_only_images_of_the_same_shape_change_places(grpo: Run) -> None:
     trainer = grpo(max_steps=1, per_device_train_batch_size=24)
     trainer.train()
     groups = [item.group for item in trainer.experience]
-    pairs = swapped_pictures(groups)
+    pairs = swapped_images(groups)
     assert 0 < len(pairs) <= 4
     for group, other in pairs:
-        assert group.prompt.pictures and other.prompt.pictures != group.prompt.pictures
+        assert group.prompt.images and other.prompt.images != group.prompt.images
         assert torch.equal(group.prompt.ids, other.prompt.ids)
         assert all(one.shape == other.prompt.vision[name].shape for name, one in group.prompt.vision.items())
         assert not torch.equal(group.prompt.vision["pixel_values"], other.prompt.vision["pixel_values"])
@@ -92,7 +92,7 @@ def test_only_pictures_of_the_same_shape_change_places(grpo: Run) -> None:
     turned = dataclasses.replace(
         pairs[0][1].prompt, vision={**pairs[0][1].prompt.vision, "image_grid_thw": grid * torch.tensor([1, 2, 1])}
     )
-    assert swapped_pictures([groups[0], dataclasses.replace(groups[0], prompt=turned)]) == []
+    assert swapped_images([groups[0], dataclasses.replace(groups[0], prompt=turned)]) == []
 
 
 def test_updates_below_the_resolution_of_bf16_are_noticed(model_folder: Path, tmp_path: Path) -> None:
