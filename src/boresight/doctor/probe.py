@@ -213,7 +213,7 @@ def _check_head(model: PreTrainedModel, group: Group, bounds: Bounds) -> Check:
 
 
 def _check_rows(model: nn.Module, facts: ModelFacts, groups: Sequence[Group], bounds: Bounds) -> list[Check]:
-    """EncodedImage features handed over, positions and padding against one plain forward of each completion."""
+    """Image features handed over, positions and padding against one plain forward of each completion."""
     inner = unwrap(model)
     with torch.no_grad():
         found = GroupForward(model, facts, layout="rows")(groups).logp

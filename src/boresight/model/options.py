@@ -24,5 +24,5 @@ class ModelConfig:
     )
     max_logit_mib: int = field(default=256, metadata={"help": "Logits that may be alive at once, in MiB."})
     vision_cache_gib: float = field(
-        default=2.0, metadata={"help": "EncodedImage features kept while nothing that made them is trained, in GiB."}
+        default=2.0, metadata={"help": "Image features kept while nothing that made them is trained, in GiB."}
     )
