@@ -17,7 +17,7 @@ from workload import LEARNING_RATE, adapter, advantages, completion_ids, dataset
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from boresight.data.sources import RowDataset
 from boresight.rollout.sampler import sampling_settings
-from boresight.trainer.experience import Scored
+from boresight.trainer.rollouts.scored import Scored
 from boresight.types import Completion, Group, Prompt
 
 

@@ -7,6 +7,8 @@ BoresightError
 │   ├── ConfigError                 an option that is unknown, contradictory or unsupported
 │   ├── ModelError                  a model or processor that cannot do what is asked of it
 │   └── RewardError                 a reward function that broke its contract
+├── EngineError (also RuntimeError)   a generation engine failed, or disagrees with the trainer
+│   └── EngineRestartedError        it was restarted, or lost the policy's weights: sync, and sample again
 ├── StoppedError                    the user ended a run; the message says how to go on
 └── ShapeError (also AssertionError)   ourselves: a tensor that is not what its door promises
 """
@@ -43,6 +45,14 @@ class ModelError(UserError):
 
 class RewardError(UserError):
     """A reward function broke its contract: wrong length, wrong type, infinity."""
+
+
+class EngineError(BoresightError, RuntimeError):
+    """A generation engine failed, disagreed with the trainer, or did not answer in time."""
+
+
+class EngineRestartedError(EngineError):
+    """An engine was restarted, or holds other weights than it was sent: sync it and redo what was under way."""
 
 
 class StoppedError(BoresightError):

@@ -12,9 +12,11 @@ a mask is true where a token counts. Padding is on the right and its mask is fal
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -161,7 +163,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How completions are drawn. A checkpoint's own sampling defaults are never used."""
+    """How completions are sampled. A checkpoint's own sampling defaults are never used."""
 
     num_completions: int = 8
     max_completion_length: int = 512
@@ -217,11 +219,60 @@ class Adapter(Protocol):
 
 
 class Sampler(Protocol):
-    """Draws completions from the policy: by transformers, or by an engine of its own."""
+    """Samples completions from the policy: with transformers, or with an engine of its own."""
+
+    counts: Counter[str]
+    """Work done since it was last cleared, by name: `prompt_tokens`, `completion_tokens`, …"""
 
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
-        """`settings.num_completions` completions of each prompt, prompts in order, each with the sampler's log-probabilities."""
+        """`settings.num_completions` completions of each prompt, prompts in order, each with the sampler's log-probabilities.
+
+        An engine is sent the policy's weights first, where they have moved. All ranks call this together.
+
+        Raises:
+            EngineError: on all ranks, when an engine failed one of them for good.
+        """
         ...
+
+    def weights_moved(self) -> None:
+        """The policy's weights may have changed, by an optimizer step or by loading a checkpoint."""
+        ...
+
+    def rest(self) -> None:
+        """No completions are wanted under these weights any more: memory may be given back until the next `sample`."""
+        ...
+
+    def close(self) -> None:
+        """Release the engine, if there is one. The sampler cannot be used again."""
+        ...
+
+
+@runtime_checkable
+class Phases(Protocol):
+    """Where the seconds of a step are charged."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]: ...
+
+
+@runtime_checkable
+class Totals(Protocol):
+    """Where counts go that the next log line reports."""
+
+    def sum(self, name: str, values: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingHooks:
+    """What a sampler with an engine of its own needs of training, and all that it gets."""
+
+    logp: Callable[[Sequence[Group]], list[Tensor]]
+    """[K, C] of each group: log-probabilities under the policy's weights as they are now, without gradient."""
+    step: Callable[[], int]
+    """Optimizer steps done so far."""
+    timeline: Phases
+    metrics: Totals
+    log_once: Callable[[str], None]
+    """Prints a line, on one rank."""
 
 
 LayoutName = Literal["shared", "rows"]

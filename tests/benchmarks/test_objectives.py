@@ -56,7 +56,7 @@ def test_methods_are_their_presets_and_only_gspo_learns_from_stale_completions(c
             num_generations=8,
             **method.options,
         ).step_plan()
-        assert plan.draw_period == (4 if name.startswith("gspo") else 1)
+        assert plan.rollout_period == (4 if name.startswith("gspo") else 1)
         assert plan.groups_per_step == 2
         if name != "gspo-wide":
             left_out = contest.NOT_EQUAL if name == "dapo" else ()

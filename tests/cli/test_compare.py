@@ -69,7 +69,7 @@ def test_what_was_held_out_is_asked(here: Path, model: str) -> None:
 
 
 def test_part_of_the_rows(here: Path, model: str) -> None:
-    """Drawn by the seed, in the table's order, under their own numbers."""
+    """Rollout by the seed, in the table's order, under their own numbers."""
     rows = {}
     for seed in ("1", "1", "2"):
         assert main(["compare", "--model", model, *OWN, *SHORT, "--num_rows", "3", "--seed", seed]) == 0

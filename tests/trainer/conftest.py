@@ -123,8 +123,8 @@ def rows_of(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
     from .rows import CUTS, gradients_of_rows
 
     @cache
-    def found(cut: str, steps_per_draw: int) -> dict[str, dict[str, torch.Tensor]]:
+    def found(cut: str, steps_per_rollout: int) -> dict[str, dict[str, torch.Tensor]]:
         folder = tmp_path_factory.mktemp("rows")
-        return gradients_of_rows(str(model_folder), str(folder), CUTS[cut], steps_per_draw)
+        return gradients_of_rows(str(model_folder), str(folder), CUTS[cut], steps_per_rollout)
 
     return found

@@ -112,7 +112,7 @@ CUTS: dict[str, dict[str, Any]] = {
 
 
 def gradients_of_rows(
-    model: str, output_dir: str, cut: dict[str, Any], steps_per_draw: int, ranks: int = 1
+    model: str, output_dir: str, cut: dict[str, Any], steps_per_rollout: int, ranks: int = 1
 ) -> dict[str, dict[str, torch.Tensor]]:
     """The gradients of every row, at the last optimizer step of a generation that serves so many."""
     accumulation = cut.get("gradient_accumulation_steps", 1)
@@ -126,8 +126,8 @@ def gradients_of_rows(
         num_generations=4,
         max_completion_length=5,
         gold_check="off",
-        max_steps=steps_per_draw,
-        steps_per_generation=steps_per_draw * accumulation,
+        max_steps=steps_per_rollout,
+        steps_per_generation=steps_per_rollout * accumulation,
     )
     # Objectives do not reach into the tower; frozen, it costs nothing but the first time.
     loaded = AutoModelForImageTextToText.from_pretrained(model)

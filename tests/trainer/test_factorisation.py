@@ -38,10 +38,10 @@ RowsOf = Callable[[str, int], dict[str, dict[str, torch.Tensor]]]
 """A cut and the optimizer steps that a generation serves → the gradients of every row."""
 
 
-@pytest.mark.parametrize("steps_per_draw", [1, 2])
+@pytest.mark.parametrize("steps_per_rollout", [1, 2])
 @pytest.mark.parametrize("cut", [name for name in CUTS if name != "whole"])
-def test_every_row(rows_of: RowsOf, cut: str, steps_per_draw: int) -> None:
-    whole, other = rows_of("whole", steps_per_draw), rows_of(cut, steps_per_draw)
+def test_every_row(rows_of: RowsOf, cut: str, steps_per_rollout: int) -> None:
+    whole, other = rows_of("whole", steps_per_rollout), rows_of(cut, steps_per_rollout)
     distances = {row: furthest(gradients, other[row]) for row, gradients in whole.items()}
     assert len(distances) == len(LOSSES) + len(ADVANTAGES)
     assert {row: far for row, far in distances.items() if far > 10 * TOLERANCE} == {}

@@ -36,8 +36,8 @@ def test_gspo_learns_four_steps_from_a_generation_however_a_step_is_cut(accumula
     cut = {"use_cpu": True, "per_device_train_batch_size": 8, "gradient_accumulation_steps": accumulation}
     config = GRPOConfig(**preset("gspo"), **cut)
     assert config.steps_per_generation == 4 * accumulation
-    assert config.step_plan().steps_per_draw == 4
+    assert config.step_plan().steps_per_rollout == 4
     literal = GRPOConfig(**preset("gspo") | {"steps_per_generation": 4}, **cut)
-    assert literal.step_plan().steps_per_draw == (4 if accumulation == 1 else 1)
+    assert literal.step_plan().steps_per_rollout == (4 if accumulation == 1 else 1)
     # A copy, as trainers make of it, is not multiplied once more.
     assert dataclasses.replace(config).steps_per_generation == 4 * accumulation

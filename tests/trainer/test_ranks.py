@@ -62,10 +62,10 @@ def test_two_ranks_equal_one(method: str, runs: dict[int, Path]) -> None:
         assert log[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("steps_per_draw", [1, 2])
-def test_two_ranks_equal_one_in_every_row(steps_per_draw: int, runs: dict[int, Path], rows_of: RowsOf) -> None:
-    one = rows_of("whole", steps_per_draw)
-    two = torch.load(runs[2] / f"rows{steps_per_draw}" / "gradients.pt", weights_only=False)
+@pytest.mark.parametrize("steps_per_rollout", [1, 2])
+def test_two_ranks_equal_one_in_every_row(steps_per_rollout: int, runs: dict[int, Path], rows_of: RowsOf) -> None:
+    one = rows_of("whole", steps_per_rollout)
+    two = torch.load(runs[2] / f"rows{steps_per_rollout}" / "gradients.pt", weights_only=False)
     distances = {row: furthest(gradients, two[row]) for row, gradients in one.items()}
     assert len(distances) == len(LOSSES) + len(ADVANTAGES)
     assert {row: far for row, far in distances.items() if far > 2e-4} == {}

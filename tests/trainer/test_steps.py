@@ -39,7 +39,7 @@ def test_ranks_share_every_row_once(
     assert len(drawn) == len(set(drawn)) == num_rows - ranks[0].num_dropped
     assert {len(rank) for rank in steps} == {len(ranks[0])}
     fresh = [bool(step) for step in steps[0]]
-    assert fresh == [place % plan.draw_period == 0 for place in range(len(fresh))]
+    assert fresh == [place % plan.rollout_period == 0 for place in range(len(fresh))]
 
 
 def test_two_ranks_draw_what_one_would() -> None:
@@ -68,7 +68,7 @@ def test_last_step_is_kept_where_every_rank_has_a_group() -> None:
 
 
 def test_too_few_rows() -> None:
-    with pytest.raises(ConfigError, match="has 3 rows, but one draw takes 8"):
+    with pytest.raises(ConfigError, match="has 3 rows, but one rollout takes 8"):
         StepBatches(3, StepPlan(4, 1, 2), shuffle=False, seed=0)
 
 

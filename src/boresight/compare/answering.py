@@ -18,7 +18,7 @@ from boresight.model.vision import VisionEncoder, join_features
 from boresight.report.answers import Answer
 from boresight.rollout.hf import HFSampler
 from boresight.rollout.sampler import SamplingConfig, sampling_settings
-from boresight.trainer.precomputed import saved_model_digest
+from boresight.trainer.fingerprint import saved_model_digest
 from boresight.types import Group, Row, SamplingSettings
 
 

@@ -11,7 +11,7 @@ Point = tuple[float, float]
 
 SEGMENTS = ("OA", "OB", "PA", "PB", "OP", "AB")
 SCALE = 4
-"""Drawn this much larger and then shrunk, for smooth lines."""
+"""Rollout this much larger and then shrunk, for smooth lines."""
 INK, PALE, PAPER = 30, 130, 255
 MARGIN = 0.13
 """Of the image's side, kept free for the letters."""

@@ -108,6 +108,15 @@ class HFSampler:
         ]
         return [Group(prompt, tuple(completions[i * k : (i + 1) * k])) for i, prompt in enumerate(prompts)]
 
+    def weights_moved(self) -> None:
+        """Nothing to do: it samples from the policy itself."""
+
+    def rest(self) -> None:
+        """Nothing to do: it holds no memory between calls."""
+
+    def close(self) -> None:
+        """Nothing to do: there is no engine."""
+
     def _complete(
         self, prompts: Sequence[Prompt], decoder: Decoder, distribution: Distribution, numbers: Tensor, stop_ids: Tensor
     ) -> tuple[Tensor, Tensor, int]:

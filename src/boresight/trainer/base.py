@@ -9,45 +9,44 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate.utils import gather_object
-from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from boresight.data.encode import Encoder
 from boresight.data.sources import check_rows, load_rows
 from boresight.errors import ConfigError
 from boresight.model.forward import GroupForward
-from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable, unwrap
-from boresight.model.reference import Reference
+from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
+from boresight.model.reference import Reference, evaluating
 from boresight.model.vision import join_features
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
+from boresight.trainer.checkpoint import CheckpointedTrainer
 from boresight.trainer.checks import Extent, RowCheck
 from boresight.trainer.config import TrainerConfig
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
 from boresight.trainer.random_states import random_states_kept
+from boresight.trainer.reference import ReferenceSync, ReferenceSyncConfig, load_reference
 from boresight.trainer.resolution import check_resolution
 from boresight.trainer.run_folder import CleanFolder
 from boresight.trainer.steps import Cuttable, StepBatches, StepPlan, micro_batches, smaller_budget
 from boresight.trainer.verdict_probes import UpdateProbe, Verdicts
 from boresight.types import Row
 
-STATE_FILE = "boresight_state.pt"
-
 Item = TypeVar("Item", bound=Cuttable)
 Config = TypeVar("Config", bound=TrainerConfig)
 
 
-class GroupTrainer(Trainer, Generic[Item]):
+class GroupTrainer(CheckpointedTrainer, Generic[Item]):
     """What all methods share. A method says what a row becomes, what a step is divided by, and its loss.
 
     Args:
@@ -156,11 +155,36 @@ class GroupTrainer(Trainer, Generic[Item]):
         metrics.mean("loss", self.loss(self.model, items, total, metrics), weight=total)  # pyright: ignore[reportArgumentType]
 
     def state_of_method(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside weights, optimizer and random states, for a resumed run to go on with the same bits."""
-        return {}
+        return {"reference": {} if self._reference_sync is None else self._reference_sync.state_dict()}
 
     def restore_method(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_of_method`."""
+        if self._reference_sync is not None and state["reference"]:
+            self._reference_sync.load_state_dict(state["reference"])
+
+    # ---- Reference --------------------------------------------------------------------------------------------------------------
+
+    def add_reference(self, ref_model: str | Path | nn.Module | None, config: ReferenceSyncConfig) -> None:
+        """Compare the policy with a reference from now on, which follows it where `sync_ref_model` says so.
+
+        Args:
+            ref_model: see `load_reference`.
+        """
+        self.reference = self.load_reference(ref_model)
+        if config.sync_ref_model:
+            self._reference_sync = ReferenceSync(self.reference, self.policy, config)
+            self.add_callback(self._reference_sync)
+
+    def load_reference(self, ref_model: str | Path | nn.Module | None) -> Reference:
+        options = from_pretrained_options(self.args)
+        return load_reference(self.policy, ref_model, device=self.args.device, options=options)
+
+    _reference_sync: ReferenceSync | None = None
+
+    @contextlib.contextmanager
+    def without_gradient(self) -> Iterator[None]:
+        """No gradient, no dropout, and the precision of training: how log-probabilities are computed before an update."""
+        with torch.no_grad(), evaluating(self.policy.outer), self.compute_loss_context_manager():
+            yield
 
     # ---- Data -------------------------------------------------------------------------------------------------------------------
 
@@ -181,7 +205,7 @@ class GroupTrainer(Trainer, Generic[Item]):
             dropped = self._train_batches().num_dropped
             if dropped:
                 self.log_once(
-                    f"{dropped} of {len(self.train_dataset)} training rows do not fill a draw and are left out of each epoch."
+                    f"{dropped} of {len(self.train_dataset)} training rows do not fill a rollout and are left out of each epoch."
                 )
 
     def log_once(self, message: str) -> None:
@@ -326,7 +350,7 @@ class GroupTrainer(Trainer, Generic[Item]):
         logs = metrics.flush(f"{metric_key_prefix}_", self._gather)
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=logs, num_samples=num_groups)  # pyright: ignore[reportArgumentType]
 
-    # ---- Logs and checkpoints ---------------------------------------------------------------------------------------------------
+    # ---- Logs ---------------------------------------------------------------------------------------------------
 
     def _run_file(self, name: str) -> Path | None:
         """Where the first rank keeps a file of the run; the others keep none."""
@@ -358,55 +382,6 @@ class GroupTrainer(Trainer, Generic[Item]):
             forward.counts.clear()  # a reference that is the policy without its adapter finds nothing left
         for name, seconds in self.timeline.end_step(self.state.global_step + 1).items():
             self.metrics.mean(name, seconds)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        torch.save(self.state_of_method(), folder / f"{self.args.process_index}_{STATE_FILE}")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load weights the way `from_pretrained` does, every one of them.
-
-        transformers' own loop loads state dictionaries by name. Families that are saved under other names than their modules have
-        (Qwen2.5-VL among them) would match nothing and train on from where they happen to be.
-        """
-        target = unwrap(self.model if model is None else model)  # pyright: ignore[reportArgumentType]
-        if isinstance(self.model, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        # float32 holds every narrower value exactly, and copying narrows it back.
-        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
-        target.load_state_dict(saved.state_dict(), strict=True)
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)  # pyright: ignore[reportArgumentType]
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            file = Path(checkpoint) / f"{self.args.process_index}_{STATE_FILE}"
-            if not file.exists():
-                raise ConfigError(
-                    f"{checkpoint} was not saved by boresight with {self.args.world_size} ranks: {file.name} is missing."
-                )
-            self.restore_method(torch.load(file, weights_only=True))
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save a folder that plain transformers loads, weights in the checkpoint's own dtype.
-
-        Checkpoints, which transformers' loop saves by itself, keep the float32 weights that a resumed run needs.
-        """
-        self._exporting = not _internal_call
-        super().save_model(output_dir, _internal_call)
-
-    _exporting = False
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self._exporting:
-            state = self.model.state_dict() if state_dict is None else state_dict  # pyright: ignore[reportOptionalMemberAccess]
-            dtypes = self.checkpoint_dtypes
-            state_dict = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in state.items()}
-        super()._save(output_dir, state_dict)
 
 
 def _one_pass_a_step(args: Config, plan: StepPlan, eval_groups: int) -> Config:

@@ -10,9 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers.utils import logging
 
-from boresight.data.sources import RowDataset
 from boresight.errors import ConfigError
 from boresight.loss.preference import (
     PREFERENCES,
@@ -24,22 +22,14 @@ from boresight.loss.preference import (
     weighted_rows,
 )
 from boresight.loss.shift import RewardShift
-from boresight.model.load import load_model
 from boresight.model.packing import completion_mask
-from boresight.model.reference import Reference, evaluating
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import GroupTrainer, from_pretrained_options
 from boresight.trainer.dpo_config import DPOConfig
+from boresight.trainer.fingerprint import reference_fingerprint
 from boresight.trainer.loading import each, is_stream, values
 from boresight.trainer.pairs import Pair, kept_pairs, pair_lengths, selected, stacked
-from boresight.trainer.precomputed import (
-    PrecomputedReference,
-    processor_digest,
-    saved_model_digest,
-    template_digest,
-    weights_digest,
-)
-from boresight.trainer.reference_sync import ReferenceSync
+from boresight.trainer.precomputed import PrecomputedReference, precomputed_reference, rows_of
 from boresight.trainer.steps import StepPlan, micro_batches
 from boresight.types import Group, PerSequence, Row, TokenStats
 
@@ -93,15 +83,7 @@ class DPOTrainer(GroupTrainer[Pair]):
         if args.precompute_ref_log_probs:
             self.precomputed = self._precompute(ref_model)
         else:
-            self.reference = self._reference(ref_model)
-            if args.sync_ref_model:
-                self.reference.follow(self.policy, 0.0)  # refuses now what it would refuse then
-                self.add_callback(ReferenceSync(self.reference, self.policy, args))
-
-    def _reference(self, ref_model: str | Path | nn.Module | None) -> Reference:
-        if ref_model is None:
-            return Reference(self.policy)
-        return Reference(self.policy, load_model(ref_model, **from_pretrained_options(self.args)).to(self.args.device))
+            self.add_reference(ref_model, args)
 
     # ---- Data -------------------------------------------------------------------------------------------------------------------
 
@@ -141,66 +123,45 @@ class DPOTrainer(GroupTrainer[Pair]):
     def _precompute(self, ref_model: str | Path | nn.Module | None) -> PrecomputedReference:
         """Reference log-probabilities of every pair: read from disk, or computed now, each rank a share, and kept there."""
         args = self.args
-        path = Path(args.precomputed_ref_path or Path(args.output_dir) / "reference_logps.safetensors")
-        sets = [*values(self.train_dataset), *values(self.eval_dataset)]
-        sets = [records for records in sets if records is not None]
-        if any(is_stream(records) for records in sets):
-            raise ConfigError("precompute_ref_log_probs=True needs data sets that have a length.")
-        fingerprint = self._fingerprint(ref_model)
-        table = PrecomputedReference.load(path, fingerprint) if path.exists() else PrecomputedReference(fingerprint)
-        missing = table.missing(row for records in sets for row in _rows(records))
-        if missing:
-            self._compute(table, missing, self._momentary_reference(ref_model))
-            if self.is_world_process_zero():
-                table.save(path)
-        return table
-
-    def _momentary_reference(self, ref_model: str | Path | nn.Module | None) -> Callable[[Sequence[Group]], TokenStats]:
-        """What computes the table, and is then let go. Before the first step the policy is its own reference: no copy is made of it."""
-        is_own = ref_model is None and not isinstance(self.policy.outer, PeftModel)
-        return self.policy if is_own else self._reference(ref_model)
-
-    def _compute(
-        self, table: PrecomputedReference, rows: Sequence[Row], model: Callable[[Sequence[Group]], TokenStats]
-    ) -> None:
-        """Add rows to the table, every rank its share of them."""
-        args, own = self.args, PrecomputedReference(table.fingerprint)
         size: int = args.precompute_ref_batch_size or args.per_device_train_batch_size
-        mine = rows[args.process_index :: args.world_size]
-        bar = logging.tqdm(total=len(mine), desc="reference", disable=args.disable_tqdm or not args.should_log)
-        with self.timeline.phase("logp"), bar:
-            for start in range(0, len(mine), size):
-                part = mine[start : start + size]
-                own.add(part, self._logps([self.encode(row) for row in part], model, StepPlan(size, size)))
-                bar.update(len(part))
-        for entries in gather_object([own.entries]):
-            table.update(entries)
+        # Before the first step the policy is its own reference: no copy is made of it.
+        is_own = ref_model is None and not isinstance(self.policy.outer, PeftModel)
+
+        def logps() -> Callable[[Sequence[Row]], PerSequence]:
+            model = self.policy if is_own else self.load_reference(ref_model)
+            return lambda rows: self._logps([self.encode(row) for row in rows], model, StepPlan(size, size))
+
+        with self.timeline.phase("logp"):
+            return precomputed_reference(
+                Path(args.precomputed_ref_path or Path(args.output_dir) / "reference_logps.safetensors"),
+                self._fingerprint(ref_model),
+                rows_of([*values(self.train_dataset), *values(self.eval_dataset)]),
+                logps,
+                batch_size=size,
+                shows_progress=args.should_log and not args.disable_tqdm,
+            )
 
     def _fingerprint(self, ref_model: str | Path | nn.Module | None) -> dict[str, str]:
-        """Everything but the samples that reference log-probabilities depend on."""
         args = self.args
-        if isinstance(ref_model, str | Path):
-            # By its files, or on the hub by its commit: a model need not be loaded to be known.
-            weights, adapter = saved_model_digest(str(ref_model), from_pretrained_options(args)), "none"
-        else:
-            weights = weights_digest(self.policy.outer if ref_model is None else ref_model)
-            adapter = "off" if ref_model is None else weights_digest(ref_model, adapter=True)
-        return {
-            "model weights": weights,
-            "adapter": adapter,
-            "processor or pixel budget": processor_digest(self.encoder.processor),
-            "chat template": template_digest(self.encoder.texts, args.chat_template_kwargs),
-            "length policy": f"{args.max_length} {args.overlong_pairs}",
-            "ld_alpha": str(args.ld_alpha),
-            "dtype": f"{next(self.policy.model.parameters()).dtype} bf16={args.bf16} fp16={args.fp16}",
-        }
+        return reference_fingerprint(
+            self.policy.outer,
+            ref_model,
+            self.encoder,
+            template_variables=args.chat_template_kwargs,
+            options=from_pretrained_options(args),
+            settings={
+                "length policy": f"{args.max_length} {args.overlong_pairs}",
+                "ld_alpha": str(args.ld_alpha),
+                "dtype": f"{next(self.policy.model.parameters()).dtype} bf16={args.bf16} fp16={args.fp16}",
+            },
+        )
 
     def _logps(
         self, groups: Sequence[Group], model: Callable[..., TokenStats], plan: StepPlan | None = None
     ) -> PerSequence:
         """[2 · groups] `completion_logps` under a model, no gradient, no dropout."""
         found = []
-        with torch.no_grad(), evaluating(self.policy.outer), self.compute_loss_context_manager():
+        with self.without_gradient():
             for part in micro_batches(
                 [Pair(group) for group in groups], plan or self.plan, self.args.max_tokens_per_pass
             ):
@@ -269,16 +230,11 @@ class DPOTrainer(GroupTrainer[Pair]):
     # ---- Checkpoints ------------------------------------------------------------------------------------------------------------
 
     def state_of_method(self) -> dict[str, Any]:
-        follows = self.args.sync_ref_model and self.reference is not None
-        return {
-            "shift": self.shift.state_dict(),
-            "reference": self.reference.moved_weights(self.policy) if follows else {},  # pyright: ignore[reportOptionalMemberAccess]
-        }
+        return super().state_of_method() | {"shift": self.shift.state_dict()}
 
     def restore_method(self, state: dict[str, Any]) -> None:
+        super().restore_method(state)
         self.shift.load_state_dict(state["shift"])
-        if self.reference is not None and state["reference"]:
-            self.reference.restore(state["reference"])
 
 
 def switch_off_dropout(model: nn.Module) -> None:
@@ -290,8 +246,3 @@ def switch_off_dropout(model: nn.Module) -> None:
 
 def _truncated(groups: Sequence[Group]) -> Tensor:
     return torch.tensor([float(completion.truncated) for group in groups for completion in group.completions])
-
-
-def _rows(records: Any) -> list[Row]:
-    rows = RowDataset(records)
-    return [rows[index] for index in range(len(rows))]

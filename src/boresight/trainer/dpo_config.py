@@ -9,7 +9,7 @@ from boresight.errors import ConfigError
 from boresight.loss.preference import check_preference_loss
 from boresight.loss.preference_config import PreferenceLossConfig
 from boresight.trainer.config import NOTHING_SAMPLED, UNSUPPORTED, TrainerConfig, strict
-from boresight.trainer.reference_sync import ReferenceSyncConfig, check_reference_sync
+from boresight.trainer.reference import ReferenceSyncConfig, check_reference_sync
 
 OVERLONG = ("error", "drop", "truncate_completion")
 

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from boresight.data.images import decode
 from boresight.data.sources import RowStream
-from boresight.errors import ConfigError
+from boresight.errors import ConfigError, EngineError
 from boresight.loss.policy import counted_mask, high_entropy_threshold, policy_loss, policy_total
-from boresight.model.load import load_model
 from boresight.model.packing import completion_mask
-from boresight.model.reference import Reference, evaluating
+from boresight.ranks import on_every_rank
 from boresight.report.completions import CompletionStore
 from boresight.report.metrics import MeanMetrics
 from boresight.report.terminal import print_completions, rows_to_show
 from boresight.report.trackers import log_completions
 from boresight.rewards.score import Scorer
-from boresight.rollout.sampler import sampling_settings
-from boresight.rollout.vllm.engine import EngineError
-from boresight.trainer.base import GroupTrainer, from_pretrained_options
+from boresight.trainer.base import GroupTrainer
 from boresight.trainer.checks import gold_findings
-from boresight.trainer.drawn import Drawn, Place, exchanged, shares
-from boresight.trainer.dynamic_sampling import further_rows, note_resampling, resample
-from boresight.trainer.engine import EngineSampler
-from boresight.trainer.experience import Scored, from_state, padded, per_group, state_of
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
-from boresight.trainer.ranks import on_every_rank
-from boresight.trainer.reference_sync import ReferenceSync
+from boresight.trainer.rollouts.engines import engine_sampler
+from boresight.trainer.rollouts.loop import PromptRows, Rollouts
+from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, state_of
 from boresight.trainer.steps import micro_batches
 from boresight.trainer.verdict_probes import is_due, note_image_swap
-from boresight.types import Group, Prompt, Row, TokenStats
+from boresight.types import Group, Prompt, Row, Sampler, TokenStats, TrainingHooks
 
 
 class GRPOTrainer(GroupTrainer[Scored]):
@@ -92,22 +88,35 @@ class GRPOTrainer(GroupTrainer[Scored]):
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        self.sampler = EngineSampler(self) if args.use_vllm else self.own_sampler()
-        self.reference = self._reference(ref_model) if args.beta != 0 else None
-        if args.sync_ref_model and self.reference is not None:
-            self.reference.follow(self.policy, 0.0)  # refuses now what it would refuse then
-            self.add_callback(ReferenceSync(self.reference, self.policy, args))
-        self.completions = CompletionStore(
-            self.args.output_dir, rank=self.args.process_index, tokenizer=self.encoder.tokenizer
+        if args.beta != 0:
+            self.add_reference(ref_model, args)
+        self.sampler: Sampler = self._engine_sampler() if args.use_vllm else self.own_sampler()
+        self.add_callback(WeightsMoved(self.sampler))
+        self.rollouts = Rollouts(
+            self.sampler,
+            self.scorer,
+            CompletionStore(self.args.output_dir, rank=self.args.process_index, tokenizer=self.encoder.tokenizer),
+            self.args,
+            self.plan,
+            PromptRows(lambda: len(self.train_dataset), self._prompt),
+            rank=self.args.process_index,
+            timeline=self.timeline,
+            metrics=self.metrics,
+            log_once=self.log_once,
         )
         self.experience: list[Scored] = []
-        """The groups of the latest draw, in the order its optimizer steps learn from them."""
+        """The groups of the latest rollout, in the order its optimizer steps learn from them."""
         self._entropy_threshold: float | None = None
 
-    def _reference(self, ref_model: str | Path | nn.Module | None) -> Reference:
-        if ref_model is None:
-            return Reference(self.policy)
-        return Reference(self.policy, load_model(ref_model, **from_pretrained_options(self.args)).to(self.args.device))
+    def _engine_sampler(self) -> Sampler:
+        hooks = TrainingHooks(
+            logp=lambda groups: self.logp(groups, self.policy),
+            step=lambda: self.state.global_step,
+            timeline=self.timeline,
+            metrics=self.metrics,
+            log_once=self.log_once,
+        )
+        return engine_sampler(self.args, self.policy, self.encoder, self.extent, hooks)
 
     # ---- Data -------------------------------------------------------------------------------------------------------------------
 
@@ -122,7 +131,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         super()._check_data()
         if self.args.dynamic_sampling and is_stream(self.train_dataset):
             raise ConfigError(
-                "dynamic_sampling draws further prompts by the numbers of their rows, which a streamed data set has not: load it whole, "
+                "dynamic_sampling takes further prompts by the numbers of their rows, which a streamed data set has not: load it whole, "
                 "or set dynamic_sampling=False."
             )
         on_every_rank(self._check_gold)
@@ -138,16 +147,27 @@ class GRPOTrainer(GroupTrainer[Scored]):
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
     def prepare(self, inputs: list[Prompt]) -> list[Scored]:
-        """This optimizer step's groups; a new draw of completions where the loader brought prompts."""
+        """This optimizer step's groups; a new rollout where the loader brought prompts."""
         if inputs:
             try:
-                self.experience = self.draw(inputs)
+                self.experience = self.collect(inputs)
             except EngineError as error:
                 self._keep_what_was_learned(error)
                 raise
-        place = self.state.global_step % self.plan.draw_period % self.plan.steps_per_draw
+        place = self.state.global_step % self.plan.rollout_period % self.plan.steps_per_rollout
         items = self.experience[place * self.plan.groups_per_step : (place + 1) * self.plan.groups_per_step]
         return self._with_entropy(items) if self.args.top_entropy_quantile < 1 else items
+
+    def collect(self, prompts: Sequence[Prompt]) -> list[Scored]:
+        """Sample completions of prompts, score them, compare each with its group, and add the log-probabilities that the loss needs."""
+        scored, rows = self.rollouts.collect(prompts, self.state)
+        with self.timeline.phase("logp"):
+            scored = self._with_logp(scored)
+            if is_due(self.args.verdict_steps, self.state.global_step, self.plan.rollout_period):
+                groups = [item.group for item in scored]
+                note_image_swap(self.metrics, groups, lambda part: self.logp(part, self.policy))
+        self._show(rows)
+        return scored
 
     def _with_entropy(self, items: Sequence[Scored]) -> list[Scored]:
         """The items with their tokens' entropies, from whose quantile over the whole step and all ranks the threshold is taken."""
@@ -160,47 +180,17 @@ class GRPOTrainer(GroupTrainer[Scored]):
         self._entropy_threshold = high_entropy_threshold(everywhere, self.args.top_entropy_quantile)
         return [replace(item, entropy=block) for item, block in zip(items, per_group(rows, groups), strict=True)]
 
-    def draw(self, prompts: Sequence[Prompt]) -> list[Scored]:
-        """Sample completions of prompts, score them, and compare each with its group."""
-        # A seed of the draw's own: what is sampled depends neither on the ranks nor on what ran before.
-        seed = (self.args.seed << 32) + self.state.global_step
-        drawn = self._sampled(prompts, seed)
-        groups, kept = drawn.groups, drawn.ranks
-        if self.args.dynamic_sampling:
-            drawn, kept = self._resampled(drawn, seed)
-            groups = exchanged(drawn.groups, kept, self.args.process_index, self._prompt)
-        if isinstance(self.sampler, EngineSampler):
-            self.sampler.rest()
-        advantages = drawn.advantages([place for own in kept for place in own], self.args)
-        self._note(self.metrics, drawn)
-        own = [advantages[place] for place in kept[self.args.process_index]]
-        scored = [Scored(*pair) for pair in zip(groups, own, strict=True)]
-        with self.timeline.phase("logp"):
-            scored = self._with_logp(scored)
-            if is_due(self.args.verdict_steps, self.state.global_step, self.plan.draw_period):
-                note_image_swap(self.metrics, groups, lambda part: self.logp(part, self.policy))
-        self._report(drawn, advantages)
-        return scored
-
     def _with_logp(self, scored: Sequence[Scored]) -> list[Scored]:
         """The items with their log-probabilities before the update and under the reference; those to learn nothing from without."""
         learned = [item for item in scored if self.learns_from(item)]
         groups = [item.group for item in learned]
-        # One update per draw: the policy is its own old self, and no pass is needed.
-        old = self.logp(groups, self.policy) if self.plan.draw_period > 1 else [None] * len(groups)
+        # One update per rollout: the policy is its own old self, and no pass is needed.
+        old = self.logp(groups, self.policy) if self.plan.rollout_period > 1 else [None] * len(groups)
         reference = self.logp(groups, self.reference) if self.reference is not None else [None] * len(groups)
         known = {
             id(item): replace(item, old=a, reference=b) for item, a, b in zip(learned, old, reference, strict=True)
         }
         return [known.get(id(item), item) for item in scored]
-
-    def _sampled(self, prompts: Sequence[Prompt], seed: int) -> Drawn:
-        """Completions of this rank's prompts, and what those of all ranks scored."""
-        with self.timeline.phase("sample"):
-            groups = self.sampler.sample(prompts, sampling_settings(self.args, seed=seed))
-        with self.timeline.phase("reward"):
-            table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=self.state))
-            return Drawn.of(groups, table)
 
     def _keep_what_was_learned(self, error: EngineError) -> None:
         """The engine is gone for good: a checkpoint of the last finished step, for a run that goes on later."""
@@ -210,26 +200,6 @@ class GRPOTrainer(GroupTrainer[Scored]):
                 f"boresight: what was learned is in {self.args.output_dir}/checkpoint-{self.state.global_step}; go on with "
                 "trainer.train(resume_from_checkpoint=True)."
             )
-
-    def _resampled(self, first: Drawn, seed: int) -> tuple[Drawn, list[list[Place]]]:
-        """All that dynamic sampling drew, and which groups each rank learns from."""
-
-        rank, num_steps = self.args.process_index, self.plan.steps_per_draw
-
-        def sample(rows: Sequence[Sequence[int]]) -> Drawn:
-            with self.timeline.phase("data"):
-                prompts = [self._prompt(row) for row in rows[rank]]
-            return self._sampled(prompts, seed)
-
-        own_rows = [group.prompt.row.index for group in first.groups]
-        taken = {row for rows in gather_object([own_rows]) for row in rows}
-        further = further_rows(len(self.train_dataset), taken, seed)
-        limit = self.args.max_sampling_rounds
-        found = resample(first, sample, further, self.args, num_steps=num_steps, max_rounds=limit)
-        note_resampling(self.metrics, found, rank)
-        if found.num_flat:
-            self.log_once(f"step {self.state.global_step + 1}: {found.shortage}")
-        return found.drawn, shares(found.kept, [len(own) // num_steps for own in first.ranks], num_steps)
 
     def _prompt(self, row: int) -> Prompt:
         """A training row's prompt, encoded here."""
@@ -242,7 +212,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def _token_rows(self, groups: Sequence[Group], model: Callable[..., TokenStats], wanted: str) -> list[Tensor]:
         """One row per completion of what a model says of its tokens: `logp` or `entropy`."""
         rows: list[Tensor] = []
-        with torch.no_grad(), evaluating(self.policy.outer), self.compute_loss_context_manager():
+        with self.without_gradient():
             for part in micro_batches(groups, self.plan, self.args.max_tokens_per_pass):
                 stats = model(part, temperature=self._temperature, ban_modalities=True, entropy=wanted == "entropy")
                 rows += getattr(stats, wanted).cpu()
@@ -319,60 +289,28 @@ class GRPOTrainer(GroupTrainer[Scored]):
             raise
 
     def evaluate_step(self, inputs: list[Prompt], metrics: MeanMetrics) -> None:
-        """Reward metrics of completions sampled under a seed of their own."""
-        groups = self.sampler.sample(inputs, sampling_settings(self.args, evaluating=True, seed=self.args.seed))
-        table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=self.state))
-        self._note(metrics, Drawn.of(groups, table))
-        self.completions.add(
-            self.state.global_step, groups, rewards=table.by_name, reward=table.total, phase="eval", extra=table.extra
-        )
+        self.rollouts.evaluate(inputs, self.state, metrics)
 
     # ---- Report -----------------------------------------------------------------------------------------------------------------
 
-    def _note(self, metrics: MeanMetrics, drawn: Drawn) -> None:
-        """What all that was sampled says, and what sampling it took."""
-        drawn.note(metrics, self.args)
-        for name, count in self.sampler.counts.items():
-            metrics.sum(f"work/sampler_{name}", count)
-        self.sampler.counts.clear()
-
-    def _report(self, drawn: Drawn, advantages: Mapping[Place, Tensor]) -> None:
-        """Keep the completions in the run folder, those of groups that were thrown away too, and print them when asked to."""
-        step, groups, table = self.state.global_step + 1, drawn.groups, drawn.table
-        own = [advantages.get((self.args.process_index, place)) for place in range(len(groups))]
-        rows = self.completions.add(
-            step,
-            groups,
-            rewards=table.by_name,
-            reward=table.total,
-            advantage=torch.cat(
-                [
-                    torch.full((len(group),), torch.nan) if known is None else known
-                    for known, group in zip(own, groups, strict=True)
-                ]
-            ),
-            kept=[known is not None for known in own],
-            logp=[completion.sampler_logp.tolist() for group in groups for completion in group.completions],  # pyright: ignore[reportOptionalMemberAccess]
-            extra=table.extra,
-        )
+    def _show(self, rows: pa.Table) -> None:
+        """Print a step's completions and pass them to the trackers, when asked to."""
+        step, args = self.state.global_step + 1, self.args
         every = max(1, int(self.state.logging_steps or 1))
-        if self.args.log_completions and self.is_world_process_zero() and (step % every == 0 or step == 1):
-            num = self.args.num_completions_to_print
+        if args.log_completions and self.is_world_process_zero() and (step % every == 0 or step == 1):
+            num = args.num_completions_to_print
             print_completions(rows, num_completions=num)
-            folder = Path(self.args.output_dir) / "images"
+            folder = Path(args.output_dir) / "images"
             log_completions(self.callback_handler.callbacks, rows_to_show(rows, num), folder, step=step)
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------------------
 
     def state_of_method(self) -> dict[str, Any]:
-        under_way = self.state.global_step % self.plan.draw_period != 0
-        follows = self.args.sync_ref_model and self.reference is not None
-        return {
-            "experience": state_of(self.experience) if under_way else [],
-            "reference": self.reference.moved_weights(self.policy) if follows else {},  # pyright: ignore[reportOptionalMemberAccess]
-        }
+        under_way = self.state.global_step % self.plan.rollout_period != 0
+        return super().state_of_method() | {"experience": state_of(self.experience) if under_way else []}
 
     def restore_method(self, state: dict[str, Any]) -> None:
+        super().restore_method(state)
         wanted = {each["row"] for each in state["experience"]}
         prompts: dict[int, Prompt] = {}
         if wanted and is_stream(self.train_dataset):
@@ -380,8 +318,22 @@ class GRPOTrainer(GroupTrainer[Scored]):
         elif wanted:
             prompts = {index: self._prompt(index) for index in wanted}
         self.experience = from_state(state["experience"], prompts.__getitem__)
-        if self.reference is not None and state["reference"]:
-            self.reference.restore(state["reference"])
 
     def discard_after(self, step: int) -> int:
-        return super().discard_after(step) + self.completions.discard_after(step)
+        return super().discard_after(step) + self.rollouts.store.discard_after(step)
+
+
+class WeightsMoved(TrainerCallback):
+    """Tells a sampler whenever the policy's weights may have changed: by a step, or by loading."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.sampler.weights_moved()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.sampler.weights_moved()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.sampler.weights_moved()

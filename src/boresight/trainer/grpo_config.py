@@ -13,8 +13,8 @@ from boresight.rewards.check import GOLD_TEMPLATE
 from boresight.rollout.sampler import SamplingConfig, sampling_settings
 from boresight.rollout.vllm.options import VLLMConfig, check_vllm
 from boresight.trainer.config import UNSUPPORTED, TrainerConfig, strict
-from boresight.trainer.dynamic_sampling import DynamicSamplingConfig, check_dynamic_sampling
-from boresight.trainer.reference_sync import ReferenceSyncConfig, check_reference_sync
+from boresight.trainer.reference import ReferenceSyncConfig, check_reference_sync
+from boresight.trainer.rollouts.dynamic_sampling import DynamicSamplingConfig, check_dynamic_sampling
 from boresight.trainer.steps import OptimizerSteps, StepPlan
 
 NARROWING = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
@@ -131,7 +131,7 @@ class GRPOConfig(
         return StepPlan(
             groups_per_step=groups,
             groups_per_pass=max(1, self.per_device_train_batch_size // self.num_generations),
-            steps_per_draw=self._steps_per_draw(groups),
+            steps_per_rollout=self._steps_per_draw(groups),
             num_iterations=self.num_iterations,
         )
 

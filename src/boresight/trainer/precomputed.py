@@ -1,23 +1,24 @@
-"""Reference log-probabilities computed once and kept on disk, under a fingerprint of all that they depend on."""
+"""Reference log-probabilities computed once and kept on disk, under a fingerprint of all that they depend on (`fingerprint`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers.utils import cached_file
+from torch import Tensor
+from transformers.utils import logging
 
-from boresight.data.texts import Texts
+from boresight.data.sources import RowDataset
 from boresight.errors import ConfigError
-from boresight.model.load import WHERE
+from boresight.trainer.loading import is_stream
 from boresight.types import PerSequence, Row
 
 
@@ -26,62 +27,6 @@ def sample_digest(row: Row) -> str:
     said = [row.prompt, *row.completions, row.columns.get("chat_template_kwargs")]
     text = json.dumps(said, sort_keys=True, default=str) + "".join(image.digest for image in row.images)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def weights_digest(model: nn.Module, *, adapter: bool = False) -> str:
-    """SHA-256 of every weight and buffer with its name, shape and dtype: of the base, or else of its adapter alone."""
-    prefix = model.base_model.prefix if isinstance(model, PeftModel) else None  # pyright: ignore[reportAttributeAccessIssue]
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if adapter != (prefix is not None and (str(prefix) in name or "modules_to_save" in name)):
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def saved_model_digest(name: str, options: Mapping[str, Any]) -> str:
-    """SHA-256 of a saved model's weight files and configuration, or of its id and commit where it is on the hub.
-
-    Args:
-        options: of `from_pretrained`.
-    """
-    digest = hashlib.sha256()
-    folder = Path(name)
-    if not folder.is_dir():
-        # Not tried against a real hub here: transformers keeps a commit's files in a folder named after it.
-        where = {key: options[key] for key in WHERE if key in options}
-        digest.update(f"{name} {Path(str(cached_file(name, 'config.json', **where))).parent.name}".encode())
-        return digest.hexdigest()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json")):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def processor_digest(processor: Any) -> str:
-    """SHA-256 of what the processor does to text and images, pixel budget included."""
-    return _digest([_tokenizer(processor), _plain(getattr(processor, "image_processor", None))])
-
-
-def template_digest(texts: Texts, variables: Mapping[str, Any] | None) -> str:
-    """SHA-256 of the chat template and its variables."""
-    return _digest([getattr(texts.processor, "chat_template", None), texts.tokenizer.chat_template, variables])
-
-
-def _tokenizer(processor: Any) -> str:
-    tokenizer = getattr(processor, "tokenizer", processor)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return tokenizer.name_or_path if backend is None else backend.to_str()
-
-
-def _plain(image_processor: Any) -> Any:
-    return None if image_processor is None else image_processor.to_dict()
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class PrecomputedReference:
@@ -150,3 +95,53 @@ class PrecomputedReference:
     def __call__(self, rows: Sequence[Row]) -> PerSequence:
         """[2 · rows] log-probabilities, chosen and rejected in turn."""
         return torch.cat([self._logps[sample_digest(row)] for row in rows])
+
+
+def rows_of(datasets: Iterable[Any]) -> list[Row]:
+    """The rows of several data sets, None among them left out.
+
+    Raises:
+        ConfigError: one of them is a stream.
+    """
+    found = [records for records in datasets if records is not None]
+    if any(is_stream(records) for records in found):
+        raise ConfigError("precompute_ref_log_probs=True needs data sets that have a length.")
+    tables = [RowDataset(records) for records in found]
+    return [table[index] for table in tables for index in range(len(table))]
+
+
+def precomputed_reference(
+    path: Path,
+    fingerprint: Mapping[str, str],
+    rows: Sequence[Row],
+    logps: Callable[[], Callable[[Sequence[Row]], PerSequence]],
+    *,
+    batch_size: int,
+    shows_progress: bool,
+) -> PrecomputedReference:
+    """The table of some rows: read from its file, completed where rows are missing, and written back. All ranks call it together.
+
+    Args:
+        path: the table's file.
+        fingerprint: see `PrecomputedReference`.
+        rows: those that the table must hold.
+        logps: makes what computes rows, called only where some are missing: a reference model need not be loaded otherwise.
+        batch_size: rows of one pass.
+        shows_progress: show a bar.
+    """
+    table = PrecomputedReference.load(path, fingerprint) if path.exists() else PrecomputedReference(fingerprint)
+    missing = table.missing(rows)
+    if not missing:
+        return table
+    state, own, compute = PartialState(), PrecomputedReference(fingerprint), logps()
+    mine = missing[state.process_index :: state.num_processes]
+    with logging.tqdm(total=len(mine), desc="reference", disable=not shows_progress) as bar:
+        for start in range(0, len(mine), batch_size):
+            part = mine[start : start + batch_size]
+            own.add(part, compute(part))
+            bar.update(len(part))
+    for entries in gather_object([own.entries]):
+        table.update(entries)
+    if state.is_main_process:
+        table.save(path)
+    return table

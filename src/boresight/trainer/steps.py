@@ -24,25 +24,25 @@ class StepPlan:
     """Groups of one optimizer step on this rank."""
     groups_per_pass: int
     """Groups of one micro-batch, where tokens do not decide."""
-    steps_per_draw: int = 1
-    """Optimizer steps, with different groups, that one draw of rows serves."""
+    steps_per_rollout: int = 1
+    """Optimizer steps, with different groups, that one rollout serves."""
     num_iterations: int = 1
-    """How often the groups of one draw are gone through."""
+    """How often the groups of one rollout are learned from."""
 
     @property
-    def groups_per_draw(self) -> int:
-        return self.groups_per_step * self.steps_per_draw
+    def groups_per_rollout(self) -> int:
+        return self.groups_per_step * self.steps_per_rollout
 
     @property
-    def draw_period(self) -> int:
-        """Optimizer steps from one draw to the next."""
-        return self.steps_per_draw * self.num_iterations
+    def rollout_period(self) -> int:
+        """Optimizer steps from one rollout to the next."""
+        return self.steps_per_rollout * self.num_iterations
 
 
 class StepBatches(Sampler[list[int]]):
-    """For every optimizer step, the numbers of the rows that this rank draws for it.
+    """For every optimizer step, the numbers of this rank's rows.
 
-    Those of a whole draw come at its first step, none at the others.
+    Those of a whole rollout come at its first step, none at the others.
 
     Every rank walks through the same order and takes its own share, so groups are never split over ranks and no row is drawn twice in
     an epoch. The last step of an epoch may be smaller where `keep_last` allows it; totals are counted per step, so that
@@ -67,39 +67,39 @@ class StepBatches(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        rows_per_draw = plan.groups_per_draw * world_size
-        full, rest = divmod(num_rows, rows_per_draw)
+        rows_per_rollout = plan.groups_per_rollout * world_size
+        full, rest = divmod(num_rows, rows_per_rollout)
         self.num_full = full
         # A rank without a group could not take part in the step.
-        self.num_rest = rest if keep_last and plan.draw_period == 1 and rest >= world_size else 0
+        self.num_rest = rest if keep_last and plan.rollout_period == 1 and rest >= world_size else 0
         if not full and not self.num_rest:
             raise ConfigError(
-                f"The training set has {num_rows} rows, but one draw takes {rows_per_draw} (groups per step on a rank × ranks × steps per "
-                "generation): lower gradient_accumulation_steps, steps_per_generation or num_prompts_per_step."
+                f"The training set has {num_rows} rows, but one rollout takes {rows_per_rollout} (groups per step on a rank × ranks × steps "
+                "per generation): lower gradient_accumulation_steps, steps_per_generation or num_prompts_per_step."
             )
 
     @property
     def num_dropped(self) -> int:
-        """Rows that no step of an epoch draws; a shuffled order drops others each time."""
-        return self.num_rows - self.num_full * self.plan.groups_per_draw * self.world_size - self.num_rest
+        """Rows that no step of an epoch uses; a shuffled order leaves out others each time."""
+        return self.num_rows - self.num_full * self.plan.groups_per_rollout * self.world_size - self.num_rest
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_full * self.plan.draw_period + bool(self.num_rest)
+        return self.num_full * self.plan.rollout_period + bool(self.num_rest)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.arange(self.num_rows)
         if self.shuffle:
             order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed + self.epoch))
-        rows_per_draw = self.plan.groups_per_draw * self.world_size
-        for draw in range(self.num_full):
-            rows = order[draw * rows_per_draw : (draw + 1) * rows_per_draw]
+        rows_per_rollout = self.plan.groups_per_rollout * self.world_size
+        for rollout in range(self.num_full):
+            rows = order[rollout * rows_per_rollout : (rollout + 1) * rows_per_rollout]
             # [steps, ranks, groups]: each step's rows are cut over the ranks.
-            mine = rows.view(self.plan.steps_per_draw, self.world_size, -1)[:, self.rank]
+            mine = rows.view(self.plan.steps_per_rollout, self.world_size, -1)[:, self.rank]
             yield mine.flatten().tolist()
-            for _ in range(self.plan.draw_period - 1):
+            for _ in range(self.plan.rollout_period - 1):
                 yield []
         if self.num_rest:
             yield order[-self.num_rest :].tensor_split(self.world_size)[self.rank].tolist()
@@ -129,9 +129,9 @@ class StreamedBatches(IterableDataset[list[Any]]):
         for number, row in enumerate(self.rows):
             if number % rows_per_step // self.plan.groups_per_step == self.rank:
                 mine.append(row if self.encode is None else self.encode(row))
-            if (number + 1) % (rows_per_step * self.plan.steps_per_draw) == 0:
+            if (number + 1) % (rows_per_step * self.plan.steps_per_rollout) == 0:
                 yield mine
-                yield from ([] for _ in range(self.plan.draw_period - 1))
+                yield from ([] for _ in range(self.plan.rollout_period - 1))
                 mine = []
 
 

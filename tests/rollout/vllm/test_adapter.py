@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from boresight.data.images import decode
-from boresight.errors import ConfigError
+from boresight.errors import ConfigError, EngineRestartedError
 from boresight.model.adapter_export import PolicyAdapter
 from boresight.model.export import PolicyWeights
-from boresight.rollout.vllm.engine import Engine, EngineRestartedError
+from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.local import LocalEngine
 from boresight.rollout.vllm.sampler import VLLMSampler
 from boresight.rollout.vllm.server import ServerEngine

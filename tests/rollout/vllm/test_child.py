@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from boresight.errors import EngineError, EngineRestartedError
 from boresight.rollout.vllm.child import ChildEngine
-from boresight.rollout.vllm.engine import EngineError, EngineRestartedError
 from boresight.types import SamplingSettings
 
 from .conftest import ENGINE, IMAGES, START_S, Rig

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from boresight.errors import ConfigError
+from boresight.errors import ConfigError, EngineError, EngineRestartedError
 from boresight.rollout.vllm import server as module
-from boresight.rollout.vllm.engine import EngineError, EngineRestartedError, Request
+from boresight.rollout.vllm.engine import Request
 from boresight.rollout.vllm.server import ServerEngine
 
 from .conftest import free_port

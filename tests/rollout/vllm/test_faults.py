@@ -25,8 +25,8 @@ from transformers import TrainerCallback
 
 from boresight import GRPOConfig, GRPOTrainer
 from boresight.demo.easy_vqa import load_easy_vqa
+from boresight.errors import EngineError
 from boresight.report.completions import read_completions
-from boresight.rollout.vllm.engine import EngineError
 from boresight.rollout.vllm.server import ServerEngine
 from boresight.types import SamplingSettings
 

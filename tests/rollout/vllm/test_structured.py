@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from boresight.data.images import decode
-from boresight.errors import ConfigError
+from boresight.errors import ConfigError, EngineError
 from boresight.model.export import PolicyWeights
-from boresight.rollout.vllm.engine import Engine, EngineError
+from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.local import check_sleep
 from boresight.rollout.vllm.sampler import State, VLLMSampler
 from boresight.types import SamplingSettings

@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from boresight.data.encode import Encoder
-from boresight.rollout.vllm.engine import Engine, EngineError
+from boresight.errors import EngineError
+from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.sync import SyncError
 from boresight.types import SamplingSettings
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from boresight.rollout.vllm.engine import EngineError
+from boresight.errors import EngineError
 from boresight.rollout.vllm.names import LOAD_FORMAT
 from boresight.rollout.vllm.serve import Server, server_command
 from boresight.rollout.vllm.server import ServerEngine

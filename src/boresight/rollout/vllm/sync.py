@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boresight.rollout.vllm.engine import Engine, EngineError, EngineRestartedError
+from boresight.errors import EngineError, EngineRestartedError
+from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.vectors import fixed_vector, projected
 from boresight.types import Weights
 

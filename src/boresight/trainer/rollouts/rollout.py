@@ -1,4 +1,4 @@
-"""One draw of completions over all ranks: what was sampled, what it scored, which groups are learned from, and by which rank."""
+"""One rollout over all ranks: what was sampled, its rewards, which groups are learned from, and by which rank."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 from boresight.advantage.group import Advantage, AdvantageConfig, advantage
 from boresight.report.metrics import MeanMetrics
 from boresight.rewards.reward import RewardTable
-from boresight.trainer.experience import group_from_state, group_state
+from boresight.trainer.rollouts.scored import group_from_state, group_state
 from boresight.types import Group, PerSequence, Prompt
 
 Place = tuple[int, int]
-"""Where a group was sampled: the rank, and its place among that rank's groups of the draw."""
+"""Where a group was sampled: the rank, and its place among that rank's groups of the rollout."""
 
 GroupScore = tuple[Tensor, Tensor]
 """[K, R] rewards of a group's completions, and [K] true where a function failed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """What this rank sampled, and what all ranks' groups scored."""
+class Rollout:
+    """What this rank sampled, and the rewards of all ranks' groups."""
 
     groups: list[Group]
     """This rank's."""
@@ -35,15 +35,15 @@ class Drawn:
     """Of every rank, group by group."""
 
     @classmethod
-    def of(cls, groups: Sequence[Group], table: RewardTable) -> Drawn:
-        """Tell every rank what this one's groups scored. Ranks may hold unequal numbers of groups."""
+    def of(cls, groups: Sequence[Group], table: RewardTable) -> Rollout:
+        """Gather the rewards of all ranks' groups. Ranks may hold unequal numbers of groups."""
         sizes = [len(group) for group in groups]
         own = list(zip(table.values.split(sizes), table.failed.split(sizes), strict=True))
         return cls(list(groups), table, gather_object([own]))
 
-    def __add__(self, later: Drawn) -> Drawn:
+    def __add__(self, later: Rollout) -> Rollout:
         scores = [own + more for own, more in zip(self.scores, later.scores, strict=True)]
-        return Drawn(self.groups + later.groups, self.table + later.table, scores)
+        return Rollout(self.groups + later.groups, self.table + later.table, scores)
 
     @property
     def ranks(self) -> list[list[Place]]:
@@ -129,6 +129,8 @@ def exchanged(
         rank: this one.
         prompt: encodes a row by its number.
     """
+    if all(source == to for to, wanted in enumerate(ranks) for source, _ in wanted):
+        return [groups[place] for _, place in ranks[rank]]
     leaving = {
         place: group_state(groups[place])
         for other, wanted in enumerate(ranks)

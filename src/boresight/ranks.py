@@ -8,8 +8,7 @@ from typing import TypeVar
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from boresight.errors import UserError
-from boresight.rollout.vllm.engine import EngineError
+from boresight.errors import EngineError, UserError
 
 Result = TypeVar("Result")
 

@@ -1,4 +1,4 @@
-"""What a draw of completions leaves behind for the optimizer steps that learn from it."""
+"""A group with its advantage, on its way through the optimizer steps that learn from it."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ from boresight.advantage.group import AdvantageConfig
 from boresight.errors import ConfigError
 from boresight.report import read_completions
 from boresight.rewards import RewardTable
-from boresight.trainer.drawn import Drawn, exchanged, shares, step_order
-from boresight.trainer.dynamic_sampling import Resampled, further_rows, resample
+from boresight.trainer.rollouts.dynamic_sampling import Resampled, further_rows, resample
+from boresight.trainer.rollouts.rollout import Rollout, exchanged, shares, step_order
 from boresight.types import Completion, Group, Prompt, Row
 
-from .conftest import Gradients, Run, furthest, vowel_share, weights
-from .test_resume import same
+from tests.trainer.conftest import Gradients, Run, furthest, vowel_share, weights
+from tests.trainer.test_resume import same
 
 # ---- Which groups are kept: arithmetic on rewards alone -------------------------------------------------------------------------
 
@@ -29,7 +29,7 @@ def has_spread(row: int) -> bool:
     return row % 3 != 0
 
 
-def drawn(rows: Sequence[Sequence[int]], rank: int = 0) -> Drawn:
+def drawn(rows: Sequence[Sequence[int]], rank: int = 0) -> Rollout:
     """What each rank's rows scored, as one rank sees it."""
     scores = [
         [
@@ -42,7 +42,8 @@ def drawn(rows: Sequence[Sequence[int]], rank: int = 0) -> Drawn:
     table = RewardTable(("some",), values, torch.zeros(len(values), dtype=torch.bool), torch.ones(1))
     ids = torch.arange(2)
     one = Completion(ids, ids.bool(), "")
-    return Drawn([Group(Prompt(Row(row, "", (), (), {}), ids, ids, {}, ids), (one,) * 3) for row in rows[rank]], table, scores)  # fmt: skip
+    groups = [Group(Prompt(Row(row, "", (), (), {}), ids, ids, {}, ids), (one,) * 3) for row in rows[rank]]
+    return Rollout(groups, table, scores)
 
 
 def resampled(
@@ -52,7 +53,7 @@ def resampled(
     asked: list[list[list[int]]] = []
     sampled = [list(own) for own in first]
 
-    def sample(rows: Sequence[Sequence[int]]) -> Drawn:
+    def sample(rows: Sequence[Sequence[int]]) -> Rollout:
         asked.append([list(own) for own in rows])
         for own, more in zip(sampled, rows, strict=True):
             own += more
@@ -71,7 +72,7 @@ def test_as_many_as_are_missing_are_sampled_until_none_is() -> None:
     found, rows, asked = resampled([[3, 1, 6, 9, 2]], [12, 7, 15, 8, 18, 10, 11])
     assert asked == [[[12, 7, 15]], [[8, 18]], [[10]]]
     assert rows == [1, 2, 7, 8, 10]
-    assert (found.num_rounds, found.num_flat, len(found.drawn.groups)) == (4, 0, 11)
+    assert (found.num_rounds, found.num_flat, len(found.rollout.groups)) == (4, 0, 11)
 
 
 def test_at_the_limit_the_first_without_spread_stay() -> None:
@@ -229,5 +230,5 @@ def test_a_streamed_data_set_is_refused(grpo: Run) -> None:
     import datasets
 
     stream = datasets.Dataset.from_list([{"prompt": "what?", "solution": "red"}] * 8).to_iterable_dataset()
-    with pytest.raises(ConfigError, match="dynamic_sampling draws further prompts by the numbers of their rows"):
+    with pytest.raises(ConfigError, match="dynamic_sampling takes further prompts by the numbers of their rows"):
         grpo(**OPTIONS, train_dataset=stream)

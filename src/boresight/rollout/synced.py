@@ -1,0 +1,128 @@
+"""A `Sampler` over an engine: weights synced before it samples, completions redone when it restarts, agreement checked once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+from boresight.errors import EngineError, EngineRestartedError
+from boresight.ranks import on_every_rank
+from boresight.rollout.vllm.sampler import MAX_REDONE, VLLMSampler
+from boresight.types import Group, Prompt, SamplingSettings, TrainingHooks
+
+logger = logging.getLogger(__name__)
+
+AGREEMENT = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
+"""Nats by which the engine's log-probabilities may differ from the trainer's, on the mean over a probe's tokens."""
+
+
+class SyncedSampler:
+    """Samples from an engine that always holds the policy's weights, on all ranks together.
+
+    The log-probabilities of the first completions are compared with the trainer's, with images and without, before any completion is used.
+
+    Args:
+        engine: one rank's connection to the engine.
+        training: what training hands in.
+        distribution_differs: the engine restricts its output (structured outputs), so its log-probabilities are meant to differ.
+    """
+
+    def __init__(self, engine: VLLMSampler, training: TrainingHooks, *, distribution_differs: bool = False) -> None:
+        self.inner = engine
+        self.training = training
+        self.counts = engine.counts
+        self._agrees = distribution_differs
+
+    def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
+        """As `Sampler.sample`; a batch during which the engine restarted is sampled anew."""
+        groups: list[Group] | None = None
+        # Before any rank asks: one that failed here would leave those that share its engine waiting.
+        requests = on_every_rank(lambda: self.inner.requests(prompts, settings))
+        sample = partial(self.inner.completed, prompts, requests, settings)
+        for attempts_left in range(MAX_REDONE, -1, -1):
+            self._sync()
+            groups = on_every_rank(partial(self._sampled, sample, groups, attempts_left))
+            if all(gather_object([groups is not None])):
+                break
+            self.inner.outdate()
+        assert groups is not None
+        if not self._agrees:
+            self._check_agreement(groups)
+        return groups
+
+    def _sampled(
+        self, sample: Callable[[], list[Group]], done: list[Group] | None, attempts_left: int
+    ) -> list[Group] | None:
+        """This rank's groups, kept from an earlier attempt where there are any; None when the engine restarted."""
+        if done is not None:
+            return done
+        try:
+            return sample()
+        except EngineRestartedError as error:
+            if not attempts_left:
+                raise
+            logger.warning("%s The batch is sampled anew.", error)
+            return None
+
+    def weights_moved(self) -> None:
+        self.inner.outdate()
+
+    def rest(self) -> None:
+        self.inner.rest()
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def _sync(self) -> None:
+        """On the ranks that send weights; the others learn the version's name."""
+        training = self.training
+        with training.timeline.phase("sync"):
+            report = on_every_rank(lambda: self.inner.sync(training.step()) if self.inner.pushes else None)
+            self.inner.adopt(broadcast_object_list([self.inner.version])[0])
+        if report is not None:
+            training.metrics.sum("sync/tensors", report.num_sent)
+            training.metrics.sum("sync/modules_compared", report.num_compared)
+
+    def _check_agreement(self, groups: Sequence[Group]) -> None:
+        groups = list({bool(group.prompt.images): group for group in reversed(groups)}.values())
+        with self.training.timeline.phase("sync"):
+            logp = self.training.logp(groups)
+        where = self.inner.engine.where
+        gap = on_every_rank(lambda: agreement(groups, logp, self.inner.dtype, where))
+        self._agrees = True
+        self.training.log_once(f"{where} and the trainer agree within {gap:.1e} nats per token.")
+
+
+def agreement(groups: Sequence[Group], logp: Sequence[Tensor], dtype: str, where: str) -> float:
+    """How far the engine's log-probabilities are from the trainer's under the same weights, in nats, on the mean over tokens.
+
+    Args:
+        groups: sampled by the engine.
+        logp: [K, C] of each group, the trainer's.
+        dtype: that the engine computes in.
+        where: names the engine in errors.
+
+    Raises:
+        EngineError: further than `AGREEMENT`, which no comparison of weights would have shown.
+    """
+    worst = 0.0
+    for group, rows in zip(groups, logp, strict=True):
+        gaps = [
+            (completion.sampler_logp - row[: len(completion.ids)]).abs()  # pyright: ignore[reportOptionalOperand]
+            for completion, row in zip(group.completions, rows, strict=True)
+        ]
+        gap = float(torch.cat(gaps).mean())
+        if not gap <= AGREEMENT[dtype]:
+            kind = "with" if group.prompt.images else "without"
+            raise EngineError(
+                f"row {group.prompt.row.index}: under the same weights, {where} and the trainer differ by {gap:.3g} nats per token on a "
+                f"prompt {kind} images (allowed: {AGREEMENT[dtype]:g} in {dtype}). Training would be silently wrong. Does this vLLM "
+                "support the model's family? Try vllm_model_impl='transformers', or use_vllm=False."
+            )
+        worst = max(worst, gap)
+    return worst

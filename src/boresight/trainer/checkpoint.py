@@ -1,0 +1,81 @@
+"""Checkpoints that a run goes on from, and the folder that it ends with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import Trainer
+
+from boresight.errors import ConfigError
+from boresight.model.load import unwrap
+
+STATE_FILE = "boresight_state.pt"
+"""Of each rank, in a checkpoint: what a method keeps beside weights, optimizer and random states."""
+
+
+class CheckpointedTrainer(Trainer):
+    """transformers' `Trainer` with checkpoints that hold a method's own state, and weights that are loaded strictly."""
+
+    args: Any
+    checkpoint_dtypes: dict[str, torch.dtype]
+    """Name of a weight → its dtype in the checkpoint that training started from."""
+
+    def state_of_method(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside weights, optimizer and random states, for a resumed run to go on with the same bits."""
+        return {}
+
+    def restore_method(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_of_method`."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        torch.save(self.state_of_method(), folder / f"{self.args.process_index}_{STATE_FILE}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load weights the way `from_pretrained` does, every one of them.
+
+        transformers' own loop loads state dictionaries by name. Families that are saved under other names than their modules have
+        (Qwen2.5-VL among them) would match nothing and train on from where they happen to be.
+        """
+        target = unwrap(self.model if model is None else model)  # pyright: ignore[reportArgumentType]
+        if isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        # float32 holds every narrower value exactly, and copying narrows it back.
+        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
+        target.load_state_dict(saved.state_dict(), strict=True)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)  # pyright: ignore[reportArgumentType]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            file = Path(checkpoint) / f"{self.args.process_index}_{STATE_FILE}"
+            if not file.exists():
+                raise ConfigError(
+                    f"{checkpoint} was not saved by boresight with {self.args.world_size} ranks: {file.name} is missing."
+                )
+            self.restore_method(torch.load(file, weights_only=True))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save a folder that plain transformers loads, weights in the checkpoint's own dtype.
+
+        Checkpoints, which transformers' loop saves by itself, keep the float32 weights that a resumed run needs.
+        """
+        self._exporting = not _internal_call
+        super().save_model(output_dir, _internal_call)
+
+    _exporting = False
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self._exporting:
+            state = self.model.state_dict() if state_dict is None else state_dict  # pyright: ignore[reportOptionalMemberAccess]
+            dtypes = self.checkpoint_dtypes
+            state_dict = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in state.items()}
+        super()._save(output_dir, state_dict)

@@ -1,0 +1,174 @@
+"""The object that turns prompts into scored groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from boresight.ranks import on_every_rank
+from boresight.report.completions import CompletionStore
+from boresight.report.metrics import MeanMetrics
+from boresight.rewards.score import Scorer
+from boresight.rollout.sampler import sampling_settings
+from boresight.trainer.grpo_config import GRPOConfig
+from boresight.trainer.rollouts.dynamic_sampling import further_rows, note_resampling, resample
+from boresight.trainer.rollouts.rollout import Place, Rollout, exchanged, shares
+from boresight.trainer.rollouts.scored import Scored
+from boresight.trainer.steps import StepPlan
+from boresight.types import Phases, Prompt, Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """The training rows as prompts, by number: what dynamic sampling takes further prompts from."""
+
+    count: Callable[[], int]
+    prompt: Callable[[int], Prompt]
+    """Encodes a row by its number."""
+
+
+class Rollouts:
+    """Samples completions, scores them, and compares each with its group; keeps all of them in the run folder.
+
+    All ranks call it together. A rollout that takes several turns (tools, environments) replaces `_sample` and nothing else.
+
+    Args:
+        sampler: samples from the policy.
+        scorer: the reward functions.
+        store: keeps completions in the run folder.
+        config: options of sampling, dynamic sampling and advantages.
+        plan: how many groups a rank's optimizer steps hold.
+        rows: the training rows.
+        rank: this process's.
+        timeline: where seconds are charged.
+        metrics: where a rollout's metrics are added.
+        log_once: prints a line, on one rank.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        scorer: Scorer,
+        store: CompletionStore,
+        config: GRPOConfig,
+        plan: StepPlan,
+        rows: PromptRows,
+        *,
+        rank: int,
+        timeline: Phases,
+        metrics: MeanMetrics,
+        log_once: Callable[[str], None],
+    ) -> None:
+        self.sampler = sampler
+        self.scorer = scorer
+        self.store = store
+        self.config = config
+        self.plan = plan
+        self.rows = rows
+        self.rank = rank
+        self.timeline = timeline
+        self.metrics = metrics
+        self.log_once = log_once
+
+    def collect(self, prompts: Sequence[Prompt], state: Any) -> tuple[list[Scored], pa.Table]:
+        """Completions of this rank's prompts with their advantages.
+
+        Args:
+            prompts: one for each group that this rank learns from.
+            state: transformers' `TrainerState`, which reward functions may ask for.
+
+        Returns:
+            The groups in the order in which optimizer steps learn from them, and the rows that the run folder keeps of this rank's.
+        """
+        # The seed is the rollout's own: what is sampled depends neither on the ranks nor on what ran before.
+        seed = (self.config.seed << 32) + state.global_step
+        rollout = self._sample(prompts, seed, state)
+        kept = rollout.ranks
+        if self.config.dynamic_sampling:
+            rollout, kept = self._resample(rollout, seed, state)
+        self.sampler.rest()
+        groups = exchanged(rollout.groups, kept, self.rank, self.rows.prompt)
+        advantages = rollout.advantages([place for own in kept for place in own], self.config)
+        self._note(self.metrics, rollout)
+        scored = [Scored(group, advantages[place]) for group, place in zip(groups, kept[self.rank], strict=True)]
+        return scored, self._keep(rollout, advantages, state.global_step + 1)
+
+    def evaluate(self, prompts: Sequence[Prompt], state: Any, metrics: MeanMetrics) -> None:
+        """Reward metrics of completions sampled for one batch of an evaluation set, under a seed of their own."""
+        groups = self.sampler.sample(prompts, sampling_settings(self.config, evaluating=True, seed=self.config.seed))
+        table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=state))
+        self._note(metrics, Rollout.of(groups, table))
+        self.store.add(
+            state.global_step, groups, rewards=table.by_name, reward=table.total, phase="eval", extra=table.extra
+        )
+
+    def _sample(self, prompts: Sequence[Prompt], seed: int, state: Any) -> Rollout:
+        """Completions of this rank's prompts, and the rewards of all ranks'."""
+        with self.timeline.phase("sample"):
+            groups = self.sampler.sample(prompts, sampling_settings(self.config, seed=seed))
+        with self.timeline.phase("reward"):
+            table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=state))
+            return Rollout.of(groups, table)
+
+    def _resample(self, first: Rollout, seed: int, state: Any) -> tuple[Rollout, list[list[Place]]]:
+        """All that dynamic sampling sampled, and which groups each rank learns from."""
+        num_steps = self.plan.steps_per_rollout
+
+        def sample(rows: Sequence[Sequence[int]]) -> Rollout:
+            with self.timeline.phase("data"):
+                prompts = [self.rows.prompt(row) for row in rows[self.rank]]
+            return self._sample(prompts, seed, state)
+
+        found = resample(
+            first,
+            sample,
+            self._further_rows(first, seed),
+            self.config,
+            num_steps=num_steps,
+            max_rounds=self.config.max_sampling_rounds,
+        )
+        note_resampling(self.metrics, found, self.rank)
+        if found.num_flat:
+            self.log_once(f"step {state.global_step + 1}: {found.shortage}")
+        return found.rollout, shares(found.kept, [len(own) // num_steps for own in first.ranks], num_steps)
+
+    def _further_rows(self, first: Rollout, seed: int) -> Iterator[int]:
+        own = [group.prompt.row.index for group in first.groups]
+        taken = {row for rows in gather_object([own]) for row in rows}
+        return further_rows(self.rows.count(), taken, seed)
+
+    def _note(self, metrics: MeanMetrics, rollout: Rollout) -> None:
+        """Metrics of all that was sampled, and of the work it took."""
+        rollout.note(metrics, self.config)
+        for name, count in self.sampler.counts.items():
+            metrics.sum(f"work/sampler_{name}", count)
+        self.sampler.counts.clear()
+
+    def _keep(self, rollout: Rollout, advantages: Mapping[Place, Tensor], step: int) -> pa.Table:
+        """Keep this rank's completions in the run folder, those of groups that dynamic sampling left out too."""
+        groups, table = rollout.groups, rollout.table
+        own = [advantages.get((self.rank, place)) for place in range(len(groups))]
+        blocks = [
+            torch.full((len(group),), torch.nan) if known is None else known
+            for known, group in zip(own, groups, strict=True)
+        ]
+        return self.store.add(
+            step,
+            groups,
+            rewards=table.by_name,
+            reward=table.total,
+            advantage=torch.cat(blocks),
+            kept=[known is not None for known in own],
+            logp=[_values(completion.sampler_logp) for group in groups for completion in group.completions],
+            extra=table.extra,
+        )
+
+
+def _values(logp: Tensor | None) -> list[float]:
+    return [] if logp is None else logp.tolist()
