@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from boresight.report import CompletionStore
-from boresight.report.trackers import log_completions
+from boresight.report.trackers import _cell, log_completions
 from boresight.types import EncodedImage, Group
 
 TEXTS = ["a | b\n<b>c</b>", "`d`…"]
@@ -116,3 +116,10 @@ def test_trackers_that_are_not_at_work_get_nothing(rows: pa.Table, tmp_path: Pat
     ]
     resting += [callback("MLflowCallback", _ml_flow=SimpleNamespace(active_run=lambda: None))]
     assert log_completions(resting, rows, tmp_path / "images", step=3) == []
+
+
+@pytest.mark.parametrize("separator", ["\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_no_text_ends_a_row_of_the_table(separator: str) -> None:
+    cell = _cell(f"a{separator}b\x07|`c`")
+    assert cell == "a<br>b\ufffd&#124;&#96;c&#96;"
+    assert len(f"| {cell} |".splitlines()) == 1

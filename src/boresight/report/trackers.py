@@ -13,6 +13,7 @@ Numbers reach every tracker by transformers' own callbacks. These take completio
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from PIL import Image
 
 COLUMNS = ("step", "row", "prompt", "completion", "reward", "advantage", "length", "truncated")
 NAME = "completions"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 Rows = Sequence[dict[str, Any]]
 
@@ -103,11 +105,13 @@ def _to_tensorboard(callback: Any, rows: Rows, images: Sequence[Sequence[Path]],
 
 
 def _cell(value: Any) -> str:
-    """A cell of a Markdown table: no text ends the cell, and none is taken for markup."""
+    """A cell of a Markdown table: no text ends the cell or the line, and none is taken for markup."""
     if isinstance(value, float):
         return f"{value:.4g}"
     text = "–" if value is None else html.escape(str(value))
-    return text.replace("|", "&#124;").replace("`", "&#96;").replace("\n", "<br>")
+    text = text.replace("|", "&#124;").replace("`", "&#96;")
+    # Every line separator that str.splitlines knows (\r, \v, \f, \x1c, \u2028, …) would end the row.
+    return "<br>".join(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", line) for line in text.splitlines())
 
 
 def _to_mlflow(callback: Any, rows: Rows, images: Sequence[Sequence[Path]], step: int) -> bool:

@@ -18,7 +18,6 @@ from boresight.rewards import RewardTable
 from boresight.trainer.rollouts.dynamic_sampling import Resampled, further_rows, resample
 from boresight.trainer.rollouts.rollout import Rollout, exchanged, shares, step_order
 from boresight.types import Completion, Group, Prompt, Row
-
 from tests.trainer.conftest import Gradients, Run, furthest, vowel_share, weights
 from tests.trainer.test_resume import same
 
