@@ -74,8 +74,8 @@ class StepBatches(Sampler[list[int]]):
         self.num_rest = rest if keep_last and plan.rollout_period == 1 and rest >= world_size else 0
         if not full and not self.num_rest:
             raise ConfigError(
-                f"The training set has {num_rows} rows, but one rollout takes {rows_per_rollout} (groups per step on a rank × ranks × steps "
-                "per generation): lower gradient_accumulation_steps, steps_per_generation or num_prompts_per_step."
+                f"The training set has {num_rows} rows, but one rollout takes {rows_per_rollout} (groups per step on a rank × ranks × "
+                "steps per generation): lower gradient_accumulation_steps, steps_per_generation or num_prompts_per_step."
             )
 
     @property
