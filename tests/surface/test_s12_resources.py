@@ -9,8 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from boresight.loss.policy import OBJECTIVES
-from boresight.loss.preference import PREFERENCES
+from boresight.loss.objectives import OBJECTIVES, PREFERENCES
 from boresight.trainer.presets import PRESETS
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boresight import GRPOConfig
-from boresight.advantage.group import AdvantageConfig
+from boresight.advantage.options import AdvantageOptions
 from boresight.errors import ConfigError
 from boresight.report import read_completions
 from boresight.rewards import RewardTable
@@ -58,7 +58,9 @@ def resampled(
             own += more
         return drawn(rows)
 
-    found = resample(drawn(first), sample, iter(further), AdvantageConfig(), num_steps=num_steps, max_rounds=max_rounds)
+    found = resample(
+        drawn(first), sample, iter(further), AdvantageOptions(), num_steps=num_steps, max_rounds=max_rounds
+    )
     return found, [sampled[rank][place] for rank, place in found.kept], asked
 
 

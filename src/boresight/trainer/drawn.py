@@ -10,7 +10,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from boresight.advantage.group import Advantage, AdvantageConfig, advantage
+from boresight.advantage.group import Comparison, advantage, compared
+from boresight.advantage.options import AdvantageOptions
 from boresight.report.metrics import MeanMetrics
 from boresight.rewards.reward import RewardTable
 from boresight.trainer.experience import group_from_state, group_state
@@ -55,24 +56,25 @@ class Drawn:
         """Every group, rank after rank."""
         return [place for own in self.ranks for place in own]
 
-    def compared(self, places: Sequence[Place], config: AdvantageConfig) -> Advantage:
-        """Advantages of the completions of some groups, in the order of `places`, compared with no other."""
+    def compared(self, places: Sequence[Place], config: AdvantageOptions) -> Comparison:
+        """The completions of some groups, in the order of `places`, each compared with its group."""
         scores = [self.scores[rank][place] for rank, place in places]
         group = torch.arange(len(scores)).repeat_interleave(torch.tensor([len(values) for values, _ in scores]))
         values, failed = (torch.cat(parts) for parts in zip(*scores, strict=True))
-        return advantage(values, group, config, failed)
+        return compared(values, group, config, failed)
 
-    def advantages(self, places: Sequence[Place], config: AdvantageConfig) -> dict[Place, Tensor]:
-        """[K] advantages of each of these groups, as `compared`."""
+    def advantages(self, places: Sequence[Place], config: AdvantageOptions) -> dict[Place, Tensor]:
+        """[K] advantages of each of these groups, compared with no other."""
         sizes = [len(self.scores[rank][place][0]) for rank, place in places]
-        return dict(zip(places, self.compared(places, config).values.split(sizes), strict=True))
+        values = advantage(self.compared(places, config), config)
+        return dict(zip(places, values.split(sizes), strict=True))
 
-    def note(self, metrics: MeanMetrics, config: AdvantageConfig) -> None:
+    def note(self, metrics: MeanMetrics, config: AdvantageOptions) -> None:
         """Reward and length metrics under TRL's names, of all that was sampled."""
-        table, compared = self.table, self.compared(self.places, config)
-        metrics.mean("reward", compared.rewards)
-        metrics.mean("reward_std", _std(compared.rewards, 0.0))
-        metrics.mean("frac_reward_zero_std", compared.zero_spread.float())
+        table, found = self.table, self.compared(self.places, config)
+        metrics.mean("reward", found.reward)
+        metrics.mean("reward_std", _std(found.reward, 0.0))
+        metrics.mean("frac_reward_zero_std", found.zero_spread.float())
         metrics.mean("frac_unscored", (~table.scored).float())
         for name, values in table.by_name.items():
             metrics.mean(f"rewards/{name}/mean", values)

@@ -15,7 +15,7 @@ from itertools import cycle, islice
 
 import torch
 
-from boresight.advantage.group import AdvantageConfig
+from boresight.advantage.options import AdvantageOptions
 from boresight.errors import ConfigError
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.drawn import Drawn, Place, step_order
@@ -81,7 +81,7 @@ def resample(
     first: Drawn,
     sample: Callable[[Sequence[Sequence[int]]], Drawn],
     further: Iterator[int],
-    config: AdvantageConfig,
+    config: AdvantageOptions,
     *,
     num_steps: int,
     max_rounds: int,
@@ -118,7 +118,7 @@ def resample(
     return Resampled(drawn, kept + flat[:num_flat], num_rounds, num_flat)
 
 
-def _by_spread(drawn: Drawn, places: Sequence[Place], config: AdvantageConfig) -> tuple[list[Place], list[Place]]:
+def _by_spread(drawn: Drawn, places: Sequence[Place], config: AdvantageOptions) -> tuple[list[Place], list[Place]]:
     """The groups with spread, and those without."""
     is_flat = drawn.compared(places, config).zero_spread.tolist()
     both: tuple[list[Place], list[Place]] = ([], [])
