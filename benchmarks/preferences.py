@@ -35,7 +35,7 @@ from boresight.demo.accuracy import accuracy
 from boresight.demo.easy_vqa import demonstrations, load_easy_vqa
 from boresight.demo.job import Recipe
 from boresight.demo.tiny import build_tiny
-from boresight.loss.preference import MPO
+from boresight.loss.preference_options import MPO
 from boresight.rewards import exact_answer_reward, get_repetition_penalty_reward
 from boresight.types import Completion, SamplingSettings
 

@@ -152,6 +152,18 @@ def presets() -> str:
     return "\n\n".join(parts)
 
 
+def losses(rows: str) -> str:
+    """Every value of `loss_type` and its paper.
+
+    Args:
+        rows: the table: `OBJECTIVES` or `PREFERENCES`.
+    """
+    from boresight.loss import objectives
+
+    found = [(f"`{name}`", linked(row.source)) for name, row in getattr(objectives, rows).items()]
+    return table(("`loss_type`", "paper"), found)
+
+
 def papers() -> str:
     """Every paper that the code names: its title, and what of it is here."""
     titles: dict[str, str] = json.loads((Path(__file__).parent / "papers.json").read_text())
@@ -216,5 +228,6 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "errors": errors,
     "commands": commands,
     "presets": presets,
+    "losses": losses,
     "papers": papers,
 }

@@ -11,17 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from boresight.loss.objective import OBJECTIVES
-from boresight.loss.policy import PolicyLossConfig, high_entropy_threshold, policy_loss, policy_total
+from boresight.loss.aggregate import AGGREGATES
+from boresight.loss.objectives import OBJECTIVES, PREFERENCES
+from boresight.loss.policy import Entropy, LogProbs, high_entropy_threshold, policy_loss, policy_total
+from boresight.loss.policy_options import PolicyLossOptions
 from boresight.loss.preference import (
-    PREFERENCES,
-    PreferenceLossConfig,
     aot_partners,
     completion_logps,
     pair_table,
     preference_loss,
     preference_total,
 )
+from boresight.loss.preference_options import PreferenceLossOptions
 
 ROWS = [(name, level) for name, row in OBJECTIVES.items() for level in row.levels]
 SEEDS = st.integers(0, 10_000)
@@ -58,9 +59,9 @@ def batch_of(seed: int, size: int = 6, width: int = 5) -> Batch:
     return Batch(*tensors, draw(size), mask)
 
 
-def config_of(name: str, level: str, **options: Any) -> PolicyLossConfig:
+def config_of(name: str, level: str, **options: Any) -> PolicyLossOptions:
     cap = {"epsilon_high": 1.2} if name == "cispo" else {}
-    return PolicyLossConfig(loss_type=name, importance_sampling_level=level, **cap, **options)
+    return PolicyLossOptions(loss_type=name, importance_sampling_level=level, **cap, **options)
 
 
 EVERYTHING: dict[str, Any] = {
@@ -71,19 +72,18 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def gradient(config: PolicyLossConfig, batch: Batch, parts: list[Any]) -> tuple[float, Tensor, dict[str, float]]:
+def gradient(config: PolicyLossOptions, batch: Batch, parts: list[Any]) -> tuple[float, Tensor, dict[str, float]]:
     """Loss, gradient of the policy's log-probabilities, and mean metrics of a step cut into `parts`."""
     threshold = high_entropy_threshold(batch.entropy[batch.mask], config.top_entropy_quantile)
-    shares = [policy_total(config, cut.mask, 9, cut.entropy, threshold) for cut in map(batch.rows, parts)]
+    shares = [policy_total(config, cut.mask, 9, Entropy(cut.entropy, threshold)) for cut in map(batch.rows, parts)]
     total = torch.stack(shares).sum(0)
     policy = batch.policy.clone().requires_grad_()
     value, sums = 0.0, {}
     for part in parts:
         cut = batch.rows(part)
-        result = policy_loss(
-            config, policy[part], cut.old, cut.sampler, cut.reference, cut.entropy, cut.advantage, cut.mask, total,
-            entropy_threshold=threshold,
-        )  # fmt: skip
+        logp = LogProbs(policy[part], cut.old, cut.sampler, cut.reference)
+        entropy = Entropy(cut.entropy, threshold)
+        result = policy_loss(config, logp, cut.advantage, cut.mask, total, entropy=entropy)
         result.loss.backward()
         value += result.loss.item()
         for metric, (sum_, count) in result.metrics.items():
@@ -145,9 +145,9 @@ def test_on_policy_the_gradient_is_reinforce(name: str, level: str, seed: int) -
     config, batch = config_of(name, level), batch_of(seed)
     total = policy_total(config, batch.mask, 9)
     policy = batch.policy.clone().requires_grad_()
-    result = policy_loss(config, policy, batch.policy, None, None, None, batch.advantage, batch.mask, total)
+    result = policy_loss(config, LogProbs(policy, batch.policy), batch.advantage, batch.mask, total)
     result.loss.backward()
-    weights = OBJECTIVES[name].aggregate.weights(batch.mask).double()
+    weights = AGGREGATES[OBJECTIVES[name].aggregate].weights(batch.mask).double()
     if level == "sequence_sum":
         weights = batch.mask.double()
     expected = -batch.advantage[:, None] * weights / total[0]
@@ -174,16 +174,15 @@ def test_gradcheck(name: str, level: str) -> None:
     total = policy_total(config, batch.mask, 9)
 
     def loss(policy: Tensor) -> Tensor:
-        return policy_loss(
-            config, policy, batch.old, batch.sampler, batch.reference, None, batch.advantage, batch.mask, total
-        ).loss
+        logp = LogProbs(policy, batch.old, batch.sampler, batch.reference)
+        return policy_loss(config, logp, batch.advantage, batch.mask, total).loss
 
     torch.autograd.gradcheck(loss, torch.where(batch.mask, batch.policy, 0.0).requires_grad_())
 
 
-def preference_config(name: str, **options: Any) -> PreferenceLossConfig:
+def preference_config(name: str, **options: Any) -> PreferenceLossOptions:
     smoothing = 0.1 if "label_smoothing" in PREFERENCES[name].reads else 0.0
-    return PreferenceLossConfig(loss_type=[name], label_smoothing=smoothing, beta=0.7, **options)
+    return PreferenceLossOptions(loss_type=[name], label_smoothing=smoothing, beta=0.7, **options)
 
 
 @pytest.mark.parametrize("name", PREFERENCES)

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from boresight.loss import surrogate
+from boresight.loss.policy_options import PolicyLossOptions
+from boresight.loss.surrogate import Terms
 
-ONE = torch.ones(1, 1, dtype=torch.bool)
 
-
-def log(ratio: float) -> torch.Tensor:
-    return torch.tensor([[math.log(ratio)]])
+def terms(log_ratio: list[float], advantage: float, **given: torch.Tensor) -> Terms:
+    """One completion, whose tokens all count unless a mask is given."""
+    ratio = torch.tensor([log_ratio])
+    given = {"policy": torch.zeros_like(ratio), "mask": torch.ones_like(ratio, dtype=torch.bool)} | given
+    return Terms(log_ratio=ratio, advantage=torch.tensor([advantage]), **given)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +32,8 @@ def log(ratio: float) -> torch.Tensor:
     ],
 )
 def test_clipped(ratio: float, advantage: float, delta: float | None, expected: float) -> None:
-    loss = surrogate.clipped(log(ratio), torch.tensor([advantage]), 0.2, 0.3, delta)
+    config = PolicyLossOptions(epsilon=0.2, epsilon_high=0.3, delta=delta)
+    loss = surrogate.clipped(terms([math.log(ratio)], advantage), config)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -41,8 +45,8 @@ def test_cispo_caps_the_weight_and_keeps_the_gradient(
     ratio: float, advantage: float, logp: float, expected: float, slope: float
 ) -> None:
     policy = torch.tensor([[logp]], requires_grad=True)
-    old = policy.detach() - math.log(ratio)
-    loss = surrogate.cispo(policy - old, torch.tensor([advantage]), policy, 1.5)
+    config = PolicyLossOptions(epsilon_high=1.5)
+    loss = surrogate.cispo(terms([math.log(ratio)], advantage, policy=policy), config)
     loss.sum().backward()
     assert policy.grad is not None
     assert loss.item() == pytest.approx(expected, rel=1e-6)
@@ -54,7 +58,8 @@ def test_cispo_caps_the_weight_and_keeps_the_gradient(
     [(1.0, 3.0, -6.0), (1 + math.log(3), 3.0, -9.0), (1 + math.log(3) / 2, -1.0, 1.5), (1.0, 0.0, 0.0)],
 )
 def test_sapo(ratio: float, advantage: float, expected: float) -> None:
-    loss = surrogate.sapo(log(ratio), torch.tensor([advantage]), 1.0, 2.0)
+    config = PolicyLossOptions(sapo_temperature_pos=1.0, sapo_temperature_neg=2.0)
+    loss = surrogate.sapo(terms([math.log(ratio)], advantage), config)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -68,8 +73,11 @@ def test_sapo(ratio: float, advantage: float, expected: float) -> None:
 )
 def test_gmpo_is_one_value_per_completion(log_ratio: list[float], advantage: float, expected: float) -> None:
     mask = torch.tensor([[True, True, False]])
-    loss = surrogate.gmpo(torch.tensor([[*log_ratio, 0.0]]), torch.tensor([advantage]), mask, 0.4)
+    loss = surrogate.gmpo(terms([*log_ratio, 0.0], advantage, mask=mask), PolicyLossOptions(gmpo_epsilon=0.4))
     torch.testing.assert_close(loss, torch.tensor([[expected, expected, 0.0]]))
+
+
+VESPO = PolicyLossOptions(vespo_k_pos=2.0, vespo_lambda_pos=3.0, vespo_k_neg=3.0, vespo_lambda_neg=2.0)
 
 
 @pytest.mark.parametrize(
@@ -82,19 +90,19 @@ def test_gmpo_is_one_value_per_completion(log_ratio: list[float], advantage: flo
     ],
 )
 def test_vespo_weight(log_ratio: list[float], advantage: float, expected: float) -> None:
-    weight = surrogate.vespo_weight(torch.tensor([log_ratio]), torch.tensor([advantage]), None, 2.0, 3.0, 3.0, 2.0)
+    weight = surrogate.vespo_weight(terms(log_ratio, advantage), VESPO)
     assert weight.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_vespo_takes_the_correction_into_the_ratio() -> None:
-    advantage, shape = torch.tensor([1.0]), (2.0, 3.0, 3.0, 2.0)
-    corrected = surrogate.vespo_weight(torch.zeros(1, 2), advantage, torch.tensor([[2.0, 1.5]]), *shape)
-    moved = surrogate.vespo_weight(torch.tensor([[math.log(2.0), math.log(1.5)]]), advantage, None, *shape)
+    corrected = surrogate.vespo_weight(terms([0.0, 0.0], 1.0, correction=torch.tensor([[2.0, 1.5]])), VESPO)
+    moved = surrogate.vespo_weight(terms([math.log(2.0), math.log(1.5)], 1.0), VESPO)
     torch.testing.assert_close(corrected, moved)
 
 
 def test_vespo_gradient_is_the_weight_times_reinforce() -> None:
     policy = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    surrogate.vespo(torch.tensor([0.5]), torch.tensor([-3.0]), policy).sum().backward()
+    # The weight is 0.3351522, as above; the advantage −3.
+    surrogate.vespo(terms([-0.9, 0.2], -3.0, policy=policy), VESPO).sum().backward()
     assert policy.grad is not None
-    assert policy.grad.tolist() == [[1.5, 1.5]]
+    torch.testing.assert_close(policy.grad, torch.full((1, 2), 3 * 0.3351522))

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
 
-from boresight.loss.policy import PolicyLossConfig, high_entropy_threshold, policy_loss, policy_total
+from boresight.loss.policy import Entropy, LogProbs, high_entropy_threshold, policy_loss, policy_total
+from boresight.loss.policy_options import PolicyLossOptions
 
 MAX_COMPLETION_LENGTH = 11
 RANDOM = torch.Generator().manual_seed(7)
@@ -29,7 +30,7 @@ ENTROPY = torch.rand(4, 9, generator=RANDOM)
 ADVANTAGE = torch.tensor([1.3, -0.7, 0.4, -1.9])
 
 
-def sampler_ratio(config: PolicyLossConfig) -> Tensor:
+def sampler_ratio(config: PolicyLossOptions) -> Tensor:
     """The weights that TRL computes after generation, by its rule."""
     gap = (OLD - SAMPLER) * MASK
     mode, high = config.vllm_importance_sampling_mode, config.vllm_importance_sampling_clip_max
@@ -37,7 +38,7 @@ def sampler_ratio(config: PolicyLossConfig) -> Tensor:
     return ratio.clamp(max=high) if mode.endswith("truncate") else ratio.masked_fill(ratio > high, 0.0)
 
 
-def trl(config: PolicyLossConfig, loss_type: str, level: str, **given: Any) -> tuple[float, Tensor, dict[str, float]]:
+def trl(config: PolicyLossOptions, loss_type: str, level: str, **given: Any) -> tuple[float, Tensor, dict[str, float]]:
     """Loss, gradient and metrics of TRL's code; the object holds what that code reads of its trainer."""
     policy = POLICY.clone().requires_grad_()
     metrics = {"train": defaultdict(list)}
@@ -57,7 +58,7 @@ def trl(config: PolicyLossConfig, loss_type: str, level: str, **given: Any) -> t
         epsilon_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
         top_entropy_quantile=config.top_entropy_quantile,
         off_policy_mask_threshold=config.off_policy_mask_threshold,
-        use_vllm="sampler_logp" in given,
+        use_vllm="sampler" in given,
         vllm_importance_sampling_correction=config.vllm_importance_sampling_correction,
         max_completion_length=MAX_COMPLETION_LENGTH,
         current_gradient_accumulation_steps=1,
@@ -76,7 +77,7 @@ def trl(config: PolicyLossConfig, loss_type: str, level: str, **given: Any) -> t
         "ref_per_token_logps": REFERENCE,
         "num_items_in_batch": MASK.sum(),
     }
-    if "sampler_logp" in given:
+    if "sampler" in given:
         inputs |= {"sampling_per_token_logps": SAMPLER, "importance_sampling_ratio": sampler_ratio(config)}
     loss = GRPOTrainer._compute_loss(trainer, None, inputs)  # pyright: ignore
     loss.backward()
@@ -84,15 +85,13 @@ def trl(config: PolicyLossConfig, loss_type: str, level: str, **given: Any) -> t
     return loss.item(), policy.grad, {name: values[0] for name, values in metrics["train"].items()}
 
 
-def ours(config: PolicyLossConfig, **given: Any) -> tuple[float, Tensor, dict[str, float]]:
+def ours(config: PolicyLossOptions, **given: Any) -> tuple[float, Tensor, dict[str, float]]:
     policy = POLICY.clone().requires_grad_()
     threshold = high_entropy_threshold(ENTROPY[MASK], config.top_entropy_quantile)
-    total = policy_total(config, MASK, MAX_COMPLETION_LENGTH, ENTROPY, threshold)
-    arguments: dict[str, Any] = {"sampler_logp": None, "reference_logp": REFERENCE} | given
-    result = policy_loss(
-        config, policy, OLD, entropy=ENTROPY, advantage=ADVANTAGE, mask=MASK, total=total,
-        entropy_threshold=threshold, **arguments,
-    )  # fmt: skip
+    entropy = Entropy(ENTROPY, threshold)
+    total = policy_total(config, MASK, MAX_COMPLETION_LENGTH, entropy)
+    logp = LogProbs(policy, OLD, reference=REFERENCE, **given)
+    result = policy_loss(config, logp, ADVANTAGE, MASK, total, entropy=entropy)
     result.loss.backward()
     assert policy.grad is not None
     means = {name: (value / count).item() for name, (value, count) in result.metrics.items()}
@@ -124,9 +123,9 @@ ROWS = [
 ]
 
 
-def config_of(loss_type: str, level: str, **options: Any) -> PolicyLossConfig:
+def config_of(loss_type: str, level: str, **options: Any) -> PolicyLossOptions:
     cap = {"epsilon_high": 1.3} if loss_type == "cispo" else {}
-    return PolicyLossConfig(loss_type=loss_type, importance_sampling_level=level, **(options | cap))
+    return PolicyLossOptions(loss_type=loss_type, importance_sampling_level=level, **(options | cap))
 
 
 @pytest.mark.parametrize(("loss_type", "level"), ROWS)
@@ -173,8 +172,8 @@ def test_the_sampler_correction(loss_type: str, level: str, mode: str) -> None:
         loss_type, level, vllm_importance_sampling_mode=mode, vllm_importance_sampling_clip_max=1.5, beta=0.3,
         use_bias_correction_kl=False,
     )  # fmt: skip
-    theirs = trl(config, loss_type, level, sampler_logp=SAMPLER)
-    assert_same(ours(config, sampler_logp=SAMPLER), theirs)
+    theirs = trl(config, loss_type, level, sampler=SAMPLER)
+    assert_same(ours(config, sampler=SAMPLER), theirs)
     assert theirs[0] != pytest.approx(ours(config)[0], rel=1e-3)
 
 
@@ -202,4 +201,4 @@ def test_rloo() -> None:
     loss.backward()
     assert policy.grad is not None
     metrics = {name: values[0] for name, values in trainer._metrics["train"].items()}
-    assert_same(ours(PolicyLossConfig(loss_type="rloo")), (loss.item(), policy.grad, metrics))
+    assert_same(ours(PolicyLossOptions(loss_type="rloo")), (loss.item(), policy.grad, metrics))

@@ -12,13 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from trl import DPOTrainer
 
-from boresight.loss.preference import (
-    PREFERENCES,
-    PreferenceLossConfig,
-    check_preference_loss,
-    completion_logps,
-    preference_loss,
-)
+from boresight.loss.objectives import PREFERENCES
+from boresight.loss.preference import completion_logps, preference_loss
+from boresight.loss.preference_options import PreferenceLossOptions, check_preference_loss
 
 RANDOM = torch.Generator().manual_seed(11)
 LENGTHS = torch.tensor([7, 4, 2, 6, 5, 5])  # chosen, rejected, chosen, …
@@ -29,7 +25,7 @@ COLLISION = -torch.rand(6, 7, generator=RANDOM)
 CHOSEN_FIRST = torch.tensor([0, 2, 4, 1, 3, 5])
 
 
-def trl(config: PreferenceLossConfig) -> tuple[float, Tensor, dict[str, float]]:
+def trl(config: PreferenceLossOptions) -> tuple[float, Tensor, dict[str, float]]:
     policy = POLICY.clone().requires_grad_()
     zeros = torch.zeros(6, 7)
     metrics = {"train": defaultdict(list)}
@@ -69,7 +65,7 @@ def trl(config: PreferenceLossConfig) -> tuple[float, Tensor, dict[str, float]]:
     return loss.item(), policy.grad, {name: values[0] for name, values in metrics["train"].items()}
 
 
-def ours(config: PreferenceLossConfig, shift: float = 0.0) -> tuple[float, Tensor, dict[str, float]]:
+def ours(config: PreferenceLossOptions, shift: float = 0.0) -> tuple[float, Tensor, dict[str, float]]:
     check_preference_loss(config)
     policy = POLICY.clone().requires_grad_()
     reference = completion_logps(REFERENCE, MASK, config.ld_alpha)
@@ -80,11 +76,11 @@ def ours(config: PreferenceLossConfig, shift: float = 0.0) -> tuple[float, Tenso
     return result.loss.item(), policy.grad, means
 
 
-def config_of(*names: str, **options: Any) -> PreferenceLossConfig:
-    return PreferenceLossConfig(loss_type=list(names), **options)
+def config_of(*names: str, **options: Any) -> PreferenceLossOptions:
+    return PreferenceLossOptions(loss_type=list(names), **options)
 
 
-def assert_same(config: PreferenceLossConfig) -> None:
+def assert_same(config: PreferenceLossOptions) -> None:
     mine, theirs = ours(config), trl(config)
     assert mine[0] == pytest.approx(theirs[0], rel=1e-5)
     torch.testing.assert_close(mine[1], theirs[1], rtol=1e-5, atol=1e-7)

@@ -17,13 +17,24 @@ def test_kinds():
     metrics.mean("clip", torch.tensor([[5.0, 7.0], [1.0, 9.0]]), weight=torch.tensor([[True, False], [True, False]]))
     metrics.mean("entropy", 4.0, weight=3.0)
     metrics.mean("entropy", 8.0, weight=1.0)
+    metrics.add("kl", torch.tensor(6.0), torch.tensor(4))
+    metrics.add("kl", 1.0, 2.5)
+    metrics.mean("kl", 3.5, weight=0.5)
     metrics.sum("encodes", 2)
     metrics.sum("encodes", torch.tensor([3, 5]))
     metrics.min("short", torch.tensor([4, 7]))
     metrics.min("short", 6)
     metrics.max("long", torch.tensor([4.0, 7.0]))
     metrics.max("long", 5)
-    assert metrics.flush() == {"loss": 3.0, "clip": 3.0, "entropy": 5.0, "encodes": 10, "short": 4, "long": 7}
+    assert metrics.flush() == {
+        "loss": 3.0,
+        "clip": 3.0,
+        "entropy": 5.0,
+        "kl": 1.25,
+        "encodes": 10,
+        "short": 4,
+        "long": 7,
+    }
     assert metrics.flush() == {}
 
 
@@ -33,8 +44,11 @@ def test_nan_takes_no_part():
     for add in (metrics.mean, metrics.sum, metrics.min, metrics.max):
         add(add.__name__, values)
     metrics.mean("nothing", math.nan)
+    metrics.add("add", math.nan, 3)
+    metrics.add("add", torch.tensor(8.0), 2)
+    metrics.add("no count", 0.0, 0)
     metrics.min("nothing at all", torch.tensor([math.nan]))
-    assert metrics.flush() == {"mean": 3.5, "sum": 7.0, "min": 2.0, "max": 5.0}
+    assert metrics.flush() == {"mean": 3.5, "sum": 7.0, "min": 2.0, "max": 5.0, "add": 4.0}
 
 
 def test_gradients_are_let_go():

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from boresight.errors import RewardError
-from boresight.loss.preference import MPO
+from boresight.loss.preference_options import MPO
 from boresight.rewards import exact_answer_reward
 
 from .conftest import QUIET, Gradients, demonstrations, records, vowel_share

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from boresight import GRPOConfig, GRPOTrainer
-from boresight.loss.objective import OBJECTIVES
+from boresight.loss.objectives import OBJECTIVES
 
 from .conftest import QUIET, records, vowel_share
 

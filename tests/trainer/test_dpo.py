@@ -16,7 +16,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from boresight import DPOConfig, DPOTrainer
 from boresight.errors import ConfigError, DataError
-from boresight.loss.preference import MPO, PREFERENCES
+from boresight.loss.objectives import PREFERENCES
+from boresight.loss.preference_options import MPO
 from boresight.loss.shift import RewardShift
 from tests.trainer.conftest import QUIET, records
 

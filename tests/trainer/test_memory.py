@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from boresight.loss.preference import MPO
+from boresight.loss.preference_options import MPO
 
 from .conftest import Gradients, Run, furthest
 from .test_dpo import trainer as dpo_trainer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from boresight import DPOConfig, DPOTrainer
-from boresight.loss.preference import MPO
+from boresight.loss.preference_options import MPO
 from boresight.report import read_lines
 from boresight.report.metric_dictionary import ENTRIES, entry_for
 from boresight.rewards import exact_answer_reward

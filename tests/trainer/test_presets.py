@@ -7,7 +7,7 @@ import pytest
 
 from boresight import DPOConfig, GRPOConfig
 from boresight.errors import ConfigError
-from boresight.loss.preference import MPO
+from boresight.loss.preference_options import MPO
 from boresight.trainer.presets import PRESETS, described, preset
 
 

@@ -1,115 +1,72 @@
 """Advantages: what a completion earned beyond the others of its group.
 
-Call these on the rewards of the whole generation batch, gathered over all ranks. A reward of NaN is *unscored*: it
-takes no part in any mean, and its advantage is 0. A group with no spread, or with fewer than two scored completions,
-has advantages of exactly 0.
+Two steps. `compared` weights the rewards and compares each completion with its group alone, so it is done once for every group that
+was sampled, whatever becomes of the others. `advantage` is what the groups to learn from make of it together: batch statistics, where
+the options ask for them. Call both on groups of all ranks.
+
+A reward of NaN is *unscored*: it takes no part in any mean, and its advantage is 0. A group with no spread, or with fewer than two
+scored completions, has advantages of exactly 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from boresight.errors import ConfigError, RewardError, nearest
+from boresight.advantage.options import AdvantageOptions
+from boresight.errors import ConfigError, RewardError
 from boresight.types import PerSequence
 
 Table = Float[Tensor, "B R"]
+Failed = Bool[Tensor, "B"]
 GroupIndex = Int[Tensor, "B"]
 PerGroup = Float[Tensor, "G"]
 
 EPSILON = 1e-4
 """Added to a standard deviation before dividing by it, as in TRL."""
 
-SCALES = ("group", "batch", "none")
-AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
-BASELINES = ("mean", "leave_one_out")
-
-
-@dataclass
-class AdvantageConfig:
-    """Options of `boresight.advantage`; a mixin of the trainer's config. See `check_advantage`.
-
-    Names and defaults are TRL 1.16's `GRPOConfig`; `advantage_baseline` is what TRL has a trainer of its own for, RLOO.
-    """
-
-    scale_rewards: str = field(
-        default="group",
-        metadata={
-            "help": "What R - baseline is divided by: the standard deviation of the group, of the batch, or none (Dr. GRPO). "
-            "True means group, False none."
-        },
-    )
-    advantage_baseline: str = field(
-        default="mean",
-        metadata={
-            "help": "What is subtracted from a reward: the group's mean, or leave_one_out, the mean of the others (RLOO)."
-        },
-    )
-    multi_objective_aggregation: str = field(
-        default="sum_then_normalize",
-        metadata={
-            "help": "sum_then_normalize: weighted sum of the rewards, then advantage. normalize_then_sum: each reward normalised in "
-            "its group, weighted sum, then normalised over the batch (GDPO)."
-        },
-    )
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weight of each reward function; unset: 1 each."}
-    )
-
-
-def scale_of(config: AdvantageConfig) -> str:
-    """`scale_rewards` with True and False (a command line's "true" and "false" too) read as group and none."""
-    return {"true": "group", "false": "none"}.get(str(config.scale_rewards).lower(), str(config.scale_rewards))
-
-
-def check_advantage(config: AdvantageConfig, num_rewards: int | None = None) -> None:
-    """Refuse contradictions before anything is trained.
-
-    Raises:
-        ConfigError: an unknown name, weights that do not match the reward functions, or options at odds.
-    """
-    choices = {"scale_rewards": SCALES, "advantage_baseline": BASELINES, "multi_objective_aggregation": AGGREGATIONS}
-    for option, known in choices.items():
-        value = scale_of(config) if option == "scale_rewards" else getattr(config, option)
-        if value not in known:
-            raise ConfigError(f"{option}={value!r} is not one of {', '.join(known)}.{nearest(value, known)}")
-    if config.advantage_baseline == "leave_one_out" and scale_of(config) == "group":
-        raise ConfigError(
-            "advantage_baseline='leave_one_out' (RLOO) does not divide by the group's spread: set scale_rewards='none'."
-        )
-    if config.multi_objective_aggregation == "normalize_then_sum":
-        if scale_of(config) != "group":
-            raise ConfigError(
-                "multi_objective_aggregation='normalize_then_sum' scales by group and batch: leave scale_rewards at 'group'."
-            )
-        if config.advantage_baseline != "mean":
-            raise ConfigError(
-                "multi_objective_aggregation='normalize_then_sum' subtracts the mean: leave advantage_baseline at 'mean'."
-            )
-    if num_rewards is not None and config.reward_weights is not None and len(config.reward_weights) != num_rewards:
-        raise ConfigError(
-            f"reward_weights has {len(config.reward_weights)} numbers for {num_rewards} reward functions: give one each."
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class Advantage:
-    """What the policy learns from, and the rewards behind it."""
+class Comparison:
+    """The completions of some groups, each compared with the others of its group."""
 
-    values: PerSequence
-    """[B] advantage; 0 where unscored."""
-    rewards: PerSequence
-    """[B] the weighted sum of rewards; NaN where unscored."""
+    group: GroupIndex
+    """[B] of each completion, from 0; completions of a group need not be neighbours."""
+    reward: PerSequence
+    """[B] the weighted sum of its rewards; NaN where unscored."""
+    relative: Float[Tensor, "B"]
+    """[B] float64: what it earned beyond its group; NaN where unscored, exactly 0 in a group without spread."""
     mean: PerGroup
     """[G] mean reward of the scored completions; NaN where none is."""
     std: PerGroup
     """[G] unbiased standard deviation of the scored completions; NaN where fewer than two are."""
     zero_spread: Bool[Tensor, "G"]
     """[G] true where every advantage of the group is exactly 0, so that it teaches nothing."""
+
+    def __add__(self, later: Comparison) -> Comparison:
+        """These groups, and after them further ones."""
+        return Comparison(
+            torch.cat([self.group, later.group + len(self.zero_spread)]),
+            torch.cat([self.reward, later.reward]),
+            torch.cat([self.relative, later.relative]),
+            torch.cat([self.mean, later.mean]),
+            torch.cat([self.std, later.std]),
+            torch.cat([self.zero_spread, later.zero_spread]),
+        )
+
+    def of(self, groups: Sequence[int]) -> Comparison:
+        """Some of the groups, in that order, numbered from 0; the completions of a group keep theirs."""
+        places = [(self.group == number).nonzero().flatten() for number in groups]
+        own, chosen = torch.cat(places), torch.tensor(list(groups), device=self.group.device)
+        sizes = torch.tensor([len(place) for place in places], device=self.group.device)
+        number = torch.arange(len(groups), device=self.group.device).repeat_interleave(sizes)
+        return Comparison(
+            number, self.reward[own], self.relative[own], self.mean[chosen], self.std[chosen], self.zero_spread[chosen]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +98,7 @@ def _batch_std(value: PerSequence) -> Float[Tensor, ""]:
     return scored.std() if len(scored) > 1 else scored.new_zeros(())
 
 
-def combine_rewards(
-    table: Table, weights: Sequence[float] | None, failed: Bool[Tensor, "B"] | None = None
-) -> PerSequence:
+def combine_rewards(table: Table, weights: Sequence[float] | None, failed: Failed | None = None) -> PerSequence:
     """The weighted sum of each completion's rewards.
 
     Args:
@@ -160,7 +115,7 @@ def combine_rewards(
     """
     infinite = table.isinf().nonzero()
     if len(infinite):
-        sample, column = infinite[0].tolist()
+        sample, column = (int(place) for place in infinite[0])
         raise RewardError(
             f"Completion {sample}: reward function {column} returned {table[sample, column].item()}. Return a finite number, or None "
             "where the reward does not apply."
@@ -176,79 +131,79 @@ def combine_rewards(
     return (table.nan_to_num(nan=0.0) * scale).sum(-1).masked_fill(unscored, torch.nan)
 
 
-def group_advantage(rewards: PerSequence, group: GroupIndex, config: AdvantageConfig) -> Advantage:
-    r"""Advantage of each completion within its group.
-
-    $A_i = (R_i - \mathrm{mean}_G)/(\mathrm{std}_G + 10^{-4})$, with an unbiased std; the std of the batch, or no
-    division, by `scale_rewards`; for `advantage_baseline="leave_one_out"` the mean is that of the other completions.
-
-    Args:
-        rewards: NaN where unscored.
-        group: of each completion, from 0; completions of a group need not be neighbours.
-
-    Reference:
-        GRPO, arXiv 2402.03300, § 4.1.2; batch: arXiv 2508.08221; none: Dr. GRPO, arXiv 2503.20783; leave one out: RLOO,
-        arXiv 2402.14740.
-    """
-    num_groups = int(group.max()) + 1 if len(group) else 0
-    spread = _spread(rewards, group, num_groups)
-    count = spread.num_scored[group]
+def _normalised(
+    rewards: PerSequence, group: GroupIndex, spread: _Spread, config: AdvantageOptions
+) -> Float[Tensor, "B"]:
+    """Rewards beyond their group's baseline, over its spread where asked for: float64, NaN where unscored."""
     value = rewards.double() - spread.mean[group]
     if config.advantage_baseline == "leave_one_out":
+        count = spread.num_scored[group]
         value = value * count / (count - 1)
-    scale = scale_of(config)
-    if scale == "group":
+    if config.scale_rewards == "group":
         value = value / (spread.std[group] + EPSILON)
-    elif scale == "batch":
-        value = value / (_batch_std(rewards) + EPSILON)
-    value = value.masked_fill(rewards.isnan() | spread.is_flat[group], 0.0)
-    return Advantage(
-        value.to(rewards.dtype), rewards, spread.mean.to(rewards.dtype), spread.std.to(rewards.dtype), spread.is_flat
-    )
+    return value.masked_fill(spread.is_flat[group], 0.0).masked_fill(rewards.isnan(), torch.nan)
 
 
-def decoupled_advantage(
-    table: Table, weights: Sequence[float] | None, group: GroupIndex, failed: Bool[Tensor, "B"] | None = None
-) -> Advantage:
-    """GDPO: each reward is normalised in its group, the weighted sum of these over the batch.
+def compared(table: Table, group: GroupIndex, config: AdvantageOptions, failed: Failed | None = None) -> Comparison:
+    r"""Each completion's weighted reward, and how it compares with its group's.
 
-    So a reward of small spread is not drowned by one of large spread.
-
-    Args, Returns, Raises: as `combine_rewards` and `group_advantage`.
-
-    Reference:
-        GDPO, arXiv 2601.05242. TRL: ``multi_objective_aggregation="normalize_then_sum"``.
-    """
-    rewards = combine_rewards(table, weights, failed)
-    unscored = rewards.isnan()
-    by_group = AdvantageConfig(scale_rewards="group")
-    columns = [column.masked_fill(unscored, torch.nan) for column in table.unbind(-1)]
-    normalised = torch.stack([group_advantage(column, group, by_group).values for column in columns], dim=-1)
-    combined = combine_rewards(normalised, weights, unscored).double()
-
-    num_groups = int(group.max()) + 1 if len(group) else 0
-    moved = torch.zeros(num_groups, dtype=torch.bool, device=group.device)
-    moved[group[combined.nan_to_num(nan=0.0) != 0]] = True
-    value = (combined - combined.nanmean()) / (_batch_std(combined) + EPSILON)
-    value = value.masked_fill(unscored | ~moved[group], 0.0)
-    spread = _spread(rewards, group, num_groups)
-    return Advantage(value.to(table.dtype), rewards, spread.mean.to(table.dtype), spread.std.to(table.dtype), ~moved)
-
-
-def advantage(
-    table: Table, group: GroupIndex, config: AdvantageConfig, failed: Bool[Tensor, "B"] | None = None
-) -> Advantage:
-    """From the reward table to advantages, as `config` says.
+    $(R_i - \mathrm{mean}_G)/(\mathrm{std}_G + 10^{-4})$, with an unbiased std; not divided, for other `scale_rewards` than "group"; for
+    `advantage_baseline="leave_one_out"` the mean is that of the other completions. For
+    `multi_objective_aggregation="normalize_then_sum"` this is done for each reward function, and then the weighted sum is taken, so that
+    a reward of small spread is not drowned by one of large spread.
 
     Args:
-        table: one row per completion, one column per reward function; NaN where a reward does not apply.
-        group: of each completion, from 0.
-        failed: true where a reward function raised or ran out of time.
+        table: [B, R] one row per completion, one column per reward function; NaN where a reward does not apply.
+        group: [B] of each completion, from 0; completions of a group need not be neighbours.
+        failed: [B] true where a reward function raised or ran out of time.
 
     Raises:
         RewardError: a reward is infinite.
         ConfigError: not one weight per reward function.
+
+    Reference:
+        GRPO, arXiv 2402.03300, § 4.1.2; no division: Dr. GRPO, arXiv 2503.20783; leave one out: RLOO, arXiv 2402.14740; each reward for
+        itself: GDPO, arXiv 2601.05242.
     """
+    num_groups = int(group.max()) + 1 if len(group) else 0
+    reward = combine_rewards(table, config.reward_weights, failed)
+    spread = _spread(reward, group, num_groups)
     if config.multi_objective_aggregation == "normalize_then_sum":
-        return decoupled_advantage(table, config.reward_weights, group, failed)
-    return group_advantage(combine_rewards(table, config.reward_weights, failed), group, config)
+        relative = _decoupled(table, reward.isnan(), group, num_groups, config)
+        zero_spread = torch.ones(num_groups, dtype=torch.bool, device=group.device)
+        zero_spread[group[relative.nan_to_num(nan=0.0) != 0]] = False
+    else:
+        relative, zero_spread = _normalised(reward, group, spread, config), spread.is_flat
+    return Comparison(group, reward, relative, spread.mean.to(table.dtype), spread.std.to(table.dtype), zero_spread)
+
+
+def _decoupled(
+    table: Table, unscored: Bool[Tensor, "B"], group: GroupIndex, num_groups: int, config: AdvantageOptions
+) -> Float[Tensor, "B"]:
+    """The weighted sum of rewards that were normalised one by one."""
+    columns = [column.masked_fill(unscored, torch.nan) for column in table.unbind(-1)]
+    normalised = [_normalised(column, group, _spread(column, group, num_groups), config) for column in columns]
+    together = torch.stack(normalised, dim=-1).nan_to_num(nan=0.0).to(table.dtype)
+    return combine_rewards(together, config.reward_weights, unscored).double()
+
+
+def advantage(comparison: Comparison, config: AdvantageOptions) -> PerSequence:
+    r"""[B] Advantage of each completion among the groups to learn from; 0 where unscored.
+
+    What `compared` found, divided by the standard deviation of all rewards for `scale_rewards="batch"`, and normalised once more for
+    `multi_objective_aggregation="normalize_then_sum"`: $(A - \mathrm{mean})/(\mathrm{std} + 10^{-4})$ over the batch.
+
+    Args:
+        comparison: of the groups of the whole batch, over all ranks.
+
+    Reference:
+        By the batch: arXiv 2508.08221; GDPO, arXiv 2601.05242. TRL: ``multi_objective_aggregation="normalize_then_sum"``.
+    """
+    value = comparison.relative
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        value = (value - value.nanmean()) / (_batch_std(value) + EPSILON)
+        # The mean is 0 but for rounding, which must not reach a group that has no spread.
+        value = value.masked_fill(comparison.zero_spread[comparison.group], 0.0)
+    elif config.scale_rewards == "batch":
+        value = value / (_batch_std(comparison.reward) + EPSILON)
+    return value.masked_fill(comparison.reward.isnan(), 0.0).to(comparison.reward.dtype)

@@ -17,6 +17,8 @@ from boresight.loss.ratio import lengths
 from boresight.types import Mask, PerToken
 
 Scalar = Float[Tensor, ""]
+Metric = tuple[Scalar, Scalar]
+"""A sum and what it counts, both additive over micro-batches and ranks: divide at the end."""
 
 
 def token_weights(mask: Mask) -> PerToken:
@@ -52,14 +54,17 @@ class Aggregate:
     total_share: Callable[[Mask, int], Scalar]
 
 
-TOKEN_MEAN = Aggregate(token_weights, num_tokens)
-"""DAPO, arXiv 2503.14476: tokens of the optimizer step weigh the same."""
-SEQUENCE_MEAN = Aggregate(sequence_weights, num_sequences)
-"""GRPO, arXiv 2402.03300: the mean over completions of each one's mean over tokens."""
-SEQUENCE_SUM = Aggregate(token_weights, num_sequences)
-"""LUSPO, arXiv 2602.05261: the mean over completions of each one's sum over tokens."""
-CONSTANT = Aggregate(token_weights, num_positions)
-"""Dr. GRPO, arXiv 2503.20783: the sum over tokens by a constant."""
+AGGREGATES: dict[str, Aggregate] = {
+    # DAPO, arXiv 2503.14476: tokens of the optimizer step weigh the same.
+    "token_mean": Aggregate(token_weights, num_tokens),
+    # GRPO, arXiv 2402.03300: the mean over completions of each one's mean over tokens.
+    "sequence_mean": Aggregate(sequence_weights, num_sequences),
+    # LUSPO, arXiv 2602.05261: the mean over completions of each one's sum over tokens.
+    "sequence_sum": Aggregate(token_weights, num_sequences),
+    # Dr. GRPO, arXiv 2503.20783: the sum over tokens by a constant.
+    "constant": Aggregate(token_weights, num_positions),
+}
+"""Name in a row of `objectives.OBJECTIVES` → aggregate."""
 
 
 def aggregated(per_token: PerToken, weights: PerToken, total: float | Tensor) -> Scalar:

@@ -6,7 +6,9 @@ L = Σ weight · (ρ · surrogate + β · divergence) / total  −  entropy_coef
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,33 +16,96 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from boresight.errors import ShapeError
-from boresight.loss.aggregate import Scalar, aggregated, sequence_weights, token_weights
+from boresight.loss import diagnostics, surrogate
+from boresight.loss.aggregate import AGGREGATES, Aggregate, Metric, Scalar, aggregated, sequence_weights, token_weights
 from boresight.loss.correction import correction_weights, on_policy_enough
 from boresight.loss.divergence import DIVERGENCES, unbiased
-from boresight.loss.objective import OBJECTIVES, Objective, Terms, check_policy_loss, policy_objective
-from boresight.loss.policy_config import PolicyLossConfig
-from boresight.loss.ratio import token_log_ratio
+from boresight.loss.objectives import OBJECTIVES, function_of, row_of
+from boresight.loss.policy_options import PolicyLossOptions, resolved_names
+from boresight.loss.ratio import RATIOS, Ratio, token_log_ratio
+from boresight.loss.surrogate import Terms
 from boresight.types import Mask, PerSequence, PerToken
 
-__all__ = [
-    "OBJECTIVES",
-    "Objective",
-    "PolicyLoss",
-    "PolicyLossConfig",
-    "check_policy_loss",
-    "counted_mask",
-    "high_entropy_threshold",
-    "policy_loss",
-    "policy_objective",
-    "policy_total",
-]
-
-Metric = tuple[Scalar, Scalar]
 PolicyTotal = Float[Tensor, "2"]
+Flags = Bool[Tensor, "B"]
+Given = TypeVar("Given")
 
 
-def counted_mask(config: PolicyLossConfig, mask: Mask, is_truncated: Bool[Tensor, "B"]) -> Mask:
-    """The mask without truncated completions, where `mask_truncated_completions` says so."""
+@dataclass(frozen=True, slots=True)
+class LogProbs:
+    """Log-probabilities of the completions' tokens, [B, T], in nats. What stands in the padding does not matter."""
+
+    policy: PerToken
+    """Under the weights being trained; carries the gradient."""
+    old: PerToken
+    """Under the trainer's weights at rollout; `policy.detach()` where no update came between."""
+    sampler: PerToken | None = None
+    """As the sampler reported; NaN where it could not. None: no correction."""
+    reference: PerToken | None = None
+    """Under the reference; needed where `beta` is not 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entropy:
+    """Entropies of the distributions that the completions' tokens were sampled from."""
+
+    values: PerToken
+    """[B, T] in nats; with their gradient where `entropy_coef` is not 0."""
+    threshold: float | None = None
+    """`high_entropy_threshold` over the optimizer step; needed where `top_entropy_quantile` is below 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """The loss of one micro-batch, divided by the step's total already, and what to log."""
+
+    loss: Scalar
+    metrics: dict[str, Metric]
+    """Name → (sum, count), additive over micro-batches and ranks: divide at the end."""
+    minima: dict[str, Scalar]
+    """Name → least value, +∞ where nothing counted."""
+    maxima: dict[str, Scalar]
+    """Name → greatest value, −∞ where nothing counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyObjective:
+    """The functions of the row that the options choose."""
+
+    ratio: Ratio
+    surrogate: Callable[[Terms, PolicyLossOptions], PerToken]
+    aggregate: Aggregate
+    diagnostics: Callable[[Terms, PolicyLossOptions], dict[str, PerToken]]
+    per_sequence: bool
+    """Whether the diagnostics are one value per completion."""
+    corrects_itself: bool
+    """Whether the surrogate applies the sampler correction itself."""
+
+
+def policy_objective(config: PolicyLossOptions) -> PolicyObjective:
+    """The functions that the options choose.
+
+    Raises:
+        ConfigError: as `resolved_names`, or the row names a function that is not there.
+    """
+    loss_type, level = resolved_names(config)
+    row = OBJECTIVES[loss_type]
+    return PolicyObjective(
+        ratio=RATIOS[level],
+        surrogate=function_of(row.surrogate, surrogate),
+        aggregate=row_of(AGGREGATES, row.aggregate, "aggregate"),
+        diagnostics=_no_diagnostics if row.diagnostics is None else function_of(row.diagnostics, diagnostics),
+        per_sequence=row.per_sequence or level != "token",
+        corrects_itself=row.corrects_itself,
+    )
+
+
+def _no_diagnostics(terms: Terms, config: PolicyLossOptions) -> dict[str, PerToken]:
+    return {}
+
+
+def counted_mask(config: PolicyLossOptions, mask: Mask, is_truncated: Flags) -> Mask:
+    """The mask without truncated completions, where `mask_truncated_completions` asks for that."""
     return mask & ~is_truncated[:, None] if config.mask_truncated_completions else mask
 
 
@@ -57,89 +122,60 @@ def high_entropy_threshold(entropy: Float[Tensor, "N"], share: float) -> float:
     return float(np.quantile(entropy.detach().float().cpu().numpy(), 1 - share))
 
 
-def _high_entropy(config: PolicyLossConfig, entropy: PerToken | None, threshold: float | None, mask: Mask) -> Mask:
+def _high_entropy(config: PolicyLossOptions, entropy: Entropy | None, mask: Mask) -> Mask:
     if config.top_entropy_quantile == 1:
         return mask
-    if entropy is None or threshold is None:
+    if entropy is None or entropy.threshold is None:
         raise ShapeError(
             "top_entropy_quantile < 1 needs the entropy of every token and its threshold over the whole step."
         )
-    return mask & (entropy >= threshold)
+    return mask & (entropy.values >= entropy.threshold)
 
 
 def policy_total(
-    config: PolicyLossConfig,
-    mask: Mask,
-    max_completion_length: int,
-    entropy: PerToken | None = None,
-    entropy_threshold: float | None = None,
+    config: PolicyLossOptions, mask: Mask, max_completion_length: int, entropy: Entropy | None = None
 ) -> PolicyTotal:
     """This batch's share of what the step's sums are divided by: of the objective, and of the entropy bonus.
 
     Add the shares of every micro-batch and rank of the optimizer step, groups that are skipped included, before the
-    first backward, and hand the sum to `policy_loss`.
+    first backward, and pass the sum to `policy_loss`.
 
     Args:
-        mask: true where a token counts, after `counted_mask`.
-        entropy: read only where `top_entropy_quantile` is below 1, as `entropy_threshold`.
+        mask: [B, T] true where a token counts, after `counted_mask`.
+        entropy: read only where `top_entropy_quantile` is below 1.
     """
-    tokens = _high_entropy(config, entropy, entropy_threshold, mask).sum()
+    tokens = _high_entropy(config, entropy, mask).sum()
     share = policy_objective(config).aggregate.total_share(mask, max_completion_length)
     return torch.stack([share, tokens.to(share.dtype)])
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyLoss:
-    """The loss of one micro-batch, divided by the step's total already, and what to log."""
-
-    loss: Scalar
-    metrics: dict[str, Metric]
-    """Name → (sum, count), additive over micro-batches and ranks: divide at the end."""
-    minima: dict[str, Scalar]
-    """Name → least value, +∞ where nothing counted."""
-    maxima: dict[str, Scalar]
-    """Name → greatest value, −∞ where nothing counted."""
-
-
 def policy_loss(
-    config: PolicyLossConfig,
-    policy_logp: PerToken,
-    old_logp: PerToken,
-    sampler_logp: PerToken | None,
-    reference_logp: PerToken | None,
-    entropy: PerToken | None,
+    config: PolicyLossOptions,
+    logp: LogProbs,
     advantage: PerSequence,
     mask: Mask,
     total: PolicyTotal,
     *,
-    entropy_threshold: float | None = None,
-    has_image: Bool[Tensor, "B"] | None = None,
+    entropy: Entropy | None = None,
+    has_image: Flags | None = None,
 ) -> PolicyLoss:
     """The objective chosen by `config` on one micro-batch, in nats times advantage.
 
     Args:
-        policy_logp: under the weights being trained; carries the gradient.
-        old_logp: under the trainer's weights at rollout; `policy_logp.detach()` where no update came between.
-        sampler_logp: as the sampler reported; NaN where it could not. None: no correction.
-        reference_logp: under the reference; needed where `beta` is not 0.
-        entropy: needed where `entropy_coef` is not 0 (then with its gradient) or `top_entropy_quantile` is below 1.
-        advantage: one number per completion.
-        mask: true where a token counts, after `counted_mask`.
-        total: the sum of `policy_total` over the step and all ranks.
-        entropy_threshold: `high_entropy_threshold` over the step.
-        has_image: where given, the sampler's drift is logged apart for prompts with images and without.
+        advantage: [B] one number per completion.
+        mask: [B, T] true where a token counts, after `counted_mask`.
+        total: [2] the sum of `policy_total` over the step and all ranks.
+        entropy: needed where `entropy_coef` is not 0 or `top_entropy_quantile` is below 1; else only logged.
+        has_image: [B] where given, the sampler's drift is logged apart for prompts with images and without.
 
     Raises:
         ShapeError: a tensor that an option needs was not passed.
         ConfigError: as `policy_objective`.
     """
     objective = policy_objective(config)
-    policy, old = policy_logp.masked_fill(~mask, 0.0), old_logp.detach().masked_fill(~mask, 0.0)
-    sampler = None if sampler_logp is None else sampler_logp.masked_fill(~mask, 0.0)
-    correction = None
-    if sampler is not None and config.vllm_importance_sampling_correction:
-        low, high = config.vllm_importance_sampling_clip_min, config.vllm_importance_sampling_clip_max
-        correction = correction_weights(config.vllm_importance_sampling_mode, old, sampler, mask, low, high)
+    policy, old = logp.policy.masked_fill(~mask, 0.0), logp.old.detach().masked_fill(~mask, 0.0)
+    sampler = None if logp.sampler is None else logp.sampler.masked_fill(~mask, 0.0)
+    correction = _correction(config, old, sampler, mask)
     log = _Log(mask)
 
     terms = Terms(objective.ratio(policy, old, mask), policy, advantage, mask, correction)
@@ -150,10 +186,10 @@ def policy_loss(
         per_token = per_token * kept[:, None]
     if correction is not None and not objective.corrects_itself:
         per_token = per_token * correction
-    explored = _high_entropy(config, entropy, entropy_threshold, mask)
+    explored = _high_entropy(config, entropy, mask)
     per_token = per_token * explored
     if config.beta != 0:
-        reference = _needed(reference_logp, "reference_logp", "beta").detach().masked_fill(~mask, 0.0)
+        reference = _needed(logp.reference, "beta", "the reference's log-probability").detach().masked_fill(~mask, 0.0)
         divergence = DIVERGENCES[config.kl_estimator](policy, reference)
         log.mean("kl", divergence)
         if config.use_bias_correction_kl:
@@ -162,11 +198,11 @@ def policy_loss(
 
     loss = aggregated(per_token, objective.aggregate.weights(mask), total[0])
     if config.entropy_coef != 0:
-        bonus = _needed(entropy, "entropy", "entropy_coef")
+        bonus = _needed(entropy, "entropy_coef", "the entropy").values
         loss = loss - config.entropy_coef * aggregated(bonus, token_weights(explored), total[1])
 
     if entropy is not None:
-        log.mean("entropy", entropy)
+        log.mean("entropy", entropy.values)
     log.diagnostics(objective.diagnostics(terms, config), objective.per_sequence)
     if sampler is not None:
         log.drift(old, sampler, has_image)
@@ -175,10 +211,17 @@ def policy_loss(
     return PolicyLoss(loss, log.metrics, log.minima, log.maxima)
 
 
-def _needed(value: PerToken | None, name: str, option: str) -> PerToken:
-    if value is None:
-        raise ShapeError(f"{option} needs {name} of every token.")
-    return value
+def _correction(config: PolicyLossOptions, old: PerToken, sampler: PerToken | None, mask: Mask) -> PerToken | None:
+    if sampler is None or not config.vllm_importance_sampling_correction:
+        return None
+    low, high = config.vllm_importance_sampling_clip_min, config.vllm_importance_sampling_clip_max
+    return correction_weights(config.vllm_importance_sampling_mode, old, sampler, mask, low, high)
+
+
+def _needed(given: Given | None, option: str, what: str) -> Given:
+    if given is None:
+        raise ShapeError(f"{option} needs {what} of every token.")
+    return given
 
 
 class _Log:
@@ -208,7 +251,7 @@ class _Log:
             if (value := values.get(f"clip_ratio/{extreme}_mean")) is not None:
                 record(f"clip_ratio/{extreme}_{bound}", (value * by_sequence).sum(-1), has_tokens)
 
-    def drift(self, old: PerToken, sampler: PerToken, has_image: Bool[Tensor, "B"] | None) -> None:
+    def drift(self, old: PerToken, sampler: PerToken, has_image: Flags | None) -> None:
         unreported = sampler.isnan()
         gap = (old - sampler).abs()
         subsets = {"": self.mask & ~unreported}

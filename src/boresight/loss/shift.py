@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from boresight.errors import ConfigError, nearest
+from boresight.errors import ConfigError
+from boresight.loss.preference_options import ShiftMode
 
 EMA_DECAY = 0.99
-SHIFTS = ("running", "ema", "none")
-"""Values of `bco_shift`."""
 
 
 class RewardShift:
@@ -26,9 +25,7 @@ class RewardShift:
         BCO, arXiv 2404.04656; MPO, arXiv 2411.10442.
     """
 
-    def __init__(self, mode: str = "running") -> None:
-        if mode not in SHIFTS:
-            raise ConfigError(f"bco_shift={mode!r} is not one of {', '.join(SHIFTS)}.{nearest(mode, SHIFTS)}")
+    def __init__(self, mode: ShiftMode = "running") -> None:
         self.mode = mode
         self.value = 0.0
         self.num_pairs = 0.0

@@ -44,6 +44,16 @@ class MeanMetrics:
         weight = torch.where(values.isnan(), 0, weight.expand_as(values))
         self._add(name, "mean", (values.nan_to_num() * weight).sum(), weight.sum())
 
+    def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
+        """Add to a mean what is summed already.
+
+        Args:
+            total: the sum of the values.
+            count: how many values that is, or the sum of their weights.
+        """
+        total, count = _tensor(total), _tensor(count)
+        self._add(name, "mean", torch.where(total.isnan(), 0, total), torch.where(total.isnan(), 0, count))
+
     def sum(self, name: str, values: Tensor | float) -> None:
         """Add to a count or a total."""
         values = _tensor(values)

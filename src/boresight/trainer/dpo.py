@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from boresight.errors import ConfigError
 from boresight.loss.preference import (
-    PREFERENCES,
     aot_partners,
     completion_logps,
     pair_table,
     preference_loss,
     preference_total,
-    weighted_rows,
 )
+from boresight.loss.preference_options import is_coupled, reads_shift
 from boresight.loss.shift import RewardShift
 from boresight.model.packing import completion_mask
 from boresight.report.metrics import MeanMetrics
@@ -183,7 +182,7 @@ class DPOTrainer(GroupTrainer[Pair]):
 
     def _partners(self, groups: Sequence[Group], reference: PerSequence) -> Sequence[Tensor | None]:
         """Of each pair, what coupled losses match it with among the pairs of the step on all ranks."""
-        if not any(PREFERENCES[name].is_coupled for name in weighted_rows(self.args)):
+        if not is_coupled(self.args):
             return [None] * len(groups)
         own = pair_table(self._logps(groups, self.policy), reference)
         tables = gather_object([own])
@@ -193,7 +192,7 @@ class DPOTrainer(GroupTrainer[Pair]):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One optimizer step's gradients, under the shift of the steps before; then this step moves the shift."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if "bco_pair" in weighted_rows(self.args):
+        if reads_shift(self.args):
             everywhere = torch.stack(gather_object([self._reward_sum])).sum(0)
             self.shift.update(*everywhere.tolist())
         return loss
@@ -220,7 +219,7 @@ class DPOTrainer(GroupTrainer[Pair]):
         )
         self._reward_sum += result.reward_sum.detach().cpu().double()
         for name, (value, count) in result.metrics.items():
-            metrics.mean(name, value / count.clamp(min=1), weight=count)
+            metrics.add(name, value, count)
         metrics.mean("entropy", stats.entropy, weight=stats.mask)  # pyright: ignore[reportArgumentType]
         metrics.mean("mean_token_accuracy", stats.greedy, weight=stats.mask)  # pyright: ignore[reportArgumentType]
         metrics.sum("num_tokens", sum(item.num_tokens for item in items))

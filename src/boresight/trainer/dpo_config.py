@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from boresight.errors import ConfigError
-from boresight.loss.preference import check_preference_loss
-from boresight.loss.preference_config import PreferenceLossConfig
+from boresight.loss.preference_options import PreferenceLossOptions, check_preference_loss
+from boresight.options import check_options
 from boresight.trainer.config import NOTHING_SAMPLED, UNSUPPORTED, TrainerConfig, strict
 from boresight.trainer.reference import ReferenceSyncConfig, check_reference_sync
 
@@ -16,7 +16,7 @@ OVERLONG = ("error", "drop", "truncate_completion")
 
 @strict
 @dataclass
-class DPOConfig(PreferenceLossConfig, ReferenceSyncConfig, TrainerConfig):
+class DPOConfig(PreferenceLossOptions, ReferenceSyncConfig, TrainerConfig):
     """Options of `DPOTrainer`. Names and defaults are TRL's, except `max_length`: no limit, since a cut image is no image.
 
     `per_device_train_batch_size` counts pairs.
@@ -60,6 +60,7 @@ class DPOConfig(PreferenceLossConfig, ReferenceSyncConfig, TrainerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_options(self)
         check_preference_loss(self)
         check_reference_sync(self)
         if self.overlong_pairs not in OVERLONG:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from boresight.data.images import decode
 from boresight.data.sources import RowStream
 from boresight.errors import ConfigError, EngineError
-from boresight.loss.policy import counted_mask, high_entropy_threshold, policy_loss, policy_total
+from boresight.loss.policy import Entropy, LogProbs, counted_mask, high_entropy_threshold, policy_loss, policy_total
 from boresight.model.packing import completion_mask
 from boresight.ranks import on_every_rank
 from boresight.report.completions import CompletionStore
@@ -233,8 +233,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             self.args,
             mask,
             self.args.max_completion_length,
-            padded(entropy, mask.shape[1]) if entropy else None,
-            self._entropy_threshold,
+            Entropy(padded(entropy, mask.shape[1]), self._entropy_threshold) if entropy else None,
         )
 
     def _mask(self, groups: Sequence[Group]) -> Tensor:
@@ -257,21 +256,22 @@ class GRPOTrainer(GroupTrainer[Scored]):
         sampled: list[Any] = [completion.sampler_logp for group in groups for completion in group.completions]
         result = policy_loss(
             self.args,
-            stats.logp,
-            padded(old, width).to(device) if old else stats.logp.detach(),
-            padded(sampled, width).to(device),
-            padded(reference, width).to(device) if reference else None,
-            stats.entropy,
+            LogProbs(
+                policy=stats.logp,
+                old=padded(old, width).to(device) if old else stats.logp.detach(),
+                sampler=padded(sampled, width).to(device),
+                reference=padded(reference, width).to(device) if reference else None,
+            ),
             torch.cat([item.advantage for item in items]).to(device),
             self._mask(groups).to(device),
             total,
-            entropy_threshold=self._entropy_threshold,
+            entropy=None if stats.entropy is None else Entropy(stats.entropy, self._entropy_threshold),
             has_image=torch.tensor(
                 [bool(group.prompt.images) for group in groups for _ in group.completions], device=device
             ),
         )
         for name, (value, count) in result.metrics.items():
-            metrics.mean(name, value / count.clamp(min=1), weight=count)
+            metrics.add(name, value, count)
         for name, value in result.minima.items():
             metrics.min(name, value)
         for name, value in result.maxima.items():

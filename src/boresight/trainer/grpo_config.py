@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from boresight.advantage.group import AdvantageConfig, check_advantage
+from boresight.advantage.options import AdvantageOptions, check_advantage
 from boresight.errors import ConfigError
-from boresight.loss.policy import check_policy_loss
-from boresight.loss.policy_config import PolicyLossConfig
+from boresight.loss.policy_options import PolicyLossOptions, check_policy_loss
+from boresight.options import check_options
 from boresight.rewards.check import GOLD_TEMPLATE
 from boresight.rollout.sampler import SamplingConfig, sampling_settings
 from boresight.rollout.vllm.options import VLLMConfig, check_vllm
@@ -24,8 +24,8 @@ NARROWING = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
 @strict
 @dataclass
 class GRPOConfig(
-    PolicyLossConfig,
-    AdvantageConfig,
+    PolicyLossOptions,
+    AdvantageOptions,
     SamplingConfig,
     VLLMConfig,
     DynamicSamplingConfig,
@@ -100,6 +100,7 @@ class GRPOConfig(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_options(self)
         check_policy_loss(self)
         check_advantage(self)
         check_dynamic_sampling(self)

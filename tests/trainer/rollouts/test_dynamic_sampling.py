@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boresight import GRPOConfig
-from boresight.advantage.group import AdvantageConfig
+from boresight.advantage.options import AdvantageOptions
 from boresight.errors import ConfigError
 from boresight.report import read_completions
 from boresight.rewards import RewardTable
@@ -42,7 +42,7 @@ def drawn(rows: Sequence[Sequence[int]], rank: int = 0) -> Rollout:
     ids = torch.arange(2)
     one = Completion(ids, ids.bool(), "")
     groups = [Group(Prompt(Row(row, "", (), (), {}), ids, ids, {}, ids), (one,) * 3) for row in rows[rank]]
-    return Rollout(groups, table, scores)
+    return Rollout.gathered(groups, table, scores, AdvantageOptions())
 
 
 def resampled(
@@ -58,7 +58,7 @@ def resampled(
             own += more
         return drawn(rows)
 
-    found = resample(drawn(first), sample, iter(further), AdvantageConfig(), num_steps=num_steps, max_rounds=max_rounds)
+    found = resample(drawn(first), sample, iter(further), num_steps=num_steps, max_rounds=max_rounds)
     return found, [sampled[rank][place] for rank, place in found.kept], asked
 
 

@@ -15,7 +15,6 @@ from itertools import cycle, islice
 
 import torch
 
-from boresight.advantage.group import AdvantageConfig
 from boresight.errors import ConfigError
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.rollouts.rollout import Place, Rollout, step_order
@@ -71,7 +70,7 @@ class Resampled:
     def shortage(self) -> str:
         """What to tell the user where groups without spread are kept."""
         return (
-            f"after {self.num_rounds} rounds and {len(self.rollout.places)} groups, {self.num_flat} of the {len(self.kept)} groups to "
+            f"after {self.num_rounds} rounds and {len(self.rollout.numbers)} groups, {self.num_flat} of the {len(self.kept)} groups to "
             "learn from still have rewards that are all equal; they stay and teach nothing. Raise max_sampling_rounds, or take "
             "prompts that are neither too easy nor too hard."
         )
@@ -81,7 +80,6 @@ def resample(
     first: Rollout,
     sample: Callable[[Sequence[Sequence[int]]], Rollout],
     further: Iterator[int],
-    config: AdvantageConfig,
     *,
     num_steps: int,
     max_rounds: int,
@@ -101,26 +99,26 @@ def resample(
     Reference:
         Yu et al., DAPO, arXiv 2503.14476, § 3.2, eq. 11.
     """
-    rollout, world = first, len(first.scores)
+    rollout, world = first, len(first.sizes)
     tried = step_order(first.ranks, num_steps)
     wanted, num_rounds = len(tried), 1
-    kept, flat = _by_spread(rollout, tried, config)
+    kept, flat = _by_spread(rollout, tried)
     while len(kept) < wanted and num_rounds < max_rounds and (rows := list(islice(further, wanted - len(kept)))):
         size = -(-len(rows) // world)
         dealt = list(islice(cycle(rows), size * world))
-        start = [len(groups) for groups in rollout.scores]
+        start = [len(own) for own in rollout.sizes]
         rollout += sample([dealt[rank * size : (rank + 1) * size] for rank in range(world)])
         num_rounds += 1
         tried = [(place // size, start[place // size] + place % size) for place in range(len(rows))]
-        more, without = _by_spread(rollout, tried, config)
+        more, without = _by_spread(rollout, tried)
         kept, flat = kept + more, flat + without
     num_flat = wanted - len(kept)
     return Resampled(rollout, kept + flat[:num_flat], num_rounds, num_flat)
 
 
-def _by_spread(rollout: Rollout, places: Sequence[Place], config: AdvantageConfig) -> tuple[list[Place], list[Place]]:
+def _by_spread(rollout: Rollout, places: Sequence[Place]) -> tuple[list[Place], list[Place]]:
     """The groups with spread, and those without."""
-    is_flat = rollout.compared(places, config).zero_spread.tolist()
+    is_flat = rollout.compared(places).zero_spread.tolist()
     both: tuple[list[Place], list[Place]] = ([], [])
     for place, without in zip(places, is_flat, strict=True):
         both[without].append(place)

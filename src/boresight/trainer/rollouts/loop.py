@@ -103,7 +103,7 @@ class Rollouts:
         """Reward metrics of completions sampled for one batch of an evaluation set, under a seed of their own."""
         groups = self.sampler.sample(prompts, sampling_settings(self.config, evaluating=True, seed=self.config.seed))
         table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=state))
-        self._note(metrics, Rollout.of(groups, table))
+        self._note(metrics, Rollout.of(groups, table, self.config))
         self.store.add(
             state.global_step, groups, rewards=table.by_name, reward=table.total, phase="eval", extra=table.extra
         )
@@ -114,7 +114,7 @@ class Rollouts:
             groups = self.sampler.sample(prompts, sampling_settings(self.config, seed=seed))
         with self.timeline.phase("reward"):
             table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=state))
-            return Rollout.of(groups, table)
+            return Rollout.of(groups, table, self.config)
 
     def _resample(self, first: Rollout, seed: int, state: Any) -> tuple[Rollout, list[list[Place]]]:
         """All that dynamic sampling sampled, and which groups each rank learns from."""
@@ -129,7 +129,6 @@ class Rollouts:
             first,
             sample,
             self._further_rows(first, seed),
-            self.config,
             num_steps=num_steps,
             max_rounds=self.config.max_sampling_rounds,
         )
@@ -145,7 +144,7 @@ class Rollouts:
 
     def _note(self, metrics: MeanMetrics, rollout: Rollout) -> None:
         """Metrics of all that was sampled, and of the work it took."""
-        rollout.note(metrics, self.config)
+        rollout.note(metrics)
         for name, count in self.sampler.counts.items():
             metrics.sum(f"work/sampler_{name}", count)
         self.sampler.counts.clear()

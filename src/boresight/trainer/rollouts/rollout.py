@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -10,7 +10,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from boresight.advantage.group import Advantage, AdvantageConfig, advantage
+from boresight.advantage.group import Comparison, advantage, compared
+from boresight.advantage.options import AdvantageOptions
 from boresight.report.metrics import MeanMetrics
 from boresight.rewards.reward import RewardTable
 from boresight.trainer.rollouts.scored import group_from_state, group_state
@@ -25,54 +26,76 @@ GroupScore = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What this rank sampled, and the rewards of all ranks' groups."""
+    """What this rank sampled, and how the completions of all ranks' groups compare."""
 
     groups: list[Group]
     """This rank's."""
     table: RewardTable
     """Of their completions."""
-    scores: list[list[GroupScore]]
-    """Of every rank, group by group."""
+    comparison: Comparison
+    """Of the completions of all ranks, computed once."""
+    sizes: list[list[int]]
+    """Of every rank: the number of completions in each of its groups."""
+    numbers: Mapping[Place, int]
+    """Where a group was sampled → its number in `comparison`."""
 
     @classmethod
-    def of(cls, groups: Sequence[Group], table: RewardTable) -> Rollout:
+    def of(cls, groups: Sequence[Group], table: RewardTable, config: AdvantageOptions) -> Rollout:
         """Gather the rewards of all ranks' groups. Ranks may hold unequal numbers of groups."""
         sizes = [len(group) for group in groups]
         own = list(zip(table.values.split(sizes), table.failed.split(sizes), strict=True))
-        return cls(list(groups), table, gather_object([own]))
+        return cls.gathered(groups, table, gather_object([own]), config)
+
+    @classmethod
+    def gathered(
+        cls,
+        groups: Sequence[Group],
+        table: RewardTable,
+        scores: Sequence[Sequence[GroupScore]],
+        config: AdvantageOptions,
+    ) -> Rollout:
+        """A rollout of this rank's groups and the scores of every rank's, group by group."""
+        sizes = [[len(values) for values, _ in own] for own in scores]
+        places = [(rank, place) for rank, own in enumerate(scores) for place in range(len(own))]
+        values, failed = (torch.cat(parts) for parts in zip(*(each for own in scores for each in own), strict=True))
+        group = torch.arange(len(places)).repeat_interleave(torch.tensor([size for own in sizes for size in own]))
+        comparison = compared(values, group, config, failed)
+        return cls(list(groups), table, comparison, sizes, {place: number for number, place in enumerate(places)})
 
     def __add__(self, later: Rollout) -> Rollout:
-        scores = [own + more for own, more in zip(self.scores, later.scores, strict=True)]
-        return Rollout(self.groups + later.groups, self.table + later.table, scores)
+        shifted = {
+            (rank, len(self.sizes[rank]) + place): len(self.numbers) + number
+            for (rank, place), number in later.numbers.items()
+        }
+        return Rollout(
+            self.groups + later.groups,
+            self.table + later.table,
+            self.comparison + later.comparison,
+            [own + more for own, more in zip(self.sizes, later.sizes, strict=True)],
+            {**self.numbers, **shifted},
+        )
 
     @property
     def ranks(self) -> list[list[Place]]:
         """Every rank's groups."""
-        return [[(rank, place) for place in range(len(groups))] for rank, groups in enumerate(self.scores)]
+        return [[(rank, place) for place in range(len(own))] for rank, own in enumerate(self.sizes)]
 
-    @property
-    def places(self) -> list[Place]:
-        """Every group, rank after rank."""
-        return [place for own in self.ranks for place in own]
+    def compared(self, places: Sequence[Place]) -> Comparison:
+        """The completions of some groups, in the order of `places`, each compared with its group."""
+        return self.comparison.of([self.numbers[place] for place in places])
 
-    def compared(self, places: Sequence[Place], config: AdvantageConfig) -> Advantage:
-        """Advantages of the completions of some groups, in the order of `places`, compared with no other."""
-        scores = [self.scores[rank][place] for rank, place in places]
-        group = torch.arange(len(scores)).repeat_interleave(torch.tensor([len(values) for values, _ in scores]))
-        values, failed = (torch.cat(parts) for parts in zip(*scores, strict=True))
-        return advantage(values, group, config, failed)
+    def advantages(self, places: Sequence[Place], config: AdvantageOptions) -> dict[Place, Tensor]:
+        """[K] advantages of each of these groups, which alone enter the statistics of the batch."""
+        values = advantage(self.compared(places), config)
+        sizes = [self.sizes[rank][place] for rank, place in places]
+        return dict(zip(places, values.split(sizes), strict=True))
 
-    def advantages(self, places: Sequence[Place], config: AdvantageConfig) -> dict[Place, Tensor]:
-        """[K] advantages of each of these groups, as `compared`."""
-        sizes = [len(self.scores[rank][place][0]) for rank, place in places]
-        return dict(zip(places, self.compared(places, config).values.split(sizes), strict=True))
-
-    def note(self, metrics: MeanMetrics, config: AdvantageConfig) -> None:
+    def note(self, metrics: MeanMetrics) -> None:
         """Reward and length metrics under TRL's names, of all that was sampled."""
-        table, compared = self.table, self.compared(self.places, config)
-        metrics.mean("reward", compared.rewards)
-        metrics.mean("reward_std", _std(compared.rewards, 0.0))
-        metrics.mean("frac_reward_zero_std", compared.zero_spread.float())
+        table, found = self.table, self.comparison
+        metrics.mean("reward", found.reward)
+        metrics.mean("reward_std", _std(found.reward, 0.0))
+        metrics.mean("frac_reward_zero_std", found.zero_spread.float())
         metrics.mean("frac_unscored", (~table.scored).float())
         for name, values in table.by_name.items():
             metrics.mean(f"rewards/{name}/mean", values)

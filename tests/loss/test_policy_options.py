@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from boresight.advantage.group import AdvantageConfig
+from boresight.advantage.options import AdvantageOptions
 from boresight.errors import ConfigError
-from boresight.loss.objective import OBJECTIVES, check_policy_loss, resolved_names
-from boresight.loss.policy_config import PolicyLossConfig
-from boresight.loss.preference_config import PreferenceLossConfig
+from boresight.loss.objectives import OBJECTIVES
+from boresight.loss.policy_options import PolicyLossOptions, check_policy_loss, resolved_names
+from boresight.options import check_options, declarations
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,16 @@ from boresight.loss.preference_config import PreferenceLossConfig
     ],
 )
 def test_what_is_unset_follows_what_is_set(options: dict[str, Any], resolved: tuple[str, str]) -> None:
-    assert resolved_names(PolicyLossConfig(**options)) == resolved
+    assert resolved_names(PolicyLossOptions(**options)) == resolved
+
+
+def checked(options: dict[str, Any]) -> None:
+    config = PolicyLossOptions()
+    for name, value in options.items():
+        # Not at construction, where under pytest beartype reads a Literal before the check does.
+        setattr(config, name, value)
+    check_options(config)
+    check_policy_loss(config)
 
 
 @pytest.mark.parametrize(
@@ -43,59 +52,72 @@ def test_what_is_unset_follows_what_is_set(options: dict[str, Any], resolved: tu
         ({"loss_type": "sapo", "epsilon_high": 0.3}, "epsilon_high has no effect"),
         ({"loss_type": "grpo", "gmpo_epsilon": 0.3}, "use one of gmpo"),
         ({"delta": 1.2}, "must be above 1 \\+ epsilon_high = 1.2: set delta=4.0"),
-        ({"epsilon": -0.1}, "epsilon=-0.1 must not be negative"),
-        ({"beta": -0.1}, "beta=-0.1 must not be negative"),
-        ({"top_entropy_quantile": 1.2}, "between 0 and 1"),
-        ({"kl_estimator": "k4"}, "kl_estimator='k4' is not one of k1, k2, k3"),
+        ({"delta": 0.9}, "delta=0.9: it must be above 1"),
+        ({"epsilon": -0.1}, "epsilon=-0.1: it must be at least 0"),
+        ({"epsilon": float("nan")}, "epsilon=nan: it must be at least 0"),
+        ({"beta": -0.1}, "beta=-0.1: it must be at least 0"),
+        ({"entropy_coef": -0.1}, "entropy_coef=-0.1: it must be at least 0"),
+        ({"off_policy_mask_threshold": -0.1}, "off_policy_mask_threshold=-0.1: it must be at least 0"),
+        ({"loss_type": "gmpo", "gmpo_epsilon": -0.1}, "gmpo_epsilon=-0.1: it must be at least 0"),
+        ({"loss_type": "sapo", "sapo_temperature_neg": 0.0}, "sapo_temperature_neg=0.0: it must be above 0"),
+        ({"top_entropy_quantile": 1.2}, "top_entropy_quantile=1.2: it must be at least 0 and at most 1"),
+        ({"beta": 0.1, "kl_estimator": "k4"}, "kl_estimator='k4' is not one of 'k1', 'k2', 'k3'"),
+        ({"kl_estimator": "k1"}, "kl_estimator='k1' has no effect: set beta above 0"),
+        ({"use_bias_correction_kl": False}, "use_bias_correction_kl=False has no effect: set beta above 0"),
         ({"vllm_importance_sampling_mode": "token_trunc"}, "Did you mean 'token_truncate'"),
         ({"vllm_importance_sampling_clip_min": 3.0}, "swap them"),
+        (
+            {"vllm_importance_sampling_correction": False, "vllm_importance_sampling_clip_max": 3.0},
+            "set vllm_importance_sampling_correction=True",
+        ),
         ({"loss_type": "vespo", "vllm_importance_sampling_mode": "sequence_mask"}, "'token_truncate' or 'token_mask'"),
     ],
 )
 def test_a_contradiction_prints_its_fix(options: dict[str, Any], fix: str) -> None:
     with pytest.raises(ConfigError, match=fix):
-        check_policy_loss(PolicyLossConfig(**options))
+        checked(options)
 
 
 @pytest.mark.parametrize("loss_type", OBJECTIVES)
 def test_every_row_is_accepted_at_every_level_it_names(loss_type: str) -> None:
     epsilon_high = 5.0 if loss_type == "cispo" else None
     for level in (None, *OBJECTIVES[loss_type].levels):
-        check_policy_loss(
-            PolicyLossConfig(loss_type=loss_type, importance_sampling_level=level, epsilon_high=epsilon_high)
-        )
+        checked({"loss_type": loss_type, "importance_sampling_level": level, "epsilon_high": epsilon_high})
 
 
 def test_the_articles_gspo_is_accepted() -> None:
-    check_policy_loss(
-        PolicyLossConfig(
-            importance_sampling_level="sequence", epsilon=3e-4, epsilon_high=4e-4, beta=0.0, loss_type="grpo"
-        )
+    checked(
+        {
+            "importance_sampling_level": "sequence",
+            "epsilon": 3e-4,
+            "epsilon_high": 4e-4,
+            "beta": 0.0,
+            "loss_type": "grpo",
+        }
     )
 
 
+def test_the_choices_of_a_loss_are_the_rows() -> None:
+    choices = {declared.name: declared.choices for declared in declarations(PolicyLossOptions)}
+    assert choices["loss_type"] == tuple(OBJECTIVES)
+
+
 @dataclass
-class Arguments(PolicyLossConfig, AdvantageConfig, TrainingArguments):
+class Arguments(PolicyLossOptions, AdvantageOptions, TrainingArguments):
     """The options as a trainer's config inherits them."""
-
-
-@dataclass
-class PreferenceArguments(PreferenceLossConfig, TrainingArguments):
-    """The same for preferences."""
 
 
 def test_the_options_are_mixins_that_a_command_line_can_set() -> None:
     flags = "--output_dir out --loss_type sapo --epsilon_high 0.3 --reward_weights 1 0.5 --mask_truncated_completions"
+    flags += " --scale_rewards false"
     (parsed,) = HfArgumentParser([Arguments]).parse_args_into_dataclasses(flags.split())
     assert (parsed.loss_type, parsed.epsilon_high, parsed.reward_weights) == ("sapo", 0.3, [1.0, 0.5])
     assert parsed.mask_truncated_completions is True
-    flags = "--output_dir out --loss_type sigmoid bco_pair sft --loss_weights 0.8 0.2 1 --bco_shift ema"
-    (parsed,) = HfArgumentParser([PreferenceArguments]).parse_args_into_dataclasses(flags.split())
-    assert (parsed.loss_type, parsed.loss_weights) == (["sigmoid", "bco_pair", "sft"], [0.8, 0.2, 1.0])
+    assert parsed.scale_rewards == "none"
 
 
 def test_defaults_are_trls_where_they_are_not_listed_as_deviations() -> None:
-    from trl import DPOConfig, GRPOConfig
+    from trl import GRPOConfig
 
     deviations = {
         "loss_type": None,
@@ -105,19 +127,8 @@ def test_defaults_are_trls_where_they_are_not_listed_as_deviations() -> None:
         "gmpo_epsilon": 0.4,
         "kl_estimator": "k3",
         "advantage_baseline": "mean",
-        "bco_shift": "running",
     }
-    for ours, theirs in (
-        (PolicyLossConfig, GRPOConfig),
-        (AdvantageConfig, GRPOConfig),
-        (PreferenceLossConfig, DPOConfig),
-    ):
-        known = {name: option.default for name, option in theirs.__dataclass_fields__.items()}
-        for name, option in ours.__dataclass_fields__.items():
-            factory = option.default_factory
-            if (name in deviations and theirs is GRPOConfig) or name == "bco_shift":
-                assert option.default == deviations[name], name
-            elif callable(factory):
-                assert factory() == theirs.__dataclass_fields__[name].default_factory()
-            else:
-                assert option.default == known[name], name
+    known = {option.name: option.default for option in fields(GRPOConfig)}
+    for options in (PolicyLossOptions, AdvantageOptions):
+        for option in fields(options):
+            assert option.default == (known | deviations)[option.name], option.name
