@@ -6,16 +6,15 @@ import asyncio
 import copy
 import logging
 import math
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from functools import cache
 from typing import Any
 
 import torch
 
+from boresight.background import in_background
 from boresight.errors import ConfigError, RewardError
 from boresight.rewards.pool import RewardPool
 from boresight.rewards.reward import (
@@ -190,7 +189,7 @@ class Scorer:
                 except Exception as error:
                     returned = error
                 if asyncio.iscoroutine(returned):
-                    running[index] = asyncio.run_coroutine_threadsafe(_outcome(returned, self.timeout_s), _event_loop())
+                    running[index] = in_background(_outcome(returned, self.timeout_s))
                 outcomes[index] = returned
             for index, future in running.items():
                 outcomes[index] = future.result()
@@ -309,10 +308,3 @@ async def _outcome(coroutine: Coroutine[Any, Any, Any], timeout_s: float) -> Any
         raise
     except Exception as error:
         return error
-
-
-@cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="boresight-rewards", daemon=True).start()
-    return loop

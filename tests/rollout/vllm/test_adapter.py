@@ -178,7 +178,7 @@ def test_a_server_that_lost_the_adapter_gets_it_again(remote_lora: ServerEngine,
     sampler = sampler_of(kept, model, remote_lora)
     sampler.sync(0)
     (name,) = remote_lora._adapters()
-    remote_lora._send("POST", "/v1/unload_lora_adapter", json={"lora_name": name})
+    remote_lora.client.send("POST", "/v1/unload_lora_adapter", json={"lora_name": name})
     with pytest.raises(EngineRestartedError, match="has lost the adapter"):
         sampler.sample(kept.prompts, SETTINGS)
     sampler.outdate()

@@ -49,6 +49,6 @@ def test_one_that_dies_is_started_again(rig: Rig, start: Start) -> None:
 
 def test_one_that_does_not_come_up_is_quoted(start: Start) -> None:
     with pytest.raises(
-        EngineError, match=r"has ended\. What it said stands in .*vllm\.log; at the end: (?s:.*)max_model_len"
+        EngineError, match=r"has ended\. Its output is in .*vllm\.log and ends with: (?s:.*)max_model_len"
     ):
         start(max_model_len=10**7)

@@ -18,16 +18,18 @@ import pytest
 import torch
 
 from boresight.errors import ConfigError, EngineError, EngineRestartedError
-from boresight.rollout.vllm import server as module
-from boresight.rollout.vllm.engine import Request
+from boresight.rollout.vllm import client as module
+from boresight.rollout.vllm.engine import EngineProtocolError, Request
+from boresight.rollout.vllm.protocol.codec import to_dict
+from boresight.rollout.vllm.protocol.messages import EngineFacts
 from boresight.rollout.vllm.server import ServerEngine
 
 from .conftest import free_port
 
-Answer = Callable[[BaseHTTPRequestHandler], None]
+Reply = Callable[[BaseHTTPRequestHandler], None]
 
 
-def says(body: Any = None, status: int = 200) -> Answer:
+def says(body: Any = None, status: int = 200) -> Reply:
     """JSON, or the text itself."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
@@ -72,6 +74,21 @@ def hang(handler: BaseHTTPRequestHandler) -> None:
         server.let_go.release()
 
 
+FACTS = EngineFacts(
+    instance_id="first",
+    transport="file",
+    world_size=1,
+    num_stages=1,
+    num_replicas=1,
+    dtype="float32",
+    logprobs_mode="processed_logprobs",
+    max_model_len=256,
+    max_num_seqs=8,
+    max_lora_rank=None,
+    bans_ids=True,
+)
+
+
 class Stand(ThreadingHTTPServer):
     """Answers like a vLLM server that has what training needs, but where a test says otherwise."""
 
@@ -85,10 +102,10 @@ class Stand(ThreadingHTTPServer):
         self.hanging, self.let_go = threading.Semaphore(0), threading.Semaphore(0)
         self.paths = ["/collective_rpc", "/start_weight_update", "/inference/v1/generate"]
         self.rpc: dict[str, Any] = {
-            "boresight_facts": {"transport": "file", "life": "first", "stages": 1, "copies": 1},
-            "boresight_abandon": {"was_active": False, "life": "first"},
+            "boresight_facts": to_dict(FACTS),
+            "boresight_abandon_update": {"was_active": False, "instance_id": "first"},
         }
-        self.answers: dict[str, Answer] = {
+        self.answers: dict[str, Reply] = {
             "/health": says(),
             "/openapi.json": lambda handler: says({"paths": dict.fromkeys(self.paths)})(handler),
             "/is_paused": says({"is_paused": False}),
@@ -149,9 +166,9 @@ def test_an_answer_is_read(stand: Stand) -> None:
     second = CHOICE | {"index": 1, "finish_reason": "length", "token_ids": [6, 7]}
     second["logprobs"] = {"content": [{"logprob": -0.5}, {"logprob": -0.25}]}
     stand.answers["/inference/v1/generate"] = says({"prompt_token_ids": [1, 2, 3], "choices": [second, CHOICE]})
-    (answer, *_) = attached(stand).generate(REQUESTS)
-    assert answer.prompt_ids == [1, 2, 3]
-    assert answer.completions == [([5], [-1.5]), ([6, 7], [-0.5, -0.25])]
+    (output, *_) = attached(stand).generate(REQUESTS)
+    assert output.prompt_ids == [1, 2, 3]
+    assert output.completions == [([5], [-1.5]), ([6, 7], [-0.5, -0.25])]
 
 
 # ---- A server that lacks something ---------------------------------------------------------------------------------------------------
@@ -185,13 +202,28 @@ def test_a_server_that_takes_weights_in_another_way_is_refused(stand: Stand) -> 
 
 
 @pytest.mark.parametrize(
-    ("fact", "flag"), [("stages", "--pipeline-parallel-size 2"), ("copies", "--data-parallel-size 2")]
+    ("fact", "flag"), [("num_stages", "--pipeline-parallel-size 2"), ("num_replicas", "--data-parallel-size 2")]
 )
-def test_a_server_over_which_no_sync_is_proved_is_refused(stand: Stand, fact: str, flag: str) -> None:
+def test_a_server_over_which_no_sync_can_be_verified_is_refused(stand: Stand, fact: str, flag: str) -> None:
     stand.rpc["boresight_facts"][fact] = 2
     with pytest.raises(
-        ConfigError, match=rf"has {flag}, over which no sync is proved: .* --tensor-parallel-size alone"
+        ConfigError, match=rf"has {flag}, over which no sync can be verified: .* --tensor-parallel-size alone"
     ):
+        attached(stand)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"max_num_seqs": "8"}, "EngineFacts.max_num_seqs is '8' instead of int"),
+        ({"parts": 1}, "EngineFacts has the unknown field parts"),
+    ],
+)
+def test_a_server_with_another_boresight_is_refused_with_the_field(
+    stand: Stand, change: dict[str, Any], complaint: str
+) -> None:
+    stand.rpc["boresight_facts"] |= change
+    with pytest.raises(EngineProtocolError, match=rf"answered boresight_facts .*{complaint}.*: install the same"):
         attached(stand)
 
 
@@ -210,7 +242,7 @@ def test_an_address_without_a_scheme_is_refused_at_once() -> None:
 
 
 def test_a_server_that_never_comes_up_is_given_up(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(module, "SAY_EVERY", 0.2)
+    monkeypatch.setattr(module, "LOG_EVERY_S", 0.2)
     with (
         caplog.at_level(logging.WARNING),
         pytest.raises(EngineError, match=r"was not up within vllm_server_timeout=1 s"),
@@ -241,7 +273,7 @@ def test_one_that_hangs_when_asked_for_its_health_is_not_up(stand: Stand, monkey
 
 
 @pytest.mark.parametrize("fault", [half, drop, says("starting", 503), says("no upstream", 502)], ids=range(4))
-def test_a_broken_answer_means_that_the_server_must_be_asked_anew(stand: Stand, fault: Answer) -> None:
+def test_a_broken_answer_means_that_the_server_must_be_asked_anew(stand: Stand, fault: Reply) -> None:
     engine = attached(stand)
     stand.answers["/inference/v1/generate"] = fault
     with pytest.raises(EngineRestartedError, match=r"went away .* and is up again"):
@@ -308,7 +340,7 @@ def test_an_answer_without_log_probabilities(stand: Stand) -> None:
 
 
 @pytest.mark.parametrize("fault", [hang, drip])
-def test_no_call_outlives_its_deadline(stand: Stand, fault: Answer) -> None:
+def test_no_call_outlives_its_deadline(stand: Stand, fault: Reply) -> None:
     engine = attached(stand, request_timeout_s=0.5)
     stand.answers["/inference/v1/generate"] = fault
     with pytest.raises(
@@ -377,11 +409,11 @@ def test_a_server_that_was_started_anew_during_a_sync_is_told_from_one_that_refu
     assert not isinstance(caught.value, EngineRestartedError)
 
     def restart(handler: BaseHTTPRequestHandler) -> None:
-        stand.rpc["boresight_facts"] = {"transport": "file", "life": "second"}
+        stand.rpc["boresight_facts"]["instance_id"] = "second"
         refuse(handler)
 
     stand.answers["/update_weights"] = restart
-    with pytest.raises(EngineRestartedError, match="was started anew during a sync"):
+    with pytest.raises(EngineRestartedError, match="was restarted during a sync"):
         engine.load(tensors, "x/1")
     assert not list(tmp_path.iterdir())  # no weights are left lying about
 
@@ -395,7 +427,7 @@ def test_a_sync_in_the_middle_of_which_the_server_goes_away(stand: Stand, tmp_pa
 
 
 def test_what_a_trainer_before_left_is_undone(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
-    stand.rpc["boresight_abandon"]["was_active"] = True
+    stand.rpc["boresight_abandon_update"]["was_active"] = True
     stand.answers["/is_paused"] = says({"is_paused": True})
     stand.answers["/is_sleeping"] = says({"is_sleeping": True})
     with caplog.at_level(logging.WARNING):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from boresight.model.export import PolicyWeights
+from boresight.rollout.vllm.protocol.messages import GetFacts
 from boresight.rollout.vllm.server import ServerEngine
 from boresight.rollout.vllm.sync import SyncError, WeightSync
 from boresight.types import SamplingSettings
@@ -23,7 +24,7 @@ def divided(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     log = tmp_path_factory.mktemp("server") / "said.txt"
     server = Supervised(rig.folder, log, *DIVIDED)
     engine = ServerEngine(server.url, timeout_s=START_S)
-    assert engine.call("boresight_facts")["world_size"] == 2
+    assert engine.call(GetFacts()).world_size == 2
     yield engine
     engine.close()
     assert server.close() == 0, log.read_text()[-2000:]

@@ -27,6 +27,7 @@ from boresight import GRPOConfig, GRPOTrainer
 from boresight.demo.easy_vqa import load_easy_vqa
 from boresight.errors import EngineError
 from boresight.report.completions import read_completions
+from boresight.rollout.vllm.protocol.messages import AbandonUpdate
 from boresight.rollout.vllm.server import ServerEngine
 from boresight.types import SamplingSettings
 
@@ -74,8 +75,8 @@ def trainer(rig: Rig, folder: Path, supervised: Supervised, **options: Any) -> G
 
 def before_call(run: GRPOTrainer, path: str, number: int, strike: Callable[[], None]) -> list[str]:
     """Strike just before the `number`th call (from 0) to a path; what was struck, to prove that it was."""
-    engine: Any = run.sampler.inner.engine  # pyright: ignore[reportAttributeAccessIssue]
-    send, seen, struck = engine._send_all, [], []
+    client: Any = run.sampler.inner.engine.client  # pyright: ignore[reportAttributeAccessIssue]
+    send, seen, struck = client.send_all, [], []
 
     def sending(calls: Sequence[Any]) -> Any:
         if calls[0][1] == path:
@@ -85,7 +86,7 @@ def before_call(run: GRPOTrainer, path: str, number: int, strike: Callable[[], N
                 struck.append(path)
         return send(calls)
 
-    engine._send_all = sending
+    client.send_all = sending
     return struck
 
 
@@ -204,12 +205,12 @@ url, moment, model = sys.argv[1:]
 engine = ServerEngine(url)
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 if moment == "sync":
-    send = engine._send_all
+    send = engine.client.send_all
     def sending(calls):
         if calls[0][1] == "/finish_weight_update":
             die()
         return send(calls)
-    engine._send_all = sending
+    engine.client.send_all = sending
     state = load_file(Path(model) / "model.safetensors")
     engine.load(lambda: [(name, 2 * tensor) for name, tensor in state.items() if "v_proj" not in name], "dead/1")
 else:
@@ -266,8 +267,8 @@ def test_what_others_do_to_the_server_is_noticed(rig: Rig, remote: ServerEngine,
     """Another trainer sends it other weights while this one samples: it is not believed, and takes its own again."""
     sampler = rig.sampler(remote)
     other = ServerEngine(supervised.url)
-    other.call("boresight_abandon")
-    other._send("POST", "/update_weight_version", json={"new_version": "other/1"})
+    other.call(AbandonUpdate())
+    other.client.send("POST", "/update_weight_version", json={"new_version": "other/1"})
     with pytest.raises(EngineError, match="holds the weights 'other/1' instead of 'test/0/0'"):
         sampler.sample(rig.prompts, SETTINGS)
     sampler.outdate()
@@ -301,8 +302,8 @@ class Killer(threading.Thread):
         self.doing = "between calls"
         self.struck: list[str] = []
         """What the trainer was asking for at each kill."""
-        engine: Any = training.sampler.inner.engine  # pyright: ignore[reportAttributeAccessIssue]
-        send = engine._send_all
+        client: Any = training.sampler.inner.engine.client  # pyright: ignore[reportAttributeAccessIssue]
+        send = client.send_all
 
         def sending(calls: Sequence[Any]) -> Any:
             self.doing = calls[0][1]
@@ -311,7 +312,7 @@ class Killer(threading.Thread):
             finally:
                 self.doing = "between calls"
 
-        engine._send_all = sending
+        client.send_all = sending
 
     def run(self) -> None:
         while len(self.struck) < self.num_kills:

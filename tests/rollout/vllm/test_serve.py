@@ -128,7 +128,7 @@ def program(code: str, port: int | None = None) -> list[str]:
 def test_a_server_that_never_came_up_is_given_up_at_once() -> None:
     """A wrong flag would be as wrong the next time."""
     said: list[str] = []
-    assert serve(program("raise SystemExit(2)"), say=said.append) == 1
+    assert serve(program("raise SystemExit(2)"), report=said.append) == 1
     (line,) = said
     assert "exit code 2" in line
     assert "before it was up, and is given up" in line
@@ -138,7 +138,7 @@ def test_a_server_that_dies_is_started_again_but_not_for_ever(tmp_path: Path) ->
     log = tmp_path / "lives"
     code = f"{LISTENS} open({str(log)!r}, 'a').write('x'); it.accept(); time.sleep(0.1); sys.exit(3)"
     said: list[str] = []
-    assert serve(program(code), max_restarts=2, say=said.append) == 1
+    assert serve(program(code), max_restarts=2, report=said.append) == 1
     assert log.read_text() == "xxx"
     assert [line.rpartition(" ")[2] for line in said] == ["again.", "again.", "up."]
     assert "died 3 times within 10 minutes" in said[-1]
@@ -146,7 +146,7 @@ def test_a_server_that_dies_is_started_again_but_not_for_ever(tmp_path: Path) ->
 
 def test_a_server_that_is_killed_is_started_again_even_before_it_was_up() -> None:
     said: list[str] = []
-    assert serve(program("import os; os.kill(os.getpid(), 9)"), max_restarts=1, say=said.append) == 1
+    assert serve(program("import os; os.kill(os.getpid(), 9)"), max_restarts=1, report=said.append) == 1
     assert len(said) == 2
     assert "killed by SIGKILL" in said[0]
     assert "started again" in said[0]
@@ -198,7 +198,7 @@ def test_what_the_signals_did_before_they_do_again() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_no_server_outlives_a_parent_that_was_killed() -> None:
     """vLLM's processes run the plugin; so do these."""
-    tied = "from boresight.rollout.vllm.plugin import _end_with_parent; _end_with_parent();"
+    tied = "from boresight.rollout.vllm.inside.plugin import _end_with_parent; _end_with_parent();"
     engine = "print('ready', flush=True); time.sleep(600)"
     server = (
         f"import time; {tied} import os; print(os.getpid(), flush=True)\nif not os.fork(): {engine}\ntime.sleep(600)"

@@ -13,6 +13,7 @@ from torch import Tensor
 from boresight.data.encode import Encoder
 from boresight.errors import EngineError
 from boresight.rollout.vllm.engine import Engine
+from boresight.rollout.vllm.protocol.messages import AbandonUpdate
 from boresight.rollout.vllm.sync import SyncError
 from boresight.types import SamplingSettings
 
@@ -212,7 +213,7 @@ def test_a_name_that_the_engine_does_not_know(local: Engine, kept: Rig) -> None:
     sampler.outdate()
     with pytest.raises(EngineError, match="gnorm"):
         sampler.sync(1)
-    local.call("boresight_abandon")
+    local.call(AbandonUpdate())
     wire.tamper = lambda stream: stream
     sampler.sync(2)
     assert furthest(kept, sampler.sample(kept.prompts, SETTINGS)) < 1e-3

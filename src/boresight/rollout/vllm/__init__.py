@@ -1,20 +1,22 @@
-"""Sampling by vLLM: in the training process, or by a server. Nothing it is told or answers is taken on trust.
+"""Sampling by vLLM: in the training process, or by a server. Everything that an engine reports or returns is checked.
 
-options     what a user may say of it
-engine      what boresight asks of an engine, and what comes back
-local       an engine in the training process
-process     what it shares with all else there
-server      an engine behind HTTP
-child       one that training starts for itself
-serve       starts such a server: stock vLLM with what training needs
-sampler     prompts to completions, each prompt compared with the engine's
-sync        new weights to the engine, and the proof that they arrived
-adapter     the same for an adapter that travels by itself
+Beside the trainer:
 
-Inside vLLM, and never imported from outside:
+options       its options
+engine        the interface of an engine, and what it returns
+local         an engine in the training process
+cleanup       what happens there when an engine ends
+server        an engine behind HTTP
+client        calls to a server that may go away
+calls         HTTP calls with a deadline
+inference     requests for completions, and responses
+sync_folder   folders in which weights pass to a server
+nccl          weights to a server by NCCL
+child         a server that training starts for itself
+serve         starts such a server: stock vLLM with what training needs
+sampler       prompts to completions, each prompt compared with the engine's
+sync          new weights to the engine, and the verification that they arrived
+adapter       the same for an adapter that is sent by itself
 
-plugin      makes vLLM know the rest
-delivery    how weights arrive, and where each went
-answers     what modules do with fixed vectors
-worker      what can be asked, and which ids are never sampled
+Inside the engine's process, never imported by the trainer's side: `inside`. What both share: `protocol`.
 """

@@ -1,11 +1,10 @@
-"""The backward arrow where only a LoRA adapter is trained: the base goes once, then the adapter alone, proved each time.
+"""Syncs where only a LoRA adapter is trained: the base is sent once, then the adapter alone, verified each time.
 
 The engine applies the adapter itself (vLLM's LoRA), so a sync costs the adapter's bytes and no merging.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from boresight.errors import ConfigError
 from boresight.rollout.vllm.engine import Engine
+from boresight.rollout.vllm.protocol.messages import FactorFingerprints, FactorSizes, GetAdapterFingerprints, GetFacts
+from boresight.rollout.vllm.protocol.tensors import fixed_vector, projected
 from boresight.rollout.vllm.sync import TOLERANCE, SyncError, SyncReport, WeightSync, listed
-from boresight.rollout.vllm.vectors import fixed_vector, projected
 from boresight.types import Adapter, Weights
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -40,7 +40,7 @@ def lora_options(adapter: Adapter) -> dict[str, Any]:
 
 
 def save_adapter(adapter: Adapter, folder: Path) -> None:
-    """PEFT's files of the adapter, with its scaling in B: one rank and one scaling say it all."""
+    """Write PEFT's files of the adapter, with its scaling in B, so that one rank and one scaling hold for all modules."""
     tensors: dict[str, Tensor] = {}
     modules = []
     for name, down, up in adapter.factors():
@@ -54,10 +54,10 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
 class AdapterSync:
     """Sends the policy's base to an engine once, and its adapter at every sync.
 
-    A sync is believed when the engine lists the adapter, has bound every module of it, and holds the factors that were sent.
+    A sync is verified when the engine lists the adapter, has bound every module of it, and holds the factors that were sent.
 
     Args:
-        engine: where to.
+        engine: the receiver.
         base: the policy's weights without the adapter.
         adapter: the policy's.
 
@@ -71,20 +71,20 @@ class AdapterSync:
         self.adapter = adapter
         self._base = WeightSync(engine, base)
         self._has_base = False
-        facts = engine.call("boresight_facts")
-        self._whole = facts["world_size"] == 1
+        facts = engine.call(GetFacts())
+        self._whole = facts.world_size == 1
         lora = lora_options(adapter)
         wanted = f"--enable-lora --max-lora-rank {lora['max_lora_rank']}"
         wanted += " --enable-tower-connector-lora" if adapter.images else ""
-        if (facts["max_lora_rank"] or 0) < adapter.rank:
-            holds = f"adapters up to rank {facts['max_lora_rank']}" if facts["max_lora_rank"] else "no adapters"
+        if (facts.max_lora_rank or 0) < adapter.rank:
+            holds = f"adapters up to rank {facts.max_lora_rank}" if facts.max_lora_rank else "no adapters"
             raise ConfigError(
                 f"{engine.where} takes {holds}, and this one has rank {adapter.rank}: start it with boresight vllm-serve --model … "
                 f"{wanted}, or set vllm_lora_sync='merged'."
             )
 
     def push(self, version: str, *, everything: bool = False) -> SyncReport:
-        """Send the adapter, and the base where the engine lacks it, and prove it.
+        """Send the adapter, and the base where the engine lacks it, and verify it.
 
         Raises:
             SyncError: something did not arrive, or was bound to nothing.
@@ -92,7 +92,7 @@ class AdapterSync:
         start = time.perf_counter()
         num_sent = num_compared = 0
         if everything or not self._has_base:
-            # Under another name: weights without the adapter are not the policy's.
+            # Under another version: weights without the adapter are not the policy's.
             report = self._base.push(f"{version}/base", everything=True)
             num_sent, num_compared = report.num_sent, report.num_compared
             self._has_base = True
@@ -102,29 +102,31 @@ class AdapterSync:
         return SyncReport(num_sent + 2 * num_modules, num_compared + num_modules, time.perf_counter() - start)
 
     def _compare(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> int:
-        sizes = {name: [len(up), len(down), down.shape[1]] for name, (down, up) in factors.items()}
-        found = self.engine.call("boresight_adapter", json.dumps({"modules": sizes}))
+        sizes = {name: FactorSizes(len(up), len(down), down.shape[1]) for name, (down, up) in factors.items()}
+        found = self.engine.call(GetAdapterFingerprints(sizes)).modules
         where = self.engine.where
         if found is None:
             raise SyncError(f"{where} does not list the adapter that it was sent.")
-        if unbound := [name for name in factors if found[name] is None]:
+        bound = {name: each for name, each in found.items() if each is not None}
+        if unbound := [name for name in factors if name not in bound]:
             raise SyncError(
                 f"{where} bound the adapter's part for {listed(unbound)} to nothing ({len(factors) - len(unbound)} of {len(factors)} "
                 "modules are bound), and would sample without it: set vllm_lora_sync='merged'."
             )
-        if self._whole:  # a shard knows a part of the answer
-            wrong = [name for name, pair in factors.items() if not self._equal(pair, found[name])]
+        if self._whole:  # a worker that holds a part of the model knows only a part of the fingerprint
+            wrong = [name for name, pair in factors.items() if not self._equal(pair, bound[name])]
             if wrong:
                 raise SyncError(f"{where} does not hold the adapter that it was sent: {listed(wrong)} differ.")
         return len(factors)
 
-    def _equal(self, factors: tuple[Tensor, Tensor], found: tuple[float, float]) -> bool:
-        return all(self._agrees(*pair) for pair in zip(factors, found, strict=True))
+    def _equal(self, factors: tuple[Tensor, Tensor], found: FactorFingerprints) -> bool:
+        down, up = factors
+        return self._agrees(down, found.down) and self._agrees(up, found.up)
 
     def _agrees(self, factor: Tensor, found: float) -> bool:
         factor = factor.to(self._base.dtype)
         rows, columns = factor.shape
-        answer = factor @ fixed_vector(columns, phase=0.5, like=factor)
-        scale = fixed_vector(rows, phase=1.5, like=answer.float()).norm() * answer.float().norm()
+        output = (factor @ fixed_vector(columns, phase=0.5, like=factor)).float()
+        scale = fixed_vector(rows, phase=1.5, like=output).norm() * output.norm()
         expected = projected(lambda vector: factor @ vector, rows, columns, factor)
         return abs(found - expected) <= TOLERANCE[str(self._base.dtype).removeprefix("torch.")] * float(scale)

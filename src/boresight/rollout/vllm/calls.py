@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Sequence
 from typing import Any
 
+from boresight.background import in_background
 from boresight.errors import ConfigError
 
 MAX_CONCURRENT = 64
-"""Calls under way at a time; the server queues more than it can run by itself."""
+"""Calls under way at a time. The server itself queues more than it can run."""
 CONNECT_S = 10.0
-"""Seconds after which an address that does not answer at all is given up."""
+"""Seconds to wait for a connection to an address that does not react at all."""
 
 Call = tuple[str, str, dict[str, Any]]
 """Method, path, and httpx's options of a request."""
 
 
 class LostError(Exception):
-    """The address refused the connection, or broke it: whether the call was carried out, nobody knows."""
+    """The connection was refused or broke: nobody knows whether the call was carried out."""
 
 
 class OverdueError(Exception):
@@ -29,8 +29,8 @@ class OverdueError(Exception):
 class Calls:
     """Calls to one address, each with a connection of its own: none goes stale while weights are trained.
 
-    They run in a thread of their own, so that Ctrl-C, or the failure of one call, drops the others at once (a notebook's main thread
-    has an event loop already). A server notices that a connection was dropped, and stops working for it.
+    They run in the background thread, so that Ctrl-C, or the failure of one call, drops the others at once. A server notices that a
+    connection was dropped, and stops working for it.
 
     Args:
         url: the address.
@@ -39,7 +39,7 @@ class Calls:
 
     def __init__(self, url: str, deadline_s: float) -> None:
         try:
-            import httpx
+            import httpx  # here, because it is optional: the extras `server` and `vllm`
         except ImportError as error:
             raise ConfigError("vllm_mode='server' needs httpx: pip install 'boresight[server]'") from error
         self._httpx = httpx
@@ -51,18 +51,15 @@ class Calls:
             "trust_env": False,  # a proxy has no business between trainer and engine
             "verify": httpx.create_ssl_context(trust_env=False),
         }
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="boresight-calls", daemon=True).start()
 
     def together(self, calls: Sequence[Call], deadline_s: float | None = None) -> list[Any]:
         """httpx's responses, in the order of the calls, which run side by side. When one fails, the others are dropped.
 
         Raises:
             LostError: a connection was refused or broke.
-            OverdueError: not all have answered in time.
+            OverdueError: not all responses came in time.
         """
-        waiting = self._send(calls, self.deadline_s if deadline_s is None else deadline_s)
-        future = asyncio.run_coroutine_threadsafe(waiting, self._loop)
+        future = in_background(self._send(calls, self.deadline_s if deadline_s is None else deadline_s))
         try:
             return future.result()
         except BaseException:
@@ -76,7 +73,7 @@ class Calls:
                     tasks = [group.create_task(self._one(client, *call)) for call in calls]
                 return [task.result() for task in tasks]
         except TimeoutError as error:
-            raise OverdueError(f"no answer within {deadline_s:g} s") from error
+            raise OverdueError(f"no response within {deadline_s:g} s") from error
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
@@ -85,7 +82,3 @@ class Calls:
             return await client.request(method, path, **options)
         except self._httpx.TransportError as error:
             raise LostError(str(error) or type(error).__name__) from error
-
-    def close(self) -> None:
-        """End the thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)

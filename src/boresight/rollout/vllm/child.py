@@ -1,4 +1,4 @@
-"""An engine in a process of its own on the training process's device, for what would harm the training process."""
+"""An engine in a process of its own on the training process's device, for models that would harm the training process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from boresight.errors import EngineError
-from boresight.rollout.vllm.names import LOAD_FORMAT
+from boresight.rollout.vllm.protocol.messages import LOAD_FORMAT
 from boresight.rollout.vllm.serve import Server, server_command
 from boresight.rollout.vllm.server import ServerEngine
 
@@ -25,16 +25,16 @@ MAX_RESTARTS = 5
 
 
 class ChildEngine(ServerEngine):
-    """A server of one's own, which is started again when it dies: its weights are the trainer's to send anyway.
+    """A server of one's own, which is started again when it dies: the trainer sends its weights anyway.
 
     Args:
-        save: writes config and processor, and no weights, into a folder: what vLLM reads of a model.
+        save: writes config and processor, and no weights, into a folder.
         engine_options: vLLM's engine arguments.
-        log: a file for all that vLLM says.
+        log: a file for vLLM's output.
         calls: further arguments of `ServerEngine`.
 
     Raises:
-        EngineError: it did not come up; the message ends with what it said last.
+        EngineError: it did not come up; the message ends with its last output.
     """
 
     def __init__(
@@ -47,34 +47,34 @@ class ChildEngine(ServerEngine):
             port = probe.getsockname()[1]
         self._command = server_command(self._folder.name, _flags(port, engine_options))
         self._log = log
-        self._restarts_left = 0  # one that does not come up the first time never will
+        self._restarts_left = 0  # if it does not come up the first time, it never will
         self._server = Server(self._command, log=log)
         atexit.register(self._end)
         try:
             super().__init__(f"http://127.0.0.1:{port}", alive=self._is_there, **calls)
         except EngineError as error:
             self._end()
-            raise EngineError(f"{error} {self._last_words()}") from error
+            raise EngineError(f"{error} {self._last_output()}") from error
         except BaseException:
             self._end()
             raise
         self._restarts_left = MAX_RESTARTS
 
     def _is_there(self) -> bool:
-        """Whether it pays to wait for it."""
+        """Whether waiting for it makes sense. One that died is started again first."""
         if self._server.is_alive():
             return True
         if not self._restarts_left:
             return False
         self._restarts_left -= 1
-        logger.warning("%s has ended and is started again. %s", self.where, self._last_words())
+        logger.warning("%s has ended and is started again. %s", self.where, self._last_output())
         self._server.close()
         self._server = Server(self._command, log=self._log)
         return True
 
-    def _last_words(self, num_chars: int = 1000) -> str:
-        said = self._log.read_text(errors="replace")[-num_chars:].strip() if self._log.exists() else ""
-        return f"What it said stands in {self._log}; at the end: {said or 'nothing'}"
+    def _last_output(self, num_chars: int = 1000) -> str:
+        output = self._log.read_text(errors="replace")[-num_chars:].strip() if self._log.exists() else ""
+        return f"Its output is in {self._log} and ends with: {output or 'nothing'}"
 
     def close(self) -> None:
         super().close()

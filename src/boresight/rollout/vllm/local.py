@@ -9,17 +9,19 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
 from boresight.errors import ConfigError, EngineError
-from boresight.rollout.vllm.engine import TESTED_LOCK, Answer, Request, Tensors
-from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION, LOAD_FORMAT
-from boresight.rollout.vllm.plugin import register
-from boresight.rollout.vllm.process import OPEN, make_room
-from boresight.rollout.vllm.shelf import SHELF, memory_folder
+from boresight.rollout.vllm.cleanup import OPEN_ENGINES, prepare_process
+from boresight.rollout.vllm.engine import TESTED_LOCK, EngineOutput, Request, read_answer
+from boresight.rollout.vllm.protocol.codec import to_dict, to_json
+from boresight.rollout.vllm.protocol.messages import BAN, ENGINE, EXTENSION, LOAD_FORMAT, PLUGIN, WorkerCall
+from boresight.rollout.vllm.protocol.tensors import SHARED_TENSORS, TensorLocation, Tensors, memory_folder
+
+Result = TypeVar("Result")
 
 RESERVED = {
     "model": "the policy is what is sampled from",
@@ -43,20 +45,19 @@ RESERVED = {
 """Engine options that boresight sets itself, and why or by what."""
 
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
-"""Engine options on a CPU. A prompt that is read in two parts fails there in vLLM 0.32 where its request has a seed: its random
-generator has no offset to put back."""
-
+"""Engine options on a CPU. There, in vLLM 0.32, a prompt that is read in two parts fails where its request has a seed: the random
+generator has no offset to restore."""
 
 FOR_CHILDREN = ("LD_PRELOAD", "LD_LIBRARY_PATH", "LOCAL_WORLD_SIZE")
-"""What vLLM sets in the environment for workers of its own. A process that training starts, a reward's say, would inherit a second
-OpenMP by it, and may be aborted when it ends."""
+"""What vLLM sets in the environment for workers of its own. Processes that training starts, such as reward workers, would inherit a
+second OpenMP from it, and may be aborted when they end."""
 
 
 class LocalEngine:
     """vLLM's `LLM` in this process.
 
-    Its weights are not read from anywhere: it starts with dummies and is refused to sample before a sync has brought all of them, so that a
-    tensor that never arrives cannot hide behind a checkpoint's.
+    It reads no weights: it starts with random ones and may not sample before a sync has brought them all, so that a tensor that never
+    arrives cannot hide behind a checkpoint's.
 
     Args:
         save: writes config and processor, and no weights, into a folder: what vLLM reads of a model. The processor is the
@@ -83,13 +84,13 @@ class LocalEngine:
             raise ConfigError(
                 f"This vLLM has no {missing[0]}, by which weights reach it: install {TESTED_LOCK}, or any from 0.30."
             )
-        register()
-        make_room()
+        importlib.import_module(PLUGIN).register()
+        prepare_process()
         self._vllm = vllm
         self._folder = tempfile.TemporaryDirectory(prefix="boresight-vllm-")
         save(Path(self._folder.name))
         defaults: dict[str, Any] = ON_CPU if on_cpu else {}
-        # vLLM replaces this by a function that does nothing, and sets those for processes that it will not start here.
+        # vLLM replaces this function by one that does nothing, and sets these variables for processes that it does not start here.
         set_num_threads, environment = torch.set_num_threads, {name: os.environ.get(name) for name in FOR_CHILDREN}
         try:
             self._llm: Any = vllm.LLM(
@@ -108,8 +109,8 @@ class LocalEngine:
             for name, value in environment.items():
                 os.environ.pop(name, None)
                 os.environ |= {} if value is None else {name: value}
-        OPEN.add(self)
-        # Each of the processes that share an engine has a part of the model, and runs the prompts of all.
+        OPEN_ENGINES.add(self)
+        # Each process that shares an engine holds a part of the model, and runs the prompts of all.
         self._shared: Any = (
             importlib.import_module("vllm.distributed.parallel_state").get_tp_group()
             if options.get("tensor_parallel_size", 1) > 1
@@ -118,7 +119,7 @@ class LocalEngine:
         self._llm.init_weight_transfer_engine({"init_info": {}})
         self._updates = itertools.count(1)
         self._adapter: Any = None
-        """The request of vLLM's that names the adapter, and the folder that vLLM may read it from again."""
+        """vLLM's record of the adapter. vLLM may read its folder again."""
         self._adapter_folder: tempfile.TemporaryDirectory[str] | None = None
 
     @staticmethod
@@ -131,17 +132,17 @@ class LocalEngine:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
 
-    def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """Processes that share the engine must all call this, and get the answers to their own requests."""
+    def generate(self, requests: Sequence[Request]) -> list[EngineOutput]:
+        """Processes that share the engine must all call this, and each gets the outputs of its own requests."""
         if self._shared is not None:
             everyones: list[Any] = [None] * self._shared.world_size
             distributed.all_gather_object(everyones, list(requests), group=self._shared.cpu_group)
             before = sum(map(len, everyones[: self._shared.rank_in_group]))
-            answers = self._generate([request for each in everyones for request in each])
-            return answers[before : before + len(requests)]
+            outputs = self._generate([request for each in everyones for request in each])
+            return outputs[before : before + len(requests)]
         return self._generate(requests)
 
-    def _generate(self, requests: Sequence[Request]) -> list[Answer]:
+    def _generate(self, requests: Sequence[Request]) -> list[EngineOutput]:
         if not requests:
             return []
         prompts = [
@@ -155,7 +156,7 @@ class LocalEngine:
         except Exception as error:
             raise EngineError(f"{self.where} failed while it sampled: {type(error).__name__}: {error}") from error
         return [
-            Answer(
+            EngineOutput(
                 output.prompt_token_ids,
                 [
                     (
@@ -175,24 +176,24 @@ class LocalEngine:
             options["structured_outputs"] = structured(**options["structured_outputs"])
         return self._vllm.SamplingParams(**options)
 
-    def call(self, method: str, argument: str = "{}") -> Any:
-        return self._llm.collective_rpc(method, args=(argument,))[0]
+    def call(self, call: WorkerCall[Result]) -> Result:
+        return read_answer(call, self._llm.collective_rpc(call.method, args=(to_json(call),))[0], self.where)
 
     def load(self, tensors: Tensors, version: str) -> None:
-        """Take tensors as they are."""
-        shelf = f"{id(self)}/{next(self._updates)}"
-        SHELF[shelf] = tensors
+        """Take tensors where they are, without a copy."""
+        name = f"{id(self)}/{next(self._updates)}"
+        SHARED_TENSORS[name] = tensors
         try:
             self._llm.start_weight_update()
-            self._llm.update_weights({"update_info": {"shelf": shelf}})
+            self._llm.update_weights({"update_info": to_dict(TensorLocation(shared=name))})
             self._llm.finish_weight_update(version)
         except Exception as error:
             raise EngineError(f"{self.where} failed to load new weights: {error}") from error
         finally:
-            del SHELF[shelf]
+            del SHARED_TENSORS[name]
 
     def load_adapter(self, save: Callable[[Path], None], version: str) -> None:
-        from vllm.lora.request import LoRARequest
+        from vllm.lora.request import LoRARequest  # here, because vLLM is optional
 
         folder = tempfile.TemporaryDirectory(prefix="boresight-adapter-", dir=memory_folder())
         save(Path(folder.name))
@@ -205,7 +206,7 @@ class LocalEngine:
             raise EngineError(
                 f"{self.where} failed to load the adapter: {error} Where vLLM cannot serve it, set vllm_lora_sync='merged'."
             ) from error
-        # One that vLLM put out to make room is no longer there to be removed.
+        # One that vLLM has already evicted cannot be removed again.
         if self._adapter is not None and self._adapter.lora_int_id in engine.list_loras():
             engine.remove_lora(self._adapter.lora_int_id)
         self._adapter, self._adapter_folder = request, folder
@@ -226,8 +227,8 @@ class LocalEngine:
         self._llm.wake_up()
 
     def close(self) -> None:
-        """Give its memory back. It can't be used again."""
-        OPEN.discard(self)
+        """Free its memory. It cannot be used again."""
+        OPEN_ENGINES.discard(self)
         self._llm.llm_engine.engine_core.shutdown()
         self._adapter = self._adapter_folder = None
         self._folder.cleanup()
@@ -239,7 +240,7 @@ def check_sleep() -> None:
     Raises:
         ConfigError: this machine has no GPU that vLLM frees the memory of.
     """
-    from vllm.platforms import current_platform
+    from vllm.platforms import current_platform  # here, because vLLM is optional
 
     if not current_platform.is_sleep_mode_available():
         raise ConfigError(

@@ -11,7 +11,7 @@ from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from boresight.rollout.vllm.engine import Tensors
+from boresight.rollout.vllm.protocol.tensors import Tensors
 
 
 class Source(WeightSource):
@@ -28,7 +28,7 @@ class Source(WeightSource):
 
 
 class Broadcast:
-    """The near end of a group of trainer and workers.
+    """The trainer's end of a group of trainer and workers.
 
     Args:
         url: the server's.
@@ -41,7 +41,7 @@ class Broadcast:
         host = os.environ.get("VLLM_HOST_IP", "127.0.0.1")
         info = NCCLTrainerInitInfo(rank=0, master_address=host, master_port=port, world_size=1 + num_workers)
         client = HTTPVLLMWeightSyncClient(url, timeout=timeout_s)
-        # What it sends is said anew each time.
+        # The source is replaced at every sync.
         self._transfer = WeightTransferTrainerFactory.trainer_init(info, client=client, source=Source(lambda: ()))
 
     def send(self, tensors: Tensors) -> None:

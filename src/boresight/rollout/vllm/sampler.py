@@ -1,4 +1,4 @@
-"""Prompts to completions by vLLM, with every answer checked against what was asked."""
+"""Prompts to completions by vLLM, with every output checked against its request."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from transformers import PreTrainedTokenizerBase
 
 from boresight.errors import ConfigError, EngineError, EngineRestartedError
 from boresight.rollout.vllm.adapter import AdapterSync
-from boresight.rollout.vllm.engine import Answer, Engine, Request
-from boresight.rollout.vllm.names import BANNED
+from boresight.rollout.vllm.engine import Engine, EngineOutput, Request
+from boresight.rollout.vllm.protocol.messages import BANNED, EngineFacts, GetFacts
 from boresight.rollout.vllm.sync import SyncReport, WeightSync
 from boresight.types import Adapter, Completion, EncodedImage, Group, ModelFacts, Prompt, SamplingSettings, Weights
 
 logger = logging.getLogger(__name__)
 
 MAX_REDONE = 3
-"""How often one sync, or one batch, is done anew because the engine went away meanwhile."""
+"""How often one sync, or one batch, is repeated because the engine went away meanwhile."""
 
 
 class State(enum.Enum):
-    """What an engine's weights are."""
+    """How an engine's weights compare with the policy's."""
 
     FRESH = "fresh"
-    """The policy's."""
+    """Equal: it may sample."""
     STALE = "stale"
-    """The policy's of an earlier step, or nobody's."""
+    """Older, random, or unknown: it must be synced before it samples."""
     ASLEEP = "asleep"
-    """Put away."""
+    """Not in memory: it must be woken and synced before it samples."""
 
 
 class VLLMSampler:
     """Samples from a vLLM engine, which is sent the policy's weights and refuses to sample with older ones.
 
-    One request a prompt, with n completions: prompt and images are read once. The prompt goes out with one placeholder an image and must
+    Each prompt is one request for n completions, so prompt and images are read once. It is sent with one placeholder per image and must
     come back as the trainer expanded it.
 
     Args:
@@ -49,11 +49,11 @@ class VLLMSampler:
         facts: stop ids and banned ids.
         tokenizer: decodes completions, and names tokens in messages.
         decode_image: the image as the trainer's processor gets it.
-        name: of this run; a server's weights are called by it and the step.
-        sleeps: put the engine's memory away between draws.
+        name: of this run; it and the step name the weights of a server.
+        sleeps: free the engine's memory between rollouts.
         structured: vLLM's structured outputs (`{"regex": …}`), for every completion.
-        adapter: goes to the engine by itself, after the weights without it, which are sent once.
-        pushes: whether this process sends the weights; where another does, `adopt` says what they are called.
+        adapter: sent by itself at every sync, after the weights without it, which are sent once.
+        pushes: whether this process sends the weights; where another does, `adopt` is given their name.
     """
 
     def __init__(
@@ -80,35 +80,40 @@ class VLLMSampler:
         self.pushes = pushes
         self.state = State.STALE
         self.counts: Counter[str] = Counter()
-        """Work done so far: prompt_tokens, completion_tokens, and restarts of the engine that were mended."""
+        """Work done so far: prompt_tokens, completion_tokens, and restarts of the engine."""
         self._sync = AdapterSync(engine, weights, adapter) if adapter else WeightSync(engine, weights)
         self._num_syncs = 0
         self.version = ""
-        """What the weights are called that the engine must hold."""
-        self._life = ""
-        self._ask()
+        """The name of the weights that the engine must hold."""
+        self.engine_facts = self._checked_facts()
 
-    def _ask(self) -> None:
-        """What the engine is set to, and whether it is still the process that it was.
+    @property
+    def dtype(self) -> str:
+        """The type that the engine computes in."""
+        return self.engine_facts.dtype
+
+    def _checked_facts(self) -> EngineFacts:
+        """How the engine is set.
 
         Raises:
             ConfigError: it cannot be relied on.
         """
-        engine = self.engine
-        told = engine.call("boresight_facts")
-        if self._life not in ("", told["life"]):
-            logger.warning("%s was started anew, and is sent all weights.", engine.where)
-            self.counts["restarts"] += 1
-        self._life = told["life"]
-        self.max_model_len, self.max_num_seqs = told["max_model_len"], told["max_num_seqs"]
-        if not told["bans"]:
-            raise ConfigError(f"{engine.where} lacks boresight's logits processor, so ids of images could be sampled.")
-        if told["logprobs_mode"] != "processed_logprobs":
+        facts, where = self.engine.call(GetFacts()), self.engine.where
+        if not facts.bans_ids:
+            raise ConfigError(f"{where} lacks boresight's logits processor, so ids of images could be sampled.")
+        if facts.logprobs_mode != "processed_logprobs":
             raise ConfigError(
-                f"{engine.where} has --logprobs-mode {told['logprobs_mode']}: start it with processed_logprobs, so that "
+                f"{where} has --logprobs-mode {facts.logprobs_mode}: start it with processed_logprobs, so that "
                 "log-probabilities are those of the distribution that was sampled from."
             )
-        self.dtype: str = told["dtype"]
+        return facts
+
+    def _update_facts(self) -> None:
+        """Read the engine's facts again, and count a restart if it is another process than before."""
+        before, self.engine_facts = self.engine_facts, self._checked_facts()
+        if self.engine_facts.instance_id != before.instance_id:
+            logger.warning("%s was restarted, and is sent all weights.", self.engine.where)
+            self.counts["restarts"] += 1
 
     def outdate(self) -> None:
         """The policy has moved on, or the engine's weights are in doubt."""
@@ -116,7 +121,7 @@ class VLLMSampler:
             self.state = State.STALE
 
     def sync(self, step: int) -> SyncReport | None:
-        """Wake the engine and send it the policy's weights, if it does not have them; again, when it goes away meanwhile.
+        """Wake the engine and send it the policy's weights, if it does not have them; repeat it when the engine goes away meanwhile.
 
         Raises:
             SyncError: they did not arrive as they were sent.
@@ -137,13 +142,13 @@ class VLLMSampler:
             self.state = State.STALE
         if self.state is State.FRESH:
             return None
-        self._ask()
-        # One that holds other weights than it was sent last gets all of them, whoever changed them.
+        self._update_facts()
+        # An engine that holds other weights than it was sent last gets all of them, whoever changed them.
         everything = self.engine.version() != self.version
         return self._push(f"{self.name}/{step}/{self._num_syncs}", everything=everything)
 
     def adopt(self, version: str) -> None:
-        """The engine was sent the policy's weights under this name, by whichever process."""
+        """Note that the engine was sent the policy's weights under this name, by whichever process."""
         self.version, self.state = version, State.FRESH
 
     def _push(self, version: str, *, everything: bool = False) -> SyncReport:
@@ -153,7 +158,7 @@ class VLLMSampler:
         return report
 
     def rest(self) -> None:
-        """Put the engine to sleep, where it was asked for. What it holds is stale when it wakes."""
+        """Put the engine to sleep, if it `sleeps`. Its weights are stale when it wakes."""
         if self.sleeps:
             self.engine.sleep()
             self.state = State.ASLEEP
@@ -163,41 +168,41 @@ class VLLMSampler:
 
         Raises:
             EngineRestartedError: the engine went away, or lost the policy's weights: sync, and sample again.
-            EngineError: the weights are not the policy's, the engine read another prompt than the trainer, or broke its word in
-                another way.
+            EngineError: the weights are not the policy's, the engine read another prompt than the trainer, or its output is not what
+                was requested.
         """
         return self.completed(prompts, self.requests(prompts, settings), settings)
 
     def completed(
         self, prompts: Sequence[Prompt], requests: Sequence[Request], settings: SamplingSettings
     ) -> list[Group]:
-        """As `sample`, given what goes to the engine."""
+        """As `sample`, given the requests."""
         if self.state is not State.FRESH:
             raise EngineError(f"{self.engine.where} is {self.state.value}: it must be synced before it samples.")
-        answers = self.engine.generate(requests)
+        outputs = self.engine.generate(requests)
         found = self.engine.version()
         if found != self.version:
             raise EngineRestartedError(f"{self.engine.where} holds the weights {found!r} instead of {self.version!r}.")
-        groups = [self._group(*pair, settings) for pair in zip(prompts, answers, strict=True)]
+        groups = [self._group(*pair, settings) for pair in zip(prompts, outputs, strict=True)]
         self.counts["prompt_tokens"] += sum(len(prompt.ids) for prompt in prompts)
         self.counts["completion_tokens"] += sum(group.num_completion_tokens for group in groups)
         return groups
 
     def close(self) -> None:
-        """Let go of the engine."""
+        """Release the engine."""
         self.engine.close()
 
-    # ---- Out --------------------------------------------------------------------------------------------------------------------
+    # ---- Requests ---------------------------------------------------------------------------------------------------------------
 
     def requests(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Request]:
-        """What goes to the engine.
+        """The requests for these prompts.
 
         Raises:
             ConfigError: the engine cannot take it.
         """
-        if settings.num_completions > self.max_num_seqs:
+        if settings.num_completions > self.engine_facts.max_num_seqs:
             raise ConfigError(
-                f"num_generations={settings.num_completions}, but {self.engine.where} samples {self.max_num_seqs} at a time: "
+                f"num_generations={settings.num_completions}, but {self.engine.where} samples {self.engine_facts.max_num_seqs} at a time: "
                 "raise its max_num_seqs."
             )
         common = self._common(settings)
@@ -226,7 +231,7 @@ class VLLMSampler:
             "min_p": settings.min_p or 0.0,
             "repetition_penalty": settings.repetition_penalty,
             "stop_token_ids": list(self.facts.stop_ids),
-            "ignore_eos": True,  # the stop ids say it all
+            "ignore_eos": True,  # the stop ids are complete
             "logprobs": 0,  # of the sampled token alone
             "detokenize": False,
             "extra_args": {BANNED: list(self.facts.modality_ids)},
@@ -234,24 +239,24 @@ class VLLMSampler:
         return options | ({"structured_outputs": self.structured} if self.structured else {})
 
     def _check_length(self, prompt: Prompt, settings: SamplingSettings) -> None:
-        longest = len(prompt.ids) + settings.max_completion_length
-        if longest > self.max_model_len:
+        longest, most = len(prompt.ids) + settings.max_completion_length, self.engine_facts.max_model_len
+        if longest > most:
             raise ConfigError(
                 f"row {prompt.row.index}: {len(prompt.ids)} tokens of prompt and max_completion_length={settings.max_completion_length} "
-                f"do not fit into the {self.max_model_len} of {self.engine.where}: raise vllm_max_model_length (a server: --max-model-len)."
+                f"do not fit into the {most} of {self.engine.where}: raise vllm_max_model_length (a server: --max-model-len)."
             )
 
-    # ---- Back -------------------------------------------------------------------------------------------------------------------
+    # ---- Outputs ----------------------------------------------------------------------------------------------------------------
 
-    def _group(self, prompt: Prompt, answer: Answer, settings: SamplingSettings) -> Group:
-        self._check_prompt(prompt, answer.prompt_ids)
+    def _group(self, prompt: Prompt, output: EngineOutput, settings: SamplingSettings) -> Group:
+        self._check_prompt(prompt, output.prompt_ids)
         k = settings.num_completions
-        asked = k if settings.temperature else 1
-        if len(answer.completions) != asked:
+        requested = k if settings.temperature else 1
+        if len(output.completions) != requested:
             raise EngineError(
-                f"row {prompt.row.index}: {self.engine.where} returned {len(answer.completions)} completions of {asked}."
+                f"row {prompt.row.index}: {self.engine.where} returned {len(output.completions)} completions of {requested}."
             )
-        completions = tuple(self._completion(prompt, *each) for each in answer.completions)
+        completions = tuple(self._completion(prompt, *each) for each in output.completions)
         return Group(prompt, completions if settings.temperature else completions * k)
 
     def _check_prompt(self, prompt: Prompt, read: Sequence[int]) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from boresight.errors import ConfigError
-from boresight.rollout.vllm.names import BAN, ENGINE, EXTENSION, NCCL_ENGINE, STARTED_BY
+from boresight.rollout.vllm.protocol.messages import BAN, ENGINE, EXTENSION, NCCL_ENGINE, STARTED_BY
 
 MAX_RESTARTS = 5
-"""How often a server is started again within `RESTART_WINDOW_S`; at the next death it is given up."""
+"""How often a server is started again within `RESTART_WINDOW_S`; the next time it is given up."""
 RESTART_WINDOW_S = 600.0
 
 OURS = {
@@ -44,7 +44,7 @@ def server_command(
 
     Args:
         model: a folder or a hub id.
-        flags: further flags of vLLM's server, handed on as they are.
+        flags: further flags of vLLM's server, passed on as they are.
         nccl: take weights by NCCL instead of by file.
         min_pixels, max_pixels: the image budget, as the trainer has it.
 
@@ -62,7 +62,7 @@ def server_command(
     if budget and "--mm-processor-kwargs" in given:
         raise ConfigError("--min_pixels and --max_pixels are written into --mm-processor-kwargs: drop one of the two.")
     transfer = {"backend": NCCL_ENGINE if nccl else ENGINE}
-    # The server's own module: its command-line front asks for the metadata of a package that a CPU build does not have.
+    # The server's module, not the command `vllm`, which needs the metadata of a package that a CPU build does not have.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--enable-scale-out"]
     command += [part for pair in OURS.items() for part in pair]
     command += ["--weight-transfer-config", json.dumps(transfer)]
@@ -87,10 +87,10 @@ def server_environment() -> dict[str, str]:
 
 class Server:
     """A server process of one's own, ended with its children when it is closed. On Linux it also ends when the thread that started it
-    does, however that comes about.
+    ends, for whatever reason.
 
     Args:
-        log: a file that what it says is added to; None: it speaks where this process does.
+        log: a file to which its output is appended; None: the output of this process.
     """
 
     def __init__(self, command: Sequence[str], *, log: Path | None = None) -> None:
@@ -99,7 +99,7 @@ class Server:
             if log is not None:
                 log.parent.mkdir(parents=True, exist_ok=True)
                 output = stack.enter_context(log.open("ab"))
-            # A session of its own: Ctrl-C reaches us alone, and we end it in order.
+            # A session of its own: Ctrl-C reaches only this process, which ends the server in order.
             self.process = subprocess.Popen(
                 command,
                 env=server_environment(),
@@ -113,7 +113,7 @@ class Server:
         return self.process.poll() is None
 
     def close(self, patience_s: float = 20.0) -> None:
-        """Ask it to end, and end it."""
+        """Ask it to end, and kill it if it does not within `patience_s`."""
         for sent in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, sent)
@@ -122,22 +122,22 @@ class Server:
             except subprocess.TimeoutExpired:
                 continue
             if sent is signal.SIGTERM:
-                # Its workers have had their chance as well.
+                # Its workers have had their time as well.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signal.SIGKILL)
             return
 
 
-def serve(command: Sequence[str], *, max_restarts: int = MAX_RESTARTS, say: Callable[[str], object] = print) -> int:
-    """Run a server until it is asked to end (Ctrl-C, or SIGTERM); start it again when it dies.
+def serve(command: Sequence[str], *, max_restarts: int = MAX_RESTARTS, report: Callable[[str], object] = print) -> int:
+    """Run a server until this process is asked to end (Ctrl-C, or SIGTERM); start it again when it dies.
 
     Args:
-        command: of `server_command`.
+        command: from `server_command`.
         max_restarts: how often within `RESTART_WINDOW_S`.
-        say: told of every death.
+        report: gets a line for every death.
 
     Returns:
-        What the shell is told: 0 when it was asked to end, 1 when it was given up, because it died too often or never came up.
+        The exit code: 0 when it was asked to end, 1 when it was given up, because it died too often or never came up.
     """
     deaths: deque[float] = deque(maxlen=max_restarts + 1)
     with _asked_to_end() as asked:
@@ -150,17 +150,19 @@ def serve(command: Sequence[str], *, max_restarts: int = MAX_RESTARTS, say: Call
             deaths.append(now)
             died = f"boresight: vLLM ended ({_reason(code)}) after {now - started:.0f} s"
             if not was_up and code >= 0:
-                say(f"{died} before it was up, and is given up; what it said stands above.")
+                report(f"{died} before it was up, and is given up; its output is above.")
                 return 1
             if len(deaths) > max_restarts and now - deaths[0] < RESTART_WINDOW_S:
-                say(f"{died}; it died {len(deaths)} times within {RESTART_WINDOW_S / 60:g} minutes, and is given up.")
+                report(
+                    f"{died}; it died {len(deaths)} times within {RESTART_WINDOW_S / 60:g} minutes, and is given up."
+                )
                 return 1
-            say(f"{died} and is started again.")
+            report(f"{died} and is started again.")
 
 
 @contextlib.contextmanager
 def _asked_to_end() -> Iterator[list[int]]:
-    """The signals to end that came so far, instead of what they did before."""
+    """Collects signals to end, instead of what they did before."""
     asked: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(kind, lambda number, frame: asked.append(number)) for kind in kinds]
@@ -172,7 +174,7 @@ def _asked_to_end() -> Iterator[list[int]]:
 
 
 def _run(command: Sequence[str], asked: Sequence[int]) -> tuple[int, bool]:
-    """One server's life: what it ended with, and whether it was up before."""
+    """One server from start to end: its exit code, and whether it was ever up."""
     server, was_up = Server(command), False
     address = _address(command)
     try:
@@ -189,7 +191,7 @@ def _reason(code: int) -> str:
 
 
 def _address(command: Sequence[str]) -> tuple[str, int]:
-    """Where a server will listen, by its flags."""
+    """The host and port on which a server will listen, by its flags."""
     words = [part for word in command for part in (word.split("=", 1) if word.startswith("--") else [word])]
     given = dict(itertools.pairwise(words))
     host = given.get("--host", "127.0.0.1")

@@ -1,4 +1,7 @@
-"""How weights arrive inside vLLM, and the record of where each of them went. vLLM finds this through `plugin`."""
+"""How weights arrive inside vLLM: at first none, later by updates, with a record of where each tensor went.
+
+vLLM finds this through `plugin`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor, nn
+from vllm.config import ModelConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -18,31 +22,46 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from boresight.rollout.vllm.shelf import SHELF
+from boresight.rollout.vllm.protocol.messages import LOAD_FORMAT, UpdateReport
+from boresight.rollout.vllm.protocol.tensors import SHARED_TENSORS, TensorLocation
 
 QKV = {"q": 0, "k": 1, "v": 2}
 """Where the parts of a fused attention projection stand; other fused layers number theirs."""
 
 
-@dataclass
-class Hello(WeightTransferInitInfo):
-    """Nothing has to be agreed on."""
+@register_model_loader(LOAD_FORMAT)
+class AwaitingLoader(DummyModelLoader):
+    """Random parameters, which the trainer's first sync replaces.
+
+    vLLM's own dummy loader also overwrites buffers that no checkpoint holds (the scale and shift of a vision tower's input, say), and no
+    later sync would repair them.
+    """
+
+    def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        super().load_weights(model, model_config)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 @dataclass
-class Parcel(WeightTransferUpdateInfo):
-    """Where the tensors are: in this process's memory, or in a safetensors file."""
+class NoInitInfo(WeightTransferInitInfo):
+    """Memory and files need no set-up."""
 
-    shelf: str | None = None
-    path: str | None = None
+
+@dataclass
+class Update(TensorLocation, WeightTransferUpdateInfo):
+    """Tensors in this process's memory, or in a safetensors file."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Name, as in a checkpoint, and tensor."""
-        if self.shelf is not None:
-            yield from SHELF[self.shelf]()
+        if self.shared is not None:
+            yield from SHARED_TENSORS[self.shared]()
         elif self.path is not None:
             with safe_open(self.path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
@@ -50,10 +69,10 @@ class Parcel(WeightTransferUpdateInfo):
 
 
 class Recorded:
-    """A weight transfer engine that keeps record of where each tensor went; transport is the class's beside it.
+    """A weight transfer engine that records where each tensor went. The class that it is mixed into is the transport.
 
-    A module gets all of its tensors or none: a fused projection that got q and k but no v would be finished with whatever v finds in
-    memory. Such a module keeps what it had, and `report` names what is missing.
+    A module gets all of its tensors or none: a fused projection that got q and k but no v would be completed with whatever was in
+    memory. Such a module keeps the weights it had, and `report` names what is missing.
     """
 
     model: Any
@@ -63,23 +82,24 @@ class Recorded:
         super().__init__(*args)
         self.sources: dict[str, list[str]] = {}
         """The engine's parameter → checkpoint names that make it up, in the order of its rows."""
-        self.report: dict[str, Any] = {}
+        self.report: UpdateReport | None = None
+        """Of the last update; None while one is under way."""
         self._sent: list[str] = []
         self._arrived: dict[str, dict[str, int]] = {}
 
     def start_weight_update(self) -> None:
-        self._sent, self._arrived, self.report = [], {}, {}
+        self._sent, self._arrived, self.report = [], {}, None
         initialize_layerwise_reload(self.model)
         for module_name, module in self.model.named_modules():
             for name, tensor in _own_tensors(module):
                 full = full_name(module_name, name)
-                tensor.weight_loader = self._recorded(full, tensor.weight_loader)  # pyright: ignore[reportAttributeAccessIssue]
+                tensor.weight_loader = self._recorded(full, tensor.weight_loader)
 
     def receive_weights(self, update_info: Any) -> None:
         model = self.model
         self.model = _Noting(model, self._sent)
         try:
-            super().receive_weights(update_info)  # pyright: ignore[reportAttributeAccessIssue]
+            super().receive_weights(update_info)
         finally:
             self.model = model
 
@@ -101,16 +121,16 @@ class Recorded:
         for parameter, names in self._arrived.items():
             self.sources.setdefault(parameter, sorted(names, key=lambda name: names[name]))
         self._refresh_tied()
-        self.report = {
-            "received": sorted(arrived),
-            "not_received": [name for name in self._sent if name not in arrived and not self._is_left_out(name)],
-            "left_out": [name for name in self._sent if name not in arrived and self._is_left_out(name)],
-            "partly_covered": partly,
-            "untouched": [name for name, _ in self.model.named_parameters() if name not in self._arrived],
-        }
+        self.report = UpdateReport(
+            received=sorted(arrived),
+            not_received=[name for name in self._sent if name not in arrived and not self._is_left_out(name)],
+            left_out=[name for name in self._sent if name not in arrived and self._is_left_out(name)],
+            partly_covered=partly,
+            untouched=[name for name, _ in self.model.named_parameters() if name not in self._arrived],
+        )
 
     def _is_left_out(self, name: str) -> bool:
-        """Whether a tensor is of a tower's end, which vLLM does not build where an earlier layer's features are taken."""
+        """Whether a tensor is of a vision tower's last layers, which vLLM does not build where an earlier layer's features are used."""
         name = tower_name(self.model, name)
         modules = dict(self.model.named_modules())
         if re.fullmatch(r"vision_tower\..*post_layernorm\.(weight|bias)", name):
@@ -120,9 +140,9 @@ class Recorded:
         return isinstance(layers, nn.ModuleList) and found is not None and int(found[2]) >= len(layers)
 
     def _refresh_tied(self) -> None:
-        """Process modules anew whose weight is another's that has arrived.
+        """Process modules again whose weight belongs to another module and has arrived there.
 
-        A tied head gets no weights of its own, so a head that keeps them packed (vLLM does on a CPU) would go on with the old ones.
+        A tied head is sent no weights of its own, so one that keeps them packed (as vLLM does on a CPU) would go on with the old ones.
         """
         owner = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for module_name, module in self.model.named_modules():
@@ -132,10 +152,10 @@ class Recorded:
                     continue
                 self.sources[full] = self.sources[source]
                 if source in self._arrived:
-                    module.quant_method.process_weights_after_loading(module)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+                    module.quant_method.process_weights_after_loading(module)
 
     def _restore_partly_covered(self) -> dict[str, list[str]]:
-        """Modules of which some tensors came and others not, and what is missing of each; they keep what they had."""
+        """Modules that got some of their tensors and not others, and what is missing of each; they keep the weights they had."""
         partly = {}
         for module_name, module in self.model.named_modules():
             info = get_layerwise_info(module)
@@ -151,7 +171,7 @@ class Recorded:
     def _missing(self, module_name: str, module: nn.Module, info: Any) -> list[str]:
         sent, missing, never = set(self._sent), [], 0
         for name, tensor in _own_tensors(module):
-            if name in info.kernel_non_persistent_buffers:  # no folder holds it, and vLLM keeps its own
+            if name in info.kernel_non_persistent_buffers:  # no checkpoint holds it, and vLLM keeps its own
                 never += tensor.numel()
                 continue
             full = full_name(module_name, name)
@@ -175,7 +195,7 @@ class Recorded:
         ]
 
     def abandon(self) -> None:
-        """Undo an update that was begun and never finished."""
+        """Undo an update that was started and never finished."""
         for module in self.model.modules():
             info = get_layerwise_info(module)
             if info.can_load():
@@ -184,7 +204,7 @@ class Recorded:
         self._finalize()
 
     def _finalize(self) -> None:
-        # Modules that got nothing keep what they had, as meant; vLLM warns of each.
+        # Modules that got nothing keep their weights on purpose; vLLM would warn of each.
         log = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
         before = log.level
         log.setLevel(logging.ERROR)
@@ -214,7 +234,7 @@ class _Noting:
 
 
 def tower_name(model: Any, name: str) -> str:
-    """The name that vLLM knows. transformers 5 saves LLaVA's towers one level flatter than the hub's folders are."""
+    """The name that vLLM knows. transformers 5 saves LLaVA's vision towers one level flatter than checkpoints on the hub are."""
     tower = getattr(model, "vision_tower", None)
     flat = name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model.")
     if flat and isinstance(getattr(tower, "vision_model", None), nn.Module):
@@ -222,23 +242,23 @@ def tower_name(model: Any, name: str) -> str:
     return name
 
 
-class _Parcels(WeightTransferEngine[Hello, Parcel]):
+class _MemoryOrFile(WeightTransferEngine[NoInitInfo, Update]):
     """Transport by memory or by file."""
 
-    init_info_cls = Hello
-    update_info_cls = Parcel
+    init_info_cls = NoInitInfo
+    update_info_cls = Update
 
-    def init_transfer_engine(self, init_info: Hello) -> None:
+    def init_transfer_engine(self, init_info: NoInitInfo) -> None:
         """Nothing to set up."""
 
-    def receive_weights(self, update_info: Parcel) -> None:
-        self.model.load_weights(update_info.tensors())  # pyright: ignore[reportCallIssue]
+    def receive_weights(self, update_info: Update) -> None:
+        self.model.load_weights(update_info.tensors())
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
-class Delivery(Recorded, _Parcels):
+class Delivery(Recorded, _MemoryOrFile):
     """Tensors from the same process, or from a file on the same machine."""
 
 

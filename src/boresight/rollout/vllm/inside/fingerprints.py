@@ -1,12 +1,12 @@
-"""What modules inside vLLM do with fixed vectors, so that even repacked or divided weights can be compared with a trainer's.
+"""What modules inside vLLM do to fixed vectors, so that even repacked or divided weights can be compared with a trainer's.
 
-Where workers share a model (tensor parallelism), each answers for its part of a matrix, and the sum of the parts is every worker's answer.
+Where workers share a model (tensor parallelism), each computes its part, and every worker returns the sum of the parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,11 +23,9 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-from boresight.rollout.vllm.delivery import full_name
-from boresight.rollout.vllm.vectors import fixed_vector, projected
-
-Answer = tuple[int, int, float]
-"""Rows and columns of the whole matrix, and r₂ · (W r₁ + b), see `vectors.projected`."""
+from boresight.rollout.vllm.inside.delivery import full_name
+from boresight.rollout.vllm.protocol.messages import FactorFingerprints, FactorSizes, Fingerprint
+from boresight.rollout.vllm.protocol.tensors import fixed_vector, projected
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +34,11 @@ class Part:
 
     rows: int
     columns: int
-    """Of the whole."""
+    """Of the whole matrix."""
     places: Tensor
-    """[rows held] which of the whole's rows."""
+    """[rows held] their indices in the whole matrix."""
     shares: Tensor
-    """[rows held] of the sum over workers: less than 1 where several hold the same row."""
+    """[rows held] their weights in the sum over workers: less than 1 where several hold the same row."""
     first_column: int = 0
     num_columns: int | None = None
 
@@ -48,12 +46,12 @@ class Part:
     def whole(cls, rows: int, columns: int, share: float = 1.0) -> Part:
         return cls(rows, columns, torch.arange(rows), torch.full((rows,), share))
 
-    def answer(self, output: Any, like: Tensor, bias: Tensor | None = None) -> Answer:
-        """Of what `output` makes of the columns that are held.
+    def fingerprint(self, output: Any, like: Tensor, bias: Tensor | None = None) -> Fingerprint:
+        """This worker's part of the fingerprint.
 
         Args:
             output: W r, from [columns held] to [rows held].
-            bias: [rows held], where it is this worker's to add.
+            bias: [rows held], where this worker adds it.
         """
         vector = fixed_vector(self.columns, phase=0.5, like=like)
         vector = vector.narrow(0, self.first_column, self.num_columns or self.columns)
@@ -61,41 +59,41 @@ class Part:
         if bias is not None:
             result = result + bias.float()
         weights = fixed_vector(self.rows, phase=1.5, like=result)[self.places.to(result.device)]
-        return self.rows, self.columns, float(result @ (weights * self.shares.to(result.device)))
+        return Fingerprint(self.rows, self.columns, float(result @ (weights * self.shares.to(result.device))))
 
 
-def module_answers(model: nn.Module, wanted: Collection[str]) -> dict[str, Answer | None]:
-    """Parameter → answer; None where it cannot be asked.
+def parameter_fingerprints(model: nn.Module, wanted: Collection[str]) -> dict[str, Fingerprint | None]:
+    """Parameter → fingerprint; None where it has none of its own.
 
-    Every worker of the model must be asked at once.
+    All workers of the model must call this at once.
     """
-    answers: dict[str, Answer | None] = {}
+    found: dict[str, Fingerprint | None] = {}
     for module_name, module in model.named_modules():
         for name, tensor in module.named_parameters(recurse=False):
             full = full_name(module_name, name)
             if full in wanted:
-                answers[full] = _module_answer(module, name, tensor)
-    return _summed(answers)
+                found[full] = _fingerprint(module, name, tensor)
+    return _summed(found)
 
 
-def _summed(answers: dict[str, Answer | None]) -> dict[str, Answer | None]:
+def _summed(parts: dict[str, Fingerprint | None]) -> dict[str, Fingerprint | None]:
     group = get_tp_group()
     if group.world_size == 1:
-        return answers
-    known = {name: answer for name, answer in answers.items() if answer is not None}
-    values = torch.tensor([value for *_, value in known.values()], dtype=torch.float64)
+        return parts
+    known = {name: part for name, part in parts.items() if part is not None}
+    values = torch.tensor([part.value for part in known.values()], dtype=torch.float64)
     distributed.all_reduce(values, group=group.cpu_group)
-    sums = {name: (*known[name][:2], value) for name, value in zip(known, values.tolist(), strict=True)}
-    return {name: sums.get(name) for name in answers}
+    sums = {name: replace(known[name], value=value) for name, value in zip(known, values.tolist(), strict=True)}
+    return {name: sums.get(name) for name in parts}
 
 
-def _module_answer(module: nn.Module, name: str, tensor: Tensor) -> Answer | None:
+def _fingerprint(module: nn.Module, name: str, tensor: Tensor) -> Fingerprint | None:
     if name == "bias" and isinstance(module, LinearBase):
-        return None  # it is asked about with its weight
+        return None  # it is a part of its weight's fingerprint
     # A short convolution is kept in a linear layer that is never run as one.
     if isinstance(module, LinearBase) and tensor.ndim < 3:
         part = linear_part(module)
-        # Who divides its input adds the bias once, not with every part.
+        # A layer that divides its input adds the bias once, not with every part.
         alone = not isinstance(module, RowParallelLinear) or module.tp_rank == 0
         return part and _run(module, part, module.bias if alone else None)
     if isinstance(module, ParallelLMHead):
@@ -103,17 +101,17 @@ def _module_answer(module: nn.Module, name: str, tensor: Tensor) -> Answer | Non
         return _run(module, part, module.bias)
     if isinstance(module, VocabParallelEmbedding):
         part = _vocab_part(module)
-        return part.answer(lambda vector: tensor[: len(part.places)] @ vector, tensor)
+        return part.fingerprint(lambda vector: tensor[: len(part.places)] @ vector, tensor)
     if not tensor.numel():
         return None
     rows = tensor.shape[0] if tensor.ndim > 1 else tensor.numel()
-    # Every worker has a norm's weight; the first one answers.
+    # Every worker has a norm's weight; the first one's counts.
     part = Part.whole(rows, tensor.numel() // rows, 1.0 if get_tp_group().rank_in_group == 0 else 0.0)
-    return part.answer(lambda vector: tensor.reshape(rows, -1) @ vector, tensor)
+    return part.fingerprint(lambda vector: tensor.reshape(rows, -1) @ vector, tensor)
 
 
 def linear_part(module: Any) -> Part | None:
-    """What this worker holds of a linear layer; None for a kind that divides its rows in a way of its own."""
+    """What this worker holds of a linear layer; None for a kind that divides its rows in another way."""
     size, rank = module.tp_size, module.tp_rank
     copies = get_tp_group().world_size // size
     if size == 1:
@@ -142,20 +140,20 @@ def _vocab_part(module: Any) -> Part:
     return Part(module.org_vocab_size, module.embedding_dim, places, torch.full(places.shape, 1 / copies))
 
 
-def _run(module: Any, part: Part, bias: Tensor | None) -> Answer:
-    """Of a layer by its own kernel: its weight may be packed in a way that nothing else reads."""
+def _run(module: Any, part: Part, bias: Tensor | None) -> Fingerprint:
+    """A layer's fingerprint by its own kernel: its weight may be packed in a way that nothing else reads."""
     device = next((each.device for each in module.parameters()), torch.device("cpu"))
     like = torch.empty(0, dtype=module.params_dtype, device=device)
     kernel, held = module.quant_method, len(part.places)
-    return part.answer(
+    return part.fingerprint(
         lambda vector: kernel.apply(module, vector[None])[0, :held], like, None if bias is None else bias[:held]
     )
 
 
-def factors_answer(
-    manager: Any, adapter: Any, slot: int, name: str, rows: int, rank: int, columns: int
-) -> tuple[float, float] | None:
-    """What the two factors of an adapter's module do with fixed vectors; None where nothing was bound to it."""
+def factor_fingerprints(
+    manager: Any, adapter: Any, slot: int, name: str, sizes: FactorSizes
+) -> FactorFingerprints | None:
+    """What the two factors of an adapter's module do to fixed vectors; None where nothing was bound to it."""
     mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
     mapper = mapper and mapper.get_rename_mapper()
     module_name, _ = parse_fine_tuned_lora_name(f"base_model.model.{name}.lora_A.weight", mapper)
@@ -165,6 +163,5 @@ def factors_answer(
         return None
     stacked = manager.modules[whole].lora_a_stacked, manager.modules[whole].lora_b_stacked
     down, up = (each[place][slot, 0] if isinstance(each, tuple) else each[slot, 0] for each in stacked)
-    factors = down[:rank, :columns], up[:rows, :rank]
-    first, second = (projected(w.__matmul__, w.shape[0], w.shape[1], w) for w in factors)
-    return first, second
+    factors = down[: sizes.rank, : sizes.columns], up[: sizes.rows, : sizes.rank]
+    return FactorFingerprints(*(projected(w.__matmul__, w.shape[0], w.shape[1], w) for w in factors))

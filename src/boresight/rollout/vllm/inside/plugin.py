@@ -10,7 +10,9 @@ import signal
 import sys
 from typing import Any
 
-from boresight.rollout.vllm.names import ENGINE, NCCL_ENGINE, STARTED_BY
+from boresight.rollout.vllm.protocol.messages import ENGINE, NCCL_ENGINE, STARTED_BY
+
+DELIVERY = "boresight.rollout.vllm.inside.delivery"
 
 PR_SET_PDEATHSIG = 1
 """Linux: which signal a process gets when its parent dies (prctl(2))."""
@@ -21,8 +23,10 @@ def register() -> None:
     factory: Any = importlib.import_module("vllm.distributed.weight_transfer").WeightTransferEngineFactory
     for name, engine in {ENGINE: "Delivery", NCCL_ENGINE: "NCCLDelivery"}.items():
         if name not in factory._registry:
-            factory.register_engine(name, "boresight.rollout.vllm.delivery", engine)
-    importlib.import_module("boresight.rollout.vllm.loader")
+            factory.register_engine(name, DELIVERY, engine)
+    importlib.import_module(
+        DELIVERY
+    )  # which registers the load format; it needs more of vLLM than is there when this file is imported
     if STARTED_BY in os.environ and sys.platform == "linux":
         _end_with_parent()
 
@@ -35,7 +39,7 @@ def _end_with_parent() -> None:
     try:
         os.kill(int(os.environ[STARTED_BY]), 0)
     except ProcessLookupError:
-        os.kill(os.getpid(), signal.SIGTERM)  # it died before it could be asked for
+        os.kill(os.getpid(), signal.SIGTERM)  # it died before the kernel was asked for that signal
 
 
 def _end_by(number: int) -> None:

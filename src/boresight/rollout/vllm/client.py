@@ -1,0 +1,119 @@
+"""A client of a vLLM server that may go away and come back at any time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from boresight.errors import ConfigError, EngineError, EngineRestartedError
+from boresight.rollout.vllm.calls import Call, Calls, LostError, OverdueError
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY_S = 10.0
+"""Seconds between two log lines while a server is waited for."""
+DYING_S = 1.0
+"""Seconds that a server is given to die before its health is checked."""
+HEALTH_S = 5.0
+"""Seconds within which a server that is up answers a health check."""
+UNAVAILABLE = (502, 503, 504)
+"""Status codes of a dying engine, or of a gateway before it."""
+PLAIN_TEXT = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+"""Paths to which vLLM answers in plain text."""
+
+
+class ServerClient:
+    """Calls to a vLLM server, with a deadline for each. A server that went away is waited for, and `EngineRestartedError` says so.
+
+    Args:
+        url: its address.
+        timeout_s: how long to wait for a server that is not up.
+        request_timeout_s: how long one call may take, or a batch of completions.
+        alive: whether a server of one's own is still there, so that a dead one is not waited for.
+
+    Raises:
+        ConfigError: the address is none.
+    """
+
+    def __init__(
+        self, url: str, *, timeout_s: float, request_timeout_s: float, alive: Callable[[], bool] | None = None
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"vllm_server_base_url={url!r} is no address: write http://{url}.")
+        self.url = url.rstrip("/")
+        self.where = f"the vLLM server at {self.url}"
+        self.timeout_s = timeout_s
+        self.request_timeout_s = request_timeout_s
+        self._alive = alive
+        self._calls = Calls(self.url, request_timeout_s)
+
+    def wait(self, *, gone: bool = False) -> None:
+        """Until the server is up.
+
+        Args:
+            gone: it was up before. One that is dying may still answer health checks, so it gets a moment.
+
+        Raises:
+            EngineError: it is not up within `timeout_s`.
+        """
+        start = logged = time.monotonic()
+        time.sleep(DYING_S if gone else 0.0)
+        while not self._is_up():
+            now = time.monotonic()
+            if self._alive is not None and not self._alive():
+                raise EngineError(f"{self.where} has ended.")
+            if now - start > self.timeout_s:
+                raise EngineError(
+                    f"{self.where} {'went away and did not come back' if gone else 'was not up'} within "
+                    f"vllm_server_timeout={self.timeout_s:g} s. Start it with boresight vllm-serve --model …, or raise the timeout."
+                )
+            if now - logged > LOG_EVERY_S:
+                logged = now
+                logger.warning("waiting for %s: %.0f of %.0f s", self.where, now - start, self.timeout_s)
+            time.sleep(0.5)
+
+    def _is_up(self) -> bool:
+        try:
+            (response,) = self._calls.together([("GET", "/health", {})], deadline_s=HEALTH_S)
+        except (LostError, OverdueError):
+            return False
+        return response.status_code == 200
+
+    def send(self, method: str, path: str, **options: Any) -> Any:
+        """One call and its JSON response; see `send_all`."""
+        return self.send_all([(method, path, options)])[0]
+
+    def send_all(self, calls: Sequence[Call]) -> list[Any]:
+        """Calls side by side, and their JSON responses.
+
+        Raises:
+            EngineRestartedError: the server went away, and is up again.
+            EngineError: it refused, took too long, or did not come back.
+        """
+        try:
+            responses = self._calls.together(calls)
+            return [self._read(path, response) for (_, path, _), response in zip(calls, responses, strict=True)]
+        except OverdueError as error:
+            raise EngineError(
+                f"{self.where} did not answer {calls[0][1]} within vllm_request_timeout={self.request_timeout_s:g} s. If it only needs "
+                "longer, raise the timeout; if it hangs, restart it."
+            ) from error
+        except LostError as error:
+            logger.warning("%s went away (%s).", self.where, error)
+            self.wait(gone=True)
+            raise EngineRestartedError(f"{self.where} went away ({error}), and is up again.") from error
+
+    def _read(self, path: str, response: Any) -> Any:
+        answer = f"{response.status_code} to {path}: {response.text[:1000]}"
+        if response.status_code in UNAVAILABLE or (response.status_code >= 500 and not self._is_up()):
+            raise LostError(answer)
+        if response.status_code >= 400:
+            raise EngineError(f"{self.where} answered {answer}")
+        if path in PLAIN_TEXT:
+            return {}
+        try:
+            return response.json() if response.content else {}
+        except ValueError as error:
+            raise EngineError(f"{self.where} answered {answer}, which is no JSON. Is another program there?") from error
