@@ -1,7 +1,7 @@
 """Every error that boresight raises on purpose.
 
 BoresightError
-├── UserError (also ValueError)     something the user wrote; the message names it and the way out
+├── UserError (also ValueError)     an input that cannot be used; the message names it and the way out
 │   ├── DataError                   a row, a column, a file
 │   │   └── ImageError            an image is missing, broken, too large, or miscounted
 │   ├── ConfigError                 an option that is unknown, contradictory or unsupported
@@ -9,8 +9,8 @@ BoresightError
 │   └── RewardError                 a reward function that broke its contract
 ├── EngineError (also RuntimeError)   a generation engine failed, or disagrees with the trainer
 │   └── EngineRestartedError        it was restarted, or lost the policy's weights: sync, and sample again
-├── StoppedError                    the user ended a run; the message says how to go on
-└── ShapeError (also AssertionError)   ourselves: a tensor that is not what its door promises
+├── StoppedError                    the user ended a run; the message says how to resume
+└── ShapeError (also AssertionError)   a defect of boresight: a tensor of the wrong shape
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class BoresightError(Exception):
 
 
 class UserError(BoresightError, ValueError):
-    """Something the user wrote cannot be carried out."""
+    """An input of the user cannot be used."""
 
 
 class DataError(UserError):
@@ -56,11 +56,11 @@ class EngineRestartedError(EngineError):
 
 
 class StoppedError(BoresightError):
-    """The user ended a run before its end. The message says what was saved and how to go on."""
+    """The user ended a run before its end. The message says what was saved and how to resume."""
 
 
 class ShapeError(BoresightError, AssertionError):
-    """A tensor is not what its door promises. Always a defect of boresight's."""
+    """A tensor does not have the shape that its interface states. Always a defect of boresight."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The records that pass through the doors between rooms.
+"""The records that pass from room to room, and the interfaces between rooms.
 
 Shape letters, everywhere in boresight:
 
@@ -32,7 +32,7 @@ Conversation = Sequence[Message]
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """One image, still encoded: it costs its file size until a worker decodes it.
+    """One image, still encoded: it occupies its file size until a worker decodes it.
 
     Two images are equal when their encoded bytes are, however they reached us.
     """
@@ -95,7 +95,7 @@ class Completion:
     text: str
     """Decoded without special tokens."""
     sampler_logp: Float[Tensor, "C"] | None = None
-    """[C] log-probability that the sampler reported for each token; None when nobody sampled it."""
+    """[C] log-probability that the sampler reported for each token; None when no sampler produced the completion."""
     truncated: bool = False
     """True when generation hit the length limit before a stop token."""
     token_types: Ids | None = None
@@ -132,18 +132,18 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """What a forward pass says of every completion token, completions in the order of their groups."""
+    """What a forward pass returns for every completion token, completions in the order of their groups."""
 
     logp: PerToken
     """[B, T] log-probability of each token given all before it."""
     mask: Mask
     """[B, T] true where the token counts."""
     entropy: PerToken | None = None
-    """[B, T] entropy of the distribution each token was drawn from; None when not asked for. It carries a gradient only when asked to."""
+    """[B, T] entropy of the distribution each token was sampled from; None unless requested. It carries a gradient only on request."""
     greedy: Mask | None = None
-    """[B, T] true where the token is the likeliest of its distribution; given with `entropy`."""
+    """[B, T] true where the token is the most likely of its distribution; given with `entropy`."""
     log_collision: PerToken | None = None
-    """[B, T] log Σ_v p_v² of the distribution each token was drawn from, no gradient; None when not asked for."""
+    """[B, T] log Σ_v p_v² of the distribution each token was sampled from, no gradient; None unless requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class SamplingSettings:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     seed: int | None = None
-    """None draws from torch's global generator, which checkpoints save."""
+    """None uses torch's global generator, which checkpoints save."""
 
 
 @dataclass(frozen=True, slots=True)

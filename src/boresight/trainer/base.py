@@ -47,7 +47,7 @@ Config = TypeVar("Config", bound=TrainerConfig)
 
 
 class GroupTrainer(CheckpointedTrainer, Generic[Item]):
-    """What all methods share. A method says what a row becomes, what a step is divided by, and its loss.
+    """What all methods share. A method defines how a row is encoded, what a step's loss is divided by, and the loss.
 
     Args:
         model: a hub id, a folder, or a loaded model.
@@ -62,7 +62,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
     train_dataset: Any
     eval_dataset: Any
     reference: Reference | None = None
-    """What the policy is compared with, where the method has one."""
+    """The model that the policy is compared with, where the method has one."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         self.add_callback(CleanFolder(self.discard_after, self.log_once, self.accelerator.wait_for_everyone))
         self._check_data()
 
-    # ---- What a method says -----------------------------------------------------------------------------------------------------
+    # ---- What a method defines -----------------------------------------------------------------------------------------------------
 
     def encoder_options(self, args: Any) -> dict[str, Any]:
         """Further arguments of the `Encoder`."""
@@ -129,11 +129,11 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         }
 
     def encode(self, row: Row) -> Any:
-        """What a worker makes of a row."""
+        """The item that a row becomes; it runs in a loader's worker."""
         raise NotImplementedError
 
     def prepare(self, inputs: list[Any]) -> list[Item]:
-        """What one optimizer step learns from, out of what the loader gave for it."""
+        """The items that one optimizer step learns from, made of what the loader supplied for it."""
         return inputs
 
     def total(self, items: Sequence[Item]) -> Tensor:
@@ -149,7 +149,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         return True
 
     def evaluate_step(self, inputs: list[Any], metrics: MeanMetrics) -> None:
-        """Add to `metrics` what one batch of the evaluation set says."""
+        """Add the metrics of one batch of the evaluation set."""
         items = self.prepare(inputs)
         total = self.total(items)
         metrics.mean("loss", self.loss(self.model, items, total, metrics), weight=total)  # pyright: ignore[reportArgumentType]
@@ -164,7 +164,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
     # ---- Reference --------------------------------------------------------------------------------------------------------------
 
     def add_reference(self, ref_model: str | Path | nn.Module | None, config: ReferenceSyncConfig) -> None:
-        """Compare the policy with a reference from now on, which follows it where `sync_ref_model` says so.
+        """Compare the policy with a reference from now on; with `sync_ref_model` the reference follows the policy.
 
         Args:
             ref_model: see `load_reference`.
@@ -209,7 +209,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
                 )
 
     def log_once(self, message: str) -> None:
-        """Tell the user, once over all ranks."""
+        """Print a line, on the first rank alone."""
         if self.is_world_process_zero():
             self.accelerator.print(f"boresight: {message}")
 
@@ -357,7 +357,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         return Path(self.args.output_dir) / name if self.is_world_process_zero() else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the steps since the last log have measured, and keep all that is logged in RUN/metrics.jsonl."""
+        """Add the metrics of the steps since the last log, and append all that is logged to RUN/metrics.jsonl."""
         if "loss" in logs:
             logs = {**logs, **self.metrics.flush(gather=self._gather)}
         super().log(logs, start_time)
@@ -365,7 +365,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         self.metric_lines.add(int(logged.pop("step")), logged)
 
     def discard_after(self, step: int) -> int:
-        """Remove from the run folder what an earlier process left of later steps, on the first rank alone; how much went."""
+        """Remove what an earlier process wrote to the run folder about later steps, on the first rank alone; how many lines and files."""
         files = (self.timeline, self.metric_lines, self.verdict_lines)
         return sum(file.discard_after(step) for file in files)
 
@@ -374,7 +374,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         return gather_object([own])
 
     def _note_step(self) -> None:
-        """Add to the metrics what a step took: tokens and images through policy and reference, and seconds by phase."""
+        """Add the work of a step to the metrics: tokens and images through policy and reference, and seconds by phase."""
         forwards = [self.policy] if self.reference is None else [self.policy, self.reference.forward]
         for forward in forwards:
             for name, count in forward.counts.items():
@@ -394,6 +394,6 @@ def _one_pass_a_step(args: Config, plan: StepPlan, eval_groups: int) -> Config:
 
 
 def from_pretrained_options(args: TrainerConfig) -> dict[str, Any]:
-    """What the user's options say to `from_pretrained`."""
+    """The arguments of `from_pretrained` that follow from the options."""
     given: Any = args.model_init_kwargs or {}
     return {**given, "trust_remote_code": True} if args.trust_remote_code else dict(given)

@@ -45,7 +45,7 @@ class RowCheck:
     """Renders and tokenises a row and decodes its images, each image once.
 
     Reading a row has found what its columns and its images' headers say already. This finds what only the processor and the decoder
-    know, as long as time lasts; a row it did not come to is found when it is drawn.
+    know, within a time limit; a row beyond it is checked when it is used.
 
     Args:
         seconds: how long all calls together may take.
@@ -79,7 +79,7 @@ class RowCheck:
 
 
 def gold_findings(scorer: Scorer, records: Any, template: str, *, seed: int, is_error: bool) -> list[str]:
-    """What the answer rewards say of the gold answers of up to `GOLD_ROWS` rows, a line for each reward.
+    """How the answer rewards mark the gold answers of up to `GOLD_ROWS` rows, a line for each reward.
 
     Raises:
         RewardError: `is_error`, and a reward does not give full marks to all of them, or gives them to nonsense too.
@@ -97,6 +97,6 @@ def gold_findings(scorer: Scorer, records: Any, template: str, *, seed: int, is_
 
 
 def _unprocessed(row: Row) -> Prompt:
-    """A prompt for the rewards' eyes alone: its images stay unprocessed, and it has no tokens."""
+    """A prompt that only reward functions read: its images stay unprocessed, and it has no tokens."""
     nothing = torch.empty(0, dtype=torch.long)
     return Prompt(row=row, ids=nothing, token_types=nothing, vision={}, unexpanded_ids=nothing)

@@ -24,8 +24,8 @@ from boresight.types import PerSequence, Row
 
 def sample_digest(row: Row) -> str:
     """SHA-256 of what a pair's log-probabilities are computed from: its texts, its images' bytes, its template variables."""
-    said = [row.prompt, *row.completions, row.columns.get("chat_template_kwargs")]
-    text = json.dumps(said, sort_keys=True, default=str) + "".join(image.digest for image in row.images)
+    parts = [row.prompt, *row.completions, row.columns.get("chat_template_kwargs")]
+    text = json.dumps(parts, sort_keys=True, default=str) + "".join(image.digest for image in row.images)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -75,7 +75,7 @@ class PrecomputedReference:
         return [row for digest, row in found.items() if digest not in self._logps]
 
     def add(self, rows: Sequence[Row], logps: PerSequence) -> None:
-        """Take in pairs.
+        """Add pairs.
 
         Args:
             logps: [2 · rows] as `completion_logps` returns them.
@@ -84,7 +84,7 @@ class PrecomputedReference:
             self._logps[sample_digest(row)] = pair
 
     def update(self, entries: Mapping[str, Tensor]) -> None:
-        """Take in what another rank computed."""
+        """Add what another rank computed."""
         self._logps.update(entries)
 
     @property

@@ -56,7 +56,7 @@ def check_dynamic_sampling(config: DynamicSamplingConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Resampled:
-    """What dynamic sampling ended with."""
+    """The result of dynamic sampling."""
 
     rollout: Rollout
     """All that was sampled."""
@@ -68,7 +68,7 @@ class Resampled:
 
     @property
     def shortage(self) -> str:
-        """What to tell the user where groups without spread are kept."""
+        """The message to log where groups without spread are kept."""
         return (
             f"after {self.num_rounds} rounds and {len(self.rollout.numbers)} groups, {self.num_flat} of the {len(self.kept)} groups to "
             "learn from still have rewards that are all equal; they stay and teach nothing. Raise max_sampling_rounds, or take "
@@ -127,7 +127,7 @@ def _by_spread(rollout: Rollout, places: Sequence[Place]) -> tuple[list[Place], 
 
 def further_rows(num_rows: int, taken: Collection[int], seed: int) -> Iterator[int]:
     """The rows that a rollout has not taken, in a random order of its own, each once."""
-    # torch heeds the lower 32 bits of a seed alone.
+    # torch uses only the lower 32 bits of a seed.
     mixed = int.from_bytes(hashlib.sha256(f"further rows {seed}".encode()).digest()[:4])
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(mixed))
     return (row for row in order.tolist() if row not in taken)
