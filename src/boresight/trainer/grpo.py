@@ -31,7 +31,7 @@ from boresight.trainer.checks import gold_findings
 from boresight.trainer.drawn import Drawn, Place, exchanged, shares
 from boresight.trainer.dynamic_sampling import further_rows, note_resampling, resample
 from boresight.trainer.engine import EngineSampler
-from boresight.trainer.experience import Scored, from_state, padded, per_group, state_of
+from boresight.trainer.experience import Scored, from_state, padded, per_group, sampler_logp, state_of
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.ranks import on_every_rank
@@ -284,12 +284,12 @@ class GRPOTrainer(GroupTrainer[Scored]):
         device, width = stats.logp.device, stats.logp.shape[1]
         old = [row for item in items if item.old is not None for row in item.old]
         reference = [row for item in items if item.reference is not None for row in item.reference]
-        sampled: list[Any] = [completion.sampler_logp for group in groups for completion in group.completions]
+        sampled = sampler_logp(groups, width)
         result = policy_loss(
             self.args,
             stats.logp,
             padded(old, width).to(device) if old else stats.logp.detach(),
-            padded(sampled, width).to(device),
+            None if sampled is None else sampled.to(device),
             padded(reference, width).to(device) if reference else None,
             stats.entropy,
             torch.cat([item.advantage for item in items]).to(device),
@@ -352,7 +352,11 @@ class GRPOTrainer(GroupTrainer[Scored]):
                 ]
             ),
             kept=[known is not None for known in own],
-            logp=[completion.sampler_logp.tolist() for group in groups for completion in group.completions],  # pyright: ignore[reportOptionalMemberAccess]
+            logp=[
+                [] if completion.sampler_logp is None else completion.sampler_logp.tolist()
+                for group in groups
+                for completion in group.completions
+            ],
             extra=table.extra,
         )
         every = max(1, int(self.state.logging_steps or 1))
