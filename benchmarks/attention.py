@@ -1,6 +1,6 @@
 """Ways to attend in a packed row, per layer, forward and backward: the figures of docs/engine.md.
 
-    .venv/bin/python benchmarks/attention.py [--threads N]
+    .venv/bin/python benchmarks/attention.py [--threads N] [--quick]
 
 One dense mask over the row, two SDPA calls on padded rectangles, and flash pieces merged by log-sum-exp; all three are compared first.
 Seconds are those of the process, so that other work on the machine matters less.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from boresight.model.packing import PackedRow, Span
 HEADS, KV_HEADS, SIZE, REPEATS = 8, 4, 32, 9
 SHAPES = ((297, 32, 8), (297, 128, 8), (1100, 128, 8), (297, 32, 2), (1100, 128, 2))
 """P, C, K"""
+QUICK_SHAPES = ((19, 5, 3),)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -53,11 +54,14 @@ def ways(prompt: int, completion: int, k: int) -> dict[str, Attend]:
     return {"dense mask": dense, "two SDPA calls": padded, "pieces merged": merged}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Ways to attend in a packed row.")
-    parser.add_argument("--threads", type=int, default=1)
-    torch.set_num_threads(parser.parse_args().threads)
-    for prompt, completion, k in SHAPES:
+    parser.add_argument("--threads", type=int, default=1, help="of torch's operators (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one tiny shape, once: shows that all of it runs")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    shapes, repeats = (QUICK_SHAPES, 1) if args.quick else (SHAPES, REPEATS)
+    for prompt, completion, k in shapes:
         length = prompt + k * completion
         states = [
             torch.randn(1, length, heads, SIZE).transpose(1, 2).requires_grad_()
@@ -67,7 +71,7 @@ def main() -> None:
         found = ways(prompt, completion, k)
         times: dict[str, list[float]] = {name: [] for name in found}
         expected = found["dense mask"](*states)
-        for turn in range(REPEATS + 1):
+        for turn in range(repeats + 1):
             for name, attend in found.items():
                 for state in states:
                     state.grad = None

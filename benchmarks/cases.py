@@ -9,7 +9,7 @@ Kind = Literal["update", "sample", "step", "pairs"]
 """What is timed.
 
 update   forward and backward of given completions, with the no-grad passes (old, reference) that the recipe asks for before it
-sample   drawing completions alone
+sample   sampling completions alone
 step     a whole GRPO step: loading, sampling, rewards, passes, backward, optimizer
 pairs    a DPO or MPO step on given pairs: reference pass, forward, backward
 """
@@ -28,16 +28,16 @@ class Case:
     prompt_tokens: int
     """P, the image's placeholders included."""
     completion_tokens: int
-    """C, of every completion: no stop token can be drawn, so both sides do the same work."""
+    """C, of every completion: no stop token can be sampled, so both sides do the same work."""
     num_completions: int
     """K"""
     num_prompts: int = 1
     old: bool = False
-    """Whether the recipe needs log-probabilities of the weights at rollout (several updates per draw)."""
+    """Whether the recipe needs log-probabilities of the weights at rollout (several updates per rollout)."""
     beta: float = 0.0
     """Weight of the divergence from the reference; not 0 adds a reference pass."""
     frozen: bool = False
-    """Whether the tower and the projector are left untrained."""
+    """Whether the vision tower and the projector are left untrained."""
     checkpointing: bool = False
     """Whether activations are recomputed in the backward pass."""
     lora: bool = False
@@ -48,8 +48,8 @@ class Case:
     """Of pairs."""
     goal: float | None = None
     """The speed-up to reach; None where the goal is 90 % of the ideal only."""
-    quick: bool = False
-    """Whether `--quick` runs it."""
+    short: bool = False
+    """Whether `--short` runs it."""
 
     @property
     def frozen_tower(self) -> bool:
@@ -69,7 +69,7 @@ PAIR: dict[str, Any] = {"num_completions": 2, "beta": 0.1}
 MPO = ("sigmoid", "bco_pair", "sft")
 
 CASES = (
-    Case("update C=32", "update", **SMALL, completion_tokens=32, num_completions=8, goal=6.5, quick=True),
+    Case("update C=32", "update", **SMALL, completion_tokens=32, num_completions=8, goal=6.5, short=True),
     Case("update C=128", "update", **SMALL, completion_tokens=128, num_completions=8, goal=5.0),
     Case("update P=1100", "update", **LARGE, completion_tokens=128, num_completions=8),
     Case("update +old +ref", "update", **SMALL, completion_tokens=32, num_completions=8, old=True, beta=0.04),
@@ -77,16 +77,16 @@ CASES = (
     Case("update frozen", "update", **SMALL, completion_tokens=32, num_completions=8, old=True, beta=0.04, frozen=True),
     Case("update frozen C=128", "update", **SMALL, completion_tokens=128, num_completions=8, old=True, beta=0.04, frozen=True),
     Case("update recompute", "update", **SMALL, completion_tokens=128, num_completions=8, checkpointing=True),
-    Case("sample C=32", "sample", **SMALL, completion_tokens=32, num_completions=8, num_prompts=2, goal=5.0, quick=True),
+    Case("sample C=32", "sample", **SMALL, completion_tokens=32, num_completions=8, num_prompts=2, goal=5.0, short=True),
     Case("sample C=128", "sample", **SMALL, completion_tokens=128, num_completions=8, num_prompts=2, goal=2.5),
     Case("sample P=1100", "sample", **LARGE, completion_tokens=128, num_completions=8, num_prompts=2),
-    Case("step C=32", "step", **SMALL, completion_tokens=32, num_completions=8, num_prompts=2, goal=6.0, quick=True),
+    Case("step C=32", "step", **SMALL, completion_tokens=32, num_completions=8, num_prompts=2, goal=6.0, short=True),
     Case("step C=128", "step", **SMALL, completion_tokens=128, num_completions=8, num_prompts=2, goal=3.5),
     Case("step C=32 +ref", "step", **SMALL, completion_tokens=32, num_completions=8, num_prompts=2, beta=0.04, goal=6.0),
     Case("step C=128 +ref", "step", **SMALL, completion_tokens=128, num_completions=8, num_prompts=2, beta=0.04, goal=3.5),
     Case("step frozen", "step", **SMALL, completion_tokens=32, num_completions=8, num_prompts=2, beta=0.04, frozen=True),
     Case("step P=1100", "step", **LARGE, completion_tokens=128, num_completions=8, num_prompts=2),
-    Case("DPO C=32", "pairs", **SMALL, **PAIR, completion_tokens=32, goal=1.85, quick=True),
+    Case("DPO C=32", "pairs", **SMALL, **PAIR, completion_tokens=32, goal=1.85, short=True),
     Case("DPO C=128", "pairs", **SMALL, **PAIR, completion_tokens=128, goal=1.75),
     Case("DPO precomputed C=32", "pairs", **SMALL, **PAIR, completion_tokens=32, precomputed=True, goal=2.4),
     Case("DPO precomputed C=128", "pairs", **SMALL, **PAIR, completion_tokens=128, precomputed=True, goal=2.2),
@@ -101,4 +101,16 @@ CASES = (
     Case("MPO LoRA precomputed", "pairs", **SMALL, **PAIR, completion_tokens=128, losses=MPO, lora=True, precomputed=True),
     Case("MPO P=1100", "pairs", **LARGE, **PAIR, completion_tokens=128, losses=MPO),
 )
+
+TINY: dict[str, Any] = {"image_tokens": 16, "prompt_tokens": 60, "completion_tokens": 4}
+
+QUICK_CASES = (
+    Case("update", "update", **TINY, num_completions=3, old=True, beta=0.04),
+    Case("update frozen recompute", "update", **TINY, num_completions=3, beta=0.04, frozen=True, checkpointing=True),
+    Case("sample", "sample", **TINY, num_completions=3, num_prompts=2),
+    Case("step", "step", **TINY, num_completions=3, num_prompts=2, goal=1.0),
+    Case("DPO precomputed", "pairs", **TINY, **PAIR, precomputed=True),
+    Case("MPO LoRA", "pairs", **TINY, **PAIR, losses=MPO, lora=True),
+)
+"""Every kind of work and every switch once, in seconds: `--quick` shows that all of it runs."""
 # fmt: on

@@ -59,6 +59,8 @@ class Effort:
     num_generations: int = RECIPE.num_generations
     learning_rate: float = RECIPE.grpo_learning_rate
     sft_steps: int = RECIPE.sft_steps
+    num_rows: int | None = None
+    """Training questions that are drawn from; None for all."""
 
 
 @dataclass(slots=True)

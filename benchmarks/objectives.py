@@ -7,7 +7,7 @@ For each seed, SFT as in the main job makes a model that knows how to answer and
 checkpoint. Optimizer step t learns, in every method, from the same prompts, from equally many completions of each, at the same learning
 rate; what differs is the objective, and that GSPO learns in four steps from what it sampled before the first of them. What went
 through the model is counted by hooks on transformers' own modules. Held-out questions are answered greedily every so many steps; that
-work is not counted.
+work is not counted. `--quick` is for tests: a few tiny steps, to see that all of it runs.
 
 Every finished run is a file of its own in the output folder, so a benchmark that was stopped goes on where it was.
 """
@@ -17,11 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -38,61 +37,23 @@ os.environ |= {
 import torch
 from contest import METHODS, RECIPE, Effort, Run, check_effort, finished
 from curves import draw, print_tables, write_tables
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
+from learning import QUIET, greedy_accuracy, hide_progress_bars, start_of
 from measure import counted_work
 from rich.console import Console
-from transformers import PrinterCallback, TrainerCallback, set_seed
-from transformers.utils import logging
+from transformers import PrinterCallback, TrainerCallback
 
-from boresight import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-from boresight.data.sources import RowDataset
-from boresight.demo.accuracy import Accuracy, accuracy
-from boresight.demo.easy_vqa import demonstrations, load_easy_vqa
-from boresight.demo.job import with_guessed_colors, with_mostly_colors
-from boresight.demo.tiny import build_tiny
+from boresight import GRPOConfig, GRPOTrainer
+from boresight.demo.easy_vqa import load_easy_vqa
+from boresight.demo.job import with_mostly_colors
 from boresight.report.completions import read_completions
 from boresight.rewards import answer_format_reward, exact_answer_reward
-from boresight.types import SamplingSettings
-
-QUIET = {
-    "gradient_checkpointing": False,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "use_cpu": True,
-}
-
-
-def start_of(seed: int, folder: Path, effort: Effort) -> Path:
-    """The checkpoint that every method of a seed starts from, made if it is not there."""
-    start = folder / f"start_{seed}_{effort.sft_steps}"
-    if not start.exists():
-        set_seed(seed)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            random_weights = build_tiny("qwen2_5_vl", Path(scratch) / "random", seed=seed, **RECIPE.sizes)
-            config = SFTConfig(
-                output_dir=f"{scratch}/sft",
-                max_steps=effort.sft_steps,
-                per_device_train_batch_size=RECIPE.sft_batch,
-                learning_rate=RECIPE.sft_learning_rate,
-                warmup_steps=10,
-                logging_steps=effort.sft_steps,
-                seed=seed,
-                **QUIET,
-            )
-            guessed = with_guessed_colors(load_easy_vqa("train", seed=seed), RECIPE.guessed_share, seed)
-            sft = SFTTrainer(str(random_weights), config, demonstrations(guessed))
-            sft.remove_callback(PrinterCallback)
-            sft.train()
-            sft.save_model(f"{scratch}/model")
-            shutil.move(f"{scratch}/model", start)  # only a whole checkpoint bears the name
-    return start
 
 
 def run_method(method: str, seed: int, start: Path, settings: Mapping[str, Any], effort: Effort, test: Dataset) -> Run:
     """One method from a seed's checkpoint."""
     run = Run(seed=seed, method=method, settings=json.loads(json.dumps(settings)))
-    rows = with_mostly_colors(load_easy_vqa("train", seed=seed), RECIPE.other_share)
+    rows = with_mostly_colors(load_easy_vqa("train", seed=seed, num_rows=effort.num_rows), RECIPE.other_share)
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             str(start), [answer_format_reward, exact_answer_reward], _config(folder, method, seed, effort), rows
@@ -161,16 +122,6 @@ def _set_aside(counts: Counter[str]) -> Iterator[None]:
     counts.update(before)
 
 
-def greedy_accuracy(trainer: GRPOTrainer, sampler: Any, test: Dataset) -> Accuracy:
-    """Right answers of the model as it is now."""
-    settings = SamplingSettings(num_completions=1, max_completion_length=RECIPE.max_completion_length, temperature=0.0)
-    rows, texts = RowDataset(test), []
-    for first in range(0, len(rows), 100):
-        prompts = [trainer.encoder.prompt(rows[index]) for index in range(first, min(first + 100, len(rows)))]
-        texts += [group.completions[0].text for group in sampler.sample(prompts, settings)]
-    return accuracy(test.to_list(), texts)
-
-
 def _config(folder: str, method: str, seed: int, effort: Effort) -> GRPOConfig:
     return GRPOConfig(
         output_dir=folder,
@@ -214,7 +165,10 @@ def run_all(options: argparse.Namespace, effort: Effort, console: Console) -> li
     return runs
 
 
-def main() -> None:
+QUICK = Effort(steps=4, ask_every=4, num_test=24, prompts=2, num_generations=2, sft_steps=2, num_rows=160)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     effort = Effort()
     parser = argparse.ArgumentParser(description="Five objectives from one checkpoint at equal compute.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -228,18 +182,18 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=effort.learning_rate, help="of all (%(default)s)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further run after this long")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/objectives"), help="(%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a few tiny steps of one seed: shows that all of it runs")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="show what an earlier --json holds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the tables into a Markdown page")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw held-out accuracy over steps, as SVG")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     console = Console(width=140)
     if options.source:
         runs = [Run(**record) for record in json.loads(options.source.read_text())]
     else:
         torch.set_num_threads(1)
-        logging.disable_progress_bar()
-        disable_progress_bars()
+        hide_progress_bars()
         effort = Effort(
             steps=options.steps,
             ask_every=options.ask_every,
@@ -247,8 +201,10 @@ def main() -> None:
             sft_steps=options.sft_steps,
             learning_rate=options.learning_rate,
         )
+        if options.quick:
+            effort, options.seeds, options.output_dir = QUICK, options.seeds[:1], options.output_dir / "quick"
         try:
-            rows = with_mostly_colors(load_easy_vqa("train"), RECIPE.other_share)
+            rows = with_mostly_colors(load_easy_vqa("train", num_rows=effort.num_rows), RECIPE.other_share)
             check_effort(effort, options.methods, len(rows))
             runs = run_all(options, effort, console)
         except ValueError as error:

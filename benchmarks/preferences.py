@@ -1,11 +1,12 @@
 """DPO and MPO on real images, from one under-trained checkpoint: what each makes of it, seed by seed.
 
-    .venv/bin/python benchmarks/preferences.py [--seeds 0 1 2] [--json FILE]
+    .venv/bin/python benchmarks/preferences.py [--seeds 0 1 2] [--json FILE] [--quick]
 
 A small Qwen2.5-VL learns a little from easy-VQA by SFT. Asked training questions, it is often wrong: a pair is the right answer with
 its description (chosen) against a wrong one that it gave itself (rejected). DPO and MPO start from that checkpoint, on the same pairs,
 for the same steps. Measured on test images: accuracy and repetition of greedy answers, and how often held-out pairs are told
 apart; and during training, the log-probability of chosen answers, which DPO may lower as long as the rejected ones' falls faster.
+`--quick` is for tests: a few tiny steps, to see that all of it runs.
 """
 
 from __future__ import annotations
@@ -23,21 +24,20 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
-from datasets import Dataset, Features, disable_progress_bars
+from datasets import Dataset, Features
+from learning import QUIET, completions_of, hide_progress_bars
 from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
-from transformers.utils import logging
 
 from boresight import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-from boresight.data.sources import RowDataset
 from boresight.demo.accuracy import accuracy
 from boresight.demo.easy_vqa import demonstrations, load_easy_vqa
 from boresight.demo.job import Recipe
 from boresight.demo.tiny import build_tiny
 from boresight.loss.preference_options import MPO
 from boresight.rewards import exact_answer_reward, get_repetition_penalty_reward
-from boresight.types import Completion, SamplingSettings
+from boresight.types import SamplingSettings
 
 METHODS: dict[str, dict[str, Any]] = {"DPO": {"loss_type": ["sigmoid"]}, "MPO": dict(MPO)}
 
@@ -56,6 +56,11 @@ class Effort:
     learning_rate: float = 2e-4
     sft_learning_rate: float = 2e-3
     max_completion_length: int = 48
+    num_rows: int | None = None
+    """Training questions that SFT draws from; None for all."""
+
+
+QUICK = Effort(sft_steps=2, num_questions=8, num_test=24, num_test_pairs=4, steps=10, batch=2, num_rows=160)
 
 
 @dataclass(slots=True)
@@ -76,7 +81,10 @@ def run_seed(seed: int, folder: Path, effort: Effort) -> dict[str, Result]:
     """SFT, then each method from its checkpoint."""
     set_seed(seed)
     start = build_tiny("qwen2_5_vl", folder / "start", seed=seed, **Recipe().sizes)
-    train, test = load_easy_vqa("train", seed=seed), load_easy_vqa("test", num_rows=effort.num_test)
+    train, test = (
+        load_easy_vqa("train", seed=seed, num_rows=effort.num_rows),
+        load_easy_vqa("test", num_rows=effort.num_test),
+    )
     sft = SFTTrainer(str(start), _sft_config(folder, seed, effort), demonstrations(train))
     sft.train()
     sft.save_model(str(folder / "sft"))
@@ -107,7 +115,7 @@ def run_seed(seed: int, folder: Path, effort: Effort) -> dict[str, Result]:
 def _pairs(trainer: SFTTrainer, questions: Dataset, split: Any, chooser: random.Random) -> Dataset:
     """Every question that the model can get wrong, the right answer against a wrong one of its own."""
     settings = SamplingSettings(num_completions=4, max_completion_length=24, seed=0)
-    said = _completions(trainer, questions, settings)
+    said = completions_of(trainer, trainer.own_sampler(), questions, settings)
     right = demonstrations(questions, split)
     rows = []
     for row, completions in zip(right.to_list(), said, strict=True):
@@ -130,18 +138,10 @@ def _features(right: Dataset) -> Any:
 def _tested(trainer: Any, test: Dataset, effort: Effort) -> tuple[float, float]:
     """Accuracy and repetition of greedy answers."""
     settings = SamplingSettings(num_completions=1, max_completion_length=effort.max_completion_length, temperature=0.0)
-    said = [completions[0] for completions in _completions(trainer, test, settings)]
+    said = [completions[0] for completions in completions_of(trainer, trainer.own_sampler(), test, settings)]
     share = accuracy(test.to_list(), [completion.text for completion in said]).share
     repeated = get_repetition_penalty_reward(3, -1.0)(completion_ids=[completion.ids.tolist() for completion in said])
     return share, abs(sum(repeated) / len(repeated))
-
-
-def _completions(trainer: Any, questions: Dataset, settings: SamplingSettings) -> list[Sequence[Completion]]:
-    rows, found = RowDataset(questions), []
-    for start in range(0, len(rows), 100):
-        prompts = [trainer.encoder.prompt(rows[index]) for index in range(start, min(start + 100, len(rows)))]
-        found += [group.completions for group in trainer.own_sampler().sample(prompts, settings)]
-    return found
 
 
 def _sft_config(folder: Path, seed: int, effort: Effort) -> SFTConfig:
@@ -150,7 +150,9 @@ def _sft_config(folder: Path, seed: int, effort: Effort) -> SFTConfig:
         per_device_train_batch_size=64,
         learning_rate=effort.sft_learning_rate,
         warmup_steps=10,
-        **_quiet(folder / "sft_run", seed),
+        output_dir=str(folder / "sft_run"),
+        seed=seed,
+        **QUIET,
     )
 
 
@@ -162,37 +164,28 @@ def _config(folder: Path, seed: int, effort: Effort, options: dict[str, Any]) ->
         learning_rate=effort.learning_rate,
         warmup_steps=5,
         logging_steps=10,
-        **_quiet(folder, seed),
+        output_dir=str(folder),
+        seed=seed,
+        **QUIET,
         **options,
     )
 
 
-def _quiet(folder: Path, seed: int) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder),
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "seed": seed,
-    }
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="DPO and MPO on easy-VQA.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
-    args = parser.parse_args()
-    logging.disable_progress_bar()
-    disable_progress_bars()
+    parser.add_argument("--quick", action="store_true", help="a few tiny steps of one seed: shows that all of it runs")
+    args = parser.parse_args(argv)
+    hide_progress_bars()
+    effort, seeds = (QUICK, args.seeds[:1]) if args.quick else (Effort(), args.seeds)
     console, shown, records = Console(width=120), Table(), []
     for name in ("seed", "model", "accuracy", "held-out pairs told apart", "repetition", "log p(chosen): first → last"):
         shown.add_column(name, justify="right")
-    for seed in args.seeds:
+    for seed in seeds:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            results = run_seed(seed, Path(folder), Effort())
+            results = run_seed(seed, Path(folder), effort)
         for model, result in results.items():
             steps = list(result.chosen_logps.values())
             shown.add_row(

@@ -2,95 +2,42 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from cases import Case
+from side import Side
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
-from workload import LEARNING_RATE, adapter, advantages, completion_ids, dataset, no_stop_ids, reward
+from workload import advantages, completion_ids, no_stop_ids
 
 VISION = ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")
+FLOAT32: dict[str, Any] = {"bf16": False, "model_init_kwargs": {"dtype": "float32"}}
 
 
-class TRLSide:
-    """Prepares cases and runs them.
+class TRLSide(Side):
+    """TRL, sampling by transformers."""
 
-    Args:
-        folder: the model's.
-        scratch: where trainers may write.
-    """
-
-    name = "TRL"
-
-    def __init__(self, folder: Path, scratch: Path) -> None:
-        self.folder = folder
-        self.scratch = scratch
+    grpo_types = (GRPOConfig, GRPOTrainer)
+    dpo_types = (DPOConfig, DPOTrainer)
 
     def prepare(self, case: Case) -> None:
-        """Make everything that is not to be timed."""
-        self.case = case
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=torch.float32)
-        if case.frozen:
-            self.model.base_model.visual.requires_grad_(False)
-        self.trainer: Any = self._dpo() if case.kind == "pairs" else self._grpo()
-        self.model = self.trainer.model
+        super().prepare(case)
         self.trainer.current_gradient_accumulation_steps = self.trainer.args.gradient_accumulation_steps
-        if case.checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        prepare: dict[str, Callable[[], None]] = {
-            "update": self._prepare_update,
-            "sample": self._prepare_sample,
-            "step": self._prepare_step,
-            "pairs": self._prepare_pairs,
-        }
-        prepare[case.kind]()
-
-    def reset(self) -> None:
-        """As before a step: no gradients."""
-        self.model.zero_grad(set_to_none=True)
-
-    def run(self) -> None:
-        """The timed work."""
-        {"update": self._update, "sample": self._sample, "step": self._step, "pairs": self._pairs}[self.case.kind]()
 
     def models(self) -> list[nn.Module]:
-        """Every model that a run goes through."""
         own = self.model.get_base_model() if self.case.lora else self.model
         return [model for model in (own, self.trainer.ref_model) if model is not None]
 
-    def _grpo(self) -> GRPOTrainer:
-        case = self.case
-        args = GRPOConfig(
-            output_dir=str(self.scratch),
-            per_device_train_batch_size=case.num_completions,
-            gradient_accumulation_steps=case.num_prompts,
-            num_generations=case.num_completions,
-            max_completion_length=case.completion_tokens,
-            num_iterations=2 if case.old else 1,
-            beta=case.beta,
-            learning_rate=LEARNING_RATE,
-            gradient_checkpointing=case.checkpointing,
-            use_cpu=True,
-            bf16=False,
-            report_to="none",
-            model_init_kwargs={"dtype": "float32"},
-            generation_kwargs={"suppress_tokens": self._modality_ids(), "eos_token_id": list(no_stop_ids())},
-        )
-        trainer: Any = GRPOTrainer(
-            self.model,
-            reward_funcs=reward,
-            args=args,
-            train_dataset=dataset(case, self.folder),
-            processing_class=AutoProcessor.from_pretrained(self.folder),
-        )
+    def grpo_trainer(self) -> GRPOTrainer:
+        generation = {"suppress_tokens": self._modality_ids(), "eos_token_id": list(no_stop_ids())}
+        trainer = self.build_grpo(**FLOAT32, generation_kwargs=generation)
         trainer.eos_token_ids = list(no_stop_ids())
         return trainer
+
+    def dpo_trainer(self) -> DPOTrainer:
+        return self.build_dpo(**FLOAT32, max_length=self.case.prompt_tokens + self.case.completion_tokens)
 
     def _modality_ids(self) -> list[int]:
         config = self.model.config
@@ -103,7 +50,7 @@ class TRLSide:
 
     # ---- Update -----------------------------------------------------------------------------------------------------------------
 
-    def _prepare_update(self) -> None:
+    def prepare_update(self) -> None:
         """Let TRL make its own batch of the completions that both sides are given."""
         ids = completion_ids(self.case, self.folder).flatten(0, 1).tolist()
         self.trainer._generate_single_turn = lambda *_, **__: (ids, None)
@@ -111,7 +58,7 @@ class TRLSide:
         self.batch = batch | {"advantages": advantages(self.case)}
         self.trainer._prepare_inputs = lambda inputs: inputs
 
-    def _update(self) -> None:
+    def update(self) -> None:
         batch = dict(self.batch)
         with torch.no_grad():
             if self.case.old:
@@ -132,7 +79,6 @@ class TRLSide:
         )[0]
 
     def logp(self) -> Tensor | None:
-        """[B, C] of the given completions, to compare with the other side's. None where completions are drawn."""
         if self.case.kind == "update":
             with torch.no_grad():
                 return self._logp(self.model)
@@ -142,54 +88,22 @@ class TRLSide:
 
     # ---- Sampling ---------------------------------------------------------------------------------------------------------------
 
-    def _prepare_sample(self) -> None:
+    def prepare_sample(self) -> None:
         prompts = [prepare_multimodal_messages(row["prompt"], images=[row["image"]]) for row in self._rows()]
         self.inputs = self.trainer._tokenize_prompts(prompts)
 
-    def _sample(self) -> None:
+    def sample(self) -> None:
         ids, _ = self.trainer._generate_single_turn(*self.inputs, self.case.num_completions)
         assert {len(row) for row in ids} == {self.case.completion_tokens}
 
     # ---- A whole step -----------------------------------------------------------------------------------------------------------
 
-    def _prepare_step(self) -> None:
-        self.trainer.create_optimizer()
-        loader = self.trainer.get_train_dataloader()
-        self.batches: Iterator[Any] = itertools.chain.from_iterable(itertools.repeat(loader))
-
-    def _step(self) -> None:
-        for _ in range(self.trainer.args.gradient_accumulation_steps):
-            self.trainer.training_step(self.model, next(self.batches), None)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.args.max_grad_norm)
-        self.trainer.optimizer.step()
-        self.trainer.optimizer.zero_grad()
-        self.trainer.state.global_step += 1
+    def batches_per_step(self) -> int:
+        return self.trainer.args.gradient_accumulation_steps
 
     # ---- Pairs ------------------------------------------------------------------------------------------------------------------
 
-    def _dpo(self) -> DPOTrainer:
-        case = self.case
-        args = DPOConfig(
-            output_dir=str(self.scratch),
-            per_device_train_batch_size=case.num_prompts,
-            beta=case.beta,
-            loss_type=list(case.losses),
-            max_length=case.prompt_tokens + case.completion_tokens,
-            gradient_checkpointing=case.checkpointing,
-            use_cpu=True,
-            bf16=False,
-            report_to="none",
-            model_init_kwargs={"dtype": "float32"},
-        )
-        return DPOTrainer(
-            self.model,
-            args=args,
-            train_dataset=dataset(case, self.folder),
-            processing_class=AutoProcessor.from_pretrained(self.folder),
-            peft_config=adapter(case),
-        )
-
-    def _prepare_pairs(self) -> None:
+    def prepare_pairs(self) -> None:
         """Let TRL collate a batch, then put the given completions in place of its texts."""
         rows = self.trainer.train_dataset.select(range(self.case.num_prompts))
         batch = dict(self.trainer.data_collator([dict(row) for row in rows]))
@@ -199,7 +113,7 @@ class TRLSide:
         batch["input_ids"] = batch["input_ids"].masked_scatter(places, given)
         self.batch = batch
 
-    def _pairs(self) -> None:
+    def pairs(self) -> None:
         self.trainer.training_step(self.model, self.batch, None)
 
     def _pair_logp(self) -> Tensor:

@@ -1,11 +1,12 @@
 """boresight beside TRL 1.16: the same model, images, completions and settings, run by run in turn.
 
-    .venv/bin/python benchmarks/versus_trl.py [--quick] [--json FILE] [--only NAME …] [--threads N]
+    .venv/bin/python benchmarks/versus_trl.py [--short] [--json FILE] [--only NAME …] [--threads N]
 
 Each side lives in a process of its own and is asked for one run at a time, TRL, boresight, TRL, boresight, …; the speed-up
 is the median of the paired ratios, its spread their quartiles. Both are float32, with the same completions (their
 log-probabilities are compared first), the same micro-batches and the same number of threads. `ideal.py` says what the bound
-is made of, `measure.py` how memory and work are counted. Nothing else may run meanwhile.
+is made of, `measure.py` how memory and work are counted. Nothing else may run meanwhile. `--quick` is for
+tests: it runs every kind of case once, tiny, to see that both sides still do the same work.
 
 One thread is the default: a second one helps many rows of equal work more than it helps little work, so with two the speed-up falls
 towards what thread pools cost, bound included (sampling C=32: 5.0× of 5.2× with one, 4.3× of 4.6× with two).
@@ -17,11 +18,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,12 @@ os.environ |= {
     "CUDA_VISIBLE_DEVICES": "",
 }
 
-from cases import CASES, Case
+from cases import CASES, QUICK_CASES, Case
 from ideal import ideal_seconds
 from measure import paired_ratio
 from rich.console import Console
 from rich.table import Table
-from worker import Worker
+from worker import Worker, start_workers
 from workload import build_model
 
 
@@ -54,7 +55,8 @@ class Effort:
     """Of each unit cost."""
 
 
-QUICK = Effort(min_pairs=2, max_pairs=5, seconds=6, repeats=3)
+QUICK = Effort(min_pairs=1, max_pairs=1, seconds=0, repeats=1)
+SHORT = Effort(min_pairs=2, max_pairs=5, seconds=6, repeats=3)
 FULL = Effort(min_pairs=3, max_pairs=9, seconds=25, repeats=3)
 
 COLUMNS = (
@@ -118,7 +120,7 @@ def measured(case: Case, theirs: Worker, ours: Worker, effort: Effort) -> dict[s
 
 
 def logp_difference(theirs: Any, ours: Any) -> float | None:
-    """Largest difference between the two sides' log-probabilities; None where completions are drawn."""
+    """Largest difference between the two sides' log-probabilities; None where completions are sampled."""
     if theirs is None or ours is None:
         return None
     difference = float((theirs - ours).abs().max())
@@ -178,33 +180,37 @@ def markdown(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="boresight beside TRL 1.16.")
     parser.add_argument(
-        "--quick", action="store_true", help="few repetitions, and the smallest shapes unless --only names others"
+        "--short", action="store_true", help="few repetitions, and the smallest shapes unless --only names others"
     )
+    parser.add_argument("--quick", action="store_true", help="tiny cases in one process: shows that all of it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one record per case")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as the documentation shows it")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", choices=[case.name for case in CASES], help="these cases alone"
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch's operators (1)")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = arguments()
-    effort = QUICK if args.quick else FULL
-    chosen = [case for case in CASES if (case.name in args.only if args.only else case.quick or not args.quick)]
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+def chosen_cases(args: argparse.Namespace) -> list[Case]:
+    if args.quick:
+        return list(QUICK_CASES)
+    return [case for case in CASES if (case.name in args.only if args.only else case.short or not args.short)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(argv)
+    effort = QUICK if args.quick else SHORT if args.short else FULL
     load = os.getloadavg()[0]
     console = Console(width=150)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = build_model(Path(scratch) / "model")
-        context = multiprocessing.get_context("spawn")
-        theirs, ours = (Worker(context, side, folder, Path(scratch) / side, args.threads) for side in ("trl", "ours"))
+        folder = build_model(Path(scratch) / "model", small=args.quick)
+        theirs, ours = start_workers(("trl", "ours"), folder, Path(scratch), args.threads, apart=not args.quick)
         records = []
-        for case in chosen:
+        for case in chosen_cases(args):
             with console.status(case.name):
                 records.append(measured(case, theirs, ours, effort))
             if args.json:

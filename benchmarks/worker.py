@@ -1,17 +1,19 @@
-"""One side in a process of its own, doing what it is told: so neither side's memory, caches or patches touch the other's."""
+"""One side in a process of its own, so that neither side's memory, caches or patches touch the other's."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing
 import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from cases import Case
@@ -23,25 +25,31 @@ from torch import Tensor
 class Session:
     """What a worker can be asked for."""
 
-    def __init__(self, side: str, folder: Path, scratch: Path) -> None:
+    def __init__(self, side: str, folder: Path, scratch: Path, *, measures: bool = True) -> None:
+        """`measures`: whether figures will be believed, so that garbage is collected before each run."""
         self.folder = folder
+        self._collect = gc.collect if measures else int
         if side == "trl":
             from trl_side import TRLSide as Side
         elif side == "vllm":
             from vllm_side import VLLMSide as Side
         else:
             from ours_side import OurSide as Side
-        self.side: Any = Side(folder, scratch)
+        self.side = Side(folder, scratch)
 
     def prepare(self, case: Case) -> None:
-        self.side.trainer = self.side.model = None
-        gc.collect()
+        self.release()
         self.side.prepare(case)
+
+    def release(self) -> None:
+        """Let go of the case before."""
+        self.side.release()
+        self._collect()
 
     def seconds(self) -> float:
         """Of one run."""
         self.side.reset()
-        gc.collect()
+        self._collect()
         return seconds(self.side.run)
 
     def account(self) -> dict[str, int]:
@@ -50,7 +58,7 @@ class Session:
         for parameter in self.side.model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        gc.collect()
+        self._collect()
         with counted_work(self.side.models()) as counts:
             peak = peak_bytes(self.side.run)
         return {"encodes": counts["encodes"], "tokens": counts["tokens"], "peak_bytes": peak}
@@ -63,7 +71,7 @@ class Session:
 
 
 def serve(side: str, folder: Path, scratch: Path, threads: int, orders: Connection) -> None:
-    """Answer orders until the other end hangs up."""
+    """Do what is asked for until the other end hangs up."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(threads)
@@ -95,13 +103,49 @@ class Failure:
         self.text = text
 
 
-class Worker:
-    """The near end of a worker's process.
+class Worker(Protocol):
+    """A side that can be asked for work."""
+
+    def ask(self, name: str, *args: Any) -> Any:
+        """What `Session.<name>(*args)` returns."""
+
+    def close(self) -> None: ...
+
+
+def start_workers(
+    sides: Iterable[str], folder: Path, scratch: Path, threads: int, *, apart: bool = True
+) -> list[Worker]:
+    """A worker for each side.
 
     Args:
-        side: `"trl"`, `"ours"` or `"vllm"`.
+        sides: `"trl"`, `"ours"` and `"vllm"`.
+        folder: the model's.
+        scratch: where trainers may write.
         threads: of torch's operators.
+        apart: False: all in this process. That starts faster, and shows that everything runs; its figures mean nothing.
     """
+    if apart:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        context = multiprocessing.get_context("spawn")
+        return [WorkerProcess(context, side, folder, scratch / side, threads) for side in sides]
+    return [WorkerHere(side, folder, scratch / side) for side in sides]
+
+
+class WorkerHere:
+    """A worker in this process."""
+
+    def __init__(self, side: str, folder: Path, scratch: Path) -> None:
+        self._session = Session(side, folder, scratch, measures=False)
+
+    def ask(self, name: str, *args: Any) -> Any:
+        return getattr(self._session, name)(*args)
+
+    def close(self) -> None:
+        self._session.release()
+
+
+class WorkerProcess:
+    """The near end of a worker's process."""
 
     def __init__(self, context: SpawnContext, side: str, folder: Path, scratch: Path, threads: int) -> None:
         self.side = side
@@ -112,7 +156,6 @@ class Worker:
         self._answer()
 
     def ask(self, name: str, *args: Any) -> Any:
-        """What `Session.<name>(*args)` returns."""
         self._orders.send((name, args))
         return self._answer()
 

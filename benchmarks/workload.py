@@ -26,20 +26,22 @@ NUM_ROWS = 16
 LEARNING_RATE = 1e-6
 
 
-def build_model(folder: Path) -> Path:
-    """A Qwen2.5-VL of 256 wide, 6 layers and a tower of 6 layers, with random weights.
+def build_model(folder: Path, *, small: bool = False) -> Path:
+    """A Qwen2.5-VL of 256 wide, 6 layers and a vision tower of 6 layers, with random weights.
 
     Its vocabulary is in proportion: head and layers share the work as in a 3B model. Windows are 4×4 image tokens, as published.
+
+    Args:
+        folder: where it is saved.
+        small: 128 wide with 2 layers each, to see that something runs.
     """
-    sizes = {
-        "num_layers": 6,
-        "num_heads": 8,
-        "num_kv_heads": 4,
-        "vocab_size": 2048,
-        "vision_hidden_size": 256,
-        "vision_depth": 6,
-    }
-    build_tiny("qwen2_5_vl", folder, hidden_size=256, vision_heads=8, max_pixels=512 * 512, **sizes)
+    sizes: dict[str, Any] = {"hidden_size": 256, "num_layers": 6, "vision_hidden_size": 256, "vision_depth": 6}
+    sizes |= {"num_heads": 8, "num_kv_heads": 4, "vision_heads": 8, "vocab_size": 2048, "max_pixels": 512 * 512}
+    if small:
+        # vLLM's kernels on a CPU want heads of 32 at least.
+        sizes |= {"hidden_size": 128, "num_layers": 2, "vision_hidden_size": 64, "vision_depth": 2}
+        sizes |= {"num_heads": 4, "num_kv_heads": 2, "vocab_size": 576}
+    build_tiny("qwen2_5_vl", folder, **sizes)
     config = AutoConfig.from_pretrained(folder)
     config.vision_config.window_size = 4 * TOKEN_SIZE
     config.save_pretrained(folder)

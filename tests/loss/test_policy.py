@@ -121,6 +121,16 @@ def test_no_correction_where_it_is_switched_off() -> None:
     assert loss_of(off, sampler=OLD - 1.0).loss.item() == loss_of(off).loss.item()
 
 
+def test_a_completion_that_nobody_sampled_is_held_against_the_old_policy() -> None:
+    """`off_policy_mask_threshold`: the second completion has A < 0 and was left by log 2 = 0.69 nats per token."""
+    unknown = OLD.clone()
+    unknown[1] = torch.nan
+    for threshold, expected in ((0.7, -5.0 / 4), (0.6, -5.8 / 4)):
+        config = PolicyLossConfig(loss_type="dapo", epsilon_high=0.3, off_policy_mask_threshold=threshold)
+        assert loss_of(config).loss.item() == pytest.approx(expected)
+        assert loss_of(config, sampler_logp=unknown).loss.item() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("options", [{"beta": 0.1}, {"entropy_coef": 0.1}, {"top_entropy_quantile": 0.5}])
 def test_a_missing_tensor_is_named(options: dict[str, Any]) -> None:
     with pytest.raises(ShapeError, match=next(iter(options))):

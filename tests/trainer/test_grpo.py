@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from boresight import GRPOConfig, GRPOTrainer
 from boresight.errors import RewardError
 from boresight.report.completions import read_completions
 from boresight.rewards import exact_answer_reward
+from boresight.types import Group
 
 from .conftest import QUIET, Gradients, Run, furthest, records, vowel_share, weights
 
@@ -122,6 +125,53 @@ def test_rows_layout_learns_the_same(grpo: Run) -> None:
     trainer.train()
     assert trainer.policy.layout == "rows"
     assert furthest(shared.steps[0], rows.steps[0]) < 2e-5
+
+
+def test_completions_that_nobody_sampled_are_learned_from_without_correction(grpo: Run) -> None:
+    """All of them or some: the gradient is that of on-policy training, and the page and the metrics say what is not known."""
+
+    def reported(share: str) -> tuple[dict[str, torch.Tensor], dict[str, float], list[Any]]:
+        """A step's gradients, its log and the rows it kept, where a sampler reports those of all, of some or of no completions."""
+        trainer = grpo(callbacks=[found := Gradients()], max_steps=1, per_device_train_batch_size=16)
+        sample = trainer.sampler.sample
+
+        def given(*args: Any) -> list[Group]:
+            return [
+                replace(
+                    group,
+                    completions=tuple(
+                        replace(each, sampler_logp=REPORTED[share](place, each.sampler_logp))
+                        for place, each in enumerate(group.completions)
+                    ),
+                )
+                for group in sample(*args)
+            ]
+
+        trainer.sampler.sample = given
+        trainer.train()
+        rows = read_completions(trainer.args.output_dir).to_pylist()
+        return found.steps[0], trainer.state.log_history[0], rows
+
+    (on_policy, _, _), (nobody, log, kept), (some, log_of_some, kept_of_some) = map(reported, ("all", "none", "some"))
+    assert furthest(on_policy, nobody) < 2e-5
+    assert furthest(on_policy, some) < 2e-5
+    assert all(row["logp"] == [] for row in kept)
+    assert not any(name.startswith("sampling/") for name in log)
+    unknown = [len(row["completion_ids"]) for row in kept_of_some if not row["logp"]]
+    assert len(unknown) == len(kept_of_some) / 2
+    share = sum(unknown) / sum(len(row["completion_ids"]) for row in kept_of_some)
+    assert log_of_some["sampling/frac_unreported"] == pytest.approx(share)
+    # A sampler that reports what it did not draw from is another matter.
+    assert furthest(on_policy, reported("wrong")[0]) > 1e-2
+
+
+REPORTED: dict[str, Callable[[int, torch.Tensor], torch.Tensor | None]] = {
+    "all": lambda place, logp: logp,
+    "some": lambda place, logp: logp if place % 2 else None,
+    "none": lambda place, logp: None,
+    "wrong": lambda place, logp: logp - 0.3 * place,
+}
+"""Place of a completion in its group and its log-probabilities → what the sampler reports of them."""
 
 
 def test_several_rewards_weighted_some_not_applicable(grpo: Run) -> None:

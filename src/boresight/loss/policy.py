@@ -181,7 +181,7 @@ def policy_loss(
     terms = Terms(objective.ratio(policy, old, mask), policy, advantage, mask, correction)
     per_token = objective.surrogate(terms, config)
     if config.off_policy_mask_threshold is not None:
-        behaviour = old if sampler is None else sampler
+        behaviour = old if sampler is None else torch.where(sampler.isnan(), old, sampler)
         kept = on_policy_enough(policy, behaviour, advantage, mask, config.off_policy_mask_threshold)
         per_token = per_token * kept[:, None]
     if correction is not None and not objective.corrects_itself:

@@ -31,7 +31,7 @@ from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.rollouts.engines import engine_sampler
 from boresight.trainer.rollouts.loop import PromptRows, Rollouts
-from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, state_of
+from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
 from boresight.trainer.steps import micro_batches
 from boresight.trainer.verdict_probes import is_due, note_image_swap
 from boresight.types import Group, Prompt, Row, Sampler, TokenStats, TrainingHooks
@@ -253,13 +253,13 @@ class GRPOTrainer(GroupTrainer[Scored]):
         device, width = stats.logp.device, stats.logp.shape[1]
         old = [row for item in items if item.old is not None for row in item.old]
         reference = [row for item in items if item.reference is not None for row in item.reference]
-        sampled: list[Any] = [completion.sampler_logp for group in groups for completion in group.completions]
+        sampled = sampler_logp(groups, width)
         result = policy_loss(
             self.args,
             LogProbs(
                 policy=stats.logp,
                 old=padded(old, width).to(device) if old else stats.logp.detach(),
-                sampler=padded(sampled, width).to(device),
+                sampler=None if sampled is None else sampled.to(device),
                 reference=padded(reference, width).to(device) if reference else None,
             ),
             torch.cat([item.advantage for item in items]).to(device),

@@ -58,6 +58,15 @@ def padded(rows: Iterable[Tensor], width: int) -> Tensor:
     return torch.stack([torch.nn.functional.pad(row[:width], (0, max(0, width - len(row)))) for row in rows])
 
 
+def sampler_logp(groups: Sequence[Group], width: int) -> PerToken | None:
+    """[B, width] what the sampler reported, NaN for completions that nobody sampled; None where that is all of them."""
+    completions = [completion for group in groups for completion in group.completions]
+    if all(completion.sampler_logp is None for completion in completions):
+        return None
+    unknown = torch.full((width,), torch.nan)
+    return padded((unknown if each.sampler_logp is None else each.sampler_logp for each in completions), width)
+
+
 def per_group(rows: Sequence[Tensor], groups: Sequence[Group]) -> list[Tensor]:
     """One [K, C] block a group, as wide as its longest completion, of one row a completion, each at least as long as that."""
     blocks, place = [], 0

@@ -1,0 +1,70 @@
+"""Every benchmark runs: `--quick` is the same code with tiny sizes. Those that start vLLM are in tests/rollout/vllm/test_benchmarks.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.conftest import ROOT, Main
+
+ENGINES = {"engines", "engines_learn"}
+"""Benchmarks that start vLLM."""
+
+
+def test_no_benchmark_is_left_out() -> None:
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "\ndef main(" in path.read_text()}
+    assert scripts == {"attention", "objectives", "preferences", "versus_trl"} | ENGINES
+
+
+def test_attention(benchmark_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark_main("attention")
+    assert "pieces merged" in capsys.readouterr().out
+
+
+def test_versus_trl(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The two sides compute the same log-probabilities, and the work that boresight saves is the work that it says it saves."""
+    benchmark_main("versus_trl", "--json", str(tmp_path / "records.json"), "--markdown", str(tmp_path / "table.md"))
+    records = {record["name"]: record for record in json.loads((tmp_path / "records.json").read_text())}
+    assert len(records) == 6
+    for record in records.values():
+        assert record["logp_difference"] is None or record["logp_difference"] < 1e-4
+        assert record["seconds"]["trl"] > 0 and record["memory_ratio"] > 1
+    assert (
+        records["update"]["logp_difference"] is not None and records["DPO precomputed"]["logp_difference"] is not None
+    )
+    assert {name: record["encodes"] for name, record in records.items()} == {
+        # Three completions, in the old, the reference and the policy's pass.
+        "update": {"trl": 9, "boresight": 3},
+        "update frozen recompute": {"trl": 6, "boresight": 1},
+        "sample": {"trl": 6, "boresight": 2},
+        "step": {"trl": 12, "boresight": 4},
+        "DPO precomputed": {"trl": 4, "boresight": 1},
+        "MPO LoRA": {"trl": 4, "boresight": 1},
+    }
+    assert records["sample"]["tokens"] == {"trl": 2 * 3 * 63, "boresight": 2 * (60 + 3 * 3)}
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert len(lines) == 2 + 6
+    assert "MPO LoRA" in capsys.readouterr().out
+
+
+def test_objectives(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods, files = ("grpo", "dapo", "gspo"), ("--output-dir", str(tmp_path), "--json", str(tmp_path / "runs.json"))
+    benchmark_main("objectives", "--methods", *methods, *files)
+    runs = {run["method"]: run for run in json.loads((tmp_path / "runs.json").read_text())}
+    assert tuple(runs) == methods
+    # Equal compute: every method learns from as many completions.
+    assert {run["work"]["completions"] for run in runs.values()} == {4 * 2 * 2}
+    assert all(list(run["right"]) == ["0", "4"] for run in runs.values())
+    assert "What it cost" in capsys.readouterr().out
+
+
+def test_preferences(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark_main("preferences", "--json", str(tmp_path / "models.json"))
+    models = {record["model"]: record for record in json.loads((tmp_path / "models.json").read_text())}
+    assert list(models) == ["SFT", "DPO", "MPO"]
+    assert all(
+        0 <= models[name]["preference_accuracy"] <= 1 and models[name]["chosen_logps"] for name in ("DPO", "MPO")
+    )
+    assert "repetition" in capsys.readouterr().out
