@@ -29,7 +29,7 @@ from boresight.model.packing import completion_mask
 from boresight.model.reference import Reference, evaluating
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import GroupTrainer, from_pretrained_options
-from boresight.trainer.dpo_config import DPOConfig
+from boresight.trainer.config import DPOConfig
 from boresight.trainer.loading import each, is_stream, values
 from boresight.trainer.pairs import Pair, kept_pairs, pair_lengths, selected, stacked
 from boresight.trainer.precomputed import (

@@ -25,7 +25,7 @@ from boresight.rollout.vllm.adapter import lora_options
 from boresight.rollout.vllm.child import ChildEngine
 from boresight.rollout.vllm.engine import Engine, EngineError, EngineRestartedError
 from boresight.rollout.vllm.local import LocalEngine, check_sleep
-from boresight.rollout.vllm.options import VLLMConfig
+from boresight.rollout.vllm.options import VLLMOptions
 from boresight.rollout.vllm.sampler import MAX_REDONE, VLLMSampler
 from boresight.rollout.vllm.server import ServerEngine, address
 from boresight.trainer.checks import Extent
@@ -136,7 +136,7 @@ class EngineSampler:
 
 def _engine(trainer: Any, extent: Extent, adapter: Adapter | None) -> Engine:
     args = trainer.args
-    options = {option.name: getattr(args, option.name) for option in fields(VLLMConfig)}
+    options = {option.name: getattr(args, option.name) for option in fields(VLLMOptions)}
     calls = {
         "timeout_s": args.vllm_server_timeout,
         "request_timeout_s": args.vllm_request_timeout,
