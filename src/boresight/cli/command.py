@@ -42,6 +42,7 @@ class Command:
     training: Any
     """The method's configuration: `SFTConfig`, `DPOConfig` or `GRPOConfig`."""
     rewards: RewardFlags
+    start: StartFlags
     words: tuple[str, ...] = ()
     """The options as typed."""
     program: tuple[str, ...] = ()
@@ -105,7 +106,7 @@ def read_command(name: str, words: Sequence[str] | None = None, **defaults: Any)
         from boresight.cli.launch import launch  # accelerate, which imports torch
 
         launch(start, program, words)
-    command = _command(method, given, recipe, file)
+    command = _command(method, given, recipe, file, start)
     command.words, command.program, command.preset = tuple(words), program, preset
     if recipe and os.environ.get("RANK", "0") == "0":
         print(f"{preset} sets:\n{command.settings}", flush=True)
@@ -139,7 +140,9 @@ def _flags(cls: type[Flags], given: Mapping[str, Any]) -> Flags:
     return found
 
 
-def _command(method: Method, given: Mapping[str, Any], recipe: Mapping[str, Setting], file: ConfigFile) -> Command:
+def _command(
+    method: Method, given: Mapping[str, Any], recipe: Mapping[str, Setting], file: ConfigFile, start: StartFlags
+) -> Command:
     model, adapter, data = _flags(ModelFlags, given), _flags(AdapterFlags, given), _flags(DatasetFlags, given)
     rewards = _flags(RewardFlags, given)
     _check_what(model, data, file)
@@ -161,7 +164,7 @@ def _command(method: Method, given: Mapping[str, Any], recipe: Mapping[str, Sett
         if option.endswith("_column") and value is not None
     }
     return Command(
-        method.name, model, adapter, data, training, rewards, columns=columns, parts=file.datasets, recipe=recipe
+        method.name, model, adapter, data, training, rewards, start, columns=columns, parts=file.datasets, recipe=recipe
     )
 
 
