@@ -11,14 +11,15 @@ import ast
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, fields
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boresight.options import Declaration
 
 SOURCE = Path(__file__).parents[1] / "src" / "boresight"
 PLACE = re.compile(r"^<!-- generated: (\w+) ?(.*?) -->$", re.MULTILINE)
-ROOMS = ("data", "model", "rollout", "rewards", "advantage", "loss", "report", "trainer", "transformers")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 
 
@@ -31,20 +32,17 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def options(config: str) -> str:
-    """Every option of a configuration: one table per room, then what is refused and why."""
-    import boresight
+    """Every option of a configuration: one table per room and per section of transformers', then what is refused and why."""
+    from boresight.cli.help import by_heading
+    from boresight.trainer import options as methods
+    from boresight.trainer.training_arguments import with_training_arguments
 
-    cls = getattr(boresight, config)
-    by_room: dict[str, list[Field[Any]]] = {room: [] for room in ROOMS}
-    for option in fields(cls):
-        if option.name not in cls.unsupported:
-            by_room[room_of(cls, option.name)].append(option)
+    cls = getattr(methods, config.replace("Config", "Options"))
+    declared = {each.name: each for each in with_training_arguments(cls)}
     parts = []
-    for room, own in by_room.items():
-        if own:
-            title = "Of transformers' training loop" if room == "transformers" else f"Of the room `{room}`"
-            rows = [(f"`{option.name}`", default_text(option), option.metadata["help"]) for option in own]
-            parts += [f"## {title}", table(("option", "default", "meaning"), rows)]
+    for heading, names in by_heading(declared.values(), cls.unsupported).items():
+        title = f"Of the room `{heading}`" if (SOURCE / heading).is_dir() else f"Of transformers: {heading}"
+        parts += [f"## {title}", option_table("option", [declared[name] for name in names])]
     refused = [(f"`{name}`", reason) for name, reason in sorted(cls.unsupported.items())]
     parts += [
         "## Refused",
@@ -54,16 +52,27 @@ def options(config: str) -> str:
     return "\n\n".join(parts)
 
 
-def room_of(cls: type, option: str) -> str:
-    """The room whose class declares the option; of several, the most derived."""
-    home = next(base for base in cls.__mro__ if option in inspect.get_annotations(base))
-    package, *path = home.__module__.split(".")
-    return path[0] if package == "boresight" else package
+def option_table(what: str, declared: Iterable[Declaration], prefix: str = "") -> str:
+    rows = [(f"`{prefix}{each.name}`", default_text(each), meaning(each)) for each in declared]
+    return table((what, "default", "meaning"), rows)
 
 
-def default_text(option: Field[Any]) -> str:
-    value = option.default_factory() if option.default_factory is not MISSING else option.default
-    return f"`{getattr(value, 'value', value)!r}`"
+def default_text(declared: Declaration) -> str:
+    return f"`{declared.default!r}`"
+
+
+def meaning(declared: Declaration) -> str:
+    """What an option does, the values that it may have, and what it needs to have an effect."""
+    told = [declared.help]
+    if declared.choices:
+        told.append(f"One of {', '.join(f'`{choice}`' for choice in declared.choices)}.")
+    if declared.range is not None:
+        told.append(f"{str(declared.range).capitalize()}.")
+    if declared.needs:
+        told.append(f"Needs {' and '.join(f'`{need.condition}`' for need in declared.needs)}.")
+    if declared.source is not None:
+        told.append(f"{linked(declared.source)}.")
+    return " ".join(told)
 
 
 # ---- Errors ---------------------------------------------------------------------------------------------------------------------
@@ -86,16 +95,15 @@ def commands() -> str:
     from boresight.cli.methods import METHODS
 
     _, parsers = _parser()
-    trains, *others = (set(method.classes()) for method in METHODS.values())
-    shared = [cls for cls in METHODS["sft"].classes() if all(cls in classes for classes in others) and cls in trains]
+    own = {cls for method in METHODS.values() for cls in method.own}
+    shared = [cls for cls in METHODS["sft"].flags() if cls not in own]
     parts = ["## Training commands", f"{listed([f'`boresight {name}`' for name in TRAINING])} share these."]
     parts += [text for cls in shared for text in (f"**{sentence(cls)}**", flags_of(cls))]
     for name, method in METHODS.items():
         parts += [f"## boresight {name}", f"{sentence_case(method.help)}."]
         parts += [text for cls in method.own for text in (f"**{sentence(cls)}**", flags_of(cls))]
-        config = method.config_class()
-        page = f"{config.__name__.removesuffix('Config').lower()}-config.md"
-        parts.append(f"… and every option of [{config.__name__}]({page}) as a flag, `--like_this` or `--like-this`.")
+        page = f"{method.config.removesuffix('Config').lower()}-config.md"
+        parts.append(f"… and every option of [{method.config}]({page}) as a flag, `--like_this` or `--like-this`.")
     for name, parser in parsers.items():
         parts += [f"## boresight {name}", f"{sentence_case(parser.description or '')}.", *flag_tables(parser)]
         parts += [parser.epilog] if parser.epilog else []
@@ -103,8 +111,9 @@ def commands() -> str:
 
 
 def flags_of(cls: type) -> str:
-    rows = [(f"`--{option.name}`", default_text(option), option.metadata["help"]) for option in fields(cls)]
-    return table(("flag", "default", "meaning"), rows)
+    from boresight.options import declarations
+
+    return option_table("flag", declarations(cls), prefix="--")
 
 
 def sentence(cls: type) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 
 from boresight import DPOTrainer
-from boresight.cli import exit_code, read_command
+from boresight.cli import exit_code, load_datasets, peft_config, read_command, train
 
 
 def main() -> None:
     # RLAIF-V: two answers to one question about an image, the second with more that is not in the image.
     command = read_command("dpo", dataset_name="HuggingFaceH4/rlaif-v_formatted")
-    train_dataset, eval_dataset = command.load_datasets()
+    train_dataset, eval_dataset = load_datasets(command)
 
     # Every pair is a group of two: one image and one prompt, with two answers branching off. The reference is
     # the model before training; with --use_peft it is the model without its adapter, and costs no memory.
@@ -25,11 +25,11 @@ def main() -> None:
         args=command.training,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        peft_config=command.peft_config(),
+        peft_config=peft_config(command),
     )
 
     # Trains, saves, and says what to type next. Ctrl-C saves a checkpoint first.
-    command.train(trainer)
+    train(command, trainer)
 
 
 if __name__ == "__main__":

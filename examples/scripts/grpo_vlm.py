@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from boresight import GRPOTrainer
-from boresight.cli import exit_code, read_command
+from boresight.cli import exit_code, load_datasets, peft_config, read_command, train
 
 SYSTEM_PROMPT = (
     "The user asks a question about an image. First think it through between <think> and </think>, then give the "
@@ -29,7 +29,7 @@ def main() -> None:
         # Half of the pay is for the form, half for being right, so there is something to learn before the first hit.
         reward_funcs=["think_format_reward", "accuracy_reward"],
     )
-    train_dataset, eval_dataset = command.load_datasets()
+    train_dataset, eval_dataset = load_datasets(command)
 
     # Every question is a group: its image is encoded once, its prompt read once, and all answers branch off it.
     trainer = GRPOTrainer(
@@ -38,11 +38,11 @@ def main() -> None:
         args=command.training,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        peft_config=command.peft_config(),
+        peft_config=peft_config(command),
     )
 
     # Trains, saves, and says what to type next. Ctrl-C saves a checkpoint first.
-    command.train(trainer)
+    train(command, trainer)
 
 
 if __name__ == "__main__":

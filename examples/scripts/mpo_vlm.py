@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 
 from boresight import DPOTrainer
-from boresight.cli import exit_code, read_command
+from boresight.cli import exit_code, load_datasets, peft_config, read_command, train
 
 
 def main() -> None:
     # The same pairs as for DPO. The command prints the three losses and their weights, with the paper they are from.
     command = read_command("mpo", dataset_name="HuggingFaceH4/rlaif-v_formatted")
-    train_dataset, eval_dataset = command.load_datasets()
+    train_dataset, eval_dataset = load_datasets(command)
 
     # DPO alone pushes the worse answer down and often the better one with it, until the model repeats itself. The
     # quality loss (bco_pair) judges each answer alone, and the generation loss (sft) keeps the better one likely.
@@ -25,11 +25,11 @@ def main() -> None:
         args=command.training,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        peft_config=command.peft_config(),
+        peft_config=peft_config(command),
     )
 
     # Trains, saves, and says what to type next. Ctrl-C saves a checkpoint first.
-    command.train(trainer)
+    train(command, trainer)
 
 
 if __name__ == "__main__":

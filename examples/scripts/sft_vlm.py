@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 
 from boresight import SFTTrainer
-from boresight.cli import exit_code, read_command
+from boresight.cli import exit_code, load_datasets, peft_config, read_command, train
 
 
 def main() -> None:
     # Conversations about images, written by a larger model. Rows of your own: --dataset_name FOLDER.
     command = read_command("sft", dataset_name="HuggingFaceH4/llava-instruct-mix-vsft")
-    train_dataset, eval_dataset = command.load_datasets()
+    train_dataset, eval_dataset = load_datasets(command)
 
     # Every row is a group of one: its images pass the vision tower once, and only what the assistant
     # said counts, if --assistant_only_loss asks for that.
@@ -25,11 +25,11 @@ def main() -> None:
         args=command.training,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        peft_config=command.peft_config(),
+        peft_config=peft_config(command),
     )
 
     # Trains, saves, and says what to type next. Ctrl-C saves a checkpoint first.
-    command.train(trainer)
+    train(command, trainer)
 
 
 if __name__ == "__main__":

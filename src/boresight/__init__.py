@@ -9,20 +9,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from boresight.trainer.config import DPOConfig, SFTConfig
     from boresight.trainer.dpo import DPOTrainer
-    from boresight.trainer.dpo_config import DPOConfig
     from boresight.trainer.grpo import GRPOTrainer
     from boresight.trainer.grpo_config import GRPOConfig
-    from boresight.trainer.sft import SFTConfig, SFTTrainer
+    from boresight.trainer.sft import SFTTrainer
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DPOConfig": "trainer.dpo_config",
+    "DPOConfig": "trainer.config",
     "DPOTrainer": "trainer.dpo",
     "GRPOConfig": "trainer.grpo_config",
     "GRPOTrainer": "trainer.grpo",
-    "SFTConfig": "trainer.sft",
+    "SFTConfig": "trainer.config",
     "SFTTrainer": "trainer.sft",
 }
 

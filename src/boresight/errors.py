@@ -3,6 +3,7 @@
 BoresightError
 ├── UserError (also ValueError)     an input that cannot be used; the message names it and the way out
 │   ├── DataError                   a row, a column, a file
+│   │   ├── SplitError            a data set has no split of that name
 │   │   └── ImageError            an image is missing, broken, too large, or miscounted
 │   ├── ConfigError                 an option that is unknown, contradictory or unsupported
 │   ├── ModelError                  a model or processor that cannot do what is asked of it
@@ -29,6 +30,10 @@ class UserError(BoresightError, ValueError):
 
 class DataError(UserError):
     """A row cannot become a group. The message starts with the row's name."""
+
+
+class SplitError(DataError):
+    """A data set has no split of that name."""
 
 
 class ImageError(DataError):

@@ -17,11 +17,14 @@ neither may a module that declares options: `--help` reads them.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import json
 import math
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from boresight.errors import ConfigError, nearest
@@ -62,8 +65,16 @@ class Needs:
     """
 
     option: str
-    wanted: Any
+    wanted: object
     way_out: str | None = None
+
+    @property
+    def values(self) -> tuple[object, ...]:
+        """The values that do, where they can be listed."""
+        wanted: Any = self.wanted
+        if isinstance(wanted, Collection) and not isinstance(wanted, str):
+            return tuple(cast("Collection[object]", wanted))
+        return (wanted,)
 
     def is_met(self, config: object) -> bool:
         value = getattr(config, self.option)
@@ -71,24 +82,48 @@ class Needs:
             return value is not None
         if isinstance(self.wanted, Range):
             return value is not None and value in self.wanted
-        if isinstance(self.wanted, Collection) and not isinstance(self.wanted, str):
-            return value in self.wanted
-        return value == self.wanted
+        return value in self.values
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return (self.option,)
+
+    @property
+    def condition(self) -> str:
+        """What must hold."""
+        if self.wanted is SET:
+            return self.option
+        if isinstance(self.wanted, Range):
+            return f"{self.option} {self.wanted}"
+        return f"{self.option}={' or '.join(map(repr, self.values))}"
 
     def __str__(self) -> str:
-        if self.way_out is not None:
-            return self.way_out
-        if self.wanted is SET:
-            return f"set {self.option}"
-        if isinstance(self.wanted, Range):
-            return f"set {self.option} {self.wanted}"
-        if isinstance(self.wanted, Collection) and not isinstance(self.wanted, str):
-            return f"set {self.option} to one of {', '.join(map(repr, self.wanted))}"
-        return f"set {self.option}={self.wanted!r}"
+        return f"set {self.condition}" if self.way_out is None else self.way_out
 
 
-SET = object()
+SET: Any = object()
 """For `Needs`: anything but None."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsEither:
+    """Several needs of which one must be met."""
+
+    needs: tuple[Needs, ...]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return tuple(need.option for need in self.needs)
+
+    def is_met(self, config: object) -> bool:
+        return any(need.is_met(config) for need in self.needs)
+
+    @property
+    def condition(self) -> str:
+        return " or ".join(need.condition for need in self.needs)
+
+    def __str__(self) -> str:
+        return f"set {self.condition}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,49 +180,113 @@ class Declaration:
     """The annotation without its metadata."""
     default: Any
     help: str
-    owner: type
-    """The class that declares it; of several, the most derived."""
+    heading: str
+    """What it stands under in `--help` and on reference pages: the `heading` of the class that was the first to declare it; where that has
+    none, the name of its room."""
     choices: tuple[str, ...] = ()
     range: Range | None = None
-    needs: tuple[Needs, ...] = ()
+    needs: tuple[Needs | NeedsEither, ...] = ()
     source: str | None = None
+    metavar: str | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The members of a union, or the one type."""
+        return get_args(self.kind) if get_origin(self.kind) in (Union, types.UnionType) else (self.kind,)
+
+    @property
+    def elements(self) -> tuple[Any, ...]:
+        """The same, with what a list holds in the list's place."""
+        return tuple(get_args(kind)[0] if get_origin(kind) is list else kind for kind in self.kinds)
+
+    @property
+    def takes_list(self) -> bool:
+        return self.elements != self.kinds
 
     @property
     def allows_none(self) -> bool:
-        return types.NoneType in get_args(self.kind)
+        return types.NoneType in self.kinds
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is true or false, or None as well, and nothing else."""
+        return {*self.kinds} - {types.NoneType} == {bool}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is an integer, or None as well, and nothing else."""
+        return {*self.kinds} - {types.NoneType} == {int}
+
+    @property
+    def is_json(self) -> bool:
+        """Whether it is a dictionary, which a command line writes as JSON."""
+        return any(kind is dict or get_origin(kind) is dict for kind in self.kinds)
 
 
-def declarations(cls: type) -> Iterator[Declaration]:
+@functools.cache
+def declarations(cls: type) -> tuple[Declaration, ...]:
     """Every option of a dataclass, inherited ones included, in the order of its fields."""
     hints = get_type_hints(cls, include_extras=True)
-    for found in fields(cls):
-        annotation = hints[found.name]
-        extras = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-        kind = get_args(annotation)[0] if extras else annotation
-        table = next((extra.table for extra in extras if isinstance(extra, OneOf)), None)
-        yield Declaration(
-            name=found.name,
-            kind=kind,
-            default=default_of(found),
-            help=" ".join(str(found.metadata.get("help", "")).split()),
-            owner=next(base for base in cls.__mro__ if found.name in inspect.get_annotations(base)),
-            choices=tuple(_literals(kind)) if table is None else tuple(table),
-            range=next((extra for extra in extras if isinstance(extra, Range)), None),
-            needs=tuple(extra for extra in extras if isinstance(extra, Needs)),
-            source=next((extra.text for extra in extras if isinstance(extra, Source)), None),
-        )
+    return tuple(_declaration(cls, found, hints[found.name]) for found in fields(cls))
+
+
+def _declaration(cls: type, found: Field[Any], annotation: Any) -> Declaration:
+    extras = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    kind = get_args(annotation)[0] if extras else annotation
+    table = next((extra.table for extra in extras if isinstance(extra, OneOf)), None)
+    first = next(base for base in reversed(cls.__mro__) if found.name in inspect.get_annotations(base))
+    return Declaration(
+        name=found.name,
+        kind=kind,
+        default=default_of(found),
+        help=" ".join(str(found.metadata.get("help", "")).split()),
+        heading=getattr(first, "heading", None) or first.__module__.split(".")[1],
+        choices=tuple(_literals(kind)) if table is None else tuple(table),
+        range=next((extra for extra in extras if isinstance(extra, Range)), None),
+        needs=tuple(extra for extra in extras if isinstance(extra, Needs | NeedsEither)),
+        source=next((extra.text for extra in extras if isinstance(extra, Source)), None),
+        metavar=found.metadata.get("metavar"),
+        aliases=tuple(found.metadata.get("aliases", ())),
+    )
 
 
 def _literals(kind: Any) -> Iterator[str]:
     if get_origin(kind) is Literal:
-        yield from get_args(kind)
+        yield from (value for value in get_args(kind) if isinstance(value, str))
     elif get_origin(kind) in (Union, types.UnionType, list):
         for part in get_args(kind):
             yield from _literals(part)
 
 
-def check_options(config: object) -> None:
+def read_json(config: object, declared: Collection[Declaration]) -> None:
+    """Put a dictionary in the place of JSON, which is what a command line gives.
+
+    Raises:
+        ConfigError: a value is no JSON object.
+    """
+    for each in declared:
+        value = getattr(config, each.name)
+        if each.is_json and isinstance(value, str):
+            setattr(config, each.name, _json_object(each.name, value))
+
+
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f'{name}={text!r} is no JSON object: write it like {{"key": 1}}.')
+    return cast("dict[str, Any]", found)
+
+
+def check_options(config: object, ranges: Mapping[str, Range] | None = None) -> None:
     """Refuse values that cannot be meant, in the order of the options.
+
+    Args:
+        config: an instance of a dataclass of options.
+        ranges: of options that a library declares, without a range of their own.
 
     Raises:
         ConfigError: a value is of another kind, not one of the choices, out of range, or has no effect beside the other options; the
@@ -195,31 +294,40 @@ def check_options(config: object) -> None:
     """
     for declared in declarations(type(config)):
         value = getattr(config, declared.name)
-        if value is None and declared.allows_none:
+        # None that is not declared may be a library's own way to say "off", as for max_grad_norm.
+        if value is None and (declared.allows_none or not (declared.range or declared.choices)):
             continue
+        _check_switch(declared, value)
         _check_choice(declared, value)
-        _check_number(declared, value)
+        _check_number(declared, value, declared.range or (ranges or {}).get(declared.name))
         if value != declared.default:
             for need in declared.needs:
                 if not need.is_met(config):
                     raise ConfigError(f"{declared.name}={value!r} has no effect: {need}, or drop it.")
 
 
+def _check_switch(declared: Declaration, value: Any) -> None:
+    if declared.is_switch and value not in (True, False):
+        raise ConfigError(f"{declared.name}={value!r} is neither True nor False: write one of them, without quotes.")
+
+
 def _check_choice(declared: Declaration, value: Any) -> None:
     if not declared.choices:
         return
     known = declared.choices
-    for each in value if isinstance(value, list | tuple) else [value]:
+    for each in cast("Collection[Any]", value) if isinstance(value, list | tuple) else [value]:
         if each not in known:
             hint = nearest(each, known) if isinstance(each, str) else ""
             raise ConfigError(f"{declared.name}={each!r} is not one of {', '.join(map(repr, known))}.{hint}")
 
 
-def _check_number(declared: Declaration, value: Any) -> None:
-    if declared.range is None:
+def _check_number(declared: Declaration, value: Any, allowed: Range | None) -> None:
+    if allowed is None:
         return
     for each in cast("Collection[Any]", value) if isinstance(value, list | tuple) else [value]:
-        if isinstance(each, bool) or not isinstance(each, int | float):
-            raise ConfigError(f"{declared.name}={each!r} is no number: give one {declared.range}.")
-        if not math.isfinite(each) or each not in declared.range:
-            raise ConfigError(f"{declared.name}={each!r}: it must be {declared.range}.")
+        if isinstance(each, bool) or not isinstance(each, Real):
+            raise ConfigError(f"{declared.name}={each!r} is no number: give one {allowed}.")
+        if declared.is_whole and not isinstance(each, Integral):
+            raise ConfigError(f"{declared.name}={each!r} is no whole number: give one {allowed}.")
+        if not math.isfinite(each) or float(each) not in allowed:
+            raise ConfigError(f"{declared.name}={each!r}: it must be {allowed}.")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING
 from pathlib import Path
 
 from boresight.cli import TRAINING, _parser
-from boresight.cli.command import parser_of
+from boresight.cli.help import default_text, value_text
+from boresight.cli.methods import METHODS, options_of
 
 FILE = Path(__file__).parent / "surface.txt"
 HEAD = """Every flag of every command. A test compares. To renew it: .venv/bin/python tests/cli/surface.py
@@ -23,11 +23,9 @@ def trained() -> list[str]:
     """The flags of the training commands, once each."""
     found: dict[str, dict[str, list[str]]] = {}
     for command in TRAINING:
-        parser = parser_of(command)
-        for name, option in parser.options.items():
-            default = parser.get_default(name) if option.default is MISSING else option.default
-            shown = f"{parser._value(name) or 'true|false'} [{getattr(default, 'value', default)}]"
-            if name in parser.unsupported:
+        for name, declared in options_of(command).items():
+            shown = f"{value_text(declared) or 'true|false'} [{default_text(declared.default)}]"
+            if name in METHODS[command].unsupported:
                 shown += " (refused)"
             found.setdefault(name, {}).setdefault(shown, []).append(command)
     return [

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from boresight import DPOConfig, GRPOConfig, SFTConfig
-from boresight.cli import TRAINING, read_command
+from boresight.cli import TRAINING, peft_config, read_command
 from boresight.cli.command import Command
 from boresight.errors import ConfigError
 from boresight.trainer.presets import PRESETS
@@ -41,7 +41,7 @@ def test_every_method_has_its_own_configuration(name: str, tmp_path: Path) -> No
         **({"num_generations": 4, "per_device_train_batch_size": 4} if name in ("grpo", "gspo") else {}),
     )  # fmt: skip
     assert command.model.model_name_or_path == "folder/model"
-    assert command.peft_config() is None
+    assert peft_config(command) is None
 
 
 class TestPresets:
@@ -128,12 +128,20 @@ class TestFile:
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
-        ("sft", ["--lora_r", "8"], "--lora_r has no effect without an adapter: add --use_peft"),
+        ("sft", ["--lora_r", "8"], "lora_r=8 has no effect: add --use_peft, or drop it."),
         ("sft", ["--dataset_test_split", "test"], "--dataset_test_split has no effect while nothing is evaluated"),
         ("sft", ["--test_split_size", "0.1"], "add --eval_strategy steps"),
-        ("sft", ["--num_processes", "2"], "--num_processes has no effect alone: add --accelerate_config"),
+        (
+            "sft",
+            ["--num_processes", "2"],
+            "num_processes=2 has no effect: add --accelerate_config multi_gpu, or drop it.",
+        ),
         ("sft", ["--accelerate_config", "multi_gp"], "Did you mean 'multi_gpu'?"),
-        ("sft", ["--dtype", "float8"], "--dtype float8 is not one of"),
+        (
+            "sft",
+            ["--dtype", "float8"],
+            "'float8' is not one of auto, float32, bfloat16, float16. Did you mean 'float32'?",
+        ),
         ("sft", ["--log_completions"], "it samples no completions"),
         ("sft", ["--fsdp", "full_shard"], "does not support fsdp"),
         (
@@ -180,7 +188,7 @@ class TestModel:
         command = read(
             "sft", "--use_peft", "--lora_target_modules", "q_proj,", "v_proj", "--lora_r", "4", "--lora_dropout", "0"
         )
-        config = command.peft_config()
+        config = peft_config(command)
         assert config.target_modules == {"q_proj", "v_proj"}
         assert (config.r, config.lora_alpha, config.lora_dropout) == (4, 32, 0.0)
 

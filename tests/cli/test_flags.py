@@ -9,40 +9,42 @@ import pytest
 
 from boresight.cli import TRAINING, main
 from boresight.cli.command import parser_of
+from boresight.cli.env import gpus
 from boresight.cli.flags import nearest_flag
+from boresight.cli.help import help_text
+from boresight.cli.methods import METHODS, first_options, options_of
 from boresight.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", TRAINING)
 @pytest.mark.parametrize("everything", [False, True])
 def test_the_help_fits_a_terminal(name: str, everything: bool) -> None:
-    lines = parser_of(name).help_text(everything=everything).splitlines()
+    lines = help_text(METHODS[name], f"boresight {name}", everything=everything).splitlines()
     assert max(map(len, lines[1:])) <= 80
     assert len(lines) < (140 if not everything else 700)
 
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_help_all_has_every_option_once_and_names_the_refused(name: str) -> None:
-    parser = parser_of(name)
-    text = parser.help_text(everything=True)
-    for option in parser.options:
+    refused = METHODS[name].unsupported
+    text = help_text(METHODS[name], f"boresight {name}", everything=True)
+    for option in options_of(name):
         flags = text.count(f"\n  --{option} ") + text.count(f"\n  --{option}\n")
         flags += text.count(f"\n  --no_{option} ") + text.count(f"\n  --no_{option}\n")
-        assert flags == (option not in parser.unsupported), option
-        assert option not in parser.unsupported or option in text.split("refused")[1]
+        assert flags == (option not in refused), option
+        assert option not in refused or option in text.split("refused")[1]
 
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_every_option_that_the_help_shows_first_is_there(name: str) -> None:
-    parser = parser_of(name)
-    planned = {"use_vllm", "vllm_mode"}  # with the engine
-    assert {option for options in parser.first.values() for option in options} - planned <= parser.options.keys()
+    first = first_options(METHODS[name])
+    assert {option for options in first.values() for option in options} <= options_of(name).keys()
 
 
 def test_the_rooms_are_the_headings_in_the_order_of_causation() -> None:
     headings: dict[str, str] = {}
     heading = ""
-    for line in parser_of("grpo").help_text(everything=True).splitlines():
+    for line in help_text(METHODS["grpo"], "boresight grpo", everything=True).splitlines():
         if line.endswith(":") and not line.startswith(" "):
             heading = line.removesuffix(":")
         elif line.startswith("  --"):
@@ -53,7 +55,7 @@ def test_the_rooms_are_the_headings_in_the_order_of_causation() -> None:
         "--beta": "loss",
         "--num_generations": "rollout",
         "--gold_check": "rewards",
-        "--save_steps": "checkpoints",
+        "--save_steps": "checkpointing & saving",
     }
     assert {flag: headings[flag] for flag in placed} == placed
 
@@ -68,7 +70,8 @@ def test_the_rooms_are_the_headings_in_the_order_of_causation() -> None:
         (["extra"], "'extra' belongs to no option"),
         (["--load_in_4bit"], "--load_in_4bit is TRL's and not here: quantised weights are not tried yet."),
         (["--max_steps", "many"], "invalid int value: 'many'"),
-        (["--lr_scheduler_type", "cosin"], "invalid choice: 'cosin'"),
+        (["--lr_scheduler_type", "cosin"], "'cosin' is not one of linear, cosine"),
+        (["--lr_scheduler_type", "cosin"], "Did you mean 'cosine'? See boresight sft --help."),
         (["--output_dir"], "expected one argument"),
     ],
 )
@@ -108,12 +111,66 @@ def test_an_unknown_flag_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err.startswith("boresight: boresight grpo has no option --learning_rat.")
 
 
-def test_the_first_help_loads_no_torch() -> None:
+HEAVY = ("torch", "transformers", "datasets", "vllm", "accelerate", "peft", "pyarrow", "PIL", "numpy", "pandas")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["env"], *([name, flag] for name in TRAINING for flag in ("--help", "--help-all")),
+     *([name, "--help"] for name in ("vllm-serve", "report", "compare", "demo", "doctor"))],
+    ids=" ".join,
+)  # fmt: skip
+def test_help_loads_nothing_heavy(words: list[str]) -> None:
+    """Seconds of importing torch and transformers, for a page of text."""
+    if words == ["env"] and gpus():
+        pytest.skip("the names of GPUs are torch's to tell")
     source = (
         "import sys; from boresight.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+        f"try: main({words!r})\n"
+        "except SystemExit: pass\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)), len(sys.modules))"
     )
     printed = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout
-    assert printed.endswith("[]\n")
+    heavy, _, count = printed.splitlines()[-1].rpartition(" ")
+    assert heavy == "[]"
+    assert int(count) < 400
+    assert len(printed.splitlines()) > 5
+
+
+def test_a_mistake_is_answered_before_anything_heavy_is_loaded() -> None:
+    source = (
+        "import sys; from boresight.cli import main\n"
+        "assert main(['grpo', '--modle_name_or_path', 'x']) == 2\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_first_help_names_every_training_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
     assert all(f"    {name}" in printed for name in TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--bf16", "false"], False),
+        (["--bf16", "None"], None),
+        (["--no_use_bias_correction_kl"], False),
+        (["--vllm_max_model_length", "none"], None),
+        (["--reward_weights", "None"], None),
+        (["--include_num_input_tokens_seen"], True),
+        (["--include_num_input_tokens_seen", "non_padding"], "non_padding"),
+        (["--dtype", "None"], None),
+        (["--run_name", "None"], "None"),
+        (["--chat_template_kwargs", '{"a": 1}'], '{"a": 1}'),
+    ],
+)
+def test_values(words: list[str], value: object) -> None:
+    assert list(parser_of("grpo").read(words).values()) == [value]
+
+
+def test_only_what_was_typed_is_read() -> None:
+    assert parser_of("grpo").read(["--beta", "0"]) == {"beta": 0.0}

@@ -7,14 +7,11 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from boresight.cli.launch import LAUNCH, launch_words, shipped
+from boresight.cli.launch import launch_words, shipped
+from boresight.cli.options import StartFlags
 from boresight.errors import ConfigError
 
 WORDS = ["--accelerate_config", "multi_gpu", "--max_steps", "3"]
-
-
-def values(**given: object) -> dict[str, object]:
-    return {**dict.fromkeys(LAUNCH), "accelerate_config": "multi_gpu", **given}
 
 
 @pytest.mark.parametrize("name", ["single_gpu", "multi_gpu", "cpu"])
@@ -26,7 +23,9 @@ def test_accelerate_reads_what_is_shipped(name: str) -> None:
 
 def test_accelerate_understands_what_it_is_told() -> None:
     words = launch_words(
-        values(num_processes=16, num_machines=2, machine_rank=1, main_process_ip="10.0.0.1"),
+        StartFlags(
+            accelerate_config="multi_gpu", num_processes=16, num_machines=2, machine_rank=1, main_process_ip="10.0.0.1"
+        ),
         ("boresight", "sft"),
         WORDS,
     )
@@ -39,7 +38,7 @@ def test_accelerate_understands_what_it_is_told() -> None:
 def test_a_script_and_a_file_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"distributed_type": "NO", "num_processes": 1}))
-    words = launch_words(values(accelerate_config=str(file)), ("python", "examples/scripts/sft_vlm.py"), WORDS)
+    words = launch_words(StartFlags(accelerate_config=str(file)), ("python", "examples/scripts/sft_vlm.py"), WORDS)
     told = launch_command_parser().parse_args(words)
     assert not told.module
     assert (told.training_script, told.config_file) == ("examples/scripts/sft_vlm.py", str(file))
@@ -49,4 +48,4 @@ def test_no_such_configuration() -> None:
     with pytest.raises(
         ConfigError, match=r"neither a file nor one of cpu, multi_gpu, single_gpu\. Did you mean 'single_gpu'\?"
     ):
-        launch_words(values(accelerate_config="single_gp"), ("boresight", "sft"), WORDS)
+        launch_words(StartFlags(accelerate_config="single_gp"), ("boresight", "sft"), WORDS)

@@ -11,7 +11,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from boresight.cli import read_command
+from boresight.cli import load_datasets, read_command
 from boresight.cli.command import Command
 from boresight.data import RowDataset, RowStream, decode
 from boresight.errors import ConfigError, DataError, ImageError
@@ -72,7 +72,7 @@ ASKED = ("--prompt_column", "question", "--image_column", "photo")
 
 def test_a_table_to_sample_from(folder: Path) -> None:
     words = [*ASKED, "--solution_column", "answer", "--dataset_name", str(folder / "train.csv")]
-    train, test = command("grpo", *words).load_datasets()
+    train, test = load_datasets(command("grpo", *words))
     read = rows(train)
     assert test is None
     assert [row.prompt[0]["role"] for row in read] == ["user"] * 6  # pyright: ignore[reportArgumentType]
@@ -84,7 +84,7 @@ def test_a_table_to_sample_from(folder: Path) -> None:
 
 def test_a_table_to_imitate_and_what_the_system_says(folder: Path) -> None:
     words = [*ASKED, "--completion_column", "amount", "--dataset_name", str(folder), "--system_prompt", "Be brief."]
-    row = rows(command("sft", *words).load_datasets()[0])[3]
+    row = rows(load_datasets(command("sft", *words))[0])[3]
     assert [message["role"] for message in row.prompt] == ["system", "user"]  # pyright: ignore[reportArgumentType]
     assert row.prompt[0]["content"] == [{"type": "text", "text": "Be brief."}]  # pyright: ignore[reportArgumentType]
     assert row.completions == ([{"role": "assistant", "content": [{"type": "text", "text": "3"}]}],)
@@ -93,15 +93,15 @@ def test_a_table_to_imitate_and_what_the_system_says(folder: Path) -> None:
 def test_a_table_of_preferences(folder: Path) -> None:
     write_csv(folder / "train.csv", [{**row, "worse": "none"} for row in table()])
     words = [*ASKED, "--chosen_column", "answer", "--rejected_column", "worse", "--dataset_name", str(folder)]
-    row = rows(command("dpo", *words).load_datasets()[0])[1]
+    row = rows(load_datasets(command("dpo", *words))[0])[1]
     assert [completion[0]["content"][0]["text"] for completion in row.completions] == ["green", "none"]  # pyright: ignore[reportArgumentType]
 
 
 def test_plain_prompts_stay_plain_as_in_trl_and_that_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_csv(folder / "train.csv", [{"prompt": "which?", "solution": "a"}])
-    assert rows(command("grpo", "--dataset_name", str(folder)).load_datasets()[0])[0].prompt == "which?"
+    assert rows(load_datasets(command("grpo", "--dataset_name", str(folder)))[0])[0].prompt == "which?"
     assert "without its chat template. --prompt_column prompt" in capsys.readouterr().out
-    prompt = rows(command("grpo", "--dataset_name", str(folder), "--prompt_column", "prompt").load_datasets()[0])[
+    prompt = rows(load_datasets(command("grpo", "--dataset_name", str(folder), "--prompt_column", "prompt"))[0])[
         0
     ].prompt
     assert prompt[0]["role"] == "user"  # pyright: ignore[reportArgumentType]
@@ -124,14 +124,14 @@ def test_plain_prompts_stay_plain_as_in_trl_and_that_is_said(folder: Path, capsy
 )  # fmt: skip
 def test_what_does_not_fit(folder: Path, words: list[str], message: str) -> None:
     with pytest.raises((DataError, ConfigError)) as caught:
-        command("grpo", "--dataset_name", str(folder), *words).load_datasets()
+        load_datasets(command("grpo", "--dataset_name", str(folder), *words))
     assert message in str(caught.value)
 
 
 def test_two_columns_for_one_thing_are_refused(folder: Path) -> None:
     write_csv(folder / "train.csv", [{"prompt": "a", "question": "b"}])
     with pytest.raises(DataError, match="has a column 'prompt' as well"):
-        command("grpo", "--dataset_name", str(folder), "--prompt_column", "question").load_datasets()
+        load_datasets(command("grpo", "--dataset_name", str(folder), "--prompt_column", "question"))
 
 
 @pytest.mark.parametrize("path", ["../../outside.png", "/etc/hostname.png", "file:///etc/hostname.png"])
@@ -146,37 +146,37 @@ def test_a_table_names_no_image_outside_its_folder(
         (folder / "deep" / "images").mkdir(exist_ok=True)
         Image.new("RGB", (8, 6), color).save(folder / "deep" / "images" / f"{color}.png")
     with pytest.raises(ImageError, match=r"row 2: the image's path .* leads out of .*--image_root"):
-        command("grpo", "--dataset_name", str(file), *ASKED).load_datasets()
+        load_datasets(command("grpo", "--dataset_name", str(file), *ASKED))
 
 
 def test_another_root(folder: Path, tmp_path: Path) -> None:
     file = write_csv(tmp_path / "elsewhere.csv", table("{}.png"))
     words = [*ASKED, "--dataset_name", str(file), "--image_root", str(folder / "images")]
-    read = rows(command("grpo", *words).load_datasets()[0])
+    read = rows(load_datasets(command("grpo", *words))[0])
     assert decode(read[0].images[0]).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_a_part_and_rows_set_aside(folder: Path) -> None:
     words = [*ASKED, "--dataset_name", str(folder), "--dataset_train_split", "train[1:5]", "--eval_strategy", "steps"]
-    train, test = command("grpo", *words, "--test_split_size", "0.25").load_datasets()
+    train, test = load_datasets(command("grpo", *words, "--test_split_size", "0.25"))
     assert (len(train), len(test)) == (3, 1)
     assert sorted([*train["answer"], *test["answer"]]) == sorted(COLORS[1:5])
-    again = command("grpo", *words, "--test_split_size", "1").load_datasets()[1]
+    again = load_datasets(command("grpo", *words, "--test_split_size", "1"))[1]
     assert again["answer"] == test["answer"]  # by the run's seed
-    assert len(command("grpo", *words[:-3], "train[50%:]").load_datasets()[0]) == 3
+    assert len(load_datasets(command("grpo", *words[:-3], "train[50%:]"))[0]) == 3
 
 
 def test_a_test_split_of_its_own(folder: Path) -> None:
     write_csv(folder / "test.csv", table()[:2])
     words = [*ASKED, "--dataset_name", str(folder), "--eval_strategy", "steps"]
-    assert [len(records) for records in command("grpo", *words).load_datasets()] == [6, 2]
+    assert [len(records) for records in load_datasets(command("grpo", *words))] == [6, 2]
     with pytest.raises(DataError, match=r"has no split 'dev'.*name one with --dataset_test_split"):
-        command("grpo", *words, "--dataset_test_split", "dev").load_datasets()
+        load_datasets(command("grpo", *words, "--dataset_test_split", "dev"))
 
 
 def test_a_metadata_table_without_file_names_is_an_ordinary_table(folder: Path) -> None:
     (folder / "train.csv").rename(folder / "metadata.csv")
-    assert len(rows(command("grpo", *ASKED, "--dataset_name", str(folder)).load_datasets()[0])) == 6
+    assert len(rows(load_datasets(command("grpo", *ASKED, "--dataset_name", str(folder)))[0])) == 6
 
 
 def test_a_stream(folder: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_stream(folder: Path) -> None:
         "--max_steps",
         "1",
     ]
-    train, _ = command("grpo", *words, "--system_prompt", "Look.").load_datasets()
+    train, _ = load_datasets(command("grpo", *words, "--system_prompt", "Look."))
     read = list(RowStream(train))
     assert [row.columns["solution"] for row in read] == list(COLORS)
     assert [message["role"] for message in read[5].prompt] == ["system", "user"]  # pyright: ignore[reportArgumentType]
@@ -207,7 +207,7 @@ class TestMixture:
 
     def mixed(self, tmp_path: Path, parts: list[dict[str, Any]], *words: str) -> Any:
         (tmp_path / "mix.yaml").write_text(json.dumps({"datasets": parts}))
-        return command("grpo", "--config", str(tmp_path / "mix.yaml"), *words).load_datasets()
+        return load_datasets(command("grpo", "--config", str(tmp_path / "mix.yaml"), *words))
 
     def parts(self, folder: Path, stored: Path) -> list[dict[str, Any]]:
         keep = ["prompt", "image", "solution"]

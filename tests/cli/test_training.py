@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerCallback
 
 from boresight import SFTTrainer
-from boresight.cli import exit_code, read_command
+from boresight.cli import exit_code, read_command, train
 from boresight.demo.tiny import build_tiny
 from boresight.errors import StoppedError
 
@@ -41,7 +41,7 @@ def trained(model: Path, output_dir: Path, press: Press, *words: str) -> Any:
     base = ["--model_name_or_path", str(model), "--dataset_name", "rows", "--output_dir", str(output_dir), "--use_cpu"]
     command = read_command("sft", [*base, "--max_steps", "4", "--per_device_train_batch_size", "2", *words])
     trainer = SFTTrainer(str(model), command.training, ROWS, callbacks=[press])
-    command.train(trainer)
+    train(command, trainer)
     return trainer
 
 

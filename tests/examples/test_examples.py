@@ -136,7 +136,7 @@ def test_two_machines_say_what_accelerate_needs(here: Path, monkeypatch: pytest.
     monkeypatch.setenv(STARTED, "1")
     command = read_command(words[0], [*words[1:], "--use_cpu"])
     assert command.training.num_prompts_per_step == 32
-    told = launch_words(vars(command.start), command.program, words[1:])
+    told = launch_words(command.start, command.program, words[1:])
     assert {"--num_machines=2", "--num_processes=16", "--machine_rank=1", "--main_process_ip=10.0.0.1"} <= set(told)
 
 

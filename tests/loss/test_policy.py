@@ -126,7 +126,7 @@ def test_a_completion_that_nobody_sampled_is_held_against_the_old_policy() -> No
     unknown = OLD.clone()
     unknown[1] = torch.nan
     for threshold, expected in ((0.7, -5.0 / 4), (0.6, -5.8 / 4)):
-        config = PolicyLossConfig(loss_type="dapo", epsilon_high=0.3, off_policy_mask_threshold=threshold)
+        config = PolicyLossOptions(loss_type="dapo", epsilon_high=0.3, off_policy_mask_threshold=threshold)
         assert loss_of(config).loss.item() == pytest.approx(expected)
         assert loss_of(config, sampler_logp=unknown).loss.item() == pytest.approx(expected)
 

@@ -7,24 +7,26 @@ import pytest
 import trl
 
 from boresight.errors import ConfigError
-from boresight.rollout.sampler import SamplingConfig, sampling_settings
+from boresight.options import check_options
+from boresight.rollout.options import SamplingOptions
+from boresight.rollout.sampler import sampling_settings
 from boresight.types import SamplingSettings
 
 
 def test_defaults_ask_for_trls() -> None:
-    assert sampling_settings(SamplingConfig()) == SamplingSettings(8, 512, 1.0, 1.0, 0, None, 1.0, None)
+    assert sampling_settings(SamplingOptions()) == SamplingSettings(8, 512, 1.0, 1.0, 0, None, 1.0, None)
 
 
 def test_names_and_defaults_are_trls() -> None:
     theirs = {field.name: field.default for field in fields(trl.GRPOConfig)}
-    for field in fields(SamplingConfig):
+    for field in fields(SamplingOptions):
         assert field.default is not MISSING
         assert theirs[field.name] == field.default, field.name
         assert field.metadata["help"].strip().endswith(".")
 
 
 def test_every_option_reaches_the_settings() -> None:
-    config = SamplingConfig(
+    config = SamplingOptions(
         num_generations=6,
         num_generations_eval=2,
         max_completion_length=33,
@@ -39,7 +41,7 @@ def test_every_option_reaches_the_settings() -> None:
 
 
 def test_evaluation_takes_the_trainings_number_where_it_has_none() -> None:
-    assert sampling_settings(SamplingConfig(num_generations=6), evaluating=True).num_completions == 6
+    assert sampling_settings(SamplingOptions(num_generations=6), evaluating=True).num_completions == 6
 
 
 @pytest.mark.parametrize(
@@ -59,9 +61,9 @@ def test_evaluation_takes_the_trainings_number_where_it_has_none() -> None:
 )
 def test_an_option_out_of_range_is_named(option: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^{option}="):
-        sampling_settings(SamplingConfig(**{option: value}))  # pyright: ignore[reportArgumentType]
+        check_options(SamplingOptions(**{option: value}))  # pyright: ignore[reportArgumentType]
 
 
 def test_the_evaluations_number_is_named_when_it_is_wrong() -> None:
     with pytest.raises(ConfigError, match=r"^num_generations_eval=0"):
-        sampling_settings(SamplingConfig(num_generations_eval=0), evaluating=True)
+        check_options(SamplingOptions(num_generations_eval=0))

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
-from boresight import GRPOConfig, SFTConfig
+from boresight import DPOConfig, GRPOConfig, SFTConfig
 from boresight.errors import ConfigError
-from boresight.trainer.config import UNSUPPORTED
+from boresight.options import declarations
 from boresight.trainer.steps import StepPlan
+from boresight.trainer.training_arguments import NOTES, RANGES, UNSUPPORTED
 
 SUPPORTED = {
     "output_dir",
@@ -133,7 +137,59 @@ def test_every_option_is_documented(config: type) -> None:
         ),
         (GRPOConfig, {"loss_type": "dapo", "importance_sampling_level": "sequence"}, "leave loss_type unset"),
         (GRPOConfig, {"temperature": -1.0}, "temperature"),
-        (GRPOConfig, {"num_iterations": 0}, "at least 1"),
+        (GRPOConfig, {"num_iterations": 0}, "num_iterations=0: it must be at least 1"),
+        (
+            GRPOConfig,
+            {"gold_check": "wran"},
+            "gold_check='wran' is not one of 'warn', 'error', 'off'. Did you mean 'warn'?",
+        ),
+        (
+            GRPOConfig,
+            {"gold_check": "off", "gold_template": "{solution}"},
+            "set gold_check='warn' or 'error', or drop it",
+        ),
+        (GRPOConfig, {"sync_ref_model": True}, "sync_ref_model=True has no effect: set beta above 0"),
+        (
+            GRPOConfig,
+            {"beta": 0.1, "ref_model_sync_steps": 5},
+            "ref_model_sync_steps=5 has no effect: set sync_ref_model=True",
+        ),
+        (
+            DPOConfig,
+            {"sync_ref_model": True, "ref_model_mixup_alpha": 0.0},
+            "ref_model_mixup_alpha=0.0: it must be above 0",
+        ),
+        (GRPOConfig, {"max_sampling_rounds": 5}, "max_sampling_rounds=5 has no effect: set dynamic_sampling=True"),
+        (
+            GRPOConfig,
+            {"dynamic_sampling": True, "max_sampling_rounds": 1},
+            "max_sampling_rounds=1: it must be at least 2",
+        ),
+        (
+            GRPOConfig,
+            {"num_completions_to_print": 3},
+            "num_completions_to_print=3 has no effect: set log_completions=True",
+        ),
+        (GRPOConfig, {"vllm_engine_kwargs": "x", "use_vllm": True}, "vllm_engine_kwargs='x' is no JSON object"),
+        (GRPOConfig, {"steps_per_generation": 0}, "steps_per_generation=0: it must be at least 1"),
+        (GRPOConfig, {"max_failed_rate": 1.5}, "max_failed_rate=1.5: it must be at least 0 and at most 1"),
+        (SFTConfig, {"verdict_steps": -1}, "verdict_steps=-1: it must be at least 0"),
+        (SFTConfig, {"layout": "raws"}, "layout='raws' is not one of 'auto', 'shared', 'rows'. Did you mean 'rows'?"),
+        (SFTConfig, {"model_init_kwargs": "[1]"}, "model_init_kwargs='[1]' is no JSON object"),
+        (DPOConfig, {"overlong_pairs": "drop"}, "overlong_pairs='drop' has no effect: set max_length, or drop it"),
+        (DPOConfig, {"precompute_ref_batch_size": 2}, "set precompute_ref_log_probs=True"),
+        # transformers' own
+        (SFTConfig, {"learning_rate": math.nan}, "learning_rate=nan: it must be at least 0"),
+        (SFTConfig, {"learning_rate": "1e-5"}, "learning_rate='1e-5' is no number"),
+        (SFTConfig, {"max_steps": -2}, "max_steps=-2: it must be at least -1"),
+        (SFTConfig, {"max_steps": 2.5}, "max_steps=2.5 is no whole number"),
+        (SFTConfig, {"per_device_train_batch_size": 0}, "per_device_train_batch_size=0: it must be at least 1"),
+        (SFTConfig, {"gradient_accumulation_steps": True}, "gradient_accumulation_steps=True is no number"),
+        (SFTConfig, {"weight_decay": -0.1}, "weight_decay=-0.1: it must be at least 0"),
+        (SFTConfig, {"adam_beta1": 1.0}, "adam_beta1=1.0: it must be at least 0 and below 1"),
+        (SFTConfig, {"warmup_steps": math.inf}, "warmup_steps=inf: it must be at least 0"),
+        (SFTConfig, {"gradient_checkpointing": "false"}, "gradient_checkpointing='false' is neither True nor False"),
+        (SFTConfig, {"use_cpu": "no"}, "use_cpu='no' is neither True nor False"),
     ],
 )
 def test_bad_options(config: Any, options: dict[str, Any], message: str) -> None:
@@ -166,3 +222,83 @@ def test_device_and_dtype_need_no_flag() -> None:
     import torch
 
     assert SFTConfig().bf16 is (torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_steps": -1},
+        {"max_steps": 0},
+        {"save_steps": 0.1, "logging_steps": 0.5},
+        {"save_steps": 5.0},
+        {"eval_strategy": "steps", "eval_steps": 0.25},
+        {"warmup_steps": 0.03},
+        {"warmup_steps": 3},
+        {"max_grad_norm": 0},
+        {"max_grad_norm": None},
+        {"logging_strategy": "no", "logging_steps": 0},
+        {"learning_rate": 0},
+        {"num_train_epochs": 0.5},
+        {"learning_rate": np.float32(1e-3), "seed": np.int64(3)},
+        {"save_total_limit": 0},
+        {"disable_tqdm": None, "tf32": None},
+        {"accelerator_config": {"even_batches": False}},
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"num_cycles": 2}'},
+        {"report_to": "none"},
+        {"trackio_static_space_id": "me/space"},
+        {"include_num_input_tokens_seen": True},
+    ],
+)
+@pytest.mark.parametrize("config", [SFTConfig, DPOConfig, GRPOConfig])
+def test_what_transformers_accepts_is_accepted(config: Any, options: dict[str, Any]) -> None:
+    made = config(use_cpu=True, **options)
+    assert dataclasses.replace(made).max_steps == made.max_steps  # a copy, as trainers make of it
+
+
+@pytest.mark.parametrize("config", [SFTConfig, DPOConfig, GRPOConfig])
+def test_an_explicit_default_is_never_an_error(config: Any) -> None:
+    defaults = {declared.name: declared.default for declared in declarations(config)}
+    assert config(**defaults) == config()
+
+
+@pytest.mark.parametrize("config", [SFTConfig, DPOConfig, GRPOConfig])
+def test_every_need_names_an_option_of_the_configuration(config: Any) -> None:
+    known = {declared.name for declared in declarations(config)}
+    assert {name for declared in declarations(config) for need in declared.needs for name in need.options} <= known
+
+
+@pytest.mark.parametrize("config", [SFTConfig, DPOConfig, GRPOConfig])
+def test_every_number_has_a_range(config: Any) -> None:
+    """NaN, infinities and negative counts are refused for all of ours. Those of losses and advantages look for themselves."""
+    theirs = {option.name for option in fields(TrainingArguments)}
+    open_ended = [
+        declared.name
+        for declared in declarations(config)
+        if {int, float} & {*declared.elements} and declared.range is None and declared.name not in RANGES
+    ]
+    left = {"save_total_limit", "local_rank", *UNSUPPORTED}
+    assert [name for name in open_ended if name in theirs and name not in left] == []
+    assert [
+        declared.name
+        for declared in declarations(config)
+        if declared.name in open_ended and declared.name not in theirs and declared.heading not in ("loss", "advantage")
+    ] == []
+
+
+def test_notes_are_of_options_that_there_are() -> None:
+    assert NOTES.keys() | UNSUPPORTED.keys() <= {option.name for option in fields(TrainingArguments)}
+
+
+@pytest.mark.parametrize("config", [SFTConfig, DPOConfig, GRPOConfig])
+def test_transformers_own_parser_reads_it(config: Any) -> None:
+    words = ["--use_cpu", "--layout", "rows", "--max_tokens_per_pass", "64", "--chat_template_kwargs", '{"a": 1}']
+    (read,) = HfArgumentParser(config).parse_args_into_dataclasses(words)
+    assert read == config(use_cpu=True, layout="rows", max_tokens_per_pass=64, chat_template_kwargs={"a": 1})
+
+
+def test_trls_booleans_of_scale_rewards() -> None:
+    assert [GRPOConfig(use_cpu=True, scale_rewards=given).scale_rewards for given in (True, False, "batch")] == [
+        "group",
+        "none",
+        "batch",
+    ]  # pyright: ignore[reportArgumentType]

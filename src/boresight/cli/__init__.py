@@ -1,10 +1,14 @@
 """`boresight`: what people type.
 
-    sft, dpo, mpo, grpo, gspo   train: methods (the commands), options and flags (what they are told), config_file, command (all that
-                                read), rows and adapter (what it names), launch (through accelerate), training (a run from start to end)
+    sft, dpo, mpo, grpo, gspo   train: methods (the commands), options and flags (what they are told), help, config_file, command (all that
+                                read), rows and adapter (what it names), launch (through accelerate), training (a run from start to end),
+                                summary
     vllm-serve, demo, …         each a file of its name
 
-A script of one's own takes the same flags: `read_command("grpo")` reads them, `exit_code` makes errors what a shell expects.
+A script of one's own takes the same flags: `read_command("grpo")` reads them; `load_datasets`, `peft_config` and `train` do what they
+say; `exit_code` makes errors what a shell expects.
+
+Imports within functions, here and in the commands, keep `boresight --help` and the help of every command from importing torch.
 """
 
 from __future__ import annotations
@@ -17,23 +21,24 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from boresight.cli import compare, demo, doctor, env, report, vllm_serve
+from boresight.cli.command import Command, read_command
+from boresight.cli.methods import METHODS
 from boresight.errors import BoresightError, ConfigError, StoppedError, UserError, nearest
 
 if TYPE_CHECKING:
-    from boresight.cli.command import Command, read_command
+    from boresight.cli.adapter import peft_config
+    from boresight.cli.rows import load_datasets
+    from boresight.cli.training import train
 
-__all__ = ["Command", "exit_code", "main", "read_command"]
+__all__ = ["Command", "exit_code", "load_datasets", "main", "peft_config", "read_command", "train"]
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-TRAINING = {
-    "sft": "imitate demonstrations (supervised fine-tuning)",
-    "dpo": "learn from pairs of answers of which one is preferred",
-    "mpo": "DPO with a quality and a generation loss beside (mixed preference optimisation)",
-    "grpo": "sample several answers, reward them, and learn from how they compare",
-    "gspo": "GRPO with the importance ratio over whole answers",
-}
-"""The training commands; here, so that `boresight --help` loads no torch."""
+TRAINING = {name: method.help for name, method in METHODS.items()}
+"""The training commands."""
+
+_HOMES = {"load_datasets": "rows", "peft_config": "adapter", "train": "training"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int | None:
     name = words[0] if words else ""
     if name in TRAINING:
-        return importlib.import_module("boresight.cli.training").run(name, words[1:])
+        command = read_command(name, words[1:])  # answers --help before torch is imported
+        return importlib.import_module("boresight.cli.training").run(command)
     parser, commands = _parser()
     if name and not name.startswith("-") and name not in commands:
         raise ConfigError(
@@ -84,9 +90,6 @@ def exit_code(work: Callable[[], object]) -> int:
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of all commands, and those of each that does not train, which also has one in `flags`."""
-    # Commands import what they run when they run: `boresight --help` loads no torch.
-    from boresight.cli import compare, demo, doctor, env, report, vllm_serve
-
     parser = argparse.ArgumentParser(
         prog="boresight",
         description="Align vision-language models.",
@@ -124,6 +127,6 @@ def _as_declared(word: str, command: argparse.ArgumentParser | None) -> str:
 
 
 def __getattr__(name: str) -> object:
-    if name not in ("Command", "read_command"):
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("boresight.cli.command"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from boresight.cli.options import ModelOptions
+from peft import LoraConfig
+
+from boresight.cli.command import Command
+from boresight.cli.options import AdapterFlags
 
 EYES = r".*(visual|vision_tower|vision_model|multi_modal_projector|mm_projector|connector|aligner|merger).*"
 """Names, in any family, of what stands before the language model: the tower and its projector."""
 
 
-def lora_config(model: ModelOptions) -> Any:
+def peft_config(command: Command) -> Any:
+    """The adapter, or None where the weights themselves are trained."""
+    return lora_config(command.adapter) if command.adapter.use_peft else None
+
+
+def lora_config(adapter: AdapterFlags) -> Any:
     """PEFT's configuration. Without target modules every linear layer of the language model gets an adapter and the eyes get none, so
     that an image's features can be kept."""
-    from peft import LoraConfig
-
-    targets: Any = [name for word in model.lora_target_modules or [] if (name := word.strip(", "))]
+    targets: Any = [name for word in adapter.lora_target_modules or [] if (name := word.strip(", "))]
     return LoraConfig(
-        r=model.lora_r,
-        lora_alpha=model.lora_alpha,
-        lora_dropout=model.lora_dropout,
+        r=adapter.lora_r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
         target_modules=targets[0] if len(targets) == 1 else targets or "all-linear",
         exclude_modules=None if targets else EYES,
-        target_parameters=model.lora_target_parameters,
-        modules_to_save=model.lora_modules_to_save,
-        use_rslora=model.use_rslora,
-        use_dora=model.use_dora,
+        target_parameters=adapter.lora_target_parameters,
+        modules_to_save=adapter.lora_modules_to_save,
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora,
         task_type="CAUSAL_LM",
     )

@@ -200,7 +200,7 @@ def _asked(options: argparse.Namespace, folder: Path) -> Comparison:
 
 def _questions(options: argparse.Namespace) -> tuple[Any, Sequence[int] | None]:
     """The records, and which of them are asked; None for all."""
-    from boresight.cli.rows import readable
+    from boresight.data.mixture import readable
     from boresight.data.sources import load_rows
     from boresight.demo.built_in import NAMES, load_built_in
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from accelerate.commands.launch import (
     _validate_launch_command,  # what `launch` makes of its file and flags; there is no public door to it
@@ -18,8 +17,11 @@ from accelerate.utils import prepare_simple_launcher_cmd_env
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from boresight.cli.options import LAUNCH
+from boresight.cli.options import StartFlags
 from boresight.errors import ConfigError, nearest
+
+LAUNCH = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
+"""The flags that accelerate reads."""
 
 STARTED = "BORESIGHT_LAUNCHED"
 """Set in the processes that accelerate started."""
@@ -34,11 +36,11 @@ def shipped() -> dict[str, Path]:
     }
 
 
-def launch(values: dict[str, Any], program: Sequence[str], words: Sequence[str]) -> None:
+def launch(start: StartFlags, program: Sequence[str], words: Sequence[str]) -> None:
     """Start the command through accelerate and end as it ends, unless accelerate has started this process.
 
     Args:
-        values: the options, of which accelerate reads those of `LAUNCH`.
+        start: how to start, of which accelerate reads `LAUNCH`.
         program: what was typed before the options: `boresight` and a command, or `python` and a script.
         words: the command line.
 
@@ -47,7 +49,7 @@ def launch(values: dict[str, Any], program: Sequence[str], words: Sequence[str])
     """
     if STARTED in os.environ:
         return
-    words = launch_words(values, program, words)
+    words = launch_words(start, program, words)
     os.environ[STARTED] = "1"
     options = launch_command_parser().parse_args(words)
     checked = _validate_launch_command(launch_command_parser().parse_args(words))[0]
@@ -64,14 +66,14 @@ def launch(values: dict[str, Any], program: Sequence[str], words: Sequence[str])
     sys.exit(0)
 
 
-def launch_words(values: dict[str, Any], program: Sequence[str], words: Sequence[str]) -> list[str]:
+def launch_words(start: StartFlags, program: Sequence[str], words: Sequence[str]) -> list[str]:
     """What `accelerate launch` is told."""
-    asked = values["accelerate_config"]
+    asked = str(start.accelerate_config)
     found = Path(asked) if Path(asked).is_file() else shipped().get(asked)
     if found is None:
         raise ConfigError(
             f"--accelerate_config {asked}: neither a file nor one of {', '.join(sorted(shipped()))}.{nearest(asked, shipped())}"
         )
     started = ["-m", "boresight.cli", program[1]] if program[0] == "boresight" else [program[1]]
-    told = [f"--{name}={values[name]}" for name in LAUNCH if values[name] is not None]
+    told = [f"--{name}={value}" for name in LAUNCH if (value := getattr(start, name)) is not None]
     return [f"--config_file={found}", *told, *started, *words]

@@ -1,35 +1,46 @@
-"""The training commands: what each is for, which options it has, and which of them people use first."""
+"""The training commands: what each is for, which options it has, and which of them people use first.
+
+Trainers and configurations are named and not imported here, since they take seconds to import and `--help` needs neither.
+"""
 
 from __future__ import annotations
 
-import importlib
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from boresight.cli import TRAINING
+import boresight
 from boresight.cli.options import (
-    DatasetOptions,
+    AdapterFlags,
+    DatasetFlags,
     DemonstrationColumns,
-    ModelOptions,
+    ModelFlags,
     PreferenceColumns,
-    PresetOptions,
-    RewardOptions,
-    StartOptions,
+    PresetFlags,
+    RewardFlags,
+    StartFlags,
 )
+from boresight.options import Declaration, declarations
+from boresight.trainer.options import DPOOptions, GRPOOptions, SFTOptions
+from boresight.trainer.presets import PRESETS
+from boresight.trainer.training_arguments import with_training_arguments
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """One training command."""
 
+    name: str
     help: str
     trainer: str
     """Its trainer among boresight's public names."""
     config: str
     """Its configuration among boresight's public names."""
+    options: type
+    """What its configuration adds to transformers'."""
     own: tuple[type, ...]
-    """Dataclasses of options that only this kind of method has."""
+    """Dataclasses of flags that only this kind of method has."""
     learns_from: tuple[tuple[str, ...], ...]
     """Columns of its rows, one way or another; the last is what flags can map a table to."""
     about_loss: tuple[str, ...]
@@ -37,101 +48,111 @@ class Method:
     recipe: str | None = None
     """The preset that the command stands for."""
 
-    def config_class(self) -> Any:
-        import boresight
+    @property
+    def samples(self) -> bool:
+        """Whether it learns from completions of its own."""
+        return RewardFlags in self.own
 
+    @property
+    def unsupported(self) -> Mapping[str, str]:
+        """Options that are there to say why not."""
+        return self.options.unsupported  # pyright: ignore[reportAttributeAccessIssue]
+
+    def config_class(self) -> Any:
         return getattr(boresight, self.config)
 
     def trainer_class(self) -> Any:
-        import boresight
-
         return getattr(boresight, self.trainer)
 
-    def classes(self) -> tuple[type, ...]:
-        """The dataclasses of all its options."""
-        return (ModelOptions, DatasetOptions, *self.own, StartOptions, self.config_class())
+    def flags(self) -> tuple[type, ...]:
+        """The dataclasses of its options beside the configuration's."""
+        return (ModelFlags, AdapterFlags, DatasetFlags, *self.own, StartFlags)
 
     @property
     def presets(self) -> tuple[str, ...]:
         """The presets that `--preset` may name."""
-        if PresetOptions not in self.own:
-            return ()
-        presets = importlib.import_module("boresight.trainer.presets").PRESETS
-        return tuple(name for name in presets if name != "mpo")
+        return tuple(name for name in PRESETS if name != "mpo") if PresetFlags in self.own else ()
 
 
-_POLICY = (
-    "num_generations", "max_completion_length", "temperature", "use_vllm", "vllm_mode",
-)  # fmt: skip
-
-METHODS: Mapping[str, Method] = {
-    "sft": Method(
-        TRAINING["sft"],
-        "SFTTrainer",
-        "SFTConfig",
-        (DemonstrationColumns,),
-        (("messages",), ("prompt", "completion")),
-        ("assistant_only_loss", "max_length"),
+_with_pairs = functools.partial(
+    Method,
+    trainer="DPOTrainer",
+    config="DPOConfig",
+    options=DPOOptions,
+    own=(PreferenceColumns,),
+    learns_from=(("chosen", "rejected"), ("prompt", "chosen", "rejected")),
+)
+_with_samples = functools.partial(
+    Method, trainer="GRPOTrainer", config="GRPOConfig", options=GRPOOptions, learns_from=(("prompt",),)
+)
+_ALL = (
+    Method(
+        name="sft",
+        help="imitate demonstrations (supervised fine-tuning)",
+        trainer="SFTTrainer",
+        config="SFTConfig",
+        options=SFTOptions,
+        own=(DemonstrationColumns,),
+        learns_from=(("messages",), ("prompt", "completion")),
+        about_loss=("assistant_only_loss", "max_length"),
     ),
-    "dpo": Method(
-        TRAINING["dpo"],
-        "DPOTrainer",
-        "DPOConfig",
-        (PreferenceColumns,),
-        (("chosen", "rejected"), ("prompt", "chosen", "rejected")),
-        ("loss_type", "loss_weights", "beta", "max_length", "precompute_ref_log_probs"),
+    _with_pairs(
+        name="dpo",
+        help="learn from pairs of answers of which one is preferred",
+        about_loss=("loss_type", "loss_weights", "beta", "max_length", "precompute_ref_log_probs"),
     ),
-    "mpo": Method(
-        TRAINING["mpo"],
-        "DPOTrainer",
-        "DPOConfig",
-        (PreferenceColumns,),
-        (("chosen", "rejected"), ("prompt", "chosen", "rejected")),
-        ("loss_weights", "beta", "max_length", "precompute_ref_log_probs"),
+    _with_pairs(
+        name="mpo",
+        help="DPO with a quality and a generation loss beside (mixed preference optimisation)",
+        about_loss=("loss_weights", "beta", "max_length", "precompute_ref_log_probs"),
         recipe="mpo",
     ),
-    "grpo": Method(
-        TRAINING["grpo"],
-        "GRPOTrainer",
-        "GRPOConfig",
-        (RewardOptions, PresetOptions),
-        (("prompt",),),
-        ("preset", "loss_type", "beta", "epsilon", "scale_rewards"),
+    _with_samples(
+        name="grpo",
+        help="sample several answers, reward them, and learn from how they compare",
+        own=(RewardFlags, PresetFlags),
+        about_loss=("preset", "loss_type", "beta", "epsilon", "scale_rewards"),
     ),
-    "gspo": Method(
-        TRAINING["gspo"],
-        "GRPOTrainer",
-        "GRPOConfig",
-        (RewardOptions,),
-        (("prompt",),),
-        ("epsilon", "epsilon_high", "beta", "steps_per_generation"),
+    _with_samples(
+        name="gspo",
+        help="GRPO with the importance ratio over whole answers",
+        own=(RewardFlags,),
+        about_loss=("epsilon", "epsilon_high", "beta", "steps_per_generation"),
         recipe="gspo",
     ),
-}
+)
+
+METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
+
+
+@functools.cache
+def options_of(name: str) -> Mapping[str, Declaration]:
+    """Every option of a training command by its name."""
+    method = METHODS[name]
+    flags = [declared for cls in method.flags() for declared in declarations(cls)]
+    return {declared.name: declared for declared in (*flags, *with_training_arguments(method.options))}
 
 
 def first_options(method: Method) -> dict[str, tuple[str, ...]]:
     """What `--help` shows: heading → options, in the order of causation."""
-    samples = RewardOptions in method.own
-    columns = ("prompt_column", "completion_column", "chosen_column", "rejected_column", "solution_column")
-    known = {name for cls in method.own for name in cls.__dataclass_fields__}  # pyright: ignore[reportAttributeAccessIssue]
+    own = {declared.name for cls in method.own for declared in declarations(cls)}
+    columns = ("completion_column", "chosen_column", "rejected_column", "solution_column")
     sections = {
         "model": ("model_name_or_path", "dtype"),
         "adapter (LoRA)": ("use_peft", "lora_r", "lora_alpha", "lora_target_modules"),
         "data": (
-            "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "test_split_size",
-            *(name for name in columns if name == "prompt_column" or name in known),
-            "image_column", "system_prompt", "max_pixels",
+            "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "test_split_size", "prompt_column",
+            *(name for name in columns if name in own), "image_column", "system_prompt", "max_pixels",
         ),
-        "rollout": _POLICY if samples else (),
-        "rewards": ("reward_funcs", "reward_weights") if samples else (),
+        "rollout": ("num_generations", "max_completion_length", "temperature", "use_vllm", "vllm_mode") * method.samples,
+        "rewards": ("reward_funcs", "reward_weights") * method.samples,
         "loss": method.about_loss,
         "trainer": (
             "output_dir", "max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size",
-            "gradient_accumulation_steps", *(("num_prompts_per_step",) if samples else ()), "gradient_checkpointing",
+            "gradient_accumulation_steps", *("num_prompts_per_step",) * method.samples, "gradient_checkpointing",
             "eval_strategy", "save_steps", "resume_from_checkpoint", "seed", "use_cpu",
         ),
-        "report": ("logging_steps", "report_to", *(("log_completions",) if samples else ())),
+        "report": ("logging_steps", "report_to", *("log_completions",) * method.samples),
         "start": ("config", "accelerate_config", "num_processes"),
     }  # fmt: skip
     return {title: names for title, names in sections.items() if names}

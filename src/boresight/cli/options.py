@@ -5,155 +5,174 @@ Names are those of TRL's `ModelConfig`, `ScriptArguments` and `DatasetMixtureCon
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
+from boresight.options import SET, Needs, Range, option
 from boresight.trainer.presets import PRESETS
 
-
-def option(default: Any, meaning: str, metavar: str | None = None, **more: Any) -> Any:
-    """A field with its help, and what stands for its value there."""
-    shown = {} if metavar is None else {"metavar": metavar}
-    return field(default=default, metadata={"help": meaning, **shown, **more})
+Adapter = Needs("use_peft", True, "add --use_peft")
+Launched = Needs("accelerate_config", SET, "add --accelerate_config multi_gpu")
 
 
 @dataclass
-class ModelOptions:
-    """Which model, and whether its weights are trained or an adapter beside them."""
+class ModelFlags:
+    """Which model."""
 
-    model_name_or_path: str = option("", "The model: a folder or a hub id.", "MODEL")
-    model_revision: str | None = option(None, "Branch, tag or commit of a model on the hub. None: main.", "NAME")
-    dtype: str | None = option(
+    heading: ClassVar[str] = "model"
+
+    model_name_or_path: str = option("", "The model: a folder or a hub id.", metavar="MODEL")
+    model_revision: str | None = option(
+        None, "Branch, tag or commit of a model on the hub. None: main.", metavar="NAME"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(
         None,
-        "Keep all weights in this type, trained ones too. None: frozen weights as the checkpoint has them, trained ones in "
-        "float32 (under --bf16 computed in bfloat16).",
-        "{auto,float32,bfloat16,float16}",
+        "Keep all weights in this type, trained ones too. None: frozen weights as the checkpoint has them, trained ones in float32 (under "
+        "--bf16 computed in bfloat16).",
         aliases=["--torch_dtype", "--torch-dtype"],
     )
     attn_implementation: str | None = option(
-        None, "Attention of the vision tower, and of the whole model where --layout is rows.", "NAME"
+        None, "Attention of the vision tower, and of the whole model where --layout is rows.", metavar="NAME"
     )
-    use_peft: bool = option(False, "Train a LoRA adapter instead of the weights.")
-    lora_r: int = option(16, "Rank of the adapter.", "N")
-    lora_alpha: int = option(32, "Scale of the adapter.", "N")
-    lora_dropout: float = option(0.05, "Dropout before the adapter.", "X")
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Layers that get an adapter, by the end of their names, or all-linear. None: every linear layer of the language "
-            "model; the vision tower and its projector stay as they are.",
-            "metavar": "LAYER",
-        },
-    )
-    lora_target_parameters: list[str] | None = field(
-        default=None, metadata={"help": "Parameters that get an adapter, for layers of experts.", "metavar": "NAME"}
-    )
-    lora_modules_to_save: list[str] | None = field(
-        default=None,
-        metadata={"help": "Layers that are trained whole and saved beside the adapter.", "metavar": "LAYER"},
-    )
-    use_rslora: bool = option(False, "Scale the adapter by alpha / √r instead of alpha / r.")
-    use_dora: bool = option(False, "Learn magnitude and direction apart (DoRA).")
 
 
 @dataclass
-class DatasetOptions:
+class AdapterFlags:
+    """Whether the weights are trained, or an adapter beside them."""
+
+    heading: ClassVar[str] = "adapter (LoRA)"
+
+    use_peft: bool = option(False, "Train a LoRA adapter instead of the weights.")
+    lora_r: Annotated[int, Range(at_least=1), Adapter] = option(16, "Rank of the adapter.")
+    lora_alpha: Annotated[int, Range(at_least=1), Adapter] = option(32, "Scale of the adapter.")
+    lora_dropout: Annotated[float, Range(at_least=0, below=1), Adapter] = option(0.05, "Dropout before the adapter.")
+    lora_target_modules: Annotated[list[str] | None, Adapter] = option(
+        None,
+        "Layers that get an adapter, by the end of their names, or all-linear. None: every linear layer of the language model; the vision "
+        "tower and its projector stay as they are.",
+        metavar="LAYER",
+    )
+    lora_target_parameters: Annotated[list[str] | None, Adapter] = option(
+        None, "Parameters that get an adapter, for layers of experts.", metavar="NAME"
+    )
+    lora_modules_to_save: Annotated[list[str] | None, Adapter] = option(
+        None, "Layers that are trained whole and saved beside the adapter.", metavar="LAYER"
+    )
+    use_rslora: Annotated[bool, Adapter] = option(False, "Scale the adapter by alpha / √r instead of alpha / r.")
+    use_dora: Annotated[bool, Adapter] = option(False, "Learn magnitude and direction apart (DoRA).")
+
+
+@dataclass
+class DatasetFlags:
     """Which rows, and what their columns are called."""
+
+    heading: ClassVar[str] = "data"
 
     dataset_name: str | None = option(
         None,
-        "The rows: a file (csv, json, jsonl, parquet), a folder (of such files, of images with a table, or saved by "
-        "datasets), a hub id, or a built-in set such as geometry.",
-        "DATA",
+        "The rows: a file (csv, json, jsonl, parquet), a folder (of such files, of images with a table, or saved by datasets), a hub id, "
+        "or a built-in set such as geometry.",
+        metavar="DATA",
     )
-    dataset_config: str | None = option(None, "Which configuration of a data set on the hub.", "NAME")
+    dataset_config: str | None = option(None, "Which configuration of a data set on the hub.", metavar="NAME")
     dataset_train_split: str | None = option(
-        None, "Which split to train on, such as train or train[:1000]. None: train, or the only one.", "SPLIT"
+        None,
+        "Which split to train on, such as train or train[:1000]. None: train, or the only one.",
+        metavar="SPLIT",
     )
     dataset_test_split: str | None = option(
-        None, "Which split to evaluate on, with --eval_strategy. None: test.", "SPLIT"
+        None, "Which split to evaluate on, with --eval_strategy. None: test.", metavar="SPLIT"
     )
-    test_split_size: float | None = option(
-        None,
-        "Instead of a test split: a share of the training rows (below 1), or so many of them, drawn at random.",
-        "X",
+    test_split_size: Annotated[float | None, Range(above=0)] = option(
+        None, "Instead of a test split: a share of the training rows (below 1), or so many of them, drawn at random."
     )
     dataset_streaming: bool = option(False, "Read rows as they come instead of loading them first; needs --max_steps.")
     image_root: str | None = option(
-        None, "Where paths of images start. None: the folder of the file that names them.", "FOLDER"
+        None, "Where paths of images start. None: the folder of the file that names them.", metavar="FOLDER"
     )
-    image_column: str | None = option(None, "The column with the image, or its path. None: image or images.", "NAME")
+    image_column: str | None = option(
+        None, "The column with the image, or its path. None: image or images.", metavar="NAME"
+    )
     prompt_column: str | None = option(
-        None, "A column of plain text that asks: it becomes what the user says to the model.", "NAME"
+        None, "A column of plain text that asks: it becomes what the user says to the model.", metavar="NAME"
     )
-    system_prompt: str | None = option(None, "What the system says before every conversation.", "TEXT")
+    system_prompt: str | None = option(None, "What the system says before every conversation.")
 
 
 @dataclass
 class DemonstrationColumns:
     """Columns of a table to imitate."""
 
-    completion_column: str | None = option(None, "The column with the answer to imitate.", "NAME")
+    heading: ClassVar[str] = "data"
+
+    completion_column: str | None = option(None, "The column with the answer to imitate.", metavar="NAME")
 
 
 @dataclass
 class PreferenceColumns:
     """Columns of a table of preferences."""
 
-    chosen_column: str | None = option(None, "The column with the better answer.", "NAME")
-    rejected_column: str | None = option(None, "The column with the worse answer.", "NAME")
+    heading: ClassVar[str] = "data"
+
+    chosen_column: str | None = option(None, "The column with the better answer.", metavar="NAME")
+    rejected_column: str | None = option(None, "The column with the worse answer.", metavar="NAME")
 
 
 @dataclass
-class RewardOptions:
+class RewardFlags:
     """What completions are worth."""
 
-    reward_funcs: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Reward functions: names of boresight.rewards, or my_module.my_function (a file in the working directory).",
-            "metavar": "REWARD",
-        },
+    heading: ClassVar[str] = "rewards"
+
+    reward_funcs: list[str] | None = option(
+        None,
+        "Reward functions: names of boresight.rewards, or my_module.my_function (a file in the working directory).",
+        metavar="REWARD",
     )
     solution_column: str | None = option(
-        None, "The column with the right answer, which rewards read as solution.", "NAME"
+        None, "The column with the right answer, which rewards read as solution.", metavar="NAME"
     )
 
 
 @dataclass
-class StartOptions:
+class StartFlags:
     """How a command starts."""
 
-    config: str | None = option(None, "Read options from a YAML file; the command line wins over it.", "FILE")
+    heading: ClassVar[str] = "start"
+
+    config: str | None = option(None, "Read options from a YAML file; the command line wins over it.", metavar="FILE")
     accelerate_config: str | None = option(
-        None, "Start through accelerate: single_gpu, multi_gpu, cpu, or a file of `accelerate config`.", "NAME"
+        None,
+        "Start through accelerate: single_gpu, multi_gpu, cpu, or a file of `accelerate config`.",
+        metavar="NAME",
     )
-    num_processes: int | None = option(None, "Processes over all machines, with --accelerate_config.", "N")
-    num_machines: int | None = option(None, "Machines, with --accelerate_config.", "N")
-    machine_rank: int | None = option(None, "Which of the machines this is, from 0.", "N")
-    main_process_ip: str | None = option(None, "Address of machine 0.", "ADDRESS")
-    main_process_port: int | None = option(None, "Port of machine 0.", "N")
+    num_processes: Annotated[int | None, Range(at_least=1), Launched] = option(
+        None, "Processes over all machines, with --accelerate_config."
+    )
+    num_machines: Annotated[int | None, Range(at_least=1), Launched] = option(
+        None, "Machines, with --accelerate_config."
+    )
+    machine_rank: Annotated[int | None, Range(at_least=0), Launched] = option(
+        None, "Which of the machines this is, from 0."
+    )
+    main_process_ip: Annotated[str | None, Launched] = option(None, "Address of machine 0.", metavar="ADDRESS")
+    main_process_port: Annotated[int | None, Range(at_least=0, at_most=65535), Launched] = option(
+        None, "Port of machine 0."
+    )
 
 
 @dataclass
-class PresetOptions:
+class PresetFlags:
     """A published algorithm by name."""
+
+    heading: ClassVar[str] = "loss"
 
     preset: str | None = option(
         None,
         f"Set what a paper sets: {', '.join(name for name in PRESETS if name != 'mpo')}. Your own flags win over it.",
-        "NAME",
+        metavar="NAME",
     )
 
-
-LAUNCH = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port")
-"""Options of `StartOptions` that accelerate reads."""
-
-LORA = (
-    "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save",
-    "use_rslora", "use_dora",
-)  # fmt: skip
-"""Options of `ModelOptions` that mean nothing without an adapter."""
 
 NOT_HERE = {
     "activation_offloading": "gradient_checkpointing saves memory instead",

@@ -16,7 +16,7 @@ def print_summary(command: Command, trainer: Any, seconds: float) -> None:
     """What was done, where it is, and what to type next."""
     folder = command.training.output_dir
     state = trainer.state
-    kind = "adapter" if command.model.use_peft else "model"
+    kind = "adapter" if command.adapter.use_peft else "model"
     lines = {
         "trained": f"{state.global_step} steps in {_duration(seconds)}, {state.epoch or 0:.3g} epochs",
         "first → last log": _change(state.log_history),

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,25 +20,27 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from boresight.cli.command import Command, read_command
+from boresight.cli.adapter import peft_config
+from boresight.cli.command import Command
 from boresight.cli.progress import show_progress
+from boresight.cli.rows import load_datasets
+from boresight.cli.summary import print_summary
 from boresight.errors import StoppedError
 
 
-def run(name: str, words: Sequence[str]) -> None:
-    """A training command from its words to its saved model."""
-    command = read_command(name, words)
-    train_dataset, eval_dataset = command.load_datasets()
+def run(command: Command) -> None:
+    """A training command from its rows to its saved model."""
+    train_dataset, eval_dataset = load_datasets(command)
     sampled = {"reward_funcs": command.rewards.reward_funcs} if command.rewards.reward_funcs else {}
     trainer = command.method.trainer_class()(
         model=command.model.model_name_or_path,
         args=command.training,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        peft_config=command.peft_config(),
+        peft_config=peft_config(command),
         **sampled,
     )
-    command.train(trainer)
+    train(command, trainer)
 
 
 def train(command: Command, trainer: Any) -> None:
@@ -69,8 +71,6 @@ def train(command: Command, trainer: Any) -> None:
     trainer.save_model(str(folder))
     trainer.save_state()
     if trainer.is_world_process_zero():
-        from boresight.cli.summary import print_summary
-
         print_summary(command, trainer, time.perf_counter() - begun)
 
 

@@ -15,9 +15,11 @@ from boresight.data.encode import Encoder
 from boresight.errors import ConfigError, ModelError
 from boresight.model.load import load_model, load_processor, model_facts, unwrap
 from boresight.model.vision import VisionEncoder, join_features
+from boresight.options import check_options
 from boresight.report.answers import Answer
 from boresight.rollout.hf import HFSampler
-from boresight.rollout.sampler import SamplingConfig, sampling_settings
+from boresight.rollout.options import SamplingOptions
+from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.fingerprint import saved_model_digest
 from boresight.types import Group, Row, SamplingSettings
 
@@ -52,12 +54,13 @@ class AnswerSettings:
         Raises:
             ConfigError: an option is outside its range.
         """
-        config = SamplingConfig(
+        config = SamplingOptions(
             num_generations=1,
             max_completion_length=self.max_completion_length,
             temperature=self.temperature,
             top_p=self.top_p,
         )
+        check_options(config)
         return sampling_settings(config, seed=self.seed)
 
     def described(self) -> dict[str, str]:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from boresight.options import Range, option
 
 
 @dataclass
-class DataConfig:
+class DataOptions:
     """How rows become groups."""
 
-    min_pixels: int | None = field(
-        default=None, metadata={"help": "Smallest area an image is resized to, in pixels. None: the processor's own."}
+    heading: ClassVar[str] = "data"
+
+    min_pixels: Annotated[int | None, Range(at_least=1)] = option(
+        None, "Smallest area an image is resized to, in pixels. None: the processor's own."
     )
-    max_pixels: int | None = field(
-        default=None,
-        metadata={
-            "help": "Largest area an image is resized to, in pixels, for training and sampling alike. None: the "
-            "processor's own."
-        },
+    max_pixels: Annotated[int | None, Range(at_least=1)] = option(
+        None,
+        "Largest area an image is resized to, in pixels, for training and sampling alike. None: the processor's own.",
     )
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further arguments of the chat template, such as {'enable_thinking': false}."}
+    chat_template_kwargs: dict[str, Any] | str | None = option(
+        None, "Further arguments of the chat template, such as {'enable_thinking': false}."
     )
-    shuffle_dataset: bool = field(
-        default=True, metadata={"help": "Draw the training rows in a new random order each epoch."}
-    )
+    shuffle_dataset: bool = option(True, "Draw the training rows in a new random order each epoch.")

@@ -20,7 +20,7 @@ from boresight.data.columns import renamed
 from boresight.data.images import load_image
 from boresight.data.paths import located
 from boresight.data.schema import IMAGE_COLUMNS, TEXT_COLUMNS, map_images, read_row
-from boresight.errors import DataError, nearest
+from boresight.errors import DataError, SplitError, nearest
 from boresight.types import Row
 
 Records = datasets.Dataset | datasets.IterableDataset | Sequence[Mapping[str, Any]]
@@ -259,7 +259,7 @@ def _split(splits: Any, split: str | Sequence[str] | None, source: str) -> Any:
         )
     name, part = _SLICE.fullmatch(split).groups() if _SLICE.fullmatch(split) else (split, None)  # pyright: ignore[reportOptionalMemberAccess]
     if name not in splits:
-        raise DataError(f"{source} has no split {name!r}, only {', '.join(splits)}.{nearest(name, splits)}")
+        raise SplitError(f"{source} has no split {name!r}, only {', '.join(splits)}.{nearest(name, splits)}")
     return splits[name] if part is None else _part(splits[name], part, split)
 
 

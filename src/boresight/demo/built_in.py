@@ -9,7 +9,7 @@ from datasets import Dataset, Features
 
 from boresight.demo import easy_vqa, geometry
 from boresight.demo.easy_vqa import MESSAGES, Split
-from boresight.errors import DataError
+from boresight.errors import DataError, SplitError
 
 NAMES = {
     "easy_vqa": "questions about real images of one coloured shape each, balanced (pip install 'boresight[demo]')",
@@ -32,10 +32,10 @@ def load_built_in(name: str, *, split: str = "train", num_rows: int | None = Non
         seed: of the draw.
 
     Raises:
-        DataError: no such split, or fewer rows than asked for.
+        DataError: no such split (`SplitError`), or fewer rows than asked for.
     """
     if split not in ("train", "test"):
-        raise DataError(f"{name} has the splits train and test, and no {split!r}.")
+        raise SplitError(f"{name} has the splits train and test, and no {split!r}.")
     which: Split = split  # pyright: ignore[reportAssignmentType]
     if name == "geometry_sample":
         if num_rows not in (None, 1):

@@ -26,10 +26,11 @@ from boresight.demo.easy_vqa import ANSWERS, blind_accuracy, demonstrations, loa
 from boresight.demo.tiny import build_tiny
 from boresight.rewards import answer_format_reward, exact_answer_reward
 from boresight.trainer.base import GroupTrainer
+from boresight.trainer.config import SFTConfig
 from boresight.trainer.grpo import GRPOTrainer
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.presets import preset
-from boresight.trainer.sft import SFTConfig, SFTTrainer
+from boresight.trainer.sft import SFTTrainer
 from boresight.types import SamplingSettings
 
 

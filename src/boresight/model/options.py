@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from boresight.options import Range, option
 
 
 @dataclass
-class ModelConfig:
+class ModelOptions:
     """How a model is loaded, and how groups run through it."""
 
-    model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Further arguments of `from_pretrained`, where the model is given by id or folder."},
+    heading: ClassVar[str] = "model"
+
+    model_init_kwargs: dict[str, Any] | str | None = option(
+        None, "Further arguments of `from_pretrained`, where the model is given by id or folder."
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes with a checkpoint."})
-    layout: str = field(
-        default="auto",
-        metadata={
-            "help": "'shared' runs a prompt once with its completions as branches, 'rows' repeats it for each, 'auto' shares for the "
-            "families that are proven to. The results are the same."
-        },
+    trust_remote_code: bool = option(False, "Run model code that comes with a checkpoint.")
+    layout: Literal["auto", "shared", "rows"] = option(
+        "auto",
+        "'shared' runs a prompt once with its completions as branches, 'rows' repeats it for each, 'auto' shares for the families that "
+        "are proven to. The results are the same.",
     )
-    max_logit_mib: int = field(default=256, metadata={"help": "Logits that may be alive at once, in MiB."})
-    vision_cache_gib: float = field(
-        default=2.0, metadata={"help": "Image features kept while nothing that made them is trained, in GiB."}
+    max_logit_mib: Annotated[int, Range(at_least=1)] = option(256, "Logits that may be alive at once, in MiB.")
+    vision_cache_gib: Annotated[float, Range(at_least=0)] = option(
+        2.0, "Image features kept while nothing that made them is trained, in GiB."
     )

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from boresight.options import Needs, Range, option
 
 
 @dataclass
-class ReportConfig:
-    """What is told to people while a run goes on."""
+class ReportOptions:
+    """What people see while a run goes on."""
 
-    log_completions: bool = field(
-        default=False,
-        metadata={
-            "help": "Print completions with rewards and advantages at every log, and hand them with their images to the trackers "
-            "that report_to names."
-        },
+    heading: ClassVar[str] = "report"
+
+    log_completions: bool = option(
+        False,
+        "Print completions with rewards and advantages at every log, and hand them with their images to the trackers that report_to "
+        "names.",
     )
-    num_completions_to_print: int | None = field(
-        default=None,
-        metadata={"help": "Most completions to print and hand on at a log, drawn at random. None: all of the step's."},
+    num_completions_to_print: Annotated[int | None, Range(at_least=0), Needs("log_completions", True)] = option(
+        None, "Most completions to print and hand on at a log, drawn at random. None: all of the step's."
     )
-    verdict_steps: int = field(
-        default=50,
-        metadata={
-            "help": "Every so many optimizer steps, say in words why the run learns or does not, from the log lines since the last time, "
-            "and which option to turn; also in RUN/verdicts.jsonl. 0: never."
-        },
+    verdict_steps: Annotated[int, Range(at_least=0)] = option(
+        50,
+        "Every so many optimizer steps, say in words why the run learns or does not, from the log lines since the last time, and which "
+        "option to turn; also in RUN/verdicts.jsonl. 0: never.",
     )

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from boresight.rewards.check import GOLD_TEMPLATE, GoldCheck, check_gold
+    from boresight.rewards.check import GoldCheck, check_gold
     from boresight.rewards.choice import (
         choice_letter_reward,
         exact_answer_reward,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         get_repetition_penalty_reward,
         get_soft_overlong_punishment,
     )
+    from boresight.rewards.options import GOLD_TEMPLATE
     from boresight.rewards.pool import RewardPool
     from boresight.rewards.reward import RewardTable
     from boresight.rewards.score import Scorer
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Failure": "text",
-    "GOLD_TEMPLATE": "check",
+    "GOLD_TEMPLATE": "options",
     "GoldCheck": "check",
     "RewardFunc": "text",
     "RewardPool": "pool",

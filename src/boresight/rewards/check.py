@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from boresight.errors import ConfigError
+from boresight.rewards.options import GOLD_TEMPLATE
 from boresight.rewards.reward import asked_for, is_async, unwrapped
 from boresight.rewards.score import Scorer
 from boresight.rewards.text import RewardFunc
 from boresight.types import Completion, Group, Prompt
 
-GOLD_TEMPLATE = "<think></think><answer>{solution}</answer>"
 WRONG = "no such answer"
 """Stands in the template's place of the gold: whoever gives it full marks does not read the gold."""
 

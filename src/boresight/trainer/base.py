@@ -34,8 +34,9 @@ from boresight.trainer.checkpoint import CheckpointedTrainer
 from boresight.trainer.checks import Extent, RowCheck
 from boresight.trainer.config import TrainerConfig
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
+from boresight.trainer.options import ReferenceSyncOptions
 from boresight.trainer.random_states import random_states_kept
-from boresight.trainer.reference import ReferenceSync, ReferenceSyncConfig, load_reference
+from boresight.trainer.reference import ReferenceSync, load_reference
 from boresight.trainer.resolution import check_resolution
 from boresight.trainer.run_folder import CleanFolder
 from boresight.trainer.steps import Cuttable, StepBatches, StepPlan, micro_batches, smaller_budget
@@ -163,7 +164,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
 
     # ---- Reference --------------------------------------------------------------------------------------------------------------
 
-    def add_reference(self, ref_model: str | Path | nn.Module | None, config: ReferenceSyncConfig) -> None:
+    def add_reference(self, ref_model: str | Path | nn.Module | None, config: ReferenceSyncOptions) -> None:
         """Compare the policy with a reference from now on; with `sync_ref_model` the reference follows the policy.
 
         Args:

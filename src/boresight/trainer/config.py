@@ -1,63 +1,24 @@
-"""What every trainer's configuration has in common.
+"""The configurations of trainers: the options of a method and `transformers.TrainingArguments`, flat, under TRL's names.
 
-A configuration is `transformers.TrainingArguments` with the options of the rooms beside it, flat, under TRL's names. An unknown option is
-an error with the nearest name; so is an option that this trainer would not heed.
+An unknown option is an error with the nearest name; so is an option that this trainer does not support, or a value out of range.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
 from transformers import TrainingArguments
 
-from boresight.data.options import DataConfig
 from boresight.errors import ConfigError, nearest
-from boresight.model.options import ModelConfig
-from boresight.report.options import ReportConfig
+from boresight.loss.preference_options import check_preference_loss
+from boresight.options import check_options, declarations, default_of, read_json
+from boresight.trainer.options import DPOOptions, SFTOptions, TrainerOptions
+from boresight.trainer.training_arguments import RANGES
 
 Config = TypeVar("Config", bound=type)
-
-UNSUPPORTED = {
-    "auto_find_batch_size": "a step is cut into micro-batches by itself",
-    "batch_eval_metrics": "metrics are sums over groups, whatever the batches",
-    "deepspeed": "it is not tried yet; use DDP",
-    "enable_jit_checkpoint": "it is not tried yet",
-    "eval_accumulation_steps": "evaluation keeps no predictions",
-    "eval_do_concat_batches": "evaluation keeps no predictions",
-    "eval_use_gather_object": "evaluation keeps no predictions",
-    "fp16_full_eval": "evaluation runs as training does",
-    "bf16_full_eval": "evaluation runs as training does",
-    "fsdp": "it is not tried yet; use DDP",
-    "fsdp_config": "it is not tried yet; use DDP",
-    "include_for_metrics": "evaluation keeps no predictions",
-    "label_names": "groups carry their own labels",
-    "label_smoothing_factor": "it would change the objective; DPOConfig has label_smoothing of its own",
-    "length_column_name": "micro-batches are cut by the tokens that groups really have",
-    "liger_kernel_config": "the language-model head is chunked already",
-    "neftune_noise_alpha": "noise on a shared prompt is not the noise on its repetitions",
-    "parallelism_config": "it is not tried yet; use DDP",
-    "prediction_loss_only": "evaluation keeps no predictions",
-    "remove_unused_columns": "every column reaches the reward functions",
-    "torch_compile": "it is not tried yet",
-    "torch_compile_backend": "it is not tried yet",
-    "torch_compile_mode": "it is not tried yet",
-    "torch_empty_cache_steps": "it is not tried yet",
-    "train_sampling_strategy": "rows are drawn whole optimizer steps at a time",
-    "use_liger_kernel": "the language-model head is chunked already",
-}
-"""Options of TrainingArguments that no boresight trainer heeds, and why."""
-
-NOTHING_SAMPLED = dict.fromkeys(("log_completions", "num_completions_to_print"), "it samples no completions")
-"""Options that mean nothing to a trainer which learns from what others wrote."""
-
-
-def default_of(option: Field[Any]) -> Any:
-    """The value an option has when nobody sets it."""
-    return option.default_factory() if option.default_factory is not MISSING else option.default
 
 
 def strict(cls: Config) -> Config:
@@ -76,46 +37,18 @@ def strict(cls: Config) -> Config:
 
 
 @dataclass
-class TrainerConfig(DataConfig, ModelConfig, ReportConfig, TrainingArguments):
-    """Options of every trainer. Defaults that differ from transformers' are TRL's."""
-
-    unsupported: ClassVar[dict[str, str]] = UNSUPPORTED
-
-    output_dir: str | None = field(
-        default="trainer_output", metadata={"help": "The run folder: checkpoints, completions, images, metrics."}
-    )
-    bf16: bool | None = field(  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
-        default=None, metadata={"help": "Compute in bfloat16. None: where the hardware has it (CUDA; never on a CPU)."}
-    )
-    gradient_checkpointing: bool = field(
-        default=True, metadata={"help": "Recompute activations in the backward pass to save memory."}
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many optimizer steps."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: reward functions receive every column."}
-    )
-    dataloader_pin_memory: bool = field(
-        default=False, metadata={"help": "Groups are moved when they are packed, so pinning helps nothing."}
-    )
-    max_tokens_per_pass: int | None = field(
-        default=None,
-        metadata={
-            "help": "Cut a step into micro-batches of at most so many tokens, counted as they are packed. None: of as many groups as "
-            "per_device_train_batch_size asks for."
-        },
-    )
+class TrainerConfig(TrainerOptions, TrainingArguments):  # pyright: ignore[reportIncompatibleVariableOverride] -- bf16 may be None
+    """Options of every trainer."""
 
     def __post_init__(self) -> None:
         self.output_dir = self.output_dir or "trainer_output"
+        self._refuse_unsupported()
+        theirs = {option.name for option in fields(TrainingArguments)}  # which may also be the path of a JSON file
+        read_json(self, [declared for declared in declarations(type(self)) if declared.name not in theirs])
+        check_options(self, RANGES)
         if self.bf16 is None:
             has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-            self.bf16 = has_bf16 and not self.fp16 and not self.use_cpu  # pyright: ignore[reportIncompatibleVariableOverride]
-        for name in ("model_init_kwargs", "chat_template_kwargs"):
-            if isinstance(value := getattr(self, name), str):
-                setattr(self, name, json.loads(value))
-        if self.verdict_steps < 0:
-            raise ConfigError(f"verdict_steps={self.verdict_steps} must be 0 (never) or more.")
-        self._refuse_unsupported()
+            self.bf16 = has_bf16 and not self.fp16 and not self.use_cpu
         super().__post_init__()
 
     def _refuse_unsupported(self) -> None:
@@ -125,3 +58,27 @@ class TrainerConfig(DataConfig, ModelConfig, ReportConfig, TrainingArguments):
                     f"{type(self).__name__} does not support {option.name}={getattr(self, option.name)!r}: "
                     f"{self.unsupported[option.name]}. Leave it at {default_of(option)!r}."
                 )
+
+
+@strict
+@dataclass
+class SFTConfig(SFTOptions, TrainerConfig):
+    """Options of `SFTTrainer`. Names and defaults are TRL's, except `max_length`: no limit, since a cut image is no image."""
+
+
+@strict
+@dataclass
+class DPOConfig(DPOOptions, TrainerConfig):
+    """Options of `DPOTrainer`, for DPO, MPO and every other sum of preference losses. Names and defaults are TRL's, except `max_length`: no
+    limit, since a cut image is no image.
+
+    `per_device_train_batch_size` counts pairs.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_preference_loss(self)
+        if self.precompute_ref_log_probs and self.sync_ref_model:
+            raise ConfigError(
+                "precompute_ref_log_probs=True computes the reference once, and sync_ref_model=True moves it: set one of them."
+            )

@@ -24,7 +24,7 @@ from boresight.loss.shift import RewardShift
 from boresight.model.packing import completion_mask
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import GroupTrainer, from_pretrained_options
-from boresight.trainer.dpo_config import DPOConfig
+from boresight.trainer.config import DPOConfig
 from boresight.trainer.fingerprint import reference_fingerprint
 from boresight.trainer.loading import each, is_stream, values
 from boresight.trainer.pairs import Pair, kept_pairs, pair_lengths, selected, stacked

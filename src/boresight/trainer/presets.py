@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boresight.errors import ConfigError, nearest
-from boresight.trainer.steps import OptimizerSteps
+from boresight.trainer.options import OptimizerSteps
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from boresight.errors import ConfigError
 from boresight.model.forward import GroupForward
 from boresight.model.load import load_model
 from boresight.model.reference import Reference
-
-
-@dataclass
-class ReferenceSyncConfig:
-    """How the reference follows. Names and defaults are TRL's."""
-
-    sync_ref_model: bool = field(
-        default=False, metadata={"help": "Move the reference towards the policy now and then (TR-DPO)."}
-    )
-    ref_model_mixup_alpha: float = field(
-        default=0.6, metadata={"help": "Share of the policy in each move: reference = α policy + (1 − α) reference."}
-    )
-    ref_model_sync_steps: int = field(default=512, metadata={"help": "Optimizer steps from one move to the next."})
-
-
-def check_reference_sync(config: ReferenceSyncConfig) -> None:
-    """Refuse what cannot be meant.
-
-    Raises:
-        ConfigError: the share lies outside (0, 1], the steps below 1, or either is given without `sync_ref_model`.
-    """
-    if not config.sync_ref_model:
-        for option in ("ref_model_mixup_alpha", "ref_model_sync_steps"):
-            if getattr(config, option) != getattr(ReferenceSyncConfig, option):
-                raise ConfigError(f"{option} has no effect: set sync_ref_model=True.")
-    if not 0 < config.ref_model_mixup_alpha <= 1:
-        raise ConfigError(f"ref_model_mixup_alpha={config.ref_model_mixup_alpha} must be above 0 and at most 1.")
-    if config.ref_model_sync_steps < 1:
-        raise ConfigError(f"ref_model_sync_steps={config.ref_model_sync_steps} must be at least 1.")
+from boresight.trainer.options import ReferenceSyncOptions
 
 
 def load_reference(
@@ -73,7 +43,7 @@ class ReferenceSync(TrainerCallback):
         ModelError: at once, where the reference cannot follow the policy.
     """
 
-    def __init__(self, reference: Reference, policy: GroupForward, config: ReferenceSyncConfig) -> None:
+    def __init__(self, reference: Reference, policy: GroupForward, config: ReferenceSyncOptions) -> None:
         self.reference = reference
         self.policy = policy
         self.config = config

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,33 +12,9 @@ from boresight.loss.likelihood import likelihood_loss, likelihood_total
 from boresight.model.packing import completion_mask
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import GroupTrainer
-from boresight.trainer.config import NOTHING_SAMPLED, UNSUPPORTED, TrainerConfig, strict
+from boresight.trainer.config import SFTConfig
 from boresight.trainer.steps import StepPlan
 from boresight.types import Group, Row
-
-
-@strict
-@dataclass
-class SFTConfig(TrainerConfig):
-    """Options of `SFTTrainer`. Names and defaults are TRL's, except `max_length`: no limit, since a cut image is no image."""
-
-    unsupported: ClassVar[dict[str, str]] = UNSUPPORTED | NOTHING_SAMPLED
-
-    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate of AdamW."})
-    shuffle_dataset: bool = field(
-        default=True, metadata={"help": "Draw the training rows in a new random order each epoch."}
-    )
-    assistant_only_loss: bool = field(
-        default=False,
-        metadata={"help": "In `messages` rows, count only what the assistant said. The chat template stays as it is."},
-    )
-    completion_only_loss: bool | None = field(
-        default=None, metadata={"help": "In `prompt`/`completion` rows, count only the completion. None: yes."}
-    )
-    max_length: int | None = field(
-        default=None,
-        metadata={"help": "Most tokens of a row; text is cut from the end, images never. None: no limit."},
-    )
 
 
 class SFTTrainer(GroupTrainer[Group]):

@@ -12,10 +12,6 @@ from torch.utils.data import IterableDataset, Sampler
 from boresight.errors import ConfigError
 
 
-class OptimizerSteps(int):
-    """A value of `steps_per_generation` that counts optimizer steps; a plain number counts micro-batches, as TRL does."""
-
-
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """How many groups go where."""

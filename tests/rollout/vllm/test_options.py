@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from boresight.errors import ConfigError
-from boresight.rollout.vllm.local import RESERVED
-from boresight.rollout.vllm.options import COLOCATE, SERVER, VLLMConfig, check_vllm
+from boresight.options import check_options, declarations, read_json
+from boresight.rollout.vllm.options import RESERVED, VLLMOptions, check_vllm
 
 OTHER: dict[str, Any] = {
     "vllm_model_impl": "transformers",
     "vllm_enable_sleep_mode": True,
+    "vllm_lora_sync": "adapter",
     "vllm_structured_outputs_regex": "a+",
     "vllm_server_base_url": "http://there:1",
     "vllm_server_host": "there",
@@ -29,44 +30,70 @@ OTHER: dict[str, Any] = {
 }
 """A value that is not the default, for every option but `use_vllm`."""
 
+COLOCATE = ("vllm_enable_sleep_mode", "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_engine_kwargs")
+CHILD = ("vllm_server_timeout", "vllm_request_timeout", "vllm_sync_dir")
+SERVER = ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_group_port")
 
-def check(corrects: bool = True, **options: Any) -> VLLMConfig:
-    config = VLLMConfig(**options)
+
+def test_the_table_has_every_option() -> None:
+    assert {declared.name for declared in declarations(VLLMOptions)} == {"use_vllm", *OTHER}
+
+
+def check(corrects: bool = True, **options: Any) -> VLLMOptions:
+    config = VLLMOptions(**options)
+    read_json(config, declarations(VLLMOptions))
+    check_options(config)
     check_vllm(config, corrects=corrects)
     return config
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_without_vllm_its_options_have_no_effect(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} has no effect without use_vllm=True: set that, or drop it"):
+    with pytest.raises(ConfigError, match=rf"{name}=.* has no effect: set use_vllm=True, or drop it"):
         check(**{name: OTHER[name]})
     check()
 
 
 @pytest.mark.parametrize("name", COLOCATE)
-def test_a_server_is_told_by_its_own_command(name: str) -> None:
-    with pytest.raises(
-        ConfigError, match=f"{name} has no effect with vllm_mode='server': give it to boresight vllm-serve"
-    ):
+def test_a_server_has_flags_of_its_own(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=.* has no effect: give it to boresight vllm-serve, or drop it"):
         check(use_vllm=True, vllm_mode="server", **{name: OTHER[name]})
     check(use_vllm=True, **{name: OTHER[name]})
 
 
-@pytest.mark.parametrize("name", SERVER)
+def test_who_shares_an_engine_is_the_servers_to_know() -> None:
+    for other in ({"vllm_mode": "server"}, {"vllm_model_impl": "transformers"}):
+        with pytest.raises(
+            ConfigError, match=r"vllm_tensor_parallel_size=2 has no effect: .*give --tensor-parallel-size to boresight"
+        ):
+            check(use_vllm=True, vllm_tensor_parallel_size=2, **other)
+    check(use_vllm=True, vllm_tensor_parallel_size=2)
+
+
+@pytest.mark.parametrize("name", [*SERVER, *CHILD])
 def test_an_engine_in_the_process_has_no_address(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} has no effect with vllm_mode='colocate': drop it"):
+    with pytest.raises(ConfigError, match=f"{name}=.* has no effect: set vllm_mode='server'.*, or drop it"):
         check(use_vllm=True, **{name: OTHER[name]})
     check(use_vllm=True, vllm_mode="server", **{name: OTHER[name]})
 
 
-@pytest.mark.parametrize("name", ["vllm_server_timeout", "vllm_request_timeout", "vllm_sync_dir"])
+@pytest.mark.parametrize("name", CHILD)
 def test_an_engine_in_a_process_of_its_own_has_deadlines(name: str) -> None:
     check(use_vllm=True, vllm_model_impl="transformers", **{name: OTHER[name]})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("vllm_server_port", 0), ("vllm_gpu_memory_utilization", 1.5), ("vllm_tensor_parallel_size", 0)],
+)
+def test_what_is_out_of_range(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}={value}: it must be "):
+        check(use_vllm=True, vllm_mode="server" if "server" in name else "colocate", **{name: value})
+
+
 def test_the_servers_model_classes_are_the_servers_to_choose() -> None:
     with pytest.raises(
-        ConfigError, match=r"vllm_model_impl has no effect .* give --model-impl to boresight vllm-serve"
+        ConfigError, match=r"vllm_model_impl='transformers' has no effect: give --model-impl to boresight vllm-serve"
     ):
         check(use_vllm=True, vllm_mode="server", vllm_model_impl="transformers")
 

@@ -23,27 +23,6 @@ from boresight.rollout.vllm.protocol.tensors import SHARED_TENSORS, TensorLocati
 
 Result = TypeVar("Result")
 
-RESERVED = {
-    "model": "the policy is what is sampled from",
-    "runner": "the engine generates",
-    "weight_transfer_config": "weights come from the trainer",
-    "worker_extension_cls": "the proof of a sync needs boresight's own",
-    "logits_processors": "the ban of modality ids needs boresight's own",
-    "logprobs_mode": "log-probabilities must be those of the distribution that was sampled from",
-    "generation_config": "a checkpoint's sampling defaults are never used",
-    "enable_sleep_mode": "set vllm_enable_sleep_mode",
-    "gpu_memory_utilization": "set vllm_gpu_memory_utilization",
-    "max_model_len": "set vllm_max_model_length",
-    "tensor_parallel_size": "set vllm_tensor_parallel_size",
-    "model_impl": "set vllm_model_impl",
-    "enable_lora": "set vllm_lora_sync",
-    "max_lora_rank": "it follows from the adapter",
-    "max_loras": "there is one policy",
-    "enable_tower_connector_lora": "it follows from the adapter",
-    "distributed_executor_backend": "it follows from how training was launched",
-}
-"""Engine options that boresight sets itself, and why or by what."""
-
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
 """Engine options on a CPU. There, in vLLM 0.32, a prompt that is read in two parts fails where its request has a seed: the random
 generator has no offset to restore."""

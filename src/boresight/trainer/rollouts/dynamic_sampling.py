@@ -10,48 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import cycle, islice
 
 import torch
 
-from boresight.errors import ConfigError
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.rollouts.rollout import Place, Rollout, step_order
-
-
-@dataclass
-class DynamicSamplingConfig:
-    """How groups without spread are replaced."""
-
-    dynamic_sampling: bool = field(
-        default=False,
-        metadata={
-            "help": "Replace groups whose rewards are all equal, which teach nothing, by groups of further prompts (DAPO)."
-        },
-    )
-    max_sampling_rounds: int = field(
-        default=10,
-        metadata={
-            "help": "Most rounds of sampling in a rollout, the first included. At the limit the groups without spread that are still "
-            "needed stay in the step, and the log reports it."
-        },
-    )
-
-
-def check_dynamic_sampling(config: DynamicSamplingConfig) -> None:
-    """Refuse what cannot be meant.
-
-    Raises:
-        ConfigError: a limit below 2 rounds, or one that is given without `dynamic_sampling`.
-    """
-    if not config.dynamic_sampling and config.max_sampling_rounds != DynamicSamplingConfig.max_sampling_rounds:
-        raise ConfigError("max_sampling_rounds has no effect: set dynamic_sampling=True.")
-    if config.max_sampling_rounds < 2:
-        raise ConfigError(
-            f"max_sampling_rounds={config.max_sampling_rounds}: the first round replaces nothing, so at least 2; or set "
-            "dynamic_sampling=False."
-        )
 
 
 @dataclass(frozen=True, slots=True)

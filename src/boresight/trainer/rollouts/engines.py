@@ -24,7 +24,7 @@ from boresight.rollout.vllm.adapter import lora_options
 from boresight.rollout.vllm.child import ChildEngine
 from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.local import LocalEngine, check_sleep
-from boresight.rollout.vllm.options import VLLMConfig
+from boresight.rollout.vllm.options import VLLMOptions
 from boresight.rollout.vllm.sampler import VLLMSampler
 from boresight.rollout.vllm.server import ServerEngine, address
 from boresight.trainer.checks import Extent
@@ -72,7 +72,7 @@ def _engine(args: GRPOConfig, save: Callable[[Path], None], options: dict[str, A
         "sync_dir": args.vllm_sync_dir,
     }
     if args.vllm_mode == "server":
-        named = {option.name: getattr(args, option.name) for option in fields(VLLMConfig)}
+        named = {option.name: getattr(args, option.name) for option in fields(VLLMOptions)}
         return ServerEngine(address(named), group_port=args.vllm_group_port, **calls)
     if args.vllm_model_impl == "transformers":
         log = Path(str(args.output_dir)) / f"vllm{args.process_index or ''}.log"

@@ -1,0 +1,99 @@
+"""What `--help` and `--help-all` of a training command print."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
+
+from boresight.cli.methods import Method, first_options, options_of
+from boresight.options import Declaration
+
+ORDER = (
+    "model", "adapter (LoRA)", "data", "rollout", "rewards", "advantage", "loss", "trainer", "report", "start",
+)  # fmt: skip
+"""Headings of `--help-all`: the rooms in the order of causation. transformers' own come after them, in its order."""
+
+MAX_CHOICES = 48
+"""Characters of a list of choices that still stands beside its flag."""
+WIDTH = 79
+"""Columns of `--help`."""
+INDENT = 24
+
+
+def help_text(method: Method, command: str, *, everything: bool) -> str:
+    """What `--help` shows, or `--help-all`.
+
+    Args:
+        command: what people type.
+    """
+    options = options_of(method.name)
+    sections = by_heading(options.values(), method.unsupported) if everything else first_options(method)
+    blocks = [f"usage: {command} {_usage(options)}", f"{method.help[:1].upper()}{method.help[1:]}."]
+    for title, names in sections.items():
+        blocks.append("\n".join([f"{title}:", *(line for name in names for line in described(options[name]))]))
+    closing = "Every option may also be written with hyphens, --like-this. "
+    if everything:
+        closing += f"Options that are refused, each with its reason: {', '.join(sorted(method.unsupported))}."
+    else:
+        shown = {name for names in sections.values() for name in names}
+        closing += f"{len(options.keys() - method.unsupported.keys() - shown)} more options: {command} --help-all."
+    return "\n\n".join([*blocks, textwrap.fill(closing, WIDTH)]) + "\n"
+
+
+def _usage(options: Mapping[str, Declaration]) -> str:
+    needed = ["model_name_or_path", "dataset_name", "reward_funcs"]
+    return " ".join([*(f"--{name} {value_text(options[name])}" for name in needed if name in options), "…"])
+
+
+def by_heading(options: Iterable[Declaration], unsupported: Mapping[str, str]) -> dict[str, list[str]]:
+    """Heading → options that are not refused."""
+    headings: dict[str, list[str]] = {heading: [] for heading in ORDER}
+    for declared in options:
+        if declared.name not in unsupported:
+            headings.setdefault(declared.heading, []).append(declared.name)
+    return {heading: names for heading, names in headings.items() if names}
+
+
+def described(declared: Declaration) -> Iterator[str]:
+    """The lines of one option: its flag, then what it does beside or below."""
+    words, is_on = declared.help, declared.default is True
+    value = value_text(declared)
+    if declared.choices and not value.startswith("{"):
+        words = f"{words} One of {', '.join(declared.choices)}."
+    if declared.default not in (None, False, "") and not is_on:
+        words = f"{words} [{default_text(declared.default)}]"
+    if is_on:
+        words = f"Switch off: {words[:1].lower()}{words[1:]}" if words[1:2].islower() else f"Switch off: {words}"
+    flag = f"  --{'no_' if is_on else ''}{declared.name} {'' if is_on else value}".rstrip()
+    lines = textwrap.wrap(words, WIDTH - INDENT, break_on_hyphens=False)
+    if len(flag) <= INDENT - 2:
+        yield f"{flag:<{INDENT}}{lines[0]}"
+        lines = lines[1:]
+    else:
+        yield flag
+    yield from (" " * INDENT + line for line in lines)
+
+
+def default_text(default: object) -> str:
+    return " ".join(map(str, cast("list[object]", default))) if isinstance(default, list) else str(default)
+
+
+def value_text(declared: Declaration) -> str:
+    """What stands for the option's value; nothing for a switch."""
+    if declared.is_switch:
+        return "true|false" if declared.allows_none else ""
+    value = _value(declared)
+    return f"{value} [{value} …]" if declared.takes_list else value
+
+
+def _value(declared: Declaration) -> str:
+    if declared.metavar:
+        return declared.metavar
+    if declared.choices:
+        listed = "{" + ",".join(declared.choices) + "}"
+        return listed if len(listed) <= MAX_CHOICES else "NAME"
+    if declared.is_json:
+        return "JSON"
+    kinds = {int: "N", float: "X"}
+    return next((kinds[kind] for kind in declared.elements if kind in kinds), "TEXT")

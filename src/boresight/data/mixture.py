@@ -1,0 +1,165 @@
+"""Several data sets as one, each under its own column names and with its own share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import datasets
+
+from boresight.data.columns import as_conversations, as_text, column_names
+from boresight.data.schema import IMAGE_COLUMNS
+from boresight.data.sources import load_rows
+from boresight.errors import ConfigError, DataError
+
+Check = Callable[[Sequence[str]], None]
+"""Is called with the columns of a data set, and raises where they are not those that a method learns from."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetConfig:
+    """One data set, perhaps a part of a mixture. The names are TRL's, but for `image_root` and the columns'."""
+
+    path: Any
+    """What `load_rows` reads: a file, a folder, a hub id, or a `datasets` object."""
+    name: str | None = None
+    split: str | None = None
+    columns: Sequence[str] | None = None
+    """The columns to keep."""
+    fraction: float | None = None
+    """Its share of the mixture; every part has one, or none has. No row is used twice, so the mixture is as large as that allows."""
+    image_root: str | None = None
+    image_column: str | None = None
+    prompt_column: str | None = None
+    completion_column: str | None = None
+    chosen_column: str | None = None
+    rejected_column: str | None = None
+    solution_column: str | None = None
+
+    @property
+    def renames(self) -> dict[str, str]:
+        """boresight's name of a column → this data set's."""
+        pairs = {
+            field.name.removesuffix("_column"): getattr(self, field.name)
+            for field in fields(self)
+            if field.name.endswith("_column")
+        }
+        return {ours: theirs for ours, theirs in pairs.items() if theirs is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetMixtureConfig:
+    """Data sets that are learned from as one. The names are TRL's, but for `system_prompt`."""
+
+    datasets: Sequence[DatasetConfig]
+    streaming: bool = False
+    """Read rows as they come instead of loading them first."""
+    test_split_size: float | None = None
+    """A share of the rows (below 1), or so many of them, set aside at random for evaluation."""
+    system_prompt: str | None = None
+    """What the system says before every conversation."""
+
+
+def get_dataset(mixture: DatasetMixtureConfig, *, seed: int = 42, check: Check | None = None) -> dict[str, Any]:
+    """The rows of a mixture by split: `train`, its data sets in their order, and `test` where rows are set aside.
+
+    Args:
+        seed: decides which rows are set aside.
+        check: is called with the columns of each data set.
+
+    Raises:
+        DataError: nothing is there, a split or a column is not, or the data sets do not fit together.
+        ConfigError: shares that cannot be meant.
+    """
+    tables = []
+    for part in mixture.datasets:
+        records = read_dataset(part, streaming=mixture.streaming, system_prompt=mixture.system_prompt, check=check)
+        if part.columns is not None:
+            if missing := [name for name in part.columns if name not in column_names(records)]:
+                raise DataError(f"{part.path} has no column {missing[0]!r}, only {', '.join(column_names(records))}.")
+            records = records.select_columns(list(part.columns))
+        tables.append(records)
+    tables = _shares(tables, mixture.datasets)
+    train = tables[0] if len(tables) == 1 else _joined(tables, mixture.datasets)
+    return {"train": train} if mixture.test_split_size is None else _divided(train, mixture.test_split_size, seed)
+
+
+def read_dataset(
+    part: DatasetConfig, *, streaming: bool = False, system_prompt: str | None = None, check: Check | None = None
+) -> Any:
+    """The rows of one data set as a trainer takes them: conversations where columns of plain text were named.
+
+    Raises:
+        DataError: as `load_rows`, or what `check` raises.
+    """
+    records: Any = load_rows(
+        part.path,
+        split=part.split,
+        name=part.name,
+        columns=part.renames,
+        image_root=part.image_root,
+        streaming=streaming,
+    )
+    if check is not None:
+        check(column_names(records))
+    return readable(records, part.renames, system_prompt)
+
+
+def readable(records: Any, columns: Mapping[str, str], system_prompt: str | None) -> Any:
+    """The records with conversations where columns of a table were named, and after what the system says."""
+    records = as_text(records, [name for name in columns if name != "image"])
+    return as_conversations(records, prompt="prompt" in columns, system_prompt=system_prompt)
+
+
+def _joined(tables: Sequence[Any], parts: Sequence[DatasetConfig]) -> Any:
+    try:
+        return datasets.concatenate_datasets([_alike(table) for table in tables])
+    except ValueError as error:
+        shown = "; ".join(
+            f"{part.path}: {', '.join(column_names(table))}" for part, table in zip(parts, tables, strict=True)
+        )
+        raise DataError(
+            f"The data sets of the mixture do not fit together ({error}). Their columns: {shown}. Keep those in common with columns: […]."
+        ) from error
+
+
+def _divided(records: Any, size: float, seed: int) -> dict[str, Any]:
+    """The rows in two, some of them set aside."""
+    if not isinstance(records, datasets.Dataset):
+        raise ConfigError("test_split_size needs rows that can be counted: do not stream them, or name a test split.")
+    if not 0 < size < len(records) or (size > 1 and size != int(size)):
+        raise ConfigError(
+            f"test_split_size={size:g} is neither a share below 1 nor a number of the {len(records)} rows."
+        )
+    divided = records.train_test_split(test_size=size if size < 1 else int(size), seed=seed)
+    return {"train": divided["train"], "test": divided["test"]}
+
+
+def _alike(records: Any) -> Any:
+    """The records with images and texts of one type however they were stored, the images still encoded."""
+    for name, feature in (records.features or {}).items():
+        is_image = name in IMAGE_COLUMNS
+        if isinstance(feature, datasets.List) and is_image:
+            records = records.cast_column(name, datasets.List(datasets.Image(decode=False)))
+        elif isinstance(feature, datasets.Image | datasets.Value) and is_image:
+            records = records.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(feature, datasets.Value) and feature.dtype == "large_string":
+            records = records.cast_column(name, datasets.Value("string"))
+    return records
+
+
+def _shares(tables: list[Any], parts: Sequence[DatasetConfig]) -> list[Any]:
+    """Each table cut to its share; the largest mixture in which no row comes twice."""
+    fractions = [part.fraction for part in parts if part.fraction is not None]
+    if not fractions:
+        return tables
+    if len(fractions) < len(parts) or min(fractions) <= 0:
+        raise ConfigError(
+            f"datasets: every part has a fraction above 0, or none has; they are {[part.fraction for part in parts]}."
+        )
+    if not all(isinstance(table, datasets.Dataset) for table in tables):
+        raise ConfigError("datasets: fractions need rows that can be counted: do not stream them.")
+    shares = [fraction / sum(fractions) for fraction in fractions]
+    total = min(len(table) / share for table, share in zip(tables, shares, strict=True))
+    return [table.select(range(round(share * total))) for table, share in zip(tables, shares, strict=True)]
