@@ -2,9 +2,9 @@
 
     python examples/grounding.py
 
-Families write coordinates differently: COORDINATES is `model` for Qwen2.5-VL (pixels of the image as the model sees it),
-`thousand` for Qwen3-VL and InternVL (thousandths of its sides), `original` for pixels of the file. The right box is
-always in pixels of the file. MODEL sets another model, STEPS another number of steps.
+COORDINATES is the form in which a family writes coordinates: `model` for Qwen2.5-VL (pixels of the image as the model
+sees it), `thousand` for Qwen3-VL and InternVL (thousandths of its sides), `original` for pixels of the file. The right box
+is always in pixels of the file. MODEL sets another model, STEPS another number of steps.
 """
 
 from __future__ import annotations

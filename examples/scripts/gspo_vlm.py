@@ -26,7 +26,7 @@ def main() -> None:
         dataset_name="lmms-lab/multimodal-open-r1-8k-verified",
         prompt_column="problem",
         system_prompt=SYSTEM_PROMPT,
-        # Half of the reward is for the form, half for the right answer, so rewards differ before the first right answer.
+        # Half of the reward is for the form, so rewards differ before the first right answer.
         reward_funcs=["think_format_reward", "accuracy_reward"],
     )
     train_dataset, eval_dataset = command.load_datasets()
