@@ -1,4 +1,4 @@
-"""Images that the examples draw for themselves: they need no download, and their answers are exact."""
+"""Generated images for the examples: no download, and exact answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SIDE = 112
 
 
 def dots(number: int, chooser: random.Random) -> Image.Image:
-    """An image with so many dots, none on another."""
+    """An image with `number` dots that do not overlap."""
     image = Image.new("RGB", (SIDE, SIDE), "white")
     pen = ImageDraw.Draw(image)
     for place in chooser.sample(range(16), number):
@@ -20,7 +20,7 @@ def dots(number: int, chooser: random.Random) -> Image.Image:
 
 
 def box(color: str, chooser: random.Random) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """An image with one coloured box, and where it is: left, top, right, bottom in pixels."""
+    """An image with one coloured box, and the box: left, top, right, bottom in pixels."""
     left, top = chooser.randrange(8, 60), chooser.randrange(8, 60)
     right, bottom = left + chooser.randrange(20, 45), top + chooser.randrange(20, 45)
     image = Image.new("RGB", (SIDE, SIDE), "white")

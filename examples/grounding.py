@@ -1,10 +1,10 @@
-"""Grounding: say where something is, and be paid for how well the box fits.
+"""Grounding: the model locates an object, and the reward is how well its box fits.
 
     python examples/grounding.py
 
-A model writes coordinates in a way of its own: COORDINATES is `model` for Qwen2.5-VL (pixels of the image as the model
-sees it), `thousand` for Qwen3-VL and InternVL (thousandths of its sides), `original` for pixels of the file. The right
-box is always in pixels of the file. MODEL names another model, STEPS another length.
+COORDINATES is the form in which a family writes coordinates: `model` for Qwen2.5-VL (pixels of the image as the model
+sees it), `thousand` for Qwen3-VL and InternVL (thousandths of its sides), `original` for pixels of the file. The right box
+is always in pixels of the file. MODEL sets another model, STEPS another number of steps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     chooser = random.Random(0)
     trainer = GRPOTrainer(
         MODEL,
-        # A box that does not touch the right one earns nothing however near it is, so a centre inside is paid as well.
+        # The IoU of a box that does not overlap the right one is 0 at any distance, so a centre inside is rewarded as well.
         [get_iou_reward(COORDINATES), get_point_in_box_reward(COORDINATES)],
         GRPOConfig(
             output_dir="runs/grounding",

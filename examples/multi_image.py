@@ -2,7 +2,7 @@
 
     python examples/multi_image.py
 
-MODEL names another model, STEPS another length.
+MODEL sets another model, STEPS another number of steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STEPS = int(os.environ.get("STEPS", "200"))
 
 
 def row(chooser: random.Random) -> dict[str, Any]:
-    """One question. The images stand where the image parts are, in the order of the column `images`."""
+    """One question. The image parts take the images of the column `images` in order."""
     numbers = chooser.sample(range(1, 10), 3)
     parts: list[dict[str, str]] = []
     for letter in "ABC":
@@ -38,7 +38,7 @@ def main() -> None:
     trainer = GRPOTrainer(
         MODEL,
         "choice_letter_reward",
-        # All three images are encoded once for the eight answers to a question, not once for each.
+        # All three images are encoded once for the eight completions of a question, not once for each.
         GRPOConfig(
             output_dir="runs/multi_image",
             max_steps=STEPS,

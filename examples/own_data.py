@@ -1,9 +1,9 @@
-"""Own data: a folder of images and a table, first imitated (SFT), then improved on (GRPO).
+"""Own data: SFT, then GRPO, on a folder of images and a table.
 
     python examples/own_data.py shapes       # shapes/train.csv has the columns image, question, answer
 
-The commands do the same by flags (`boresight sft --prompt_column question --completion_column answer`). This is for data
-that needs more than new names. MODEL names another model, STEPS another length.
+The commands do the same with flags (`boresight sft --prompt_column question --completion_column answer`). This script is
+for data that needs more than renamed columns. MODEL sets another model, STEPS another number of steps.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FORM = "Answer with one word between <answer> and </answer>, after your reasonin
 
 
 def main(folder: str) -> None:
-    # A path in the table starts at the table. The images stay files; the trainer decodes them when it needs them.
+    # Paths are relative to the table. The images stay files; the trainer decodes them when it needs them.
     table: Any = load_rows(f"{folder}/train.csv")
 
-    # What is asked. Without a place for it in the text, the image stands before the question.
+    # The questions. Without an image part in the text, the image comes before the question.
     rows = [
         {
             "prompt": [{"role": "user", "content": f"{row['question']} {FORM}"}],
@@ -34,7 +34,7 @@ def main(folder: str) -> None:
         for row in table
     ]
 
-    # First the form: imitate an answer written out. A little is enough.
+    # First the form: SFT imitates a complete answer. A few steps are enough.
     demonstrations = [
         {
             "prompt": row["prompt"],
@@ -47,7 +47,7 @@ def main(folder: str) -> None:
     sft.train()
     sft.save_model("runs/own_data/sft")
 
-    # Then the answers: sample eight, and learn from which of them were right.
+    # Then the answers: GRPO samples eight, and learns from the right ones.
     grpo = GRPOTrainer(
         "runs/own_data/sft",
         ["exact_answer_reward", "answer_format_reward"],

@@ -1,9 +1,9 @@
-"""Own reward: count the dots, and be paid for how close the count is.
+"""Own reward: the model counts dots, and the reward is how close its count is.
 
     python examples/own_reward.py
 
-From the command line the same function is `--reward_funcs own_reward.closeness`, in the folder where it lies. MODEL
-names another model, STEPS another length.
+On the command line, the same function is `--reward_funcs own_reward.closeness`, run in the folder of this file. MODEL
+sets another model, STEPS another number of steps.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ STEPS = int(os.environ.get("STEPS", "200"))
 
 
 def closeness(completions: list[Any], number: list[int], log_metric: Any, **columns: Any) -> list[float | None]:
-    """1 for the right number, less the farther away it is, 0 for none.
+    """1 for the right number, less with its distance, 0 without a number.
 
-    Every column of the data set is there under its name, one entry for each completion: here `number`. What it says to
-    `log_metric` is in the logs beside the reward. It would return None where it has no opinion, and the other rewards
-    would count alone; where it raises, the completion is unscored, never 0.
+    Every column of the data set is a parameter of that name, with one entry per completion: here `number`. `log_metric`
+    adds a number to the log. A reward may return None where it does not apply; only the other rewards then count. Where it
+    raises, the completion is unscored, never 0.
     """
-    # A conversation in the prompt makes conversations of the completions; the answer is the last number.
+    # The prompt is a conversation, so each completion is one too; the answer is the last number.
     found = [re.findall(r"\d+", completion[0]["content"]) for completion in completions]
     said = [int(numbers[-1]) if numbers else None for numbers in found]
     log_metric("exactly_right", sum(one == right for one, right in zip(said, number, strict=True)) / len(said))
@@ -51,7 +51,7 @@ def main() -> None:
             max_steps=STEPS,
             num_prompts_per_step=8,
             max_completion_length=64,
-            reward_weights=[1.0, 0.2],  # being right is worth more than the form
+            reward_weights=[1.0, 0.2],  # the right number weighs more than the form
             logging_steps=1,
         ),
         rows,

@@ -1,8 +1,8 @@
-"""The accuracy of a demo's final model by plain transformers: nothing here imports boresight.
+"""The accuracy of a demo's final model with plain transformers; nothing here imports boresight.
 
     .venv/bin/python examples/plain_accuracy.py runs/demo
 
-It asks the questions that the demo kept in `test_questions.jsonl`, one at a time, decodes greedily, and compares with `summary.json`.
+The script reads the demo's questions from `test_questions.jsonl`, answers them greedily, one at a time, and compares with `summary.json`.
 """
 
 import json

@@ -1,17 +1,17 @@
 #!/bin/sh
-# Two machines with eight GPUs each train one model. Start it on both, with the address of the first:
+# Two machines with eight GPUs each train one model. Start this script on both, with the address of the first:
 #
 #     sh examples/two_machines.sh 0 10.0.0.1 --dataset_name /data/shapes      on the first
 #     sh examples/two_machines.sh 1 10.0.0.1 --dataset_name /data/shapes      on the second
 #
-# Both need the same data and the same version of boresight. Checkpoints and the run page come from the first; a run
-# folder that both machines see lets either resume. PROCESSES counts all GPUs of both, MODEL names another model.
+# Both need the same data and the same version of boresight. The first writes checkpoints and the run page; with a run
+# folder that both machines see, either can resume. PROCESSES counts all GPUs of both, MODEL sets another model.
 set -eu
 rank=$1
 address=$2
 shift 2
 
-# 32 prompts a step over all GPUs, whatever their number: the step is the same on one machine, only slower.
+# 32 prompts per step over all GPUs, whatever their number: one machine takes the same step, only slower.
 exec boresight grpo \
     --accelerate_config multi_gpu --num_machines 2 --num_processes "${PROCESSES:-16}" \
     --machine_rank "$rank" --main_process_ip "$address" --main_process_port "${PORT:-29500}" \

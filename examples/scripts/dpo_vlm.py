@@ -1,4 +1,4 @@
-"""DPO: of two answers about an image, prefer the one that people (or a judge) preferred.
+"""DPO: the model learns which of two answers about an image people (or a judge) preferred.
 
     python examples/scripts/dpo_vlm.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --output_dir runs/dpo --use_peft
 
@@ -14,7 +14,7 @@ from boresight.cli import exit_code, load_datasets, peft_config, read_command, t
 
 
 def main() -> None:
-    # RLAIF-V: two answers to one question about an image, the second with more that is not in the image.
+    # RLAIF-V: two answers to one question about an image; the second mentions more that is not in the image.
     command = read_command("dpo", dataset_name="HuggingFaceH4/rlaif-v_formatted")
     train_dataset, eval_dataset = load_datasets(command)
 

@@ -1,4 +1,4 @@
-"""GRPO: the model answers every question several times, and learns from how its own answers compare.
+"""GRPO: the model answers every question several times and learns from the comparison of its answers.
 
     python examples/scripts/grpo_vlm.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --output_dir runs/grpo \
         --learning_rate 1e-5 --max_completion_length 1024 --use_peft --log_completions
@@ -20,13 +20,13 @@ SYSTEM_PROMPT = (
 
 
 def main() -> None:
-    # Mathematics with images. What a flag says wins over what is said here.
+    # Mathematics with images. Flags override the values here.
     command = read_command(
         "grpo",
         dataset_name="lmms-lab/multimodal-open-r1-8k-verified",
         prompt_column="problem",
         system_prompt=SYSTEM_PROMPT,
-        # Half of the pay is for the form, half for being right, so there is something to learn before the first hit.
+        # Half of the reward is for the form, so rewards differ before the first right answer.
         reward_funcs=["think_format_reward", "accuracy_reward"],
     )
     train_dataset, eval_dataset = load_datasets(command)

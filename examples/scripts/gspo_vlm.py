@@ -1,4 +1,4 @@
-"""GSPO: GRPO that weighs and clips whole answers instead of single tokens, which stays steady over several updates.
+"""GSPO: GRPO that weights and clips whole answers, not single tokens, and stays stable over several optimizer steps.
 
     python examples/scripts/gspo_vlm.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --output_dir runs/gspo \
         --learning_rate 1e-5 --max_completion_length 1024 --use_peft --log_completions
@@ -20,13 +20,13 @@ SYSTEM_PROMPT = (
 
 
 def main() -> None:
-    # Mathematics with images. The command prints what GSPO sets, with the paper; what a flag says wins over it.
+    # Mathematics with images. The command prints the values that GSPO sets, with the paper; flags override them.
     command = read_command(
         "gspo",
         dataset_name="lmms-lab/multimodal-open-r1-8k-verified",
         prompt_column="problem",
         system_prompt=SYSTEM_PROMPT,
-        # Half of the pay is for the form, half for being right, so there is something to learn before the first hit.
+        # Half of the reward is for the form, so rewards differ before the first right answer.
         reward_funcs=["think_format_reward", "accuracy_reward"],
     )
     train_dataset, eval_dataset = load_datasets(command)

@@ -1,4 +1,4 @@
-"""MPO: DPO that also learns how good each answer is by itself, and to write the better one.
+"""MPO: DPO with two more losses, for the quality of each answer and for generating the better one.
 
     python examples/scripts/mpo_vlm.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --output_dir runs/mpo --use_peft
 
@@ -14,11 +14,11 @@ from boresight.cli import exit_code, load_datasets, peft_config, read_command, t
 
 
 def main() -> None:
-    # The same pairs as for DPO. The command prints the three losses and their weights, with the paper they are from.
+    # The same pairs as for DPO. The command prints the three losses and their weights, with their paper.
     command = read_command("mpo", dataset_name="HuggingFaceH4/rlaif-v_formatted")
     train_dataset, eval_dataset = load_datasets(command)
 
-    # DPO alone pushes the worse answer down and often the better one with it, until the model repeats itself. The
+    # DPO alone lowers the worse answer and often the better one with it, until the model repeats itself. The
     # quality loss (bco_pair) judges each answer alone, and the generation loss (sft) keeps the better one likely.
     trainer = DPOTrainer(
         model=command.model.model_name_or_path,

@@ -1,4 +1,4 @@
-"""SFT: a vision-language model learns to follow instructions about images by imitating a teacher.
+"""SFT: a vision-language model learns to follow instructions about images from demonstrations.
 
     python examples/scripts/sft_vlm.py --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --output_dir runs/sft
 
@@ -14,12 +14,12 @@ from boresight.cli import exit_code, load_datasets, peft_config, read_command, t
 
 
 def main() -> None:
-    # Conversations about images, written by a larger model. Rows of your own: --dataset_name FOLDER.
+    # Conversations about images, written by a larger model. For your own rows: --dataset_name FOLDER.
     command = read_command("sft", dataset_name="HuggingFaceH4/llava-instruct-mix-vsft")
     train_dataset, eval_dataset = load_datasets(command)
 
-    # Every row is a group of one: its images pass the vision tower once, and only what the assistant
-    # said counts, if --assistant_only_loss asks for that.
+    # Every row is a group of one: its images pass the vision tower once. With --assistant_only_loss, only the
+    # assistant's tokens count.
     trainer = SFTTrainer(
         model=command.model.model_name_or_path,
         args=command.training,
