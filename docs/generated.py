@@ -1,4 +1,4 @@
-"""What the reference draws from the code when the site is built.
+"""The parts of the reference that are generated from the code when the site is built.
 
 A line `<!-- generated: options GRPOConfig -->` on a page is replaced by what `GENERATORS["options"]("GRPOConfig")` returns.
 mkdocs calls `on_page_markdown` (see `hooks` in mkdocs.yml).
@@ -41,12 +41,12 @@ def options(config: str) -> str:
     declared = {each.name: each for each in with_training_arguments(cls)}
     parts = []
     for heading, names in by_heading(declared.values(), cls.unsupported).items():
-        title = f"Of the room `{heading}`" if (SOURCE / heading).is_dir() else f"Of transformers: {heading}"
+        title = f"{heading.capitalize()} options" if (SOURCE / heading).is_dir() else f"{heading} (transformers)"
         parts += [f"## {title}", option_table("option", [declared[name] for name in names])]
     refused = [(f"`{name}`", reason) for name, reason in sorted(cls.unsupported.items())]
     parts += [
         "## Refused",
-        "Anything but the default is an error, since it would not be heeded.",
+        "Any value but the default is an error, since it would have no effect.",
         table(("option", "why"), refused),
     ]
     return "\n\n".join(parts)
@@ -63,23 +63,23 @@ def default_text(declared: Declaration) -> str:
 
 def meaning(declared: Declaration) -> str:
     """What an option does, the values that it may have, and what it needs to have an effect."""
-    told = [declared.help]
+    parts = [declared.help]
     if declared.choices:
-        told.append(f"One of {', '.join(f'`{choice}`' for choice in declared.choices)}.")
+        parts.append(f"One of {', '.join(f'`{choice}`' for choice in declared.choices)}.")
     if declared.range is not None:
-        told.append(f"{str(declared.range).capitalize()}.")
+        parts.append(f"{str(declared.range).capitalize()}.")
     if declared.needs:
-        told.append(f"Needs {' and '.join(f'`{need.condition}`' for need in declared.needs)}.")
+        parts.append(f"Needs {' and '.join(f'`{need.condition}`' for need in declared.needs)}.")
     if declared.source is not None:
-        told.append(f"{linked(declared.source)}.")
-    return " ".join(told)
+        parts.append(f"{linked(declared.source)}.")
+    return " ".join(parts)
 
 
 # ---- Errors ---------------------------------------------------------------------------------------------------------------------
 
 
 def errors() -> str:
-    """The tree of exceptions, as its module draws it."""
+    """The tree of exceptions, from the docstring of its module."""
     from boresight import errors as module
 
     _, _, tree = (module.__doc__ or "").partition("\n\n")
@@ -157,7 +157,7 @@ def presets() -> str:
     parts = []
     for name, settings in PRESETS.items():
         rows = [(f"`{option}`", f"`{setting.value!r}`", linked(setting.source)) for option, setting in settings.items()]
-        parts += [f"### {name}", table(("option", "value", "where it is from"), rows)]
+        parts += [f"### {name}", table(("option", "value", "source"), rows)]
     return "\n\n".join(parts)
 
 
@@ -174,7 +174,7 @@ def losses(rows: str) -> str:
 
 
 def papers() -> str:
-    """Every paper that the code names: its title, and what of it is here."""
+    """Every paper that the code names: its title, and the code that uses it."""
     titles: dict[str, str] = json.loads((Path(__file__).parent / "papers.json").read_text())
     named = named_papers()
     if unknown := named.keys() - titles.keys():
@@ -184,7 +184,7 @@ def papers() -> str:
         for paper, title in sorted(titles.items())
         if paper in named
     ]
-    return table(("arXiv", "title", "what of it is here"), rows)
+    return table(("arXiv", "title", "used in"), rows)
 
 
 def named_papers() -> dict[str, list[str]]:
