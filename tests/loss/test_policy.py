@@ -128,7 +128,7 @@ def test_a_completion_that_nobody_sampled_is_held_against_the_old_policy() -> No
     for threshold, expected in ((0.7, -5.0 / 4), (0.6, -5.8 / 4)):
         config = PolicyLossOptions(loss_type="dapo", epsilon_high=0.3, off_policy_mask_threshold=threshold)
         assert loss_of(config).loss.item() == pytest.approx(expected)
-        assert loss_of(config, sampler_logp=unknown).loss.item() == pytest.approx(expected)
+        assert loss_of(config, sampler=unknown).loss.item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("options", [{"beta": 0.1}, {"entropy_coef": 0.1}, {"top_entropy_quantile": 0.5}])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from boresight import GRPOConfig, GRPOTrainer
 from boresight.loss.objectives import OBJECTIVES
+from boresight.types import Completion, Group
 
 from .conftest import QUIET, records, vowel_share
 
@@ -139,5 +141,20 @@ def gradients_of_rows(
         records(20),
         processing_class=AutoProcessor.from_pretrained(model),
     )
+    trainer.sampler.sample = uneven(trainer.sampler.sample)
     trainer.train()
     return trainer.gradients
+
+
+def uneven(sample: Callable[..., list[Group]]) -> Callable[..., list[Group]]:
+    """A sampler whose first completion of each group ends early: at equal lengths some objectives are the same."""
+
+    def cut(completion: Completion) -> Completion:
+        ids, mask, logp = completion.ids[:2], completion.mask[:2], completion.sampler_logp
+        return replace(completion, ids=ids, mask=mask, sampler_logp=None if logp is None else logp[:2])
+
+    def sampled(*args: Any, **kwargs: Any) -> list[Group]:
+        groups = sample(*args, **kwargs)
+        return [replace(group, completions=(cut(group.completions[0]), *group.completions[1:])) for group in groups]
+
+    return sampled

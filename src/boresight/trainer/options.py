@@ -110,6 +110,7 @@ class SFTOptions(TrainerOptions):
 class DPOOptions(PreferenceLossOptions, ReferenceSyncOptions, TrainerOptions):
     """Options of `DPOTrainer`."""
 
+    heading: ClassVar[str] = "trainer"
     unsupported: ClassVar[dict[str, str]] = UNSUPPORTED | NOTHING_SAMPLED
 
     learning_rate: Annotated[float, Rate] = option(1e-6, "Peak learning rate of AdamW.")
