@@ -164,6 +164,7 @@ def test_the_first_help_names_every_training_command(capsys: pytest.CaptureFixtu
         (["--include_num_input_tokens_seen"], True),
         (["--include_num_input_tokens_seen", "non_padding"], "non_padding"),
         (["--dtype", "None"], None),
+        (["--layout", "Rows"], "rows"),
         (["--run_name", "None"], "None"),
         (["--chat_template_kwargs", '{"a": 1}'], '{"a": 1}'),
     ],

@@ -96,12 +96,12 @@ def reader(declared: Declaration) -> Callable[[str], Any]:
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    """A reader of one of some words."""
+    """A reader of one of some words, in capitals too: TRL's `--scale_rewards False`."""
 
     def read(word: str) -> str:
-        if word not in choices:
-            raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(choices)}.{nearest(word, choices)}")
-        return word
+        if found := next((choice for choice in (word, word.lower()) if choice in choices), None):
+            return found
+        raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(choices)}.{nearest(word, choices)}")
 
     return read
 
