@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from boresight.files import write_whole
 from boresight.report.answers import Answer, Question
 from boresight.report.comparison import Comparison, as_markdown, interval, p_value, percent, points
 from boresight.report.comparison_page import comparison_page
-from boresight.report.html import write_page
 from boresight.report.marks import Accuracy
 from tests.browser import PHONE, WIDE, opened
 
@@ -125,7 +125,7 @@ def test_markdown_of_hostile_texts_keeps_its_tables(tmp_path: Path) -> None:
 @pytest.fixture
 def page(tmp_path: Path) -> Callable[..., Path]:
     def write(comparison: Comparison) -> Path:
-        return write_page(tmp_path / "compare.html", comparison_page(comparison))
+        return write_whole(tmp_path / "compare.html", comparison_page(comparison))
 
     return write
 

@@ -12,8 +12,9 @@ import pytest
 from jinja2 import ChoiceLoader, DictLoader
 from PIL import Image
 
+from boresight.files import write_whole
 from boresight.report import html
-from boresight.report.html import Images, content_policy, data_uri, packed, render_page, safe_json, write_page
+from boresight.report.html import Images, content_policy, data_uri, packed, render_page, safe_json
 from boresight.types import EncodedImage
 from tests.browser import PHONE, WIDE, opened
 
@@ -36,7 +37,7 @@ def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_image: Callable[.
     made = render_page(
         "attacked.html.j2", title=ATTACK, data={ATTACK: [ATTACK]}, images=images.uris, text=ATTACK, name=name
     )
-    return write_page(tmp_path / "page.html", made)
+    return write_whole(tmp_path / "page.html", made)
 
 
 def pixels(uri: str) -> Image.Image:

@@ -111,9 +111,9 @@ def run(options: argparse.Namespace) -> None:
     """Ask, mark, write the page, and print the accuracies."""
     from rich.console import Console
 
+    from boresight.files import write_whole
     from boresight.report.comparison import as_markdown
     from boresight.report.comparison_page import comparison_page
-    from boresight.report.html import write_page
 
     folder = options.answers or options.output.with_suffix("")
     if folder == options.output:
@@ -130,10 +130,10 @@ def run(options: argparse.Namespace) -> None:
     for table in (accuracy_table(comparison), kind_table(comparison), flip_table(comparison)):
         if table.row_count:
             console.print(table)
-    console.print(f"page: {write_page(options.output, comparison_page(comparison))}", soft_wrap=True)
+    console.print(f"page: {write_whole(options.output, comparison_page(comparison))}", soft_wrap=True)
     if options.markdown is not None:
         path = options.output.with_suffix(".md") if options.markdown == Path() else options.markdown
-        console.print(f"markdown: {write_page(path, as_markdown(comparison))}", soft_wrap=True)
+        console.print(f"markdown: {write_whole(path, as_markdown(comparison))}", soft_wrap=True)
     console.print(f"answers: {folder} (the same command with one more --model asks that model alone)", soft_wrap=True)
 
 

@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boresight.errors import ConfigError, DataError
-from boresight.report.completions import keep_image, prompt_text, write_whole
+from boresight.files import write_whole
+from boresight.report.completions import keep_image, prompt_text
 from boresight.types import Row
 
 NAME = re.compile(r"[\w][\w.+-]*")

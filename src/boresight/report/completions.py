@@ -37,6 +37,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from boresight.errors import DataError
+from boresight.files import write_whole
 from boresight.report.tokens import keep_tokenizer
 from boresight.types import Conversation, EncodedImage, Group, PerSequence
 
@@ -211,11 +212,3 @@ def _step_files(folder: Path) -> list[Path]:
 
 def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_").partition(".")[0])
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write aside, then rename: a reader, or a run that was killed, finds the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    aside.replace(path)

@@ -142,17 +142,6 @@ def render_page(
     )
 
 
-def write_page(path: str | os.PathLike[str], html: str) -> Path:
-    """Write a page aside, then rename: a reader finds the whole of it or none."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    # Half of a surrogate pair has no UTF-8; browsers would show the same replacement.
-    aside.write_text(html, encoding="utf-8", errors="replace")
-    aside.replace(target)
-    return target
-
-
 def content_policy(scripts: Sequence[str], *, connect: bool = False) -> str:
     """The page's Content-Security-Policy: these very scripts, styles and images inside the page, and nothing else."""
     hashes = " ".join(

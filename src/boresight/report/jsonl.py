@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from boresight.files import write_whole
+
 
 class StepLines:
     """A file of lines, each of which says its `step`. It goes on where an interrupted run is resumed.
@@ -45,9 +47,7 @@ class StepLines:
             return 0
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if _is_kept(line, step)]
-        aside = self.path.with_name(f".{self.path.name}")
-        aside.write_text("".join(kept), encoding="utf-8")
-        aside.replace(self.path)
+        write_whole(self.path, "".join(kept))
         return len(lines) - len(kept)
 
 

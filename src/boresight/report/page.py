@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from boresight.files import write_whole
 from boresight.report.browse import browsable
 from boresight.report.curves import charts
-from boresight.report.html import PLOTLY, Images, render_page, write_page
+from boresight.report.html import PLOTLY, Images, render_page
 from boresight.report.run import Run, read_run, seconds_by_phase, series
 from boresight.report.tokens import TokenTexts
 
@@ -35,7 +36,7 @@ def write_report(
         DataError: the folder holds nothing of a run.
         ConfigError: plotly is not installed.
     """
-    return write_page(
+    return write_whole(
         output or Path(run) / "report.html", report_page(report_data(run, max_completions=max_completions))
     )
 

@@ -10,6 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from boresight.files import write_whole
+
 FILE = "completions/tokenizer.json"
 """Where a run that keeps completions keeps what their ids mean."""
 
@@ -18,11 +20,7 @@ def keep_tokenizer(run: str | os.PathLike[str], tokenizer: Any) -> None:
     """Write the tokenizer beside the completions. One that has no fast form has no such file, and its tokens stay ids."""
     backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        path = Path(run) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        backend.save(str(aside), pretty=False)
-        aside.replace(path)
+        write_whole(Path(run) / FILE, backend.to_str())
 
 
 class TokenTexts:
