@@ -13,8 +13,8 @@ from PIL import Image
 from boresight.cli import main
 from boresight.compare import AnswerSettings, job, stored_comparison
 from boresight.compare.answering import answer
+from boresight.compare.answers import Answer
 from boresight.demo.tiny import build_tiny
-from boresight.report.answers import Answer
 from boresight.types import Row
 
 SHORT = ("--max_completion_length", "3", "--batch-size", "4")

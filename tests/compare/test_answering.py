@@ -14,9 +14,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from boresight.compare.answering import AnswerSettings, answer, weights_digest
+from boresight.compare.answers import Answer
 from boresight.data.sources import RowDataset
 from boresight.errors import ConfigError, DataError, ModelError
-from boresight.report.answers import Answer
 from boresight.types import Row
 
 

@@ -12,9 +12,9 @@ import pytest
 from datasets import Dataset
 
 from boresight.compare import AnswerSettings, Candidate, answering, compare, job, stored_comparison
+from boresight.compare.answers import Answer, AnswerStore
 from boresight.compare.marking import chosen_reward, score
 from boresight.errors import ConfigError, DataError, RewardError
-from boresight.report.answers import Answer, AnswerStore
 from boresight.types import Row
 
 SHORT = AnswerSettings(max_completion_length=5, batch_size=4)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers.utils import find_adapter_config_file
 
+from boresight.compare.answers import Answer
 from boresight.data.encode import Encoder
 from boresight.errors import ConfigError, ModelError
 from boresight.model.load import load_model, load_processor, model_facts, unwrap
 from boresight.model.vision import VisionEncoder, join_features
-from boresight.report.answers import Answer
 from boresight.rollout.hf import HFSampler
 from boresight.rollout.sampler import SamplingConfig, sampling_settings
 from boresight.trainer.precomputed import saved_model_digest

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from boresight.compare.answering import AnswerSettings, answer, weights_digest
+from boresight.compare.answers import Answer, AnswerStore, checked_name
+from boresight.compare.comparison import Comparison
 from boresight.compare.marking import chosen_reward, score
 from boresight.data.sources import RowDataset, check_rows
 from boresight.errors import ConfigError, DataError
-from boresight.report.answers import Answer, AnswerStore, checked_name
-from boresight.report.comparison import Comparison
 from boresight.rewards.reward import RewardFunc, load_reward
 from boresight.trainer.precomputed import sample_digest
 from boresight.types import Row

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import torch
 
+from boresight.compare.answers import Answer
 from boresight.data.images import decode
 from boresight.errors import ConfigError
-from boresight.report.answers import Answer
 from boresight.rewards.answer import final_answer
 from boresight.rewards.choice import choice_letter, stated_number
 from boresight.rewards.reward import RewardFunc

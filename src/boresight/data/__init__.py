@@ -10,8 +10,9 @@ budget   how many pixels an image may have
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from boresight.lazy import lazy_names
 
 if TYPE_CHECKING:
     from boresight.data.budget import set_pixel_budget
@@ -45,7 +46,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from boresight.compare.accuracy import wilson_interval
 from boresight.demo.easy_vqa import ANSWERS
-from boresight.report.marks import wilson_interval
 from boresight.rewards.answer import normalized, tagged_answer
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import UnidentifiedImageError
 
-from boresight.report.html import Images, packed
+from boresight.report.page_shell import Images, packed
 from boresight.report.tokens import TokenTexts
 
 ROWS_PER_BLOCK = 512

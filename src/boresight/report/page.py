@@ -11,7 +11,7 @@ from typing import Any
 from boresight.files import write_whole
 from boresight.report.browse import browsable
 from boresight.report.curves import charts
-from boresight.report.html import PLOTLY, Images, render_page
+from boresight.report.page_shell import PLOTLY, Images, render_page
 from boresight.report.run import Run, read_run, seconds_by_phase, series
 from boresight.report.tokens import TokenTexts
 

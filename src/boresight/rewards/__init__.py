@@ -5,8 +5,9 @@ Nothing heavy is loaded until a name is used: a reward worker needs one function
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from boresight.lazy import lazy_names
 
 if TYPE_CHECKING:
     from boresight.rewards.check import GOLD_TEMPLATE, GoldCheck, check_gold
@@ -90,10 +91,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'boresight.rewards' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"boresight.rewards.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

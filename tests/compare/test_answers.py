@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from boresight.compare.answers import Answer, AnswerStore, checked_name, question_text
 from boresight.errors import ConfigError, DataError
-from boresight.report.answers import Answer, AnswerStore, checked_name, question_text
 from boresight.types import EncodedImage, Row
 
 ODD = "a | b\n<script>& 三角形 \x00 \\frac{1}{2}"
