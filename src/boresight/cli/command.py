@@ -246,7 +246,7 @@ def _check_data(data: DatasetOptions, file: ConfigFile, values: dict[str, Any], 
 
 def _check_rewards(name: str, values: dict[str, Any]) -> None:
     if RewardOptions in METHODS[name].own and not values["reward_funcs"]:
-        from boresight.rewards.reward import BUILT_IN
+        from boresight.rewards.function import BUILT_IN
 
         raise ConfigError(
             f"What is a completion worth? Name reward functions: --reward_funcs {' '.join(list(BUILT_IN)[:1])} or "

@@ -18,7 +18,7 @@ from boresight.compare.comparison import Comparison
 from boresight.compare.marking import chosen_reward, score
 from boresight.data.sources import RowDataset, check_rows
 from boresight.errors import ConfigError, DataError
-from boresight.rewards.reward import RewardFunc, load_reward
+from boresight.rewards.function import RewardFunc, load_reward
 from boresight.trainer.precomputed import sample_digest
 from boresight.types import Row
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from boresight.compare.accuracy import wilson_interval
 from boresight.demo.easy_vqa import ANSWERS
-from boresight.rewards.answer import normalized, tagged_answer
+from boresight.rewards.extract import normalized, tagged_answer
 
 
 @dataclass(frozen=True, slots=True)

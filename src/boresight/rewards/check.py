@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from boresight.errors import ConfigError
-from boresight.rewards.reward import asked_for, is_async, unwrapped
+from boresight.rewards.function import RewardFunc, asked_for, is_async, unwrapped
 from boresight.rewards.score import Scorer
-from boresight.rewards.text import RewardFunc
 from boresight.types import Completion, Group, Prompt
 
 GOLD_TEMPLATE = "<think></think><answer>{solution}</answer>"

@@ -11,8 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.answer import LogMetric, final_answer, log_unparsed, normalized, tagged_answer
-from boresight.rewards.text import RewardFunc, completion_text
+from boresight.rewards.extract import LogMetric, completion_text, final_answer, log_unparsed, normalized, tagged_answer
+from boresight.rewards.function import RewardFunc
 
 if TYPE_CHECKING:
     from boresight.types import Conversation

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.answer import LogMetric, final_answer, log_unparsed
-from boresight.rewards.text import completion_text
+from boresight.rewards.extract import LogMetric, completion_text, final_answer, log_unparsed
 
 if TYPE_CHECKING:
     from boresight.types import Conversation

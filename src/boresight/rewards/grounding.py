@@ -15,8 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from boresight.errors import ConfigError, RewardError
-from boresight.rewards.answer import final_answer
-from boresight.rewards.text import RewardFunc, completion_text
+from boresight.rewards.extract import completion_text, final_answer
+from boresight.rewards.function import RewardFunc
 
 if TYPE_CHECKING:
     from boresight.types import Conversation

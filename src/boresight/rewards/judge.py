@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.text import Failure, RewardFunc, completion_text
+from boresight.rewards.extract import completion_text
+from boresight.rewards.function import Failure, RewardFunc
 
 if TYPE_CHECKING:
     from boresight.types import Conversation

@@ -1,4 +1,4 @@
-"""Groups in, reward table out."""
+"""From groups of completions to a table of rewards."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from boresight.errors import ConfigError, RewardError
-from boresight.rewards.pool import RewardPool
-from boresight.rewards.reward import (
-    RewardTable,
+from boresight.rewards.function import (
+    Failure,
+    RewardFunc,
     accepted,
     asked_for,
     checked_values,
@@ -27,8 +30,8 @@ from boresight.rewards.reward import (
     load_reward,
     reward_names,
 )
-from boresight.rewards.text import Failure, RewardFunc
-from boresight.types import EncodedImage, Group, Prompt
+from boresight.rewards.pool import RewardPool
+from boresight.types import EncodedImage, Group, PerSequence, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,51 @@ MAX_NAMED = 5
 """Failed completions that a message names."""
 
 ModelSizes = Callable[[Prompt], Sequence[tuple[int, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardTable:
+    """The reward of every completion by every function, completions in the order of their groups."""
+
+    names: tuple[str, ...]
+    values: Float[Tensor, "B R"]
+    """[B, R] NaN where a function does not apply to a completion or failed on it."""
+    failed: Bool[Tensor, "B"]
+    """[B] true where some function failed: the completion is then unscored, whatever the others returned."""
+    weights: Float[Tensor, "R"]
+    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Every number that a function passed to `log_metric`."""
+    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """[B] per name: the columns that functions passed to `log_extra`."""
+
+    @property
+    def scored(self) -> Bool[Tensor, "B"]:
+        """[B] true where no function failed and at least one applies."""
+        return ~self.failed & ~self.values.isnan().all(dim=1)
+
+    @property
+    def total(self) -> PerSequence:
+        """[B] weighted sum of the rewards that apply; NaN where unscored."""
+        return (self.values * self.weights).nansum(dim=1).masked_fill(~self.scored, math.nan)
+
+    @property
+    def by_name(self) -> dict[str, PerSequence]:
+        """[B] per function: its rewards."""
+        return dict(zip(self.names, self.values.unbind(dim=1), strict=True))
+
+    def __add__(self, below: RewardTable) -> RewardTable:
+        """This table with the rows of another, of the same functions, below its own."""
+        num_own, num_more = len(self.values), len(below.values)
+        extra = {
+            name: [*self.extra.get(name, [None] * num_own), *below.extra.get(name, [None] * num_more)]
+            for name in dict.fromkeys((*self.extra, *below.extra))
+        }
+        metrics = {
+            name: [*self.metrics.get(name, ()), *below.metrics.get(name, ())]
+            for name in dict.fromkeys((*self.metrics, *below.metrics))
+        }
+        values, failed = torch.cat([self.values, below.values]), torch.cat([self.failed, below.failed])
+        return RewardTable(self.names, values, failed, self.weights, metrics, extra)
 
 
 class Scorer:
@@ -201,19 +249,19 @@ class Scorer:
 
     def _pooled(self, index: int, arguments: Mapping[str, Any], rows: Sequence[int], log: _Log) -> list[Any]:
         """What the function said of each completion, one by one, in its workers."""
-        answers = self._pools[index](arguments, len(rows))
+        outcomes = self._pools[index](arguments, len(rows))
         name = self.names[index]
-        log.add_metric(f"rewards/{name}/slowest_s", max(answer.seconds for answer in answers))
+        log.add_metric(f"rewards/{name}/slowest_s", max(outcome.seconds for outcome in outcomes))
         columns: dict[str, list[Any]] = {}
-        for place, answer in enumerate(answers):
-            for kind, key, value in answer.logged:
+        for place, outcome in enumerate(outcomes):
+            for kind, key, value in outcome.logged:
                 if kind == "log_metric":
                     log.add_metric(key, value)
                 else:
                     columns.setdefault(key, [None] * len(rows))[place] = value[0]
         for key, column in columns.items():
             log.add_column(key, column)
-        return [_one_value(answer.value, name, row) for answer, row in zip(answers, rows, strict=True)]
+        return [_one_value(outcome.value, name, row) for outcome, row in zip(outcomes, rows, strict=True)]
 
     def _record(self, index: int, rows: Sequence[int], failures: Mapping[int, str], cause: Exception | None) -> None:
         """Count the call; warn of failures, and stop the run when there are too many."""

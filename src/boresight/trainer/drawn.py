@@ -12,7 +12,7 @@ from torch import Tensor
 
 from boresight.advantage.group import Advantage, AdvantageConfig, advantage
 from boresight.report.metrics import MeanMetrics
-from boresight.rewards.reward import RewardTable
+from boresight.rewards.score import RewardTable
 from boresight.trainer.experience import group_from_state, group_state
 from boresight.types import Group, PerSequence, Prompt
 
