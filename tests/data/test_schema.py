@@ -7,6 +7,7 @@ from PIL import Image
 
 from boresight.data import load_image, read_row
 from boresight.errors import ImageError
+from tests.data.messages import IMAGE, assistant, text, user
 
 
 def image(width: int, height: int) -> Image.Image:
@@ -14,21 +15,6 @@ def image(width: int, height: int) -> Image.Image:
 
 
 ONE, TWO = image(10, 20), image(30, 40)
-
-
-def user(content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content}
-
-
-def text(value: str) -> dict[str, str]:
-    return {"type": "text", "text": value}
-
-
-IMAGE = {"type": "image"}
 
 
 def test_messages_are_one_completion() -> None:

@@ -74,7 +74,7 @@ class AnswerSettings:
         )
 
 
-def weights_digest(source: str) -> str:
+def source_digest(source: str) -> str:
     """SHA-256 of a saved model's weights and configuration; of an adapter's and of the model's below it.
 
     Raises:

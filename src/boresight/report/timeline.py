@@ -56,11 +56,6 @@ class Timeline:
         self.lines.add(step, {name: round(value, 6) for name, value in seconds.items()})
         return {f"time/{name}": value for name, value in seconds.items()}
 
-    def restart(self) -> None:
-        """Forget the time since the last step ended: it was spent on something that is no part of a step."""
-        self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._since = self._clock()
-
     def discard_after(self, step: int) -> int:
         """Remove the lines of later steps, before an interrupted run goes on from `step`; how many went."""
         return self.lines.discard_after(step)
