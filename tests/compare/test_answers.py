@@ -75,7 +75,7 @@ def test_a_name_is_that_of_a_file(name: str, tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="keeps no answers: name the models and a data set"):
+    with pytest.raises(DataError, match="holds no answers: name the models and a data set"):
         AnswerStore(tmp_path).questions()
 
 

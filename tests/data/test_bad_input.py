@@ -46,7 +46,7 @@ READING: dict[str, tuple[dict[str, Any], type[DataError], list[str]]] = {
         {"prompt": [user([text("?")])], "images": [SQUARE]}, ImageError, ["0 image part(s)", "plain string"],
     ),
     "another tool's placeholder": (
-        {"prompt": [user("<image>what color?")], "image": SQUARE}, ImageError, ["says '<image>'", "content parts"],
+        {"prompt": [user("<image>what color?")], "image": SQUARE}, ImageError, ["contains '<image>'", "content parts"],
     ),
     "an image inside one of two completions": (
         {"prompt": ASK, "chosen": [assistant([IMAGE, text("x")])], "rejected": RED, "image": SQUARE}, ImageError,

@@ -1,10 +1,10 @@
-"""Rows in, groups out: the only room that knows where an image came from.
+"""From data sets to groups: rows are read, validated and encoded.
 
 schema   one record of a data set, validated
 images   one image, kept encoded until it is needed
 sources  where records come from
 encode   text and images through the processor, once per prompt
-spans    which of the tokens somebody produced
+spans    which tokens count: those that the assistant produced
 budget   how many pixels an image may have
 """
 

@@ -14,7 +14,7 @@ from boresight.rewards.extract import normalized, tagged_answer
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Right answers out of all, whole and by kind of question."""
+    """Right answers out of all, in total and by kind of question."""
 
     right: Counter[str] = field(default_factory=Counter)
     asked: Counter[str] = field(default_factory=Counter)

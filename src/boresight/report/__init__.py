@@ -1,4 +1,4 @@
-"""What happened in a run, for people: metrics, completions, time."""
+"""A run's records and its page: metrics, completions, time per phase, verdicts."""
 
 from boresight.report.completions import CompletionStore, prompt_text, read_completions
 from boresight.report.jsonl import StepLines, read_lines

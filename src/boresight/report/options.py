@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ReportConfig:
-    """What is told to people while a run goes on."""
+    """What a run logs beside its metrics."""
 
     log_completions: bool = field(
         default=False,

@@ -1,4 +1,4 @@
-"""Does the completion have the form that was asked for?"""
+"""Rewards for the format of a completion, whatever its answer."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def accuracy_reward(
     log_metric: LogMetric | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    r"""1 where the completion's formula equals the solution mathematically, else 0; None where that is no formula.
+    r"""1 where the completion's formula equals the solution mathematically, else 0; None where the solution is not a formula.
 
     The answer is read from ``<answer>…</answer>`` as the solution is read; where there are no tags it must be announced
     LaTeX (``\boxed{…}``, ``the answer is $…$``), as in TRL's `accuracy_reward`. The article's own function gives 1 to

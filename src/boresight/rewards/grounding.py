@@ -2,7 +2,7 @@
 
 A model may write coordinates in three ways: in pixels of the image as it came (``original``), in pixels of the image as
 the model saw it after resizing (``model``: Qwen2-VL, Qwen2.5-VL), or in thousandths of its sides (``thousand``: Qwen3-VL,
-InternVL). The gold is always in pixels of the original; what the completion says is converted to them.
+InternVL). The gold is always in pixels of the original; the completion's coordinates are converted to them.
 
 Rows hold the gold as `bbox`, ``[x1, y1, x2, y2]``, and one image each, the last if there are several.
 """

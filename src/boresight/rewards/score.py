@@ -95,12 +95,10 @@ class Scorer:
     their own, on one completion at a time, and fail on that one alone (see `RewardPool`).
 
     The run stops when a function failed on more than `max_failed_rate` of the completions of its last
-    `failed_window` calls: at once if its very first call fails, but one bad minute of a remote judge does not end a run
-    that went well for hours.
+    `failed_window` calls: at once if its very first call fails, but a short outage of a remote judge does not end a long run.
 
-    Async functions run side by side on one event loop that lives as long as the process, in a thread of its own:
-    clients they keep stay usable from call to call, and it works inside a notebook. Sync functions run in the calling
-    thread meanwhile.
+    Async functions run concurrently on one event loop, in a thread of its own for as long as the process lives: HTTP clients stay
+    usable from call to call, and notebooks work. Sync functions run in the calling thread meanwhile.
 
     Args:
         reward_funcs: a function or several; each may also be a built-in reward's name or a dotted path.
@@ -150,7 +148,7 @@ class Scorer:
         self._recent = [deque[tuple[int, int]](maxlen=failed_window) for _ in self.funcs]
 
     def only(self, wanted: Callable[[RewardFunc], bool]) -> Scorer | None:
-        """A scorer of some of the functions, for trying them out: however often they fail, it goes on. None where none is wanted."""
+        """A scorer of some of the functions, for a trial: failures do not stop it. None where no function is wanted."""
         places = [place for place, func in enumerate(self.funcs) if wanted(func)]
         if not places:
             return None
@@ -208,7 +206,7 @@ class Scorer:
         columns = {name for group in groups for name in group.prompt.row.columns}
         if taken := columns & {*per_group, "completions", "completion_ids", "trainer_state", "log_metric", "log_extra"}:
             raise RewardError(
-                f"the data set's column {min(taken)!r} bears a name under which reward functions receive something "
+                f"the data set's column {min(taken)!r} has a name under which reward functions are passed something "
                 "else: rename the column."
             )
         for name in columns:
@@ -222,7 +220,7 @@ class Scorer:
         }
 
     def _call_all(self, inputs: Mapping[str, Any], rows: Sequence[int], log: _Log) -> list[Any]:
-        """What each function returned, or the exception it raised. Async ones are under way while sync ones run."""
+        """What each function returned, or the exception it raised. Async functions run while sync ones do."""
         arguments = [accepted(func, name, inputs) for func, name in zip(self.funcs, self.names, strict=True)]
         outcomes: list[Any] = [None] * len(self.funcs)
         running: dict[int, Future[Any]] = {}
@@ -248,7 +246,7 @@ class Scorer:
         return outcomes
 
     def _pooled(self, index: int, arguments: Mapping[str, Any], rows: Sequence[int], log: _Log) -> list[Any]:
-        """What the function said of each completion, one by one, in its workers."""
+        """The function's value for each completion, called one by one in its workers."""
         outcomes = self._pools[index](arguments, len(rows))
         name = self.names[index]
         log.add_metric(f"rewards/{name}/slowest_s", max(outcome.seconds for outcome in outcomes))
@@ -289,7 +287,7 @@ class Scorer:
 
 
 class _Log:
-    """What reward functions record beside their rewards."""
+    """What reward functions log beside their rewards."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, list[float]] = {}
@@ -336,7 +334,7 @@ def _checked_weights(weights: Sequence[float] | None, names: Sequence[str]) -> t
 
 
 def _one_value(returned: Any, name: str, row: int) -> float | Failure:
-    """What a function said of the one completion it was called with."""
+    """The value of a function that was called with one completion."""
     if isinstance(returned, Failure):
         return returned
     (value,) = checked_values(returned, name, [row])

@@ -100,7 +100,7 @@ def mrope(sizes: Sizes, spatial: int) -> dict[str, Any]:
 
 
 def qwen2_5_vl(sizes: Sizes) -> Recipe:
-    """Windows of 2×2 image tokens in all but the tower's last layer."""
+    """Windows of 2×2 image tokens in all but the vision tower's last layer."""
     return qwen_recipe(
         sizes,
         transformers.Qwen2_5_VLConfig,
