@@ -5,8 +5,9 @@ Nothing heavy is loaded until a name is used.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from boresight.lazy import lazy_names
 
 if TYPE_CHECKING:
     from boresight.trainer.config import DPOConfig, SFTConfig
@@ -29,10 +30,7 @@ _HOMES = {
 __all__ = ["DPOConfig", "DPOTrainer", "GRPOConfig", "GRPOTrainer", "SFTConfig", "SFTTrainer"]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'boresight' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"boresight.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

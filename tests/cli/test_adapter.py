@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText
 
 from boresight.cli.adapter import lora_config
 from boresight.cli.options import AdapterFlags
-from boresight.demo.tiny import build_tiny
+from tests.tiny import build_tiny
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "smolvlm", "llava", "internvl", "gemma3"])

@@ -13,8 +13,8 @@ from PIL import Image
 from boresight.cli import main
 from boresight.compare import AnswerSettings, job, stored_comparison
 from boresight.compare.answering import answer
+from boresight.compare.answers import Answer
 from boresight.demo.tiny import build_tiny
-from boresight.report.answers import Answer
 from boresight.types import Row
 
 SHORT = ("--max_completion_length", "3", "--batch-size", "4")
@@ -127,7 +127,7 @@ def test_an_interrupt_says_what_is_kept(
         (["--model", "a=MODEL", "--dataset", "geometry_sample", "--solution_column", "x"], "--solution_column has no effect"),
         (["--model", "a=MODEL", *OWN, "--output", "page"], "give it an ending"),
         (["--model", "a=MODEL", *OWN, "--batch_size", "0"], "batch_size=0"),
-        ([], "keeps no comparison"),
+        ([], "holds no comparison"),
         (["--num_rows", "3"], "--num_rows has no effect where no model is asked"),
         (["--prompt_column", "ask"], "--prompt_column has no effect where no model is asked"),
     ],

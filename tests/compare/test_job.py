@@ -12,9 +12,9 @@ import pytest
 from datasets import Dataset
 
 from boresight.compare import AnswerSettings, Candidate, answering, compare, job, stored_comparison
+from boresight.compare.answers import Answer, AnswerStore
 from boresight.compare.marking import chosen_reward, score
 from boresight.errors import ConfigError, DataError, RewardError
-from boresight.report.answers import Answer, AnswerStore
 from boresight.types import Row
 
 SHORT = AnswerSettings(max_completion_length=5, batch_size=4)
@@ -55,10 +55,10 @@ def test_nothing_is_asked_twice(
     assert not caplog.records
     compare([one], questions, tmp_path, settings=AnswerSettings(max_completion_length=3))
     assert asked[3:] == [("base", 6)]
-    assert "one is asked anew: another max_completion_length than before" in caplog.text
+    assert "one is asked again: max_completion_length changed since the last time" in caplog.text
     compare([Candidate("one", other)], questions, tmp_path, settings=AnswerSettings(max_completion_length=3))
     assert asked[4:] == [("other", 6)]
-    assert "another weights" in caplog.text
+    assert "weights changed" in caplog.text
 
 
 def _ask(text: str) -> list[dict[str, Any]]:
@@ -197,7 +197,7 @@ def test_what_cannot_be_compared(base: str, questions: Dataset, tmp_path: Path) 
         compare([], questions, tmp_path)
     with pytest.raises(ConfigError, match="Two models are called 'one'"):
         compare([Candidate("one", base), Candidate("one", base)], questions, tmp_path)
-    with pytest.raises(DataError, match="keeps no comparison"):
+    with pytest.raises(DataError, match="holds no comparison"):
         stored_comparison(tmp_path / "nothing")
     messages = Dataset.from_list([{"messages": [*_ask("so?"), {"role": "assistant", "content": []}]}])
     with pytest.raises(DataError, match="row 0"):

@@ -13,9 +13,9 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from boresight.data import Encoder
-from boresight.demo.tiny import build_tiny
 from boresight.model.load import model_facts
 from boresight.types import ModelFacts
+from tests.tiny import build_tiny
 
 EASY_VQA = Path(easy_vqa.__file__).parent / "data" / "train"
 

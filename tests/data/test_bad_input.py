@@ -11,24 +11,12 @@ from PIL import Image
 
 from boresight.data import Encoder, check_rows, read_row
 from boresight.errors import DataError, ImageError
+from tests.data.messages import IMAGE, assistant, text, user
 
 SQUARE = Image.new("RGB", (64, 48), (10, 200, 30))
 BROKEN = b"\x89PNG\r\n\x1a\n and nothing more"
 
 
-def user(content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content}
-
-
-def text(value: str) -> dict[str, str]:
-    return {"type": "text", "text": value}
-
-
-IMAGE = {"type": "image"}
 ASK, BLUE, RED = [user("what color?")], [assistant("blue")], [assistant("red")]
 
 READING: dict[str, tuple[dict[str, Any], type[DataError], list[str]]] = {
@@ -58,7 +46,7 @@ READING: dict[str, tuple[dict[str, Any], type[DataError], list[str]]] = {
         {"prompt": [user([text("?")])], "images": [SQUARE]}, ImageError, ["0 image part(s)", "plain string"],
     ),
     "another tool's placeholder": (
-        {"prompt": [user("<image>what color?")], "image": SQUARE}, ImageError, ["says '<image>'", "content parts"],
+        {"prompt": [user("<image>what color?")], "image": SQUARE}, ImageError, ["contains '<image>'", "content parts"],
     ),
     "an image inside one of two completions": (
         {"prompt": ASK, "chosen": [assistant([IMAGE, text("x")])], "rejected": RED, "image": SQUARE}, ImageError,

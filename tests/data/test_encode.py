@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, Idefics2ImageProcessor, Idefics2Processo
 from boresight.data import Encoder, decode, read_row
 from boresight.errors import DataError, ImageError, ModelError
 from boresight.types import Group, Row
+from tests.data.messages import assistant, user
 
 FAMILIES = [
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava", "llava_next", "llava_onevision", "internvl",
@@ -21,14 +22,6 @@ Make = Callable[..., Encoder]
 
 def noise(width: int, height: int) -> Image.Image:
     return Image.effect_noise((width, height), 60).convert("RGB")
-
-
-def user(content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content}
 
 
 def with_images(row: Row) -> list[dict[str, Any]]:
@@ -318,17 +311,16 @@ class TestDemonstration:
         group = encode.demonstration(read_row(MESSAGES | {"images": [noise(56, 42)] * 2}, 0), assistant_only=True)
         assert counted(group, encode) == " blue it is<end_of_utterance> yes<end_of_utterance>"
 
-    def test_max_length_cuts_text_from_the_end_and_counts_it(self, encoder: Make) -> None:
+    def test_max_length_cuts_text_from_the_end_and_marks_it(self, encoder: Make) -> None:
         encode = encoder()
         row = read_row({"prompt": "color?", "completion": "it is a very dark blue", "image": noise(48, 48)}, 3)
         full = encode.demonstration(row)
-        assert encode.demonstration(row, max_length=full.num_tokens).num_tokens == full.num_tokens
-        assert not encode.counts
+        fitting = encode.demonstration(row, max_length=full.num_tokens)
+        assert fitting.num_tokens == full.num_tokens and not fitting.completions[0].truncated
         short = encode.demonstration(row, max_length=full.num_tokens - 3)
         assert short.num_tokens == full.num_tokens - 3
         assert short.completions[0].ids.tolist() == full.completions[0].ids[:-3].tolist()
         assert short.completions[0].truncated
-        assert encode.counts == {"shortened_completions": 1}
         with pytest.raises(DataError, match=r"row 3: .*nothing that counts would be left"):
             encode.demonstration(row, max_length=len(full.prompt.ids))
 

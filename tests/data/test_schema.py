@@ -7,6 +7,7 @@ from PIL import Image
 
 from boresight.data import load_image, read_row
 from boresight.errors import ImageError
+from tests.data.messages import IMAGE, assistant, text, user
 
 
 def image(width: int, height: int) -> Image.Image:
@@ -14,21 +15,6 @@ def image(width: int, height: int) -> Image.Image:
 
 
 ONE, TWO = image(10, 20), image(30, 40)
-
-
-def user(content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content}
-
-
-def text(value: str) -> dict[str, str]:
-    return {"type": "text", "text": value}
-
-
-IMAGE = {"type": "image"}
 
 
 def test_messages_are_one_completion() -> None:
@@ -158,7 +144,7 @@ def test_arrow_fills_with_none_what_is_absent() -> None:
 
 
 def test_the_literal_placeholder_of_other_tools_is_refused_only_where_it_would_mislead() -> None:
-    with pytest.raises(ImageError, match=r"^row 3: the text says '<image>'"):
+    with pytest.raises(ImageError, match=r"^row 3: the text contains '<image>'"):
         read_row({"prompt": [user("<image>\nwhat color?")], "image": ONE}, 3)
     assert read_row({"prompt": [user("what does <image> mean in SVG?")]}, 3).images == ()
     explicit = [IMAGE, text("what does <image> mean?")]

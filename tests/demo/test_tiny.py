@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from boresight.demo.tiny import FAMILIES, Sizes, build_tiny
+from boresight.demo.tiny import Sizes
 from boresight.demo.tiny.tokenizer import FORMAT_TAGS, trained_tokenizer
 from boresight.errors import ConfigError
+from tests.tiny import FAMILIES, build_tiny
 
 SIZES_OF_IMAGES = ((64, 64), (100, 50))
 TIED = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_onevision", "internvl", "gemma3"}

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from boresight.demo.easy_vqa import load_easy_vqa, question_text
-from boresight.demo.tiny import build_tiny
 from tests.docs.pages import Block
+from tests.tiny import build_tiny
 
 MODELS = {
     "Qwen/Qwen2.5-VL-3B-Instruct": "qwen2_5_vl",

@@ -11,10 +11,10 @@ from rich.console import Console
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from boresight.demo.tiny import build_tiny
 from boresight.doctor.probe import Report, probe
 from boresight.errors import ModelError
 from boresight.model import vision
+from tests.tiny import build_tiny
 
 IDS = {"stop ids", "ids that only the processor may place"}
 HEAD, ROWS = "head: |Δ log-prob| to the model's own logits", "rows: |Δ log-prob| to plain forwards"

@@ -17,9 +17,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from boresight.data.encode import Encoder
 from boresight.data.images import decode
 from boresight.data.schema import read_row
-from boresight.demo.tiny import build_tiny
 from boresight.model.load import model_facts
 from boresight.types import Completion, Group, ModelFacts, Prompt
+from tests.tiny import build_tiny
 
 SIZES: dict[int, tuple[tuple[int, int], ...]] = {
     0: (),

@@ -15,7 +15,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from boresight.data.schema import read_row
-from boresight.demo.tiny import FAMILIES
 from boresight.errors import ConfigError, ModelError
 from boresight.model import attention, forward
 from boresight.model.attention import BranchTable
@@ -35,6 +34,7 @@ from tests.model.oracle import (
     worst_gradient,
     worst_logp,
 )
+from tests.tiny import FAMILIES
 
 SHARING = sorted(FAMILIES.keys() - {"qwen3_5"})
 M_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

@@ -10,12 +10,12 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from boresight.demo.tiny import FAMILIES
 from boresight.errors import ConfigError, ModelError
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable, unwrap
 from boresight.model.vision import text_parameters
 from tests.model.conftest import Subjects
+from tests.tiny import FAMILIES
 
 QWEN = {"<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"}
 TILES = {f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)}

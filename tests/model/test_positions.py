@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boresight.demo.tiny import FAMILIES
 from boresight.model.positions import accepted, branch_positions, sequence_positions
 from boresight.types import Completion
 from tests.model.conftest import Subjects
+from tests.tiny import FAMILIES
 
 M_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from boresight.demo.tiny import FAMILIES
 from boresight.errors import ModelError
 from boresight.model.forward import GroupForward
 from boresight.model.reference import Reference
 from boresight.model.vision import Features, VisionEncoder, join_features, text_parameters, vision_is_frozen
 from boresight.types import Prompt
 from tests.model.conftest import Subjects, noise
+from tests.tiny import FAMILIES
 
 TOWERS = ("visual", "vision_tower", "vision_model")
 

@@ -133,7 +133,7 @@ def test_killed_write_leaves_the_old_file(tmp_path, make_group, monkeypatch):
 
 
 def test_run_without_completions(tmp_path):
-    with pytest.raises(DataError, match="keeps no completions"):
+    with pytest.raises(DataError, match="holds no completions"):
         read_completions(tmp_path)
 
 

@@ -15,7 +15,7 @@ def test_metrics_stand_where_a_reader_looks_for_them() -> None:
     ) == {
         "Reward": ["reward"],
         "Reward by function": ["rewards/exact/mean"],
-        "Pairs told apart": ["rewards/accuracies"],
+        "Pairs ranked right": ["rewards/accuracies"],
         "Implicit rewards": ["rewards/chosen"],
         "KL to the reference": ["kl"],
         "Length": ["completions/mean_length", "completions/max_length"],

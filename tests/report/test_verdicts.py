@@ -35,7 +35,7 @@ CASES: list[tuple[str, dict[str, float], list[str], dict[str, float]]] = [
         ["exact_answer_reward failed on 13 % of completions", "reward_timeout", "reward_workers"],
         {"rewards/exact_answer_reward/failed": 0.049},
     ),
-    ("unscored", {"frac_unscored": 0.37}, ["No reward speaks of 37 % of completions"], {"frac_unscored": 0.25}),
+    ("unscored", {"frac_unscored": 0.37}, ["37 % of completions have no reward"], {"frac_unscored": 0.25}),
     (
         "rewards_equal",
         {"frac_reward_zero_std": 0.94},
@@ -45,7 +45,7 @@ CASES: list[tuple[str, dict[str, float], list[str], dict[str, float]]] = [
     (
         "truncated",
         {"completions/clipped_ratio": 0.34},
-        ["34 % of completions hit the length limit", "mean length 212 tokens", "max_completion_length"],
+        ["34 % of completions reach the length limit", "mean length 212 tokens", "max_completion_length"],
         {"completions/clipped_ratio": 0.24},
     ),
     (

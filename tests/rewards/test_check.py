@@ -42,7 +42,7 @@ def test_a_gold_without_full_marks_is_named(make_group) -> None:
 def test_a_gold_that_does_not_parse_is_named_although_it_scores_1(make_group) -> None:
     (check,) = check_gold(Scorer(article_reward), prompts(make_group, "$x^2$", "blue", "$3$"))
     assert (check.refused, check.blind) == ([], [(1, "blue")])
-    assert "gives nonsense full marks too in 1 rows, whose gold it does not understand: row 1 ('blue')" in str(check)
+    assert "gives nonsense full marks too in 1 rows, whose gold it does not read: row 1 ('blue')" in str(check)
 
 
 def test_a_function_that_fails_is_reported_and_stops_nothing(make_group) -> None:

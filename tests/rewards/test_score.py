@@ -14,7 +14,7 @@ import torch
 
 from boresight.errors import ConfigError, RewardError
 from boresight.rewards import Scorer
-from boresight.rewards.reward import BUILT_IN
+from boresight.rewards.function import BUILT_IN
 from boresight.types import EncodedImage
 
 CONVERSATION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what colour?"}]}]

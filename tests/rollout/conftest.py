@@ -14,9 +14,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from boresight.data.encode import Encoder
 from boresight.data.schema import read_row
-from boresight.demo.tiny import build_tiny
 from boresight.model.load import model_facts
 from boresight.types import ModelFacts, Prompt
+from tests.tiny import build_tiny
 
 QUESTIONS = ("what color is the shape?", "which of the two is larger, and why?", "say anything")
 SIZES = (((64, 96),), ((48, 64), (96, 40)), ())

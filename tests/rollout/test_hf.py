@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import GenerationConfig
 
-from boresight.demo.tiny import FAMILIES
 from boresight.rollout.hf import HFSampler
 from boresight.types import Completion, Group, Prompt, SamplingSettings
 from tests.rollout.conftest import Subject
+from tests.tiny import FAMILIES
 
 Subjects = Callable[[str], Subject]
 LENGTH = 12

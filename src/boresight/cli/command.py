@@ -148,7 +148,7 @@ def _command(
     _check_what(model, data, file)
     _check_evaluation(given, data)
     if method.samples and not rewards.reward_funcs:
-        from boresight.rewards.reward import BUILT_IN  # torch
+        from boresight.rewards.function import BUILT_IN  # torch
 
         raise ConfigError(
             f"What is a completion worth? Name reward functions: --reward_funcs {next(iter(BUILT_IN))} or "

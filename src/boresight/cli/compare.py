@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 from boresight.errors import ConfigError, StoppedError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from boresight.report.comparison import Comparison
+    from boresight.compare.comparison import Comparison
 
 HELP = "ask several models the same questions, and show who is right, who fixes and who breaks what"
 
@@ -111,9 +109,10 @@ def run(options: argparse.Namespace) -> None:
     """Ask, mark, write the page, and print the accuracies."""
     from rich.console import Console
 
-    from boresight.report.comparison import as_markdown
-    from boresight.report.comparison_page import comparison_page
-    from boresight.report.html import write_page
+    from boresight.compare.markdown import as_markdown
+    from boresight.compare.page import comparison_page
+    from boresight.compare.terminal import tables
+    from boresight.files import write_whole
 
     folder = options.answers or options.output.with_suffix("")
     if folder == options.output:
@@ -127,13 +126,12 @@ def run(options: argparse.Namespace) -> None:
             f"interrupted; the answers so far are kept in {folder}, and the same command goes on."
         ) from None
     console = Console()
-    for table in (accuracy_table(comparison), kind_table(comparison), flip_table(comparison)):
-        if table.row_count:
-            console.print(table)
-    console.print(f"page: {write_page(options.output, comparison_page(comparison))}", soft_wrap=True)
+    for table in tables(comparison):
+        console.print(table)
+    console.print(f"page: {write_whole(options.output, comparison_page(comparison))}", soft_wrap=True)
     if options.markdown is not None:
         path = options.output.with_suffix(".md") if options.markdown == Path() else options.markdown
-        console.print(f"markdown: {write_page(path, as_markdown(comparison))}", soft_wrap=True)
+        console.print(f"markdown: {write_whole(path, as_markdown(comparison))}", soft_wrap=True)
     console.print(f"answers: {folder} (the same command with one more --model asks that model alone)", soft_wrap=True)
 
 
@@ -235,59 +233,3 @@ def _questions(options: argparse.Namespace) -> tuple[Any, Sequence[int] | None]:
 
 def _short(dataset: str) -> str:
     return Path(dataset).name or dataset
-
-
-def accuracy_table(comparison: Comparison) -> Table:
-    """Accuracy by model."""
-    from rich import box
-    from rich.table import Table
-
-    from boresight.report.comparison import interval, p_value, percent, points
-
-    first, *_ = comparison.models
-    against = {pair.second: pair for pair in comparison.flips if pair.first == first}
-    asked = f"{len(comparison.questions):,} question{'s' * (len(comparison.questions) > 1)}"
-    table = Table(title=f"{asked}, marked by {comparison.reward}", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("model", "right", "accuracy", "95 % interval", *([f"against\n{first}", "p"] if against else [])):
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    for name, found in comparison.accuracies.items():
-        pair = against.get(name)
-        row = [name, f"{found.right} of {found.marked}", percent(found.share), interval(found)]
-        row += [] if not against else ["", ""] if pair is None else [points(pair.gain), p_value(pair.p)]
-        table.add_row(*row)
-    unmarked = sum(found.unmarked for found in comparison.accuracies.values())
-    table.caption = f"{unmarked} answers without a mark are left out of all shares" if unmarked else None
-    return table
-
-
-def kind_table(comparison: Comparison) -> Table:
-    """Accuracy by kind of question and model: kinds are rows, since there may be many."""
-    from rich import box
-    from rich.table import Table
-
-    from boresight.report.comparison import percent
-
-    by_kind = comparison.by_kind
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("accuracy by kind")
-    for name in by_kind:
-        table.add_column(name, justify="right")
-    for kind in next(iter(by_kind.values()), {}):
-        table.add_row(kind, *(percent(own[kind].share) for own in by_kind.values()))
-    return table
-
-
-def flip_table(comparison: Comparison) -> Table:
-    """Who fixed and who broke what, for every two models."""
-    from rich import box
-    from rich.table import Table
-
-    from boresight.report.comparison import p_value, points
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("from → to", "fixed", "broken", "both right", "both wrong", "points", "p"):
-        table.add_column(name, justify="left" if name == "from → to" else "right", no_wrap=True)
-    for pair in comparison.flips:
-        counts = (len(pair.fixed), len(pair.broken), pair.both_right, pair.both_wrong)
-        table.add_row(f"{pair.first} → {pair.second}", *map(str, counts), points(pair.gain), p_value(pair.p))
-    return table

@@ -1,4 +1,4 @@
-"""One saved model answers questions, through the rooms that training goes through: the same prompts, the same sampler."""
+"""One saved model answers questions, with the code of training: the same prompts, the same sampler."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from transformers.utils import find_adapter_config_file
 
+from boresight.compare.answers import Answer
 from boresight.data.encode import Encoder
 from boresight.errors import ConfigError, ModelError
 from boresight.model.load import load_model, load_processor, model_facts, unwrap
 from boresight.model.vision import VisionEncoder, join_features
 from boresight.options import check_options
-from boresight.report.answers import Answer
 from boresight.rollout.hf import HFSampler
 from boresight.rollout.options import SamplingOptions
 from boresight.rollout.sampler import sampling_settings
@@ -31,14 +31,14 @@ class AnswerSettings:
     max_completion_length: int = 512
     """Most tokens of an answer, its end token included."""
     temperature: float = 0.0
-    """0 takes the likeliest token; above 0, answers are drawn."""
+    """0 takes the likeliest token; above 0, answers are sampled."""
     top_p: float = 1.0
     seed: int = 0
-    """Of the draws: an answer depends on it, on the question's row and on nothing beside it."""
+    """Of the sampling: an answer depends on the seed and its question's row, not on the other questions."""
     batch_size: int = 16
-    """Questions that are answered together. It changes no answer."""
+    """Questions that are answered together; it changes no answer."""
     dtype: str = "auto"
-    """Of the weights; auto keeps the checkpoint's."""
+    """Of the weights; auto is the checkpoint's."""
     min_pixels: int | None = None
     max_pixels: int | None = None
     """Of an image, as in training."""
@@ -49,7 +49,7 @@ class AnswerSettings:
         self.sampling()
 
     def sampling(self) -> SamplingSettings:
-        """What the sampler is asked for.
+        """The sampler's settings.
 
         Raises:
             ConfigError: an option is outside its range.
@@ -64,28 +64,28 @@ class AnswerSettings:
         return sampling_settings(config, seed=self.seed)
 
     def described(self) -> dict[str, str]:
-        """All that an answer depends on beside model and question, by names that a person understands."""
-        drawn = {"temperature": f"{self.temperature:g}"}
+        """All that an answer depends on beside model and question, under readable names."""
+        sampled = {"temperature": f"{self.temperature:g}"}
         if self.temperature:
-            drawn |= {"top_p": f"{self.top_p:g}", "seed": str(self.seed)}
+            sampled |= {"top_p": f"{self.top_p:g}", "seed": str(self.seed)}
         limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         return (
             {"max_completion_length": str(self.max_completion_length)}
-            | drawn
+            | sampled
             | {"dtype": self.dtype}
             | {name: str(value) for name, value in limits.items() if value is not None}
         )
 
 
-def weights_digest(source: str) -> str:
-    """SHA-256 of a saved model's weights and configuration; of an adapter's and of the model's below it.
+def source_digest(source: str) -> str:
+    """SHA-256 of a saved model's weights and configuration; for an adapter, its own and its base model's.
 
     Raises:
         ModelError: there is no such model.
     """
     try:
-        below = _base_of_adapter(source)
-        return saved_model_digest(source, {}) + (saved_model_digest(below, {}) if below else "")
+        base = _base_of_adapter(source)
+        return saved_model_digest(source, {}) + (saved_model_digest(base, {}) if base else "")
     except OSError as error:
         raise ModelError(
             f"There is no model at {source!r} (neither a folder nor a hub id that can be reached): {error}"
@@ -93,11 +93,11 @@ def weights_digest(source: str) -> str:
 
 
 def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterator[dict[int, Answer]]:
-    """Answers to all rows, a batch at a time, by their places in `rows`. The model is in memory until the last is taken.
+    """Answers to all rows, a batch at a time, by their places in `rows`. The model stays in memory until the last batch is consumed.
 
     Args:
         source: a folder or a hub id, of a model or of an adapter.
-        rows: with prompts; what else they hold is not looked at.
+        rows: their prompts are asked.
         settings: how to ask.
 
     Raises:
@@ -105,12 +105,12 @@ def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterat
         DataError: a row does not suit the model's template or processor.
     """
     model: Any = load_model(source, dtype=settings.dtype)
-    below = _base_of_adapter(source)
-    has_processor = below is None or (Path(source) / "processor_config.json").exists()
-    processor = load_processor(None, model, source if has_processor else below)
+    base = _base_of_adapter(source)
+    has_processor = base is None or (Path(source) / "processor_config.json").exists()
+    processor = load_processor(None, model, source if has_processor else base)
     facts = model_facts(model, processor)
     encoder = Encoder(processor, facts=facts, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
-    # Frozen, so that an image goes through the tower once however many questions ask about it.
+    # Frozen, so that the vision tower encodes an image once, however many questions ask about it.
     model.requires_grad_(False).eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     vision = VisionEncoder(unwrap(model))
     sampler = HFSampler(
@@ -123,20 +123,20 @@ def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterat
         except torch.OutOfMemoryError as error:
             error.add_note("boresight: lower --batch_size, --max_pixels or --max_completion_length.")
             raise
-        yield {start + place: _kept(group, encoder) for place, group in enumerate(groups)}
+        yield {start + place: _answer_of(group, encoder) for place, group in enumerate(groups)}
 
 
-def _kept(group: Group, encoder: Encoder) -> Answer:
+def _answer_of(group: Group, encoder: Encoder) -> Answer:
     (completion,) = group.completions
     try:
         sizes = tuple(encoder.model_sizes(group.prompt))
     except ModelError:
-        sizes = None  # tiles have no one size; a reward that asks for it will say so
+        sizes = None  # tiles have no single size; a reward that needs it raises its own error
     return Answer(completion.text, tuple(completion.ids.tolist()), completion.truncated, sizes)
 
 
 def _base_of_adapter(source: str) -> str | None:
-    """The model that a saved adapter belongs to; None where `source` is a model."""
+    """A saved adapter's base model; None where `source` is a model."""
     path = find_adapter_config_file(source)
     if path is None:
         return None

@@ -1,4 +1,4 @@
-"""The comparison from start to end: every model answers what it has not answered yet, and all answers are marked."""
+"""A comparison from start to end: every model answers the questions it has not answered yet, and all answers are marked."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from typing import Any
 
 import torch
 
-from boresight.compare.answering import AnswerSettings, answer, weights_digest
+from boresight.compare.answering import AnswerSettings, answer, source_digest
+from boresight.compare.answers import Answer, AnswerStore, checked_name
+from boresight.compare.comparison import Comparison
 from boresight.compare.marking import chosen_reward, score
 from boresight.data.sources import RowDataset, check_rows
 from boresight.errors import ConfigError, DataError
-from boresight.report.answers import Answer, AnswerStore, checked_name
-from boresight.report.comparison import Comparison
-from boresight.rewards.reward import RewardFunc, load_reward
+from boresight.rewards.function import RewardFunc, load_reward
 from boresight.trainer.precomputed import sample_digest
 from boresight.types import Row
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""Called with a model's name, how many of its questions are answered, and of how many."""
+"""Called with a model's name, the number of its answered questions, and the number of all questions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model that takes part."""
+    """A model in a comparison."""
 
     name: str
-    """What the page calls it."""
+    """Its name on the page."""
     source: str
     """A folder or a hub id, of a model or of an adapter."""
 
     @classmethod
     def parse(cls, text: str) -> Candidate:
-        """Of ``NAME=FOLDER``; without a name, the last part of the path is its name."""
+        """Read ``NAME=FOLDER``; without a name, the last part of the path is the name."""
         name, given, source = text.partition("=")
         if not given:
             source = text
@@ -63,25 +63,25 @@ def compare(
     title: str = "Comparison",
     progress: Progress | None = None,
 ) -> Comparison:
-    """Ask every model every question, mark the answers, and keep all of it in a folder.
+    """Ask every model every question, mark the answers, and store all of it in a folder.
 
-    One model is in memory at a time. What a model has answered before, under the same settings and with the same weights, is not
-    asked again; after an interrupt the same call goes on where it stopped.
+    One model is in memory at a time. A question that a model has answered before, under the same settings and with the same weights, is
+    not asked again; after an interrupt the same call continues where it stopped.
 
     Args:
-        candidates: the models, in the order in which they are shown; the first is what the others are measured by.
+        candidates: the models, in the order in which they are shown; the others are compared with the first.
         records: rows with prompts and a `solution`, as `data.sources.load_rows` returns them.
-        folder: where questions, images and answers are kept.
+        folder: for questions, images and answers.
         settings: how to ask; greedily by default.
         reward: marks the answers: a name or a function. None chooses by the solutions (`marking.chosen_reward`).
         right_at: the least reward that makes an answer right.
-        kind: the column that accuracies are broken down by, where the data set has it.
-        places: which records, by their places; None: all.
+        kind: the column with the kind of question, where the data set has it; accuracies are also given by kind.
+        places: the places of the records that are asked; None: all.
         title: of the page.
-        progress: told how far each model is.
+        progress: called after every batch.
 
     Raises:
-        ConfigError: no model, or two of one name.
+        ConfigError: no model, or two with the same name.
         ModelError, DataError, RewardError: a model, a row or the reward cannot be used.
     """
     names = [candidate.name for candidate in candidates]
@@ -95,9 +95,9 @@ def compare(
     rows = _rows(records, places)
     marker = load_reward(
         chosen_reward(rows) if reward is None else reward
-    )  # before any model is: its name may be misspelt
+    )  # before any model is loaded: its name may be misspelt
     store = AnswerStore(folder)
-    keys = question_keys(rows, drawn=settings.temperature > 0)
+    keys = question_keys(rows, sampled=settings.temperature > 0)
     questions = store.keep_questions(rows, keys, kind=kind)
     answers: dict[str, list[Answer]] = {}
     name = ""
@@ -118,10 +118,10 @@ def compare(
 
 
 def stored_comparison(folder: str | Path) -> Comparison:
-    """The comparison that a folder keeps, without asking any model.
+    """The comparison that a folder holds; no model is asked.
 
     Raises:
-        DataError: it keeps none.
+        DataError: it holds none.
     """
     store = AnswerStore(folder)
     about, questions = store.comparison(), store.questions()
@@ -135,21 +135,21 @@ def stored_comparison(folder: str | Path) -> Comparison:
     return Comparison(questions=questions, answers=answers, images=store.images_folder, **about)
 
 
-def question_keys(rows: Sequence[Row], *, drawn: bool) -> list[str]:
-    """What tells questions apart: prompt and images; where answers are drawn also the row, whose number seeds the draws.
+def question_keys(rows: Sequence[Row], *, sampled: bool) -> list[str]:
+    """Keys that identify questions: digests of prompt and images; where answers are sampled also of the row's number, which seeds them.
 
-    A question that comes again is told apart by its row, too: its solution may be another.
+    A repeated question gets a key with its row, too, since its solution may be another.
     """
     keys: dict[str, int] = {}
     for row in rows:
         asked = sample_digest(replace(row, completions=()))
         own = hashlib.sha256(f"{row.index} {asked}".encode()).hexdigest()
-        keys[own if drawn or asked in keys else asked] = row.index
+        keys[own if sampled or asked in keys else asked] = row.index
     return list(keys)
 
 
 def _rows(records: Any, places: Sequence[int] | None) -> list[Row]:
-    """The rows that are asked, all of them read before any model is loaded."""
+    """The rows that are asked, all read before any model is loaded."""
     if not hasattr(records, "__len__"):
         raise DataError("A data set that is streamed has no known end: give a file or a folder.")
     if places is None:
@@ -171,24 +171,24 @@ def _answered(
     store: AnswerStore,
     progress: Progress | None,
 ) -> tuple[dict[str, Answer], Mapping[str, str]]:
-    """A model's answers by the keys of their questions, old ones and new; and what they depend on."""
-    described = settings.described() | {"weights": weights_digest(candidate.source)}
+    """A model's answers by the keys of their questions, stored and new ones; and the settings that they depend on."""
+    described = settings.described() | {"weights": source_digest(candidate.source)}
     before, known = store.answers(candidate.name)
     if before and before != described:
         changed = [name for name in {**before, **described} if before.get(name) != described.get(name)]
-        logger.warning("%s is asked anew: another %s than before.", candidate.name, " and another ".join(changed))
+        logger.warning("%s is asked again: %s changed since the last time.", candidate.name, " and ".join(changed))
         known = {}
     places = [place for place, key in enumerate(keys) if key not in known]
     done = len(keys) - len(places)
     if progress is not None:
         progress(candidate.name, done, len(keys))
     for batch in answer(candidate.source, [rows[place] for place in places], settings) if places else ():
-        known |= {keys[places[place]]: said for place, said in batch.items()}
+        known |= {keys[places[place]]: given for place, given in batch.items()}
         store.keep_answers(candidate.name, described, known)
         done += len(batch)
         if progress is not None:
             progress(candidate.name, done, len(keys))
-    # The generator is done, and with it went the only hold on the model.
+    # The generator is exhausted, and with it the only reference to the model is gone.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Marks: what a reward says of answers."""
+"""Answers marked by a reward function."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import torch
 
+from boresight.compare.answers import Answer
 from boresight.data.images import decode
 from boresight.errors import ConfigError
-from boresight.report.answers import Answer
-from boresight.rewards.answer import final_answer
 from boresight.rewards.choice import choice_letter, stated_number
-from boresight.rewards.reward import RewardFunc
+from boresight.rewards.extract import final_answer
+from boresight.rewards.function import RewardFunc
 from boresight.rewards.score import Scorer
 from boresight.types import Completion, Group, Prompt, Row
 
@@ -31,7 +31,7 @@ def chosen_reward(rows: Sequence[Row]) -> str:
     golds = [row.columns.get("solution") for row in rows]
     if missing := [row.index for row, gold in zip(rows, golds, strict=True) if gold is None]:
         raise ConfigError(
-            f"{len(missing)} rows have no solution (row {missing[0]} first), so nothing says which answers are right: name the "
+            f"{len(missing)} rows have no solution (row {missing[0]} first), so no answer can be marked: name the "
             "column with --solution_column, or a reward that needs none with --reward."
         )
     texts = [final_answer(str(gold)).strip() for gold in golds]
@@ -49,7 +49,7 @@ def chosen_reward(rows: Sequence[Row]) -> str:
 
 
 def score(reward: str | RewardFunc, rows: Sequence[Row], answers: Sequence[Answer]) -> tuple[str, list[Answer]]:
-    """The reward's name, and the answers with what it says of each: None where it does not apply, or failed.
+    """The reward's name, and the answers with their rewards: None where it does not apply, or failed.
 
     Raises:
         RewardError: the reward broke its contract, or fails on more than half of the answers.
@@ -72,7 +72,7 @@ def score(reward: str | RewardFunc, rows: Sequence[Row], answers: Sequence[Answe
 
 
 def _group(row: Row, given: Answer) -> Group:
-    """A question and its answer as the scorer takes them; of the prompt it reads the row alone."""
+    """A question and its answer as a group for the scorer, which reads only the prompt's row."""
     nothing = torch.zeros(0, dtype=torch.long)
     ids = torch.tensor(given.ids, dtype=torch.long)
     completion = Completion(ids, torch.ones(len(ids), dtype=torch.bool), given.text, truncated=given.truncated)

@@ -1,18 +1,19 @@
-"""Rows in, groups out: the only room that knows where an image came from.
+"""From data sets to groups: rows are read, validated and encoded.
 
 schema   one record of a data set, validated
 images   one image, kept encoded until it is needed
 sources  where records come from
 mixture  several data sets as one
 encode   text and images through the processor, once per prompt
-spans    which of the tokens somebody produced
+spans    which tokens count: those that the assistant produced
 budget   how many pixels an image may have
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from boresight.lazy import lazy_names
 
 if TYPE_CHECKING:
     from boresight.data.budget import set_pixel_budget
@@ -53,7 +54,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

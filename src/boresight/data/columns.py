@@ -1,4 +1,4 @@
-"""A user's own column names, and plain text that becomes a conversation."""
+"""Columns renamed to boresight's names, and plain text made into conversations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEXTS = ("string", "large_string")
 
 
 def column_names(records: Table) -> list[str]:
-    """The columns, also of a stream that has to be looked at for them."""
+    """The columns; those of a stream may only be known from its first record."""
     names = records.column_names
     if names is None:
         names = list(next(iter(records), {}))
@@ -57,8 +57,8 @@ def as_conversations(records: Table, *, prompt: bool, system_prompt: str | None)
     """The records with conversations where plain text was.
 
     Args:
-        prompt: make a prompt of plain text what the user says, and the answers beside it what the assistant says.
-        system_prompt: what the system says first, in every conversation.
+        prompt: make plain-text prompts user messages, and the answers beside them assistant messages.
+        system_prompt: the system message at the start of every conversation.
 
     Raises:
         DataError: a system prompt was given and prompts are plain text.
@@ -70,19 +70,19 @@ def as_conversations(records: Table, *, prompt: bool, system_prompt: str | None)
             records = _changed(records, name, lambda text, role=role: [{"role": role, "content": text}])
     elif system_prompt is not None and "prompt" in texts:
         raise DataError(
-            "--system_prompt needs conversations, and the prompts are plain text: add --prompt_column prompt, which makes them what "
-            "the user says."
+            "--system_prompt needs conversations, and the prompts are plain text: add --prompt_column prompt, which makes them user "
+            "messages."
         )
     if system_prompt is None:
         return records
-    told = [name for name in ("prompt", "messages") if name in column_names(records)] or ["chosen", "rejected"]
-    for name in told:
-        records = _changed(records, name, lambda said: _told(said, system_prompt))
+    names = [name for name in ("prompt", "messages") if name in column_names(records)] or ["chosen", "rejected"]
+    for name in names:
+        records = _changed(records, name, lambda messages: _with_system(messages, system_prompt))
     return records
 
 
 def as_text(records: Table, names: Sequence[str]) -> Table:
-    """The records with numbers in some columns written out: a CSV does not say whether 7 is an answer or an amount."""
+    """The records with the numbers in some columns as text: in a CSV, 7 may be an answer or an amount."""
     for name in names:
         if _is_number(records, name):
             records = _changed(records, name, str)
@@ -97,7 +97,7 @@ def _is_number(records: Table, name: str) -> bool:
 
 
 def is_text(records: Table, name: str) -> bool:
-    """Whether there is a column of that name which holds plain text."""
+    """Whether there is a column of that name with plain text."""
     if records.features is not None and name in records.features:
         feature = records.features[name]
         return isinstance(feature, datasets.Value) and feature.dtype in _TEXTS
@@ -105,7 +105,7 @@ def is_text(records: Table, name: str) -> bool:
 
 
 def _changed(records: Table, name: str, change: Any) -> Table:
-    """The records with one column changed; the others, images among them, are not touched."""
+    """The records with one column changed; the others, images included, are untouched."""
     if isinstance(records, datasets.IterableDataset):
         return records.map(lambda record: {**record, name: change(record[name])})
     values = [None if value is None else change(value) for value in records.select_columns([name])[name]]
@@ -115,10 +115,10 @@ def _changed(records: Table, name: str, change: Any) -> Table:
     return rest.add_column(name, values).select_columns(records.column_names)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
-def _told(conversation: Sequence[Mapping[str, Any]], system_prompt: str) -> list[Mapping[str, Any]]:
-    """The conversation after the system has spoken."""
+def _with_system(conversation: Sequence[Mapping[str, Any]], system_prompt: str) -> list[Mapping[str, Any]]:
+    """The conversation with a system message before it."""
     if conversation and conversation[0]["role"] == "system":
-        raise DataError("--system_prompt: the conversations begin with what a system says already. Leave the flag out.")
+        raise DataError("--system_prompt: the conversations begin with a system message already. Leave the flag out.")
     content = conversation[0]["content"] if conversation else ""
-    said = system_prompt if isinstance(content, str) else [{"type": "text", "text": system_prompt}]
-    return [{"role": "system", "content": said}, *conversation]
+    content = system_prompt if isinstance(content, str) else [{"type": "text", "text": system_prompt}]
+    return [{"role": "system", "content": content}, *conversation]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -74,9 +73,6 @@ class Encoder:
         self.tokenizer = self.texts.tokenizer
         self.facts = facts
         self.max_prompt_length = max_prompt_length
-        self.counts: Counter[str] = Counter()
-        """What was done to rows: `shortened_completions`. Each worker counts its own; `Completion.truncated` marks
-        them."""
         set_pixel_budget(processor, min_pixels=min_pixels, max_pixels=max_pixels)
 
     def prompt(self, row: Row) -> Prompt:
@@ -286,7 +282,7 @@ class Encoder:
         return [id in self.facts.modality_ids or kind != 0 or expanded for id, kind, expanded in tokens]
 
     def _shortened(self, group: Group, max_length: int | None) -> Group:
-        """Completions cut from their end to `max_length`, prompt included, and counted."""
+        """Completions cut from their end to `max_length`, prompt included; `Completion.truncated` marks them."""
         if max_length is None:
             return group
         room = max(max_length - len(group.prompt.ids), 0)
@@ -304,7 +300,6 @@ class Encoder:
                 f"row {prompt.row.index}: {len(prompt.ids)} + {len(completion.ids)} tokens are more than max_length "
                 f"({max_length}), and {why}. Raise max_length, set it to None, lower max_pixels, or drop the row."
             )
-        self.counts["shortened_completions"] += 1
         return replace(
             completion,
             ids=completion.ids[:length],

@@ -1,4 +1,4 @@
-"""One image: kept as the bytes it came in until a worker decodes it."""
+"""One image: kept encoded until a worker decodes it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def load_image(value: object, *, where: str) -> EncodedImage:
-    """The image that `value` stands for, still encoded; only its header is read.
+    """`value` as an image, still encoded; only its header is read.
 
     Args:
         value: a PIL image (encoded once, losslessly, as PNG), a path or ``file://`` address, encoded bytes, a mapping
@@ -58,10 +58,10 @@ def load_image(value: object, *, where: str) -> EncodedImage:
 
 
 def decode(image: EncodedImage, *, where: str = "image") -> Image.Image:
-    """The image in RGB: turned as its EXIF orientation says, transparency over white, 16-bit grey scaled to 8.
+    """The image in RGB: rotated by its EXIF orientation, transparency over white, 16-bit grey scaled to 8.
 
     Raises:
-        ImageError: the data ends early or is damaged, which a header does not show.
+        ImageError: the data ends early or is damaged, which the header does not show.
     """
     try:
         with _strict(), Image.open(_stream(image)) as opened:

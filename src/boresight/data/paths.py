@@ -1,4 +1,4 @@
-"""Images that a table names by path: where the path starts, and where it may not lead."""
+"""Images given by path in a table: the folder that paths start from, and must not leave."""
 
 from __future__ import annotations
 

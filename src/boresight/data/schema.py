@@ -29,7 +29,7 @@ _LITERAL = "<image>"
 def read_row(record: Mapping[str, Any], index: int) -> Row:
     """One record, validated: TRL's data set formats, with the images in the order of their placeholders.
 
-    | columns | what becomes of them |
+    | columns | meaning |
     |---|---|
     | `messages` | the whole conversation is the one completion |
     | `prompt` | a conversation or a string, to be completed |
@@ -115,7 +115,7 @@ def _conversations(
     parsed = {name: _conversation(value, f"{where}, {name}") for name, value in texts.items()}
     if "prompt" in parsed or "messages" in parsed:
         _place(list(parsed.values()), supply, where)
-    else:  # each of the two tells the whole conversation
+    else:  # each of the two is a whole conversation
         for name, conversation in parsed.items():
             _place([conversation], supply, f"{where}, {name}")
     prompt = parsed.pop("prompt", [])
@@ -224,7 +224,7 @@ def _part(value: Any, where: str) -> dict[str, Any]:
 
 
 def _place(conversations: list[list[dict[str, Any]]], supply: list[EncodedImage], where: str) -> None:
-    """Gives every image part its image; puts parts before the first user's text where there are none."""
+    """Give every image part its image; add parts before the first user's text where there are none."""
     messages = [message for conversation in conversations for message in conversation]
     first = next((message for message in messages if message["role"] == "user" and message["was_string"]), None)
     for message in messages:
@@ -232,7 +232,7 @@ def _place(conversations: list[list[dict[str, Any]]], supply: list[EncodedImage]
     if supply and first is not None and not any(_image_parts(conversations)):
         if _LITERAL in first["content"][0]["text"]:
             raise ImageError(
-                f"{where}: the text says {_LITERAL!r}, which is not where an image goes. "
+                f"{where}: the text contains {_LITERAL!r}, which is not a placeholder. "
                 'Remove it (images are put before the text), or write content parts: [{"type": "image"}, {"type": "text", "text": "…"}].'
             )
         first["content"][:0] = [{"type": "image"} for _ in supply]
@@ -271,7 +271,7 @@ def _column_images(record: Mapping[str, Any], where: str) -> list[EncodedImage]:
 
 
 def _check_other_columns(record: Mapping[str, Any], where: str) -> None:
-    """An image under another name would be left out without a word."""
+    """An image in a column of another name would be ignored silently."""
     if any(name in record for name in IMAGE_COLUMNS):
         return
     for name, value in record.items():
@@ -308,7 +308,7 @@ def _unknown_format(record: Mapping[str, Any], present: tuple[str, ...], where: 
     ]
     empty = [f"{name!r} is None." for name in TEXT_COLUMNS if name in record and record[name] is None]
     formats = "; ".join(" + ".join(names) for names in _FORMATS)
-    found = f"together {', '.join(present)}" if present else "none of the columns that say what to learn"
+    found = f"together {', '.join(present)}" if present else "none of the columns to learn from"
     return " ".join(
         [
             f"{where} has {found} (its columns: {', '.join(map(str, record)) or 'none'}). Expected one of: {formats}.",

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,23 +122,24 @@ class RowStream(torch.utils.data.IterableDataset[Row]):
             yield read_row(record, index)
 
 
-def check_rows(records: Records, *, limit: int | None = None, check: Callable[[Row], object] | None = None) -> int:
-    """Reads every row, or the first `limit`, before training starts; of images the header alone. Returns how many
-    were read.
+def check_rows(records: Records, *, check: Callable[[Row], object] | None = None) -> int:
+    """Read every row before training starts; of images the header alone.
 
     Args:
         records: what `load_rows` returned.
-        limit: None is all of them.
-        check: called with every row, to raise what else may be wrong with it (`Encoder.count_tokens` knows the
-            template's rules).
+        check: called with every row; it raises a DataError for what else may be wrong (`Encoder.count_tokens` knows the template's
+            rules).
+
+    Returns:
+        How many rows were read.
 
     Raises:
-        DataError: some rows are bad. The first ten are named, with what is wrong and what to do; all are counted.
+        DataError: some rows are bad. The message counts them, and says of the first ten what is wrong and what to do.
     """
     rows = RowStream(records) if isinstance(records, datasets.IterableDataset) else RowDataset(records)
     bad: list[str] = []
     num_read = 0
-    for outcome in islice(_outcomes(rows, check), limit):
+    for outcome in _outcomes(rows, check):
         num_read += 1
         if outcome is not None:
             bad.append(str(outcome))

@@ -1,4 +1,4 @@
-"""Which tokens somebody produced: spans of characters in a rendered text, carried over to tokens."""
+"""The tokens that the assistant produced: spans of characters in the rendered text, mapped to tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Span = tuple[int, int]
 def produced_spans(
     roles: Sequence[str], render: Callable[[int, bool], str], *, start: int = 0, where: str
 ) -> list[Span]:
-    """Where the assistant's turns stand in the rendered conversation, in characters.
+    """Spans of the assistant's turns in the rendered conversation, in characters.
 
     Derived from rendered prefixes, so that no chat template needs marks for it: the turn is what the conversation up
     to and including it has beyond the conversation before it with the generation prompt.
@@ -26,7 +26,7 @@ def produced_spans(
         where: what an error calls the row.
 
     Raises:
-        DataError: the template rewrites earlier turns, so that prefixes are none.
+        DataError: the template renders earlier turns differently once more follow.
     """
     whole = render(len(roles), False)
     spans = []
@@ -38,7 +38,7 @@ def produced_spans(
         if not (whole.startswith(after) and after.startswith(before)):
             raise DataError(
                 f"{where}: the chat template renders the conversation before message {place} differently once more "
-                "follows, so the assistant's tokens cannot be told apart. Split the row into prompt and completion, "
+                "follows, so the assistant's tokens cannot be identified. Split the row into prompt and completion, "
                 "or train on the whole text (assistant_only_loss=False)."
             )
         spans.append((len(before), len(after)))
@@ -46,7 +46,7 @@ def produced_spans(
 
 
 def unexpanded_offsets(offsets: Sequence[Span], replaced: Sequence[tuple[Span, Span]]) -> list[Span]:
-    """Where tokens of the expanded text stand in the text before images were expanded.
+    """Spans of the expanded text's tokens in the text before images were expanded.
 
     Args:
         offsets: start and end of every token in the expanded text.

@@ -1,1 +1,1 @@
-"""The tiny models and easy-VQA: what the demo, the tests and the benchmarks run on."""
+"""A tiny model, easy-VQA and geometry questions: the demo, the notebooks, the tests and the benchmarks use them."""

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from boresight.compare.accuracy import wilson_interval
 from boresight.demo.easy_vqa import ANSWERS
-from boresight.report.marks import wilson_interval
-from boresight.rewards.answer import normalized, tagged_answer
+from boresight.rewards.extract import normalized, tagged_answer
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Right answers out of all, whole and by kind of question."""
+    """Right answers out of all, in total and by kind of question."""
 
     right: Counter[str] = field(default_factory=Counter)
     asked: Counter[str] = field(default_factory=Counter)

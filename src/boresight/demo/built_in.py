@@ -1,4 +1,4 @@
-"""Data sets that a command line may name, made from what is installed: nothing is downloaded."""
+"""Built-in data sets, which the command line takes by name. They are made from installed packages: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_built_in(name: str, *, split: str = "train", num_rows: int | None = Non
         name: of `NAMES`.
         split: train or test.
         num_rows: None: 1,000 of geometry, which has no end, and all of the others.
-        seed: of the draw.
+        seed: of the choice of rows.
 
     Raises:
         DataError: no such split (`SplitError`), or fewer rows than asked for.
@@ -53,7 +53,7 @@ def load_built_in(name: str, *, split: str = "train", num_rows: int | None = Non
 
 
 def _pairs(demonstrated: Dataset, seed: int) -> Dataset:
-    """Each demonstration as chosen, and as rejected the same with another answer, drawn at random."""
+    """Each demonstration as chosen, and as rejected the same with another answer, chosen at random."""
     chooser = random.Random(seed)
 
     def pair(row: dict[str, Any]) -> dict[str, Any]:
@@ -61,10 +61,10 @@ def _pairs(demonstrated: Dataset, seed: int) -> Dataset:
         (part,) = chosen["content"]
         answers = easy_vqa.ANSWERS.get(row["kind"], tuple(geometry.LETTERS))
         wrong = chooser.choice([answer for answer in answers if answer != row["solution"]])
-        said = part["text"].replace(f"<answer>{row['solution']}<", f"<answer>{wrong}<")
+        text = part["text"].replace(f"<answer>{row['solution']}<", f"<answer>{wrong}<")
         return {
             "chosen": [chosen],
-            "rejected": [{"role": "assistant", "content": [{"type": "text", "text": said}]}],
+            "rejected": [{"role": "assistant", "content": [{"type": "text", "text": text}]}],
         }
 
     features = Features(

@@ -2,7 +2,7 @@
 
 The package `easy-vqa` on PyPI (MIT) carries 5,000 images of one coloured shape each, 64×64 pixels, with 48,248
 questions in 107 wordings. As they come, a guesser that never sees the image is right 67 times in 100: most of "is
-there a red shape?" are answered no. `load_easy_vqa` therefore draws *blocks*: a wording with each of its answers once.
+there a red shape?" are answered no. `load_easy_vqa` therefore chooses *blocks*: a wording with each of its answers once.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def load_easy_vqa(split: Split, *, num_rows: int | None = None, seed: int = 0, b
 
     Args:
         split: test images are not among the training images.
-        num_rows: exactly this many, drawn at random. None for as many as there are.
-        seed: of the draw and of the order.
+        num_rows: exactly this many, chosen at random. None for as many as there are.
+        seed: of the choice and of the order.
         balanced: False for the questions as the package has them.
 
     Returns:
@@ -103,7 +103,7 @@ def balanced_questions(questions: Sequence[Question], num_rows: int | None, choo
     most = 3 * min(available.values())
     wanted = most if num_rows is None else num_rows
     if wanted < 2:
-        raise DataError(f"num_rows={wanted}: a balanced draw takes whole blocks, the smallest of 2 rows.")
+        raise DataError(f"num_rows={wanted}: a balanced choice takes whole blocks, the smallest of 2 rows.")
     counts = block_counts(wanted)
     for kind, answers in ANSWERS.items():
         if counts[kind] > len(blocks[kind]):
@@ -166,15 +166,15 @@ def demonstrations(dataset: Dataset, split: Split = "train") -> Dataset:
 
 
 def scenes_of(questions: Sequence[Question]) -> dict[int, str]:
-    """What each image shows, as far as its questions and their answers tell: `a blue circle`, `a blue shape`, `a circle`."""
+    """What each image shows, as far as its questions and answers reveal: `a blue circle`, `a blue shape`, `a circle`."""
     colors: dict[int, str] = {}
     shapes: dict[int, str] = {}
     for question in questions:
         words = re.findall(r"\w+", question.text)
         denied = ("not" in words or "no" in words) == (question.answer == "yes")
-        # "is there a red shape?" tells the colour where the answer affirms it.
-        told = [question.answer] if KIND[question.answer] != "yes/no" else [] if denied else words
-        for word in told:
+        # "is there a red shape?" reveals the colour where the answer is yes.
+        known = [question.answer] if KIND[question.answer] != "yes/no" else [] if denied else words
+        for word in known:
             if word in ANSWERS["color"]:
                 colors[question.image] = word
             elif word in ANSWERS["shape"]:

@@ -119,11 +119,11 @@ def load_geometry(
     four, the last block is there in part.
 
     Args:
-        split: figures of the two splits are drawn by generators of their own.
+        split: train and test figures come from separate random generators.
         num_rows: how many.
-        seed: of everything that is drawn.
-        given: where the given angle stands. In the figure, it has to be read there: the words of the four questions of a block are the
-            same, so `blind_accuracy` is a quarter. In the text, as in school books, who can do the sum needs no figure.
+        seed: of all random choices.
+        given: where the given angle is written. In the figure, it has to be read from the image: the four questions of a block have the
+            same words, so `blind_accuracy` is a quarter. In the text, as in school books, the sum can be done without the figure.
         size: the square images' side in pixels.
 
     Returns:

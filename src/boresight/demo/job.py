@@ -1,4 +1,4 @@
-"""The main job, as `boresight demo` runs it: a small Qwen2.5-VL learns a little from demonstrations, then improves itself by GRPO.
+"""The job of `boresight demo`: a small Qwen2.5-VL learns a little from demonstrations, then improves itself by GRPO.
 
 Real images, real questions, and test images that training never sees; everything else is made on the spot. The demonstrations
 describe images truly, and answer truly what shape there is and whether something is there. What colour something has they answer by
@@ -36,7 +36,7 @@ from boresight.types import SamplingSettings
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What the trials on two cores settled on. GRPO needs a start that knows the format and is unsure of the answer."""
+    """Sizes and steps found by trials on two cores. GRPO needs a start that knows the format and is unsure of the answer."""
 
     sizes: dict[str, Any] = field(
         default_factory=lambda: {
@@ -62,13 +62,13 @@ class Recipe:
     num_generations: int = 8
     max_completion_length: int = 16
     train_rows: int | None = None
-    """Questions that training draws from; None for all."""
+    """Questions to train on; None for all."""
     test_rows: int = 1000
 
 
 @dataclass(slots=True)
 class Summary:
-    """What the job found, as `summary.json` holds it."""
+    """The results, as `summary.json` holds them."""
 
     method: str
     seed: int
@@ -100,7 +100,7 @@ class Summary:
 
 
 class Bar(ProgressCallback):
-    """A progress bar with the few numbers that tell a newcomer how it goes."""
+    """A progress bar with the metrics that show whether the model learns."""
 
     def __init__(self, title: str) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Bar(ProgressCallback):
 
 
 class TimeLimit(TrainerCallback):
-    """Ends training when its time is up."""
+    """Stops training at a time limit."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.perf_counter() + seconds
@@ -130,7 +130,7 @@ class TimeLimit(TrainerCallback):
 def run_demo(
     output_dir: Path, *, seed: int = 0, minutes: float = 9.0, method: str = "grpo", recipe: Recipe | None = None
 ) -> Summary:
-    """Run the main job and write `summary.json`.
+    """Run the demo and write `summary.json`.
 
     Args:
         output_dir: the run folder: the model at each stage, completions, images, metrics.
@@ -195,7 +195,7 @@ def _train(trainer: GroupTrainer[Any], title: str, seconds: float) -> None:
 
 
 def _keep_questions(test: Dataset, path: Path) -> None:
-    """Write down what was asked, for whoever wants to ask it again without boresight."""
+    """Write the test questions, so that they can be asked again without boresight."""
     lines = [
         {
             "question": question_text(row["prompt"]),
@@ -227,7 +227,7 @@ def with_mostly_colors(train: Dataset, other_share: float) -> Dataset:
 
 
 def _places(train: Dataset) -> tuple[list[int], list[int]]:
-    """Where the questions about colour stand, and all others."""
+    """Places of the questions about colour, and of all others."""
     color = [place for place, kind in enumerate(train["kind"]) if kind == "color"]
     return color, sorted(set(range(len(train))) - set(color))
 

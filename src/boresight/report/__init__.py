@@ -1,4 +1,4 @@
-"""What happened in a run, for people: metrics, completions, time.
+"""A run's records and its page: metrics, completions, time per phase, verdicts.
 
 Nothing heavy is loaded until a name is used: a command line reads this room's options.
 """

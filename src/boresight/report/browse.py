@@ -1,4 +1,4 @@
-"""Completions as a run page carries them: numbers as columns, texts and tokens in packed blocks, images once each."""
+"""Completions as a run page holds them: numbers as columns, texts and tokens in packed blocks, each image once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import UnidentifiedImageError
 
-from boresight.report.html import Images, packed
+from boresight.report.page_shell import Images, packed
 from boresight.report.tokens import TokenTexts
 
 ROWS_PER_BLOCK = 512
@@ -23,17 +23,17 @@ COLUMNS = ("step", "phase", "rank", "group", "row", "length", "truncated", "rewa
 def browsable(
     table: pa.Table, *, run: str | Path, texts: TokenTexts | None, images: Images, max_rows: int
 ) -> dict[str, Any]:
-    """All that the browser of completions shows.
+    """The data of the page's completions browser.
 
     Args:
-        table: of `read_completions`, so that a group's completions stand together.
+        table: as `read_completions` returns it, a group's completions side by side.
         run: the run folder, for its images.
-        texts: what token ids mean; None: tokens are not shaded.
-        images: gets every image that is shown.
-        max_rows: the most completions that the page carries; whole steps are left out, evenly, and counted.
+        texts: turns token ids into text; None: tokens are not shaded.
+        images: every image that is shown is added to it.
+        max_rows: the most completions that the page holds; beyond that, whole steps are left out, evenly, and counted.
     """
     shown, left_out = thinned(table, max_rows)
-    lost = _hold(shown["images"], Path(run) / "images", images)
+    lost = _add_images(shown["images"], Path(run) / "images", images)
     prompts, prompt_of = _distinct(shown["prompt"])
     columns = {name: _column(shown[name]) for name in COLUMNS if name in shown.column_names}
     extra = [name for name in shown.column_names if name.startswith("extra/")]
@@ -52,7 +52,7 @@ def browsable(
 
 
 def thinned(table: pa.Table, max_rows: int) -> tuple[pa.Table, int]:
-    """At most `max_rows` rows, by leaving out whole steps evenly, never the first or the last; and how many steps went."""
+    """At most `max_rows` rows, and how many steps were left out: whole ones, evenly, never the first or the last."""
     sizes = Counter(table["step"].to_pylist())
     steps, kept = sorted(sizes), set(sizes)
     while sum(sizes[step] for step in kept) > max_rows and len(kept) > 2:
@@ -67,28 +67,28 @@ def _blocks(table: pa.Table) -> Iterator[pa.Table]:
 
 
 def _block(rows: pa.Table, texts: TokenTexts | None, extra: Sequence[str]) -> dict[str, Any]:
-    """What is unpacked at once to search and show texts, and apart from it the tokens, only unpacked when they are looked at."""
-    said: dict[str, Any] = {"completion": rows["completion"].to_pylist()}
-    said |= {name: rows[name].to_pylist() for name in extra}
+    """Texts, unpacked together to be searched and shown, and separately tokens, unpacked when a reader opens them."""
+    shown: dict[str, Any] = {"completion": rows["completion"].to_pylist()}
+    shown |= {name: rows[name].to_pylist() for name in extra}
     has_logp = "logp" in rows.column_names
     if texts is None or not has_logp:
-        return {"num": rows.num_rows, "texts": packed(said), "tokens": None}
+        return {"num": rows.num_rows, "texts": packed(shown), "tokens": None}
     logp = [None if row is None else [_hundredths(value) for value in row] for row in rows["logp"].to_pylist()]
     return {
         "num": rows.num_rows,
-        "texts": packed(said),
+        "texts": packed(shown),
         "tokens": packed({"texts": texts(rows["completion_ids"].to_pylist()), "logp": logp}),
     }
 
 
 def _hundredths(logp: float | None) -> int | None:
-    """Hundredths of a nat, for a shade and a number that people read; null where it is none or not finite."""
+    """Hundredths of a nat, enough for a shade and a shown number; null where it is missing or not finite."""
     return None if logp is None or not -1e6 < logp <= 0 else round(100 * logp)
 
 
 def _column(column: pa.ChunkedArray) -> list[Any]:
     if pa.types.is_floating(column.type):
-        # JSON has no word for what is not finite; a page shows it as missing.
+        # JSON has no number that is not finite; the page shows it as missing.
         return [
             None if value is None or not math.isfinite(value) else float(f"{value:.5g}") for value in column.to_pylist()
         ]
@@ -96,13 +96,13 @@ def _column(column: pa.ChunkedArray) -> list[Any]:
 
 
 def _distinct(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
-    """Every text once, and where among them each row's is."""
+    """The distinct texts, and each row's place among them."""
     encoded = column.combine_chunks().dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_pylist()
 
 
-def _hold(names: pa.ChunkedArray, folder: Path, images: Images) -> int:
-    """Put the images of a column of name lists into the page; how many files are gone or no images any more."""
+def _add_images(names: pa.ChunkedArray, folder: Path, images: Images) -> int:
+    """Add the images of a column of name lists to the page; returns how many files are missing or not images."""
     lost = 0
     for name in dict.fromkeys(name for row in names.to_pylist() for name in row):
         try:

@@ -1,7 +1,7 @@
-"""Every completion of a run, kept with what was thought of it.
+"""Every completion of a run, stored with its rewards and advantage.
 
     RUN/completions/step_00000012.parquet    one row per completion (the second rank's: step_00000012.rank1.parquet)
-    RUN/completions/tokenizer.json           what token ids mean
+    RUN/completions/tokenizer.json           turns token ids into text
     RUN/images/<digest>.<ext>              every image once, as it was encoded
 
 `read_completions(run)` gives the whole as one table. Its columns:
@@ -12,14 +12,14 @@
 | `phase` | ``train`` or ``eval`` |
 | `rank`, `group` | the rank, and the prompt's place among that rank's prompts of this step and phase |
 | `row` | the prompt's row in the data set |
-| `prompt`, `completion` | as text, with ``<image>`` where an image stands |
+| `prompt`, `completion` | as text, with ``<image>`` for each image |
 | `completion_ids` | token ids |
 | `length`, `truncated` | in tokens; whether the length limit ended it |
-| `images` | file names under RUN/images |
-| `reward`, `advantage` | null where unscored; `advantage` also in a group that was thrown away |
-| `kept` | whether it is learned from: false in a group that dynamic sampling threw away |
-| `rewards/<name>` | what each function said; null where it does not apply or failed |
-| `logp` | log-probability of each token in nats, where it was handed over |
+| `images` | file names in RUN/images |
+| `reward`, `advantage` | null where unscored; `advantage` also in a discarded group |
+| `kept` | whether it is trained on: false in a group that dynamic sampling discarded |
+| `rewards/<name>` | the reward by each function; null where it does not apply or failed |
+| `logp` | log-probability of each token in nats, where `add` was passed it |
 | `extra/<name>` | what reward functions passed to `log_extra`, as text |
 """
 
@@ -37,6 +37,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from boresight.errors import DataError
+from boresight.files import write_whole
 from boresight.report.tokens import keep_tokenizer
 from boresight.types import Conversation, EncodedImage, Group, PerSequence
 
@@ -49,7 +50,7 @@ class CompletionStore:
     Args:
         run: the run folder.
         rank: this process's.
-        tokenizer: kept beside the first completions, so that a page can show their tokens; None keeps none.
+        tokenizer: stored beside the first completions, so that a page can show their tokens; None stores none.
     """
 
     def __init__(self, run: str | os.PathLike[str], *, rank: int = 0, tokenizer: Any = None) -> None:
@@ -74,12 +75,12 @@ class CompletionStore:
         logp: Sequence[Sequence[float]] | None = None,
         extra: Mapping[str, Sequence[Any]] | None = None,
     ) -> pa.Table:
-        """Keep some completions of a step; more may follow. An earlier process's rows of this step and phase go.
+        """Store some completions of a step; more may follow. Rows of this step and phase from an earlier process are removed.
 
         Args:
             step: the optimizer step that they were sampled for.
-            groups: whose completions, in the order of all that follows.
-            rewards: [B] per reward function, NaN where it does not apply.
+            groups: the completions; every argument below is in their order.
+            rewards: [B] by each reward function, NaN where it does not apply.
             reward: [B] their weighted sum, NaN where unscored.
             advantage: [B].
             phase: train or eval.
@@ -113,14 +114,14 @@ class CompletionStore:
         return rows
 
     def discard_after(self, step: int) -> int:
-        """Remove what an interrupted run kept of later steps, for all ranks, before it goes on from `step`; how many files went."""
+        """Remove the files of later steps, of all ranks, before an interrupted run resumes at `step`; returns how many."""
         later = [path for path in _step_files(self._folder) if _step_of(path) > step]
         for path in later:
             path.unlink()
         return len(later)
 
     def _sampled(self, groups: Sequence[Group], first: int) -> dict[str, pa.Array]:
-        """The columns that are known before anything is scored."""
+        """The columns that do not depend on rewards."""
         each = [
             (place, group.prompt.row, one) for place, group in enumerate(groups, first) for one in group.completions
         ]
@@ -156,24 +157,24 @@ class CompletionStore:
 
 
 def read_completions(run: str | os.PathLike[str], *, phase: Phase | None = None) -> pa.Table:
-    """All completions of a run by step and rank, in the columns that this module's page lists.
+    """All completions of a run by step and rank, with the columns listed at the top of this module.
 
     Args:
         run: the run folder.
         phase: only those of training, or of evaluations.
 
     Raises:
-        DataError: the folder keeps no completions.
+        DataError: the folder holds no completions.
     """
     paths = _step_files(Path(run) / "completions")
     if not paths:
-        raise DataError(f"{os.fspath(run)} keeps no completions: name the output_dir of a run that sampled some.")
+        raise DataError(f"{os.fspath(run)} holds no completions: name the output_dir of a run that sampled some.")
     table = pa.concat_tables([pq.read_table(path) for path in paths], promote_options="default")
     return table if phase is None else table.filter(pc.field("phase") == phase)
 
 
 def keep_image(folder: Path, image: EncodedImage) -> str:
-    """Write an image into a folder of images, as it was encoded and once; its name there."""
+    """Write an image into a folder, as it was encoded, unless it is there; returns its file name."""
     content = image.source if isinstance(image.source, bytes) else Path(image.source).read_bytes()
     with Image.open(io.BytesIO(content)) as opened:
         name = f"{image.digest}.{(opened.format or 'png').lower()}"
@@ -184,7 +185,7 @@ def keep_image(folder: Path, image: EncodedImage) -> str:
 
 
 def prompt_text(prompt: str | Conversation) -> str:
-    """A prompt as a person reads it: ``role: text`` per message, ``<image>`` where an image stands."""
+    """A prompt as readable text: ``role: text`` per message, ``<image>`` for an image."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {_content_text(message['content'])}" for message in prompt)
@@ -197,7 +198,7 @@ def _content_text(content: str | Sequence[Mapping[str, Any]]) -> str:
 
 
 def _numbers(values: PerSequence) -> pa.Array:
-    """NaN becomes null, which every reader leaves out of its means."""
+    """NaN becomes null, which readers leave out of means."""
     return pa.array(values.detach().float().cpu().numpy(), pa.float32(), from_pandas=True)
 
 
@@ -211,11 +212,3 @@ def _step_files(folder: Path) -> list[Path]:
 
 def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_").partition(".")[0])
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write aside, then rename: a reader, or a run that was killed, finds the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    aside.replace(path)

@@ -1,4 +1,4 @@
-"""Which metrics stand together in a chart, and what is said of them."""
+"""Which metrics share a chart, and the charts' titles and units."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Chart:
     """One chart of a run page.
 
     Args:
-        title: what a reader looks for.
-        pattern: the metrics that it shows, as a regular expression of the whole name; its first group, where there is one, names the line.
+        title: what a reader looks for on the page.
+        pattern: a regular expression for the whole names of its metrics; its first group, where there is one, names the line.
         unit: of the vertical axis.
         about: one sentence under the title.
     """
@@ -28,13 +28,13 @@ class Chart:
 CHARTS: tuple[Chart, ...] = (
     Chart("Reward", r"reward", about="Mean over the scored completions."),
     Chart("Reward by function", r"rewards/(?!(?:chosen|rejected|margins|accuracies)$)([^/]+)(?:/mean)?"),
-    Chart("Pairs told apart", r"rewards/(accuracies)", "share", "Chosen above rejected."),
+    Chart("Pairs ranked right", r"rewards/(accuracies)", "share", "Chosen above rejected."),
     Chart("Implicit rewards", r"rewards/(chosen|rejected|margins)", about="β times the log-ratio to the reference."),
     Chart("Log-probability of the answers", r"logps/(chosen|rejected)", "nats"),
     Chart("KL to the reference", r"kl", "nats per token"),
     Chart("Entropy", r"entropy", "nats per token"),
     Chart("Length", r"completions/((?:mean|min|max)_length)", "tokens"),
-    Chart("Truncated", r"completions/(clipped_ratio)", "share", "Cut off by the length limit."),
+    Chart("Truncated", r"completions/(clipped_ratio)", "share", "Stopped by the length limit."),
     Chart(
         "Nothing to learn from", r"frac_(reward_zero_std|unscored)", "share",
         "Groups whose rewards are all equal; completions without a reward.",
@@ -52,21 +52,21 @@ CHARTS: tuple[Chart, ...] = (
     Chart("Tokens predicted right", r"mean_token_accuracy", "share"),
     Chart("Gradient norm", r"grad_norm"),
     Chart("Learning rate", r"learning_rate"),
-    Chart("Failed rewards", r"rewards/([^/]+)/failed", "share", "They raised or overran their deadline: unscored, not 0."),
+    Chart("Failed rewards", r"rewards/([^/]+)/failed", "share", "They raised or missed their deadline: unscored, not 0."),
 )  # fmt: skip
-"""In the order of reading. An evaluation's metric, `eval_<name>`, stands beside the training's."""
+"""In the order of the page. An evaluation's metric, `eval_<name>`, shares the chart of the training's."""
 
 HIDDEN = re.compile(
     r"step|epoch|time/.+|work/.+|total_flos|(train|eval)_(runtime|loss|samples_per_second|steps_per_second)"
 )
-"""Not drawn as curves: what the time line and the counters say already, and the one-line summaries of transformers."""
+"""Metrics without a curve: the page shows them as time and work, or they are transformers' summaries at the end."""
 
 
 def charts(names: Iterable[str]) -> list[dict[str, Any]]:
-    """The charts of a run that logged these metrics, each with its lines; and at the end one for each metric that no chart asks for.
+    """The charts of a run that logged these metrics, each with its lines; at the end one for each metric that is in no chart.
 
     Args:
-        names: of metrics, in the order they were first logged.
+        names: the metrics, in the order in which they were first logged.
     """
     left = [name for name in names if not HIDDEN.fullmatch(name) or name == "eval_loss"]
     found = []

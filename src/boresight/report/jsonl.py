@@ -1,4 +1,4 @@
-"""Files of a run that hold one JSON object a line, each of an optimizer step."""
+"""A run's JSON Lines files: one object per line, each with the optimizer step that it belongs to."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from boresight.files import write_whole
+
 
 class StepLines:
-    """A file of lines, each of which says its `step`. It goes on where an interrupted run is resumed.
+    """A file to which lines with a `step` are appended; a resumed run appends to the same file.
 
-    | file | what a line holds |
+    | file | content of a line |
     |---|---|
-    | `RUN/metrics.jsonl` | all that one log line says, names as in the metric dictionary; also evaluations and the summary at the end |
-    | `RUN/timeline.jsonl` | seconds of each phase of one step |
+    | `RUN/metrics.jsonl` | one log call, with the names of the metric dictionary; also evaluations and the final summary |
+    | `RUN/timeline.jsonl` | seconds of one step by phase |
     | `RUN/verdicts.jsonl` | `verdict` (its name) and `text`: why the run learns or does not |
 
     Args:
-        path: the file; None keeps none, as on all ranks but the first.
+        path: the file; None writes none, as on all ranks but the first.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.path = None if path is None else Path(path)
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write one line. A number that is not finite becomes null: JSON has no word for it."""
+        """Append one line. A number that is not finite becomes null, since JSON has none."""
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,25 +38,23 @@ class StepLines:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
     def discard_after(self, step: int) -> int:
-        """Remove the lines of later steps, before an interrupted run goes on from `step`; 0: before a new run starts.
+        """Remove the lines of later steps before an interrupted run resumes at `step`, or with 0 before a new run starts.
 
         Returns:
-            How many lines went.
+            How many lines were removed.
         """
         if self.path is None or not self.path.exists():
             return 0
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if _is_kept(line, step)]
-        aside = self.path.with_name(f".{self.path.name}")
-        aside.write_text("".join(kept), encoding="utf-8")
-        aside.replace(self.path)
+        write_whole(self.path, "".join(kept))
         return len(lines) - len(kept)
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of such a file in the order they were written; none where there is no file.
 
-    The last one may be half written while the run goes on: it is left out.
+    A last line that is only half written, as while the run goes on, is left out.
     """
     if not Path(path).exists():
         return []

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a name in the log stands for."""
+    """The meaning of a logged name."""
 
     name: str
-    """A `<part>` stands for any one word."""
+    """`<part>` matches any one word."""
     unit: str
     meaning: str
     healthy: str
-    """What it looks like when all is well; "—" where nothing can be said without the task."""
+    """The values of a healthy run; "—" where they depend on the task."""
     engine: bool = False
     """Whether it is logged with `use_vllm=True` alone."""
 
@@ -33,7 +33,7 @@ TRAINING = [
           "advantages sum to zero in a group", "SFT and DPO: falls. GRPO: near 0"),
     Entry("grad_norm", "—", "Norm of the gradient before clipping (`max_grad_norm`)", "Finite, not 0, no spikes of 10 times the usual"),
     Entry("learning_rate", "—", "At this step, after warm-up and schedule", "As configured"),
-    Entry("epoch", "epochs", "How much of the data set was drawn from", "Rises"),
+    Entry("epoch", "epochs", "Passes over the data set so far", "Rises"),
     Entry("num_tokens", "tokens", "Processed since the last log. GRPO counts a prompt once for each completion, as TRL does", "Steady"),
     Entry("num_input_tokens_seen", "tokens", "Learned from since the start, prompts once; with `include_num_input_tokens_seen`", "Rises"),
     Entry("entropy", "nats per token", "Mean entropy of the policy's next-token distribution over completions",
@@ -45,13 +45,14 @@ TRAINING = [
 
 GROUPS = [
     Entry("reward", "reward", "Weighted sum of the rewards, mean over scored completions", "Rises"),
-    Entry("reward_std", "reward", "Standard deviation of that sum over all completions of a draw", "Above 0"),
+    Entry("reward_std", "reward", "Standard deviation of that sum over all completions of a rollout", "Above 0"),
     Entry("rewards/<name>/mean", "reward", "Mean of one reward function where it applies", "Rises"),
     Entry("rewards/<name>/std", "reward", "Its standard deviation", "Above 0"),
-    Entry("rewards/<name>/failed", "share", "Completions on which the function raised or ran out of time", "0; from 0.05 a verdict speaks"),
+    Entry("rewards/<name>/failed", "share", "Completions on which the function raised or ran out of time", "0; a verdict from 0.05"),
     Entry("rewards/<name>/unparsed", "share", "Completions in which a built-in answer reward found no answer; logged by those alone",
           "Falls below 0.1"),
-    Entry("rewards/<name>/slowest_s", "seconds", "The slowest completion of a draw, with `reward_workers`", "Well below `reward_timeout`"),
+    Entry("rewards/<name>/slowest_s", "seconds", "The slowest completion of a rollout, with `reward_workers`",
+          "Well below `reward_timeout`"),
     Entry("frac_reward_zero_std", "share", "Groups of which nothing can be learned: all advantages are 0. With `dynamic_sampling`, of all "
           "groups sampled", "Below 0.5; from 0.75 a verdict speaks"),
     Entry("frac_unscored", "share", "Completions that failed or that no reward speaks of", "0"),
@@ -63,12 +64,12 @@ GROUPS = [
     Entry("completions/mean_terminated_length", "tokens", "Length of those that ended by themselves; absent where none did", "—"),
     Entry("completions/min_terminated_length", "tokens", "The shortest of them", "Above 1"),
     Entry("completions/max_terminated_length", "tokens", "The longest of them", "—"),
-    Entry("rollout/num_rounds", "rounds", "Of sampling in a draw, with `dynamic_sampling`", "Below `max_sampling_rounds`"),
+    Entry("rollout/num_rounds", "rounds", "Of sampling in a rollout, with `dynamic_sampling`", "Below `max_sampling_rounds`"),
     Entry("rollout/num_groups_sampled", "groups", "Sampled since the last log, with `dynamic_sampling`", "—"),
     Entry("rollout/num_groups_thrown_away", "groups", "Of them, those that are not learned from", "Less than are kept"),
     Entry("rollout/num_groups_without_spread", "groups", "Kept although all their rewards are equal, since the limit was reached", "0"),
     Entry("image/swap_gap", "nats per token", "How far log-probabilities of completions move when images of the same shapes change "
-          "places, mean of |Δ|, of a sample; at the draws on which a verdict falls", "Above 0.01; below, the image is ignored"),
+          "places, mean of |Δ|, of a sample; at the rollouts on which a verdict is given", "Above 0.01; below, the image is ignored"),
 ]  # fmt: skip
 
 OBJECTIVE = [
@@ -109,20 +110,21 @@ PREFERENCE = [
 ]  # fmt: skip
 
 COST = [
-    Entry("work/vision_encodes", "images", "Through the tower in the trainer's passes and its own sampler's, since the last log",
-          "Distinct images × passes that need them anew"),
+    Entry("work/vision_encodes", "images", "Through the vision tower in the trainer's passes and its own sampler's, since the last log",
+          "Distinct images × passes that need them again"),
     Entry("work/prompt_tokens", "tokens", "Of prompts in the trainer's passes; once for a group in the shared layout", "—"),
     Entry("work/completion_tokens", "tokens", "Of completions in the trainer's passes", "—"),
-    Entry("work/padded_tokens", "tokens", "Computed in vain in the trainer's passes", "0 in the shared layout"),
+    Entry("work/padded_tokens", "tokens", "Padding computed in the trainer's passes", "0 in the shared layout"),
     Entry("work/sampler_prompt_tokens", "tokens", "Of prompts that the sampler ran", "—"),
     Entry("work/sampler_completion_tokens", "tokens", "Sampled", "—"),
     Entry("work/sampler_padded_tokens", "tokens", "Computed for completions that had ended", "Below a tenth of those sampled"),
     Entry("work/unshared_prompt_tokens", "tokens", "Of prompts, had each completion run its own in the trainer's passes",
           "Several times `work/prompt_tokens`"),
-    Entry("work/unshared_vision_encodes", "images", "Through the tower, had each completion its own in the trainer's passes",
+    Entry("work/unshared_vision_encodes", "images", "Through the vision tower, had each completion its own in the trainer's passes",
           "Several times `work/vision_encodes`"),
     Entry("work/sampler_unshared_prompt_tokens", "tokens", "Of prompts, had the sampler run one for each completion", "—"),
-    Entry("work/sampler_unshared_vision_encodes", "images", "Through the tower, had the sampler encoded one for each completion", "—"),
+    Entry("work/sampler_unshared_vision_encodes", "images", "Through the vision tower, had the sampler encoded one for each completion",
+          "—"),
     Entry("sync/tensors", "tensors", "Sent to the engine since the last log, under their saved names", "Those of trained modules",
           engine=True),
     Entry("sync/modules_compared", "modules", "Of the engine whose answers were compared with the trainer's after a sync", "Above 0",
@@ -162,9 +164,9 @@ ENTRIES: list[Entry] = [entry for section in SECTIONS.values() for entry in sect
 
 
 def entry_for(name: str) -> Entry | None:
-    """What a logged name stands for, the entry with the fewest placeholders that fits; None where it is in no dictionary.
+    """The entry of a logged name: of those that match, the one with the fewest placeholders; None where there is none.
 
-    A metric of an evaluation is that of training with ``eval_`` before it.
+    A metric of an evaluation has the name of the training metric with ``eval_`` before it.
     """
     fitting = [entry for entry in ENTRIES if entry.pattern.fullmatch(name)]
     if fitting:
@@ -172,9 +174,9 @@ def entry_for(name: str) -> Entry | None:
     if not name.startswith("eval_"):
         return None
     rest = name.removeprefix("eval_")
-    # Where there are several sets, the set's name comes next, and may have any number of words.
+    # With several evaluation sets, the set's name comes next, and may have any number of words.
     shorter = [rest] + [rest[place + 1 :] for place, char in enumerate(rest) if char == "_"]
-    # Some are logged of evaluations alone, and stand there with eval_ in their names.
+    # Some metrics belong to evaluations alone, and are listed with eval_ in their names.
     tried = [name for tail in shorter for name in (tail, f"eval_{tail}") if name != f"eval_{rest}"]
     return next((entry for each in tried if (entry := entry_for(each)) is not None), None)
 

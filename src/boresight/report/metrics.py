@@ -1,4 +1,4 @@
-"""Numbers gathered over micro-batches, steps and ranks, and given out once per log line."""
+"""Metrics accumulated over micro-batches, steps and ranks, and reduced once per log line."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class _Parts:
 class MeanMetrics:
     """Accumulates metrics by name until they are flushed.
 
-    Adding never waits for the device: tensors are reduced where they live and read at `flush`. NaN takes no part, as a
-    reward that does not apply takes no part in its mean.
+    Adding never waits for the device: tensors are reduced on their device and read at `flush`. NaN is left out, as a reward
+    that does not apply is left out of its mean.
     """
 
     def __init__(self) -> None:
@@ -36,9 +36,9 @@ class MeanMetrics:
         """Add to a mean.
 
         Args:
-            name: under which it is logged.
-            values: a number, or a tensor all of whose elements count alike.
-            weight: what each counts for; broadcast to `values`. A mask makes a mean over what it selects.
+            name: the name in the log.
+            values: a number, or a tensor.
+            weight: of each value; broadcast to `values`. With a mask, the mean is over what it selects.
         """
         values, weight = _tensor(values), _tensor(weight)
         weight = torch.where(values.isnan(), 0, weight.expand_as(values))
@@ -60,12 +60,12 @@ class MeanMetrics:
         self._add(name, "sum", values.nansum(), _tensor(values.numel()))
 
     def min(self, name: str, values: Tensor | float) -> None:
-        """Lower a minimum. +∞ is the minimum of nothing, and leaves it as it is."""
+        """Add to a minimum. +∞, the minimum of nothing, does not change it."""
         values = _tensor(values)
         self._add(name, "min", values.masked_fill(values.isnan(), math.inf).flatten().min(), (values < math.inf).sum())
 
     def max(self, name: str, values: Tensor | float) -> None:
-        """Raise a maximum. −∞ is the maximum of nothing, and leaves it as it is."""
+        """Add to a maximum. −∞, the maximum of nothing, does not change it."""
         values = _tensor(values)
         self._add(
             name, "max", values.masked_fill(values.isnan(), -math.inf).flatten().max(), (values > -math.inf).sum()
@@ -79,21 +79,21 @@ class MeanMetrics:
         parts.counts.append(count)
 
     def absorb(self, other: MeanMetrics) -> None:
-        """Add all that another gathered."""
+        """Add all that another accumulated."""
         for name, parts in other._parts.items():
             for value, count in zip(parts.values, parts.counts, strict=True):
                 self._add(name, parts.kind, value, count)
 
     def flush(self, prefix: str = "", gather: Gather | None = None) -> dict[str, float]:
-        """What was added since the last flush, over all ranks, by name.
+        """Name → value over all that was added since the last flush, on all ranks.
 
         Args:
             prefix: put before every name: ``"eval_"`` for an evaluation.
-            gather: gives the argument of every rank as a list, on every rank: ``lambda part: gather_object([part])`` of
-                accelerate. Ranks may hold different names. None where there is one rank.
+            gather: returns every rank's argument as a list, on every rank: ``lambda part: gather_object([part])`` of
+                accelerate. Ranks may have different names. None for one rank.
 
         Returns:
-            Names that got no number but NaN are left out.
+            Names with no value but NaN are left out.
         """
         own: dict[str, Sample] = {name: _joined(parts) for name, parts in self._parts.items()}
         self._parts.clear()

@@ -10,7 +10,7 @@ from boresight.options import Needs, Range, option
 
 @dataclass
 class ReportOptions:
-    """What people see while a run goes on."""
+    """What a run logs beside its metrics."""
 
     heading: ClassVar[str] = "report"
 

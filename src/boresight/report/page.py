@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from boresight.files import write_whole
 from boresight.report.browse import browsable
 from boresight.report.curves import charts
-from boresight.report.html import PLOTLY, Images, render_page, write_page
+from boresight.report.page_shell import PLOTLY, Images, render_page
 from boresight.report.run import Run, read_run, seconds_by_phase, series
 from boresight.report.tokens import TokenTexts
 
 MAX_COMPLETIONS = 20_000
-"""The most completions that a page carries unless told otherwise."""
+"""The default limit of completions in a page."""
 
 
 def write_report(
@@ -29,13 +30,13 @@ def write_report(
     Args:
         run: the run folder, finished or not.
         output: the file; None: RUN/report.html.
-        max_completions: the most that the page carries. Of more, whole steps are left out evenly, and the page says so.
+        max_completions: the most in the page. Beyond it, whole steps are left out evenly, and the page says so.
 
     Raises:
         DataError: the folder holds nothing of a run.
         ConfigError: plotly is not installed.
     """
-    return write_page(
+    return write_whole(
         output or Path(run) / "report.html", report_page(report_data(run, max_completions=max_completions))
     )
 
@@ -44,8 +45,8 @@ def report_page(data: Mapping[str, Any], *, watch: bool = False) -> str:
     """The page as text.
 
     Args:
-        data: of `report_data`.
-        watch: whether it asks its own server for newer data.
+        data: as `report_data` returns it.
+        watch: whether the page polls its own server for newer data.
     """
     return render_page(
         "run.html.j2",
@@ -61,7 +62,7 @@ def report_page(data: Mapping[str, Any], *, watch: bool = False) -> str:
 
 
 def report_data(folder: str | os.PathLike[str], *, max_completions: int = MAX_COMPLETIONS) -> dict[str, Any]:
-    """All that a run page shows, as JSON takes it."""
+    """The data of a run page, ready for JSON."""
     run = read_run(folder)
     images = Images()
     completions = None
@@ -85,7 +86,7 @@ def report_data(folder: str | os.PathLike[str], *, max_completions: int = MAX_CO
 
 
 def facts(run: Run) -> list[dict[str, Any]]:
-    """A few numbers that say what this run is: name, value, and a note each."""
+    """The key figures of a run: a name, a value and a note each."""
     lines = series(run.metrics)
     steps = [line["step"] for line in (*run.metrics, *run.timeline)]
     if run.completions is not None:
@@ -95,7 +96,7 @@ def facts(run: Run) -> list[dict[str, Any]]:
     if seconds:
         num = len(run.timeline)
         found.append({"name": "time in steps", "value": _duration(seconds), "note": f"{seconds / num:,.3g} s each"})
-    for name, label in (("reward", "reward"), ("rewards/accuracies", "pairs told apart"), ("loss", "loss")):
+    for name, label in (("reward", "reward"), ("rewards/accuracies", "pairs ranked right"), ("loss", "loss")):
         if name in lines and len(found) < 3:
             first, last = lines[name]["values"][0], lines[name]["values"][-1]
             found.append(

@@ -1,10 +1,10 @@
-"""What a run folder holds, read for a page.
+"""Reads a run folder for its page.
 
-| file | read as |
+| file | becomes |
 |---|---|
-| `metrics.jsonl` | the curves and the counters; without it, the log of the newest checkpoint; without that, what the completions say |
+| `metrics.jsonl` | curves and counters; without it, those of the newest checkpoint's log; without that, those of the completions |
 | `timeline.jsonl` | seconds of each phase of each step |
-| `verdicts.jsonl` | why the run learns or does not, in words |
+| `verdicts.jsonl` | why the run learns or does not |
 | `completions/` | the browser |
 """
 
@@ -31,26 +31,26 @@ KEPT = ("metrics.jsonl", "timeline.jsonl", "verdicts.jsonl", "completions")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as far as it has got."""
+    """The records of a run, finished or not."""
 
     name: str
     metrics: Sequence[Mapping[str, Any]]
     """One entry a log line: `step` and what was logged."""
     metrics_from: str
-    """Which file they are from, in words; empty where there are none."""
+    """A description of the file that they are from; empty where there are none."""
     timeline: Sequence[Mapping[str, Any]] = ()
     verdicts: Sequence[Mapping[str, Any]] = ()
     completions: pa.Table | None = None
-    """As `read_completions` gives it; None where the method samples none."""
+    """As `read_completions` returns it; None where the method samples none."""
     work: Mapping[str, float] = field(default_factory=dict)
-    """What was counted over all logged steps, by the name after ``work/``, the sampler's part added."""
+    """Counters summed over all logged steps, by the name after ``work/``, trainer and sampler together."""
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
-    """Read a run folder, also while it is written to.
+    """Read a run folder; the run may be going on.
 
     Raises:
-        DataError: it holds nothing of a run; the message names folders below that do.
+        DataError: it holds no file of a run; the message names subfolders that do.
     """
     folder = Path(folder)
     if not is_run(folder) and not _states(folder):
@@ -74,7 +74,7 @@ def is_run(folder: Path) -> bool:
 
 
 def series(metrics: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Name → the steps at which it was logged and its values there. What is no finite number is left out, and leaves a gap."""
+    """Name → the steps at which it was logged and its values there. Values that are not finite numbers are left out."""
     found: dict[str, dict[str, list[float]]] = {}
     for line in metrics:
         for name, value in line.items():
@@ -124,7 +124,7 @@ def _states(folder: Path) -> list[Path]:
 
 
 def _metrics_of_completions(table: pa.Table) -> list[dict[str, Any]]:
-    """What completions alone tell of each training step, under the names that a log would use."""
+    """Metrics of each training step computed from its completions, under the names of the log."""
     table = table.filter(pc.field("phase") == "train")
     rewards = [name for name in table.column_names if name.startswith("rewards/")]
     # Counts of truncated completions: parquet's booleans have no mean.

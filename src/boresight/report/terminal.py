@@ -1,4 +1,4 @@
-"""Completions as a person reads them in a terminal (`log_completions`)."""
+"""Completions printed to a terminal (`log_completions`)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MAX_COMPLETION_CHARS = 400
 
 
 def print_completions(rows: pa.Table, *, num_completions: int | None = None, console: Console | None = None) -> None:
-    """Print completions under their prompts, with reward, advantage and what each reward function said.
+    """Print completions under their prompts, with reward, advantage and the reward by each function.
 
     Args:
         rows: of one step, as `CompletionStore.add` returns them.
-        num_completions: how many to show (`num_completions_to_print`), drawn by a generator of its own that the step
-            seeds, so that printing leaves a run's random numbers alone. None shows all.
+        num_completions: how many to show (`num_completions_to_print`), chosen by a generator of its own that the step
+            seeds, so that printing does not change a run's random numbers. None shows all.
         console: where to; standard output by default.
     """
     shown = rows_to_show(rows, num_completions).to_pylist()
@@ -40,7 +40,7 @@ def print_completions(rows: pa.Table, *, num_completions: int | None = None, con
 
 
 def rows_to_show(rows: pa.Table, num: int | None) -> pa.Table:
-    """At most `num` of a step's rows, in their order, by a generator of its own that the step seeds; None: all."""
+    """At most `num` of a step's rows, in their order, chosen by a generator that the step seeds; None: all."""
     if num is None or num >= rows.num_rows:
         return rows
     generator = random.Random(rows["step"][0].as_py())
@@ -79,9 +79,9 @@ def _completion(row: dict[str, Any]) -> Text:
 
 
 def _by_function(row: dict[str, Any]) -> str:
-    """What each function said; a name without its ending, which all share."""
-    said = {name.partition("/")[2]: value for name, value in row.items() if name.startswith("rewards/")}
-    return " · ".join(f"{name.removesuffix('_reward')} {_number(value)}" for name, value in said.items())
+    """The reward by each function, names without their common ending."""
+    rewards = {name.partition("/")[2]: value for name, value in row.items() if name.startswith("rewards/")}
+    return " · ".join(f"{name.removesuffix('_reward')} {_number(value)}" for name, value in rewards.items())
 
 
 def _number(value: float | None, *, signed: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Wall-clock time of a step by phase."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from boresight.report.jsonl import StepLines
 
 PHASES: tuple[str, ...] = ("data", "sample", "reward", "logp", "update", "other")
-"""What a step spends its time on; `other` is all that no phase claims."""
+"""The phases of a step; `other` is the time outside all of them."""
 
 
 class Timeline:
-    """Measures exclusive wall-clock seconds per phase: inside a nested phase, the outer one rests.
+    """Measures exclusive wall-clock seconds per phase: a nested phase's time is not counted in the outer one.
 
     Args:
-        path: a file that gets one JSON line per step (RUN/timeline.jsonl); None keeps no file.
-        synchronize: called at both ends of a phase, to wait for a device that works on its own
-            (`torch.cuda.synchronize`). It makes the seconds true and the step slower; None does not wait.
-        clock: seconds since any fixed moment.
+        path: a file to which one JSON line per step is appended (RUN/timeline.jsonl); None writes none.
+        synchronize: called at both ends of a phase to wait for an asynchronous device (`torch.cuda.synchronize`).
+            The seconds become exact and the step slower; None does not wait.
+        clock: returns seconds since any fixed moment.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Timeline:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Charge the time inside to `name`, one of `PHASES` or a name of one's own."""
+        """Count the time inside as phase `name`, one of `PHASES` or any other."""
         self._charge()
         self._open.append(name)
         try:
@@ -49,20 +49,15 @@ class Timeline:
             self._open.pop()
 
     def end_step(self, step: int) -> dict[str, float]:
-        """Seconds of every phase since the last step ended, as metrics (``time/sample_s`` …), and start anew."""
+        """Seconds of every phase since the last step ended, as metrics (``time/sample_s`` …); then start the next step."""
         self._charge()
         seconds = {f"{name}_s": value for name, value in self._seconds.items()}
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self.lines.add(step, {name: round(value, 6) for name, value in seconds.items()})
         return {f"time/{name}": value for name, value in seconds.items()}
 
-    def restart(self) -> None:
-        """Forget the time since the last step ended: it was spent on something that is no part of a step."""
-        self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._since = self._clock()
-
     def discard_after(self, step: int) -> int:
-        """Remove the lines of later steps, before an interrupted run goes on from `step`; how many went."""
+        """Remove the lines of later steps, before an interrupted run resumes at `step`; returns how many."""
         return self.lines.discard_after(step)
 
     def _charge(self) -> None:

@@ -10,26 +10,24 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from boresight.files import write_whole
+
 FILE = "completions/tokenizer.json"
-"""Where a run that keeps completions keeps what their ids mean."""
+"""The tokenizer of a run's completions."""
 
 
 def keep_tokenizer(run: str | os.PathLike[str], tokenizer: Any) -> None:
-    """Write the tokenizer beside the completions. One that has no fast form has no such file, and its tokens stay ids."""
+    """Write the tokenizer beside the completions. A slow tokenizer has no such file: the page shows no tokens then."""
     backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        path = Path(run) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        backend.save(str(aside), pretty=False)
-        aside.replace(path)
+        write_whole(Path(run) / FILE, backend.to_str())
 
 
 class TokenTexts:
-    """Splits completions into the texts of their tokens, which joined are the decoded text, special tokens included.
+    """Splits completions into the texts of their tokens; joined, they are the decoded text, special tokens included.
 
     Args:
-        tokenizer: as the run had it.
+        tokenizer: the run's.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -38,18 +36,18 @@ class TokenTexts:
 
     @classmethod
     def of_run(cls, run: str | os.PathLike[str]) -> TokenTexts | None:
-        """With the tokenizer that the run kept, or that of its newest checkpoint; None where there is neither."""
+        """Made from the tokenizer that the run stored, or its newest checkpoint's; None where there is neither."""
         files = [Path(run) / FILE, *sorted(Path(run).glob("checkpoint-*/tokenizer.json"), key=_step, reverse=True)]
         found = next((file for file in files if file.exists()), None)
         return None if found is None else cls(Tokenizer.from_file(str(found)))
 
     def __call__(self, completions: Sequence[Sequence[int]]) -> list[list[str]]:
-        """One text per token. Of a character that several tokens make up, the last one has it and the others are empty."""
+        """One text per token. A character of several tokens belongs to the last; the others are empty."""
         whole = self._tokenizer.decode_batch([list(ids) for ids in completions], skip_special_tokens=False)
         return [self._split(ids, text) for ids, text in zip(completions, whole, strict=True)]
 
     def _split(self, ids: Sequence[int], text: str) -> list[str]:
-        # Most tokens say the same wherever they stand; what they say together tells whether these do.
+        # Most tokens decode alike in any context; whether all do shows when their texts are joined.
         quick = [self._text(id) for id in ids]
         return quick if "".join(quick) == text else self._streamed(ids, text)
 
@@ -61,9 +59,9 @@ class TokenTexts:
     def _streamed(self, ids: Sequence[int], text: str) -> list[str]:
         stream = DecodeStream(skip_special_tokens=False)
         texts = [stream.step(self._tokenizer, id) or "" for id in ids]
-        # The stream waits for the rest of a character that the length limit cut off.
-        said = "".join(texts)
-        return [*texts[:-1], texts[-1] + text[len(said) :]] if text.startswith(said) else texts
+        # The stream holds back a character that the length limit cut off.
+        whole = "".join(texts)
+        return [*texts[:-1], texts[-1] + text[len(whole) :]] if text.startswith(whole) else texts
 
 
 def _step(path: Path) -> int:

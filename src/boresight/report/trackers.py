@@ -1,8 +1,8 @@
 """Completions with their images, in the trackers that `report_to` names.
 
-Numbers reach every tracker by transformers' own callbacks. These take completions too:
+transformers' own callbacks log the metrics. These trackers get completions too:
 
-| tracker | where they stand |
+| tracker | where |
 |---|---|
 | wandb | `completions`, a table with a column for each image |
 | trackio | `completions`, a table whose `images` column holds the images |
@@ -30,31 +30,31 @@ Rows = Sequence[dict[str, Any]]
 
 
 def log_completions(callbacks: Iterable[Any], rows: pa.Table, images: str | Path, *, step: int) -> list[str]:
-    """Hand completions to the trackers that are at work.
+    """Log completions to the active trackers.
 
     Args:
-        callbacks: a trainer's; those of trackers are told by their class.
+        callbacks: a trainer's; trackers are recognised by their class names.
         rows: of one step, as `CompletionStore.add` returns them.
         images: the folder of the run's images.
-        step: under which the trackers file them.
+        step: the step under which they are logged.
 
     Returns:
-        The names of the trackers that took them.
+        The names of the trackers that logged them.
     """
-    said = [_row(row) for row in rows.to_pylist()]
+    shown = [_row(row) for row in rows.to_pylist()]
     names = rows["images"].to_pylist()
     taken = []
     for callback in callbacks:
         known = TRACKERS.get(type(callback).__name__)
         if known is not None and known[1](
-            callback, said, [[Path(images) / name for name in each] for each in names], step
+            callback, shown, [[Path(images) / name for name in each] for each in names], step
         ):
             taken.append(known[0])
     return taken
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """What a tracker's table shows of a completion."""
+    """A completion's row in a tracker's table."""
     rewards = {name: value for name, value in row.items() if name.startswith("rewards/")}
     return {name: row[name] for name in COLUMNS if name in row} | rewards
 
@@ -69,7 +69,7 @@ def _to_wandb(callback: Any, rows: Rows, images: Sequence[Sequence[Path]], step:
         for row, own in zip(rows, images, strict=True)
     ]
     columns = [*rows[0], *(f"image_{place + 1}" for place in range(most))]
-    # Filed under the step as transformers' callback files its numbers.
+    # Logged under the step as transformers' callback logs its metrics.
     wandb.log({NAME: wandb.Table(columns=columns, data=data), "train/global_step": step})
     return True
 
@@ -132,4 +132,4 @@ TRACKERS: dict[str, tuple[str, Callable[[Any, Rows, Sequence[Sequence[Path]], in
     "TensorBoardCallback": ("tensorboard", _to_tensorboard),
     "MLflowCallback": ("mlflow", _to_mlflow),
 }
-"""transformers' callback → the tracker, and how it takes completions."""
+"""transformers' callback → the tracker, and the function that logs completions to it."""

@@ -1,4 +1,4 @@
-"""Why a run learns or does not, in words: from metrics to verdicts, each with the option to turn."""
+"""The rules that judge a run: from metrics to verdicts, which say why it learns or does not and which option to change."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 Metrics = Mapping[str, float]
 
 EQUAL_REWARDS = 0.75
-"""Share of groups without spread from which most of the sampling is in vain."""
+"""Share of groups with equal rewards above which most of the sampling is wasted."""
 TRUNCATED = 0.25
-"""Share of completions that the length limit ends: as a rule these have no answer yet."""
+"""Share of completions stopped by the length limit; most of them have no answer yet."""
 LOW_FORMAT = 0.5
-"""Mean of a format reward below which most completions lack the form."""
+"""Mean of a format reward below which most completions do not have the format."""
 UNPARSED = 0.25
 """Share of completions in which an answer reward finds no answer."""
 FAILED = 0.05
 """Share of completions on which a reward function fails."""
 UNSCORED = 0.25
-"""Share of completions that no reward speaks of."""
+"""Share of completions without any reward."""
 CLIPPED = 0.5
-"""Share of the loss without a gradient. GSPO clips some 15 % of its tokens when all is well (its figure 2), so this is no small number."""
+"""Share of the loss without a gradient. A healthy GSPO run clips some 15 % of its tokens (its figure 2)."""
 SWAP_NATS = 0.01
-"""Change of a token's log-probability under another image, in nats, below which the image plays no part."""
+"""Change of a token's log-probability under another image, in nats, below which the image has no influence."""
 UNMOVED = 0.5
-"""Share of the weights with a gradient that an optimizer step leaves at the bits they had."""
+"""Share of the weights with a gradient that an optimizer step leaves unchanged, bit for bit."""
 DRIFT_NATS = 0.05
-"""Distance of the sampler's log-probabilities from the trainer's, in nats per token, that is more than rounding."""
+"""Distance of the sampler's log-probabilities from the trainer's, in nats per token, above what rounding explains."""
 ENTROPY_NATS = 0.01
 """Entropy per token at which all completions of a prompt are nearly the same."""
 
@@ -41,7 +41,7 @@ class Verdict:
 
 
 def window_means(lines: Sequence[Metrics]) -> dict[str, float]:
-    """The mean of every metric over some log lines, of those that have it."""
+    """The mean of every metric over the log lines that have it."""
     names = dict.fromkeys(name for line in lines for name in line)
     found = {}
     for name in names:
@@ -52,11 +52,11 @@ def window_means(lines: Sequence[Metrics]) -> dict[str, float]:
 
 
 def verdicts(metrics: Metrics, before: Metrics | None = None) -> list[Verdict]:
-    """What stands in the way of learning, the most thorough reason first; where nothing does, how far the run has come.
+    """What prevents learning, the most fundamental reason first; where nothing does, the progress.
 
     Args:
-        metrics: means over the steps that are judged, names as in the log. What is not there is not judged.
-        before: the same of the steps judged last.
+        metrics: means over the steps that are judged, by their names in the log. A rule whose metrics are missing is skipped.
+        before: means over the steps of the previous verdict.
 
     Returns:
         At least one.
@@ -77,7 +77,7 @@ def _rewards_failed(metrics: Metrics) -> Iterator[str]:
     for name, share in _by_reward(metrics, "failed"):
         if share >= FAILED:
             yield (
-                f"{name} failed on {_percent(share)} of completions, which stay unscored. Its warnings say why: mend it, raise "
+                f"{name} failed on {_percent(share)} of completions, which stay unscored. Its warnings say why: fix it, raise "
                 "reward_timeout, or set reward_workers so that it fails on one completion at a time."
             )
 
@@ -87,8 +87,8 @@ def _unscored(metrics: Metrics) -> Iterator[str]:
     share = metrics.get("frac_unscored", 0.0)
     if share - failed >= UNSCORED:
         yield (
-            f"No reward speaks of {_percent(share)} of completions (None or NaN), which teach nothing. Add a reward that applies to them, "
-            "or leave out rows without a solution that the rewards understand."
+            f"{_percent(share)} of completions have no reward (None or NaN) and teach nothing. Add a reward that applies to them, "
+            "or leave out rows whose solution the rewards cannot read."
         )
 
 
@@ -109,8 +109,8 @@ def _truncated(metrics: Metrics) -> Iterator[str]:
         return
     if "completions/mean_length" in metrics:
         yield (
-            f"{_percent(share)} of completions hit the length limit before they end (mean length "
-            f"{metrics['completions/mean_length']:.0f} tokens), as a rule without an answer. Raise max_completion_length, ask for "
+            f"{_percent(share)} of completions reach the length limit before they end (mean length "
+            f"{metrics['completions/mean_length']:.0f} tokens), most of them without an answer. Raise max_completion_length, ask for "
             "shorter answers, or add get_soft_overlong_punishment; mask_truncated_completions=True leaves them out of the loss."
         )
     else:
@@ -121,8 +121,8 @@ def _format_failures(metrics: Metrics) -> Iterator[str]:
     for name, mean in _by_reward(metrics, "mean"):
         if "format" in name and mean < LOW_FORMAT:
             yield (
-                f"{name} is {_number(mean)} on average: most completions lack the form. Show it in the prompt, teach it by SFT first, or "
-                "raise its reward_weights."
+                f"{name} is {_number(mean)} on average: most completions do not have the format. Show it in the prompt, train it by SFT "
+                "first, or raise its reward_weights."
             )
 
 
@@ -130,8 +130,8 @@ def _parse_failures(metrics: Metrics) -> Iterator[str]:
     for name, share in _by_reward(metrics, "unparsed"):
         if share >= UNPARSED:
             yield (
-                f"{name} finds no answer in {_percent(share)} of completions, and gives these 0 whether they are right or wrong. Ask for "
-                "the answer in the form it reads, add a format reward, or raise max_completion_length."
+                f"{name} finds no answer in {_percent(share)} of completions, and gives them 0 whether they are right or wrong. Ask for "
+                "the answer in the format it reads, add a format reward, or raise max_completion_length."
             )
 
 
@@ -139,8 +139,8 @@ def _clipped(metrics: Metrics) -> Iterator[str]:
     share = max(metrics.get("clip_ratio/region_mean", 0.0), metrics.get("cispo_clip_ratio", 0.0))
     if share >= CLIPPED:
         yield (
-            f"{_percent(share)} of the loss is clipped and has no gradient: the policy has gone far from where its completions were "
-            "sampled. Lower learning_rate, num_iterations or steps_per_generation, or widen epsilon and epsilon_high."
+            f"{_percent(share)} of the loss is clipped and has no gradient: the policy has moved far from the one that sampled the "
+            "completions. Lower learning_rate, num_iterations or steps_per_generation, or widen epsilon and epsilon_high."
         )
 
 
@@ -149,8 +149,8 @@ def _image_ignored(metrics: Metrics) -> Iterator[str]:
     if gap < SWAP_NATS:
         yield (
             f"The image is ignored: with another row's image in its place the log-probabilities of completions move by {gap:.1g} nats "
-            "per token. Take questions that cannot be answered without looking, raise max_pixels, train the projector or the tower, or "
-            "teach looking by SFT first."
+            "per token. Take questions that cannot be answered without the image, raise max_pixels, train the projector or the vision "
+            "tower, or train by SFT on such questions first."
         )
 
 
@@ -196,7 +196,7 @@ RULES: dict[str, Callable[[Metrics], Iterator[str]]] = {
     "sampler_drift": _sampler_drift,
     "collapsed": _collapsed,
 }
-"""Name → what to say: nothing, one line, or one for each reward function concerned."""
+"""Name → the rule, which yields no text, one, or one for each reward function concerned."""
 
 
 def _progress(metrics: Metrics, before: Metrics) -> str:

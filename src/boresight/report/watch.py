@@ -1,4 +1,4 @@
-"""The page of a run that goes on, served on this machine alone."""
+"""The live page of a run, served on this machine alone."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def watch(
 
     Args:
         run: the run folder.
-        port: where; 0: any free one.
-        max_completions: the most that the page carries.
-        say: told the address once it answers.
+        port: 0 takes any free one.
+        max_completions: the most in the page.
+        say: called with the address once the server answers.
 
     Raises:
-        DataError: the folder holds nothing of a run.
+        DataError: the folder holds no file of a run.
         ConfigError: the port is taken.
     """
     with serve(run, port=port, max_completions=max_completions) as server:
@@ -45,10 +45,10 @@ def watch(
 def serve(run: str | os.PathLike[str], *, port: int = 0, max_completions: int = MAX_COMPLETIONS) -> ThreadingHTTPServer:
     """A server of the page, bound to the loopback address and not yet running.
 
-    It answers `/` with the page, `/version` with what changes when the run goes on, and `/data` with what the page shows.
+    `/` is the page, `/data` its data, and `/version` a text that changes with the run's files.
     """
     source = _Source(Path(run), max_completions)
-    source.data()  # A folder that is no run is refused before anything is served.
+    source.data()  # A folder that is not a run is refused before anything is served.
 
     class Handler(_Handler):
         pages = source
@@ -64,7 +64,7 @@ def serve(run: str | os.PathLike[str], *, port: int = 0, max_completions: int = 
 
 
 class _Source:
-    """A run's page data, read anew when its files have changed."""
+    """A run's page data, read again when its files have changed."""
 
     def __init__(self, run: Path, max_completions: int) -> None:
         self.run = run
@@ -94,8 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
     pages: _Source
 
     def do_GET(self) -> None:
-        """Answer the page's own three addresses."""
-        # A page of another site may reach a loopback port by a name of its own: only ours are answered.
+        """Serve the page's three addresses."""
+        # Another site may point a host name of its own at a loopback port (DNS rebinding): only local names are served.
         if self.headers.get("Host", "").rpartition(":")[0] not in (LOOPBACK, "localhost"):
             self.send_error(HTTPStatus.FORBIDDEN)
         elif self.path == "/":
@@ -118,4 +118,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Nothing: the terminal belongs to the address."""
+        """Log nothing, so that the address stays visible in the terminal."""

@@ -5,8 +5,9 @@ Nothing heavy is loaded until a name is used: a reward worker needs one function
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from boresight.lazy import lazy_names
 
 if TYPE_CHECKING:
     from boresight.rewards.check import GoldCheck, check_gold
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
         get_numeric_answer_reward,
         numeric_answer_reward,
     )
+    from boresight.rewards.extract import completion_text
     from boresight.rewards.format import answer_format_reward, think_format_reward
     from boresight.rewards.formula import accuracy_reward
+    from boresight.rewards.function import Failure, RewardFunc
     from boresight.rewards.grounding import (
         get_iou_reward,
         get_point_in_box_reward,
@@ -32,23 +35,22 @@ if TYPE_CHECKING:
     )
     from boresight.rewards.options import GOLD_TEMPLATE
     from boresight.rewards.pool import RewardPool
-    from boresight.rewards.reward import RewardTable
-    from boresight.rewards.score import Scorer
-    from boresight.rewards.text import Failure, RewardFunc, completion_text
+    from boresight.rewards.score import RewardTable, Scorer
+from boresight.rewards.function import Failure, RewardFunc
 
 _HOMES = {
-    "Failure": "text",
+    "Failure": "function",
     "GOLD_TEMPLATE": "options",
     "GoldCheck": "check",
-    "RewardFunc": "text",
+    "RewardFunc": "function",
     "RewardPool": "pool",
-    "RewardTable": "reward",
+    "RewardTable": "score",
     "Scorer": "score",
     "accuracy_reward": "formula",
     "answer_format_reward": "format",
     "check_gold": "check",
     "choice_letter_reward": "choice",
-    "completion_text": "text",
+    "completion_text": "extract",
     "exact_answer_reward": "choice",
     "get_cosine_scaled_reward": "length",
     "get_iou_reward": "grounding",
@@ -91,10 +93,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'boresight.rewards' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"boresight.rewards.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether the rewards know a right answer when they see one: tried on the gold answers before training."""
+"""Answer rewards verified on the gold answers before training: each must give full marks."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from boresight.errors import ConfigError
+from boresight.rewards.function import RewardFunc, asked_for, is_async, unwrapped
 from boresight.rewards.options import GOLD_TEMPLATE
-from boresight.rewards.reward import asked_for, is_async, unwrapped
 from boresight.rewards.score import Scorer
-from boresight.rewards.text import RewardFunc
 from boresight.types import Completion, Group, Prompt
 
 WRONG = "no such answer"
-"""Stands in the template's place of the gold: whoever gives it full marks does not read the gold."""
+"""Takes the gold's place in the template: a reward that gives it full marks does not read the gold."""
 
 MAX_NAMED = 10
 
 
 @dataclass(slots=True)
 class GoldCheck:
-    """What an answer reward says of gold answers."""
+    """The marks of one answer reward for gold answers."""
 
     name: str
     num_rows: int = 0
@@ -28,7 +27,7 @@ class GoldCheck:
     refused: list[tuple[int, str, float]] = field(default_factory=list)
     """Row, gold and mark where the gold gets less than 1."""
     blind: list[tuple[int, str]] = field(default_factory=list)
-    """Row and gold where nonsense gets full marks too: as a rule the gold does not parse."""
+    """Row and gold where nonsense gets full marks too, mostly because the gold does not parse."""
     failed: int = 0
 
     @property
@@ -45,7 +44,7 @@ class GoldCheck:
         if self.blind:
             shown = _named([f"row {row} ({gold!r})" for row, gold in self.blind])
             parts.append(
-                f"gives nonsense full marks too in {len(self.blind)} rows, whose gold it does not understand: {shown}"
+                f"gives nonsense full marks too in {len(self.blind)} rows, whose gold it does not read: {shown}"
             )
         if self.failed:
             parts.append(f"failed on {self.failed} rows")
@@ -55,12 +54,12 @@ class GoldCheck:
 def check_gold(scorer: Scorer, prompts: Sequence[Prompt], template: str = GOLD_TEMPLATE) -> list[GoldCheck]:
     """Have every answer reward mark the gold of every row, and nonsense in its place.
 
-    An answer reward is a sync function that names `solution`, or that is written with math-verify. Others are not called: what they
-    mark is not the answer, and a served judge costs money.
+    An answer reward is a sync function that names `solution`, or that uses math-verify. Others are not called: they do not mark the
+    answer, and a served judge costs money.
 
     Args:
-        prompts: rows with a `solution` that is not None are tried, the others left out.
-        template: the completion in which the gold stands at `{solution}`.
+        prompts: those whose rows have a `solution` are tried.
+        template: the completion, with `{solution}` in the gold's place.
 
     Raises:
         ConfigError: the template has no place for the gold.

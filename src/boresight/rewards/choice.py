@@ -11,8 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.answer import LogMetric, final_answer, log_unparsed, normalized, tagged_answer
-from boresight.rewards.text import RewardFunc, completion_text
+from boresight.rewards.extract import LogMetric, completion_text, final_answer, log_unparsed, normalized, tagged_answer
+from boresight.rewards.function import RewardFunc
 
 if TYPE_CHECKING:
     from boresight.types import Conversation
@@ -37,7 +37,7 @@ def exact_answer_reward(
     log_metric: LogMetric | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """1 where the text inside the one ``<answer>…</answer>`` equals the solution, else 0; None where that is None.
+    """1 where the text inside the one ``<answer>…</answer>`` equals the solution, else 0; None where the solution is None.
 
     Case and the amount of white space do not matter. A solution may carry the tags itself.
     """
@@ -93,7 +93,7 @@ def numeric_answer_reward(
     tolerance: float = 1e-6,
     **columns: Any,
 ) -> list[float | None]:
-    """1 where the answer's one number lies within `tolerance` of the solution's, else 0; None where that has none.
+    """1 where the answer's one number lies within `tolerance` of the solution's, else 0; None where the solution has no number.
 
     Read from ``<answer>…</answer>``, or from what follows the reasoning where there are no tags. Units are not
     compared.
@@ -114,7 +114,7 @@ def numeric_answer_reward(
 
 
 def get_numeric_answer_reward(tolerance: float) -> RewardFunc:
-    """`numeric_answer_reward` with a tolerance of one's own.
+    """`numeric_answer_reward` with another tolerance.
 
     Raises:
         ConfigError: a negative tolerance.

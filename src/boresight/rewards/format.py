@@ -1,4 +1,4 @@
-"""Does the completion have the form that was asked for?"""
+"""Rewards for the format of a completion, whatever its answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from boresight.rewards.text import completion_text
+from boresight.rewards.extract import completion_text
 
 if TYPE_CHECKING:
     from boresight.types import Conversation

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.answer import LogMetric, final_answer, log_unparsed
-from boresight.rewards.text import completion_text
+from boresight.rewards.extract import LogMetric, completion_text, final_answer, log_unparsed
 
 if TYPE_CHECKING:
     from boresight.types import Conversation
@@ -25,7 +24,7 @@ def accuracy_reward(
     log_metric: LogMetric | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    r"""1 where the completion's formula equals the solution mathematically, else 0; None where that is no formula.
+    r"""1 where the completion's formula equals the solution mathematically, else 0; None where the solution is not a formula.
 
     The answer is read from ``<answer>…</answer>`` as the solution is read; where there are no tags it must be announced
     LaTeX (``\boxed{…}``, ``the answer is $…$``), as in TRL's `accuracy_reward`. The article's own function gives 1 to

@@ -2,7 +2,7 @@
 
 A model may write coordinates in three ways: in pixels of the image as it came (``original``), in pixels of the image as
 the model saw it after resizing (``model``: Qwen2-VL, Qwen2.5-VL), or in thousandths of its sides (``thousand``: Qwen3-VL,
-InternVL). The gold is always in pixels of the original; what the completion says is converted to them.
+InternVL). The gold is always in pixels of the original; the completion's coordinates are converted to them.
 
 Rows hold the gold as `bbox`, ``[x1, y1, x2, y2]``, and one image each, the last if there are several.
 """
@@ -15,8 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from boresight.errors import ConfigError, RewardError
-from boresight.rewards.answer import final_answer
-from boresight.rewards.text import RewardFunc, completion_text
+from boresight.rewards.extract import completion_text, final_answer
+from boresight.rewards.function import RewardFunc
 
 if TYPE_CHECKING:
     from boresight.types import Conversation

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.text import Failure, RewardFunc, completion_text
+from boresight.rewards.extract import completion_text
+from boresight.rewards.function import Failure, RewardFunc
 
 if TYPE_CHECKING:
     from boresight.types import Conversation
@@ -55,7 +56,7 @@ def get_judge_reward(
         scale: the lowest and highest score that the question asks for.
         api_key: sent as a bearer token.
         max_concurrent: requests under way at once.
-        num_tries: attempts at each request, with growing pauses between them.
+        num_tries: attempts at each request, with growing pauses.
         timeout_s: seconds of one attempt.
         sampling: further fields of the request; by default temperature 0 and 512 tokens.
 
@@ -121,7 +122,7 @@ def _content(
         "{solution}": "" if gold is None else str(gold),
         "{completion}": completion_text(completion),
     }
-    # One pass: what a completion says is never taken for a place to fill.
+    # In one pass, so that a placeholder in a completion's text is not filled.
     text = re.sub("|".join(map(re.escape, filled)), lambda match: filled[match[0]], question)
     return [
         *({"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
 from boresight.rewards.formula import accuracy_reward
-from boresight.rewards.text import RewardFunc
+from boresight.rewards.function import RewardFunc
 
 if TYPE_CHECKING:
     from boresight.types import Conversation

@@ -1,4 +1,4 @@
-"""Reward functions in processes of their own, killed when they are overdue."""
+"""Reward functions in processes of their own, which are killed at a deadline."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from typing import Any
 import cloudpickle
 
 from boresight.errors import ConfigError
-from boresight.rewards.text import Failure, RewardFunc
+from boresight.rewards.function import Failure, RewardFunc
 
 START_S = 120.0
-"""How long a worker may take to start and to load its function."""
+"""Seconds that a worker has to start and to load its function."""
 
 PER_CALL = ("trainer_state", "log_metric", "log_extra")
-"""Keywords that are not one entry per completion."""
+"""Keywords without one entry per completion."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of one completion."""
+class Outcome:
+    """One call of the function, with one completion."""
 
     value: Any
-    """What the function returned for it, or a `Failure`."""
+    """The return value, or a `Failure`."""
     logged: Sequence[tuple[str, str, Any]]
     """(`log_metric` or `log_extra`, name, value) in the order of the calls."""
     seconds: float
 
 
 class RewardPool:
-    """Workers for one reward function; it is called with one completion at a time.
+    """Workers for one reward function, which is called with one completion at a time.
 
-    A worker that raises has failed on its completion alone. One that is overdue, exits or runs out of memory is replaced. So
-    completions are unharmed by their neighbours, and a function must not expect to see the whole batch at once.
+    A call that raises fails for its completion alone. A worker that misses the deadline, exits or runs out of memory is replaced. So no
+    completion can harm another, and a function must not expect the whole batch at once.
 
-    The function travels by value where it was defined in a script or a notebook, and by its module's name otherwise.
+    The function is pickled by value where it is defined in a script or a notebook, and by its module's name otherwise.
 
     Args:
         func: sync; must be picklable by cloudpickle.
@@ -60,7 +60,7 @@ class RewardPool:
             self._payload = cloudpickle.dumps(func)
         except Exception as error:
             raise ConfigError(
-                f"{func!r} cannot run in a worker process ({error}): set reward_workers=0, or keep what it holds out of it."
+                f"{func!r} cannot run in a worker process ({error}): set reward_workers=0, or make it picklable."
             ) from error
         self.timeout_s = timeout_s
         self.memory_bytes = int(memory_gib * 2**30)
@@ -70,8 +70,8 @@ class RewardPool:
             self._idle.put(_Worker(self))
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="boresight-reward")
 
-    def __call__(self, inputs: Mapping[str, Any], num_completions: int) -> list[Answer]:
-        """One answer per completion.
+    def __call__(self, inputs: Mapping[str, Any], num_completions: int) -> list[Outcome]:
+        """One outcome per completion.
 
         Args:
             inputs: keyword arguments of the function for the whole batch.
@@ -84,10 +84,10 @@ class RewardPool:
         ]
         return list(self._threads.map(self._one, each))
 
-    def _one(self, arguments: dict[str, Any]) -> Answer:
+    def _one(self, arguments: dict[str, Any]) -> Outcome:
         worker = self._idle.get()
         try:
-            return worker.ask(arguments)
+            return worker.call(arguments)
         finally:
             self._idle.put(worker)
 
@@ -104,39 +104,39 @@ class RewardPool:
 
 
 class _Worker:
-    """The near end of a process, which is started when it is needed."""
+    """This process's end of a worker, whose process is started when it is first needed."""
 
     def __init__(self, pool: RewardPool) -> None:
         self.pool = pool
         self.process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, arguments: dict[str, Any]) -> Answer:
+    def call(self, arguments: dict[str, Any]) -> Outcome:
         timeout = self.pool.timeout_s
         try:
             if self.process is None or self.process.poll() is not None:
                 self._start()
-            self.orders.send_bytes(cloudpickle.dumps(arguments))
-            if not self.orders.poll(timeout):
+            self.connection.send_bytes(cloudpickle.dumps(arguments))
+            if not self.connection.poll(timeout):
                 self.kill()
-                return Answer(Failure(f"took longer than reward_timeout={timeout:g} s"), (), timeout)
-            returned, logged, error, seconds = cloudpickle.loads(self.orders.recv_bytes())
+                return Outcome(Failure(f"took longer than reward_timeout={timeout:g} s"), (), timeout)
+            returned, logged, error, seconds = cloudpickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             status = self.kill()
-            return Answer(Failure(f"ended its worker process (exit status {status})"), (), 0.0)
+            return Outcome(Failure(f"ended its worker process (exit status {status})"), (), 0.0)
         except Exception as error:
             self.kill()
-            return Answer(Failure(f"cannot be reached: {error}"), (), 0.0)
+            return Outcome(Failure(f"cannot be reached: {error}"), (), 0.0)
         if error is not None:
-            return Answer(Failure(error), (), seconds)
-        return Answer(returned, logged, seconds)
+            return Outcome(Failure(error), (), seconds)
+        return Outcome(returned, logged, seconds)
 
     def _start(self) -> None:
-        self.orders, theirs = Pipe()
-        # A worker leads a process group, so that what it started dies with it.
+        self.connection, theirs = Pipe()
+        # A worker leads a process group, so that processes it started are killed with it.
         self.process = subprocess.Popen(
             [
                 sys.executable,
-                "-P",  # the worker's own folder has a math.py
+                "-P",  # else the worker's own folder would come first in sys.path
                 str(Path(__file__).with_name("worker.py")),
                 str(theirs.fileno()),
                 str(self.pool.memory_bytes),
@@ -147,10 +147,10 @@ class _Worker:
             start_new_session=True,
         )
         theirs.close()
-        self.orders.send_bytes(self.pool.payload)
-        if not self.orders.poll(START_S):
+        self.connection.send_bytes(self.pool.payload)
+        if not self.connection.poll(START_S):
             raise OSError(f"did not start within {START_S:g} s")
-        self.orders.recv()
+        self.connection.recv()
 
     def kill(self) -> int | None:
         """End the process and all it started; its exit status."""
@@ -163,5 +163,5 @@ class _Worker:
             os.killpg(self.process.pid, 9)
         self.process.wait()
         self.process = None
-        self.orders.close()
+        self.connection.close()
         return status

@@ -1,4 +1,4 @@
-"""Groups in, reward table out."""
+"""From groups of completions to a table of rewards."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from boresight.background import in_background
 from boresight.errors import ConfigError, RewardError
-from boresight.rewards.pool import RewardPool
-from boresight.rewards.reward import (
-    RewardTable,
+from boresight.rewards.function import (
+    Failure,
+    RewardFunc,
     accepted,
     asked_for,
     checked_values,
@@ -26,8 +29,8 @@ from boresight.rewards.reward import (
     load_reward,
     reward_names,
 )
-from boresight.rewards.text import Failure, RewardFunc
-from boresight.types import EncodedImage, Group, Prompt
+from boresight.rewards.pool import RewardPool
+from boresight.types import EncodedImage, Group, PerSequence, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,51 @@ MAX_NAMED = 5
 ModelSizes = Callable[[Prompt], Sequence[tuple[int, int]]]
 
 
+@dataclass(frozen=True, slots=True)
+class RewardTable:
+    """The reward of every completion by every function, completions in the order of their groups."""
+
+    names: tuple[str, ...]
+    values: Float[Tensor, "B R"]
+    """[B, R] NaN where a function does not apply to a completion or failed on it."""
+    failed: Bool[Tensor, "B"]
+    """[B] true where some function failed: the completion is then unscored, whatever the others returned."""
+    weights: Float[Tensor, "R"]
+    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Every number that a function passed to `log_metric`."""
+    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """[B] per name: the columns that functions passed to `log_extra`."""
+
+    @property
+    def scored(self) -> Bool[Tensor, "B"]:
+        """[B] true where no function failed and at least one applies."""
+        return ~self.failed & ~self.values.isnan().all(dim=1)
+
+    @property
+    def total(self) -> PerSequence:
+        """[B] weighted sum of the rewards that apply; NaN where unscored."""
+        return (self.values * self.weights).nansum(dim=1).masked_fill(~self.scored, math.nan)
+
+    @property
+    def by_name(self) -> dict[str, PerSequence]:
+        """[B] per function: its rewards."""
+        return dict(zip(self.names, self.values.unbind(dim=1), strict=True))
+
+    def __add__(self, below: RewardTable) -> RewardTable:
+        """This table with the rows of another, of the same functions, below its own."""
+        num_own, num_more = len(self.values), len(below.values)
+        extra = {
+            name: [*self.extra.get(name, [None] * num_own), *below.extra.get(name, [None] * num_more)]
+            for name in dict.fromkeys((*self.extra, *below.extra))
+        }
+        metrics = {
+            name: [*self.metrics.get(name, ()), *below.metrics.get(name, ())]
+            for name in dict.fromkeys((*self.metrics, *below.metrics))
+        }
+        values, failed = torch.cat([self.values, below.values]), torch.cat([self.failed, below.failed])
+        return RewardTable(self.names, values, failed, self.weights, metrics, extra)
+
+
 class Scorer:
     """Calls every reward function on every completion.
 
@@ -46,12 +94,10 @@ class Scorer:
     their own, on one completion at a time, and fail on that one alone (see `RewardPool`).
 
     The run stops when a function failed on more than `max_failed_rate` of the completions of its last
-    `failed_window` calls: at once if its very first call fails, but one bad minute of a remote judge does not end a run
-    that went well for hours.
+    `failed_window` calls: at once if its very first call fails, but a short outage of a remote judge does not end a long run.
 
-    Async functions run side by side on one event loop that lives as long as the process, in a thread of its own:
-    clients they keep stay usable from call to call, and it works inside a notebook. Sync functions run in the calling
-    thread meanwhile.
+    Async functions run concurrently on one event loop, in a thread of its own for as long as the process lives: HTTP clients stay
+    usable from call to call, and notebooks work. Sync functions run in the calling thread meanwhile.
 
     Args:
         reward_funcs: a function or several; each may also be a built-in reward's name or a dotted path.
@@ -101,7 +147,7 @@ class Scorer:
         self._recent = [deque[tuple[int, int]](maxlen=failed_window) for _ in self.funcs]
 
     def only(self, wanted: Callable[[RewardFunc], bool]) -> Scorer | None:
-        """A scorer of some of the functions, for trying them out: however often they fail, it goes on. None where none is wanted."""
+        """A scorer of some of the functions, for a trial: failures do not stop it. None where no function is wanted."""
         places = [place for place, func in enumerate(self.funcs) if wanted(func)]
         if not places:
             return None
@@ -159,7 +205,7 @@ class Scorer:
         columns = {name for group in groups for name in group.prompt.row.columns}
         if taken := columns & {*per_group, "completions", "completion_ids", "trainer_state", "log_metric", "log_extra"}:
             raise RewardError(
-                f"the data set's column {min(taken)!r} bears a name under which reward functions receive something "
+                f"the data set's column {min(taken)!r} has a name under which reward functions are passed something "
                 "else: rename the column."
             )
         for name in columns:
@@ -173,7 +219,7 @@ class Scorer:
         }
 
     def _call_all(self, inputs: Mapping[str, Any], rows: Sequence[int], log: _Log) -> list[Any]:
-        """What each function returned, or the exception it raised. Async ones are under way while sync ones run."""
+        """What each function returned, or the exception it raised. Async functions run while sync ones do."""
         arguments = [accepted(func, name, inputs) for func, name in zip(self.funcs, self.names, strict=True)]
         outcomes: list[Any] = [None] * len(self.funcs)
         running: dict[int, Future[Any]] = {}
@@ -199,20 +245,20 @@ class Scorer:
         return outcomes
 
     def _pooled(self, index: int, arguments: Mapping[str, Any], rows: Sequence[int], log: _Log) -> list[Any]:
-        """What the function said of each completion, one by one, in its workers."""
-        answers = self._pools[index](arguments, len(rows))
+        """The function's value for each completion, called one by one in its workers."""
+        outcomes = self._pools[index](arguments, len(rows))
         name = self.names[index]
-        log.add_metric(f"rewards/{name}/slowest_s", max(answer.seconds for answer in answers))
+        log.add_metric(f"rewards/{name}/slowest_s", max(outcome.seconds for outcome in outcomes))
         columns: dict[str, list[Any]] = {}
-        for place, answer in enumerate(answers):
-            for kind, key, value in answer.logged:
+        for place, outcome in enumerate(outcomes):
+            for kind, key, value in outcome.logged:
                 if kind == "log_metric":
                     log.add_metric(key, value)
                 else:
                     columns.setdefault(key, [None] * len(rows))[place] = value[0]
         for key, column in columns.items():
             log.add_column(key, column)
-        return [_one_value(answer.value, name, row) for answer, row in zip(answers, rows, strict=True)]
+        return [_one_value(outcome.value, name, row) for outcome, row in zip(outcomes, rows, strict=True)]
 
     def _record(self, index: int, rows: Sequence[int], failures: Mapping[int, str], cause: Exception | None) -> None:
         """Count the call; warn of failures, and stop the run when there are too many."""
@@ -240,7 +286,7 @@ class Scorer:
 
 
 class _Log:
-    """What reward functions record beside their rewards."""
+    """What reward functions log beside their rewards."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, list[float]] = {}
@@ -287,7 +333,7 @@ def _checked_weights(weights: Sequence[float] | None, names: Sequence[str]) -> t
 
 
 def _one_value(returned: Any, name: str, row: int) -> float | Failure:
-    """What a function said of the one completion it was called with."""
+    """The value of a function that was called with one completion."""
     if isinstance(returned, Failure):
         return returned
     (value,) = checked_values(returned, name, [row])

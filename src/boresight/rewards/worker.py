@@ -1,4 +1,4 @@
-"""The far end of a reward pool: a process that calls one reward function on one completion at a time.
+"""The worker of a reward pool: a process that calls one reward function on one completion at a time.
 
 Run as a file, not as a module, so that a worker starts without importing boresight; only what the function itself needs is loaded.
 """
@@ -16,23 +16,23 @@ from typing import Any
 import cloudpickle
 
 
-def serve(orders: Connection, memory_bytes: int) -> None:
-    """Answer orders until the other end hangs up: a pickled function first, then one set of keyword arguments after another.
+def serve(connection: Connection, memory_bytes: int) -> None:
+    """Serve calls until the connection closes: it receives a pickled function, then sets of keyword arguments.
 
-    An answer is (returned, what was logged, error or None, seconds).
+    It sends (return value, log calls, error or None, seconds) for each set.
     """
     _limit_memory(memory_bytes)
-    func = cloudpickle.loads(orders.recv_bytes())
-    orders.send(os.getpid())
+    func = cloudpickle.loads(connection.recv_bytes())
+    connection.send(os.getpid())
     while True:
         try:
-            arguments = cloudpickle.loads(orders.recv_bytes())
+            arguments = cloudpickle.loads(connection.recv_bytes())
         except EOFError:
             return
-        orders.send_bytes(_answer(func, arguments))
+        connection.send_bytes(_called(func, arguments))
 
 
-def _answer(func: Any, arguments: dict[str, Any]) -> bytes:
+def _called(func: Any, arguments: dict[str, Any]) -> bytes:
     logged: list[tuple[str, str, Any]] = []
     for name in ("log_metric", "log_extra"):
         if name in arguments:
@@ -42,7 +42,7 @@ def _answer(func: Any, arguments: dict[str, Any]) -> bytes:
         returned = func(**arguments)
         return cloudpickle.dumps((returned, logged, None, time.perf_counter() - start))
     except MemoryError:
-        raise  # what leaked stays leaked: the pool starts another worker
+        raise  # leaked memory stays leaked: the pool starts another worker
     except Exception as error:
         last_line = traceback.format_exception_only(error)[-1].strip()
         return cloudpickle.dumps((None, [], last_line, time.perf_counter() - start))

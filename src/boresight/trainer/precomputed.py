@@ -12,12 +12,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from transformers.utils import logging
 
 from boresight.data.sources import RowDataset
 from boresight.errors import ConfigError
+from boresight.files import write_whole
 from boresight.trainer.loading import is_stream
 from boresight.types import PerSequence, Row
 
@@ -63,11 +64,8 @@ class PrecomputedReference:
 
     def save(self, path: Path) -> None:
         """Write the table, replacing the file in one move."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         logps = torch.stack(list(self._logps.values())) if self._logps else torch.empty(0, 2)
-        save_file({"logps": logps}, partial, self.fingerprint | {"digests": " ".join(self._logps)})
-        partial.replace(path)
+        write_whole(path, save({"logps": logps}, self.fingerprint | {"digests": " ".join(self._logps)}))
 
     def missing(self, rows: Iterable[Row]) -> list[Row]:
         """The rows that are not in the table, one for each digest."""

@@ -25,7 +25,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from boresight.data.encode import Encoder
 from boresight.data.images import decode
 from boresight.data.schema import read_row
-from boresight.demo.tiny import build_tiny
 from boresight.model.export import PolicyWeights
 from boresight.model.load import model_facts
 from boresight.rollout.hf import HFSampler
@@ -35,6 +34,7 @@ from boresight.rollout.vllm.sampler import VLLMSampler
 from boresight.rollout.vllm.server import ServerEngine
 from boresight.types import ModelFacts, Prompt, Sampler
 from tests.rollout.conftest import noise
+from tests.tiny import build_tiny
 
 ENGINE = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 32, "gpu_memory_utilization": 0.1}
 IMAGES = {"image": 2, "video": 0}

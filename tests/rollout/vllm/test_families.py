@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from boresight.demo.tiny import FAMILIES
+from tests.tiny import FAMILIES
 
 ROOT = Path(__file__).parents[3]
 

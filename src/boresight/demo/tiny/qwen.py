@@ -1,4 +1,4 @@
-"""The Qwen-VL line: dynamic resolution, 2×2 patches merged into an image token, M-RoPE."""
+"""A tiny Qwen2.5-VL: dynamic resolution, 2×2 patches merged into an image token, M-RoPE, windows in the vision tower."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast, ProcessorMixin
 
-from boresight.demo.tiny import chat_templates
 from boresight.demo.tiny.sizes import Recipe, Sizes
 from boresight.demo.tiny.tokenizer import token_id, trained_tokenizer
 
@@ -22,6 +21,34 @@ QWEN_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+
+
+def content(image: str, video: str = "<video>") -> str:
+    """Jinja that renders `message['content']`, a string or parts in their order."""
+    return (
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}" + image + "{% elif part['type'] == 'video' %}" + video + "{% else %}"
+        "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    )
+
+
+def chatml(content: str, *, default_system: str | None = None) -> str:
+    """`<|im_start|>role … <|im_end|>`, with a system turn put first when the conversation has none."""
+    system = (
+        "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+        + default_system
+        + "<|im_end|>\n{% endif %}"
+        if default_system
+        else ""
+    )
+    return (
+        "{% for message in messages %}" + system + "<|im_start|>{{ message['role'] }}\n" + content + "<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+CONTENT = content("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>")
 
 
 def qwen_tokenizer(sizes: Sizes, chat_template: str) -> PreTrainedTokenizerFast:
@@ -44,8 +71,8 @@ def qwen_recipe(
     vision: dict[str, Any],
     default_system: str | None,
 ) -> Recipe:
-    """The Qwen-VL line: dynamic resolution, 2×2 patches merged into an image token, M-RoPE."""
-    tokenizer = qwen_tokenizer(sizes, chat_templates.chatml(chat_templates.QWEN_VL, default_system=default_system))
+    """Any model of the Qwen-VL line, by what sets it apart from the others."""
+    tokenizer = qwen_tokenizer(sizes, chatml(CONTENT, default_system=default_system))
     pixels: dict[str, Any] = {"shortest_edge": (2 * sizes.token_size) ** 2, "longest_edge": sizes.max_pixels}
     patches: dict[str, Any] = {"patch_size": sizes.patch_size, "temporal_patch_size": 2, "merge_size": 2}
     config = config_class(
@@ -72,20 +99,8 @@ def mrope(sizes: Sizes, spatial: int) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections}
 
 
-def qwen2_vl(sizes: Sizes) -> Recipe:
-    return qwen_recipe(
-        sizes,
-        transformers.Qwen2VLConfig,
-        transformers.Qwen2VLProcessor,
-        transformers.Qwen2VLVideoProcessor,
-        text={"rope_parameters": mrope(sizes, 3 * sizes.half_head_dim // 8)},
-        vision={"embed_dim": sizes.vision_hidden_size, "hidden_size": sizes.hidden_size, "mlp_ratio": 2},
-        default_system="You are a helpful assistant.",
-    )
-
-
 def qwen2_5_vl(sizes: Sizes) -> Recipe:
-    """Windows of 2×2 image tokens in all but the tower's last layer."""
+    """Windows of 2×2 image tokens in all but the vision tower's last layer."""
     return qwen_recipe(
         sizes,
         transformers.Qwen2_5_VLConfig,
@@ -101,51 +116,3 @@ def qwen2_5_vl(sizes: Sizes) -> Recipe:
         },
         default_system="You are a helpful assistant.",
     )
-
-
-def qwen3_vl(sizes: Sizes) -> Recipe:
-    """DeepStack: features of the tower's earlier layers are added to the first layers of the language model."""
-    return qwen_recipe(
-        sizes,
-        transformers.Qwen3VLConfig,
-        transformers.Qwen3VLProcessor,
-        transformers.Qwen3VLVideoProcessor,
-        text={
-            "head_dim": sizes.hidden_size // sizes.num_heads,
-            "rope_parameters": mrope(sizes, 5 * sizes.half_head_dim // 16) | {"mrope_interleaved": True},
-        },
-        vision=qwen3_tower(sizes) | {"deepstack_visual_indexes": list(range(max(1, sizes.vision_depth - 1)))},
-        default_system=None,
-    )
-
-
-def qwen3_5(sizes: Sizes) -> Recipe:
-    """Gated DeltaNet layers below one full-attention layer: the family that no attention mask can serve."""
-    head_dim = sizes.hidden_size // sizes.num_heads
-    return qwen_recipe(
-        sizes,
-        transformers.Qwen3_5Config,
-        transformers.Qwen3VLProcessor,
-        transformers.Qwen3VLVideoProcessor,
-        text={
-            "head_dim": head_dim,
-            "rope_parameters": mrope(sizes, 5 * sizes.half_head_dim // 16)
-            | {"mrope_interleaved": True, "partial_rotary_factor": 1.0},
-            "layer_types": ["linear_attention"] * (sizes.num_layers - 1) + ["full_attention"],
-            "linear_num_key_heads": sizes.num_kv_heads,
-            "linear_num_value_heads": sizes.num_heads,
-            "linear_key_head_dim": head_dim,
-            "linear_value_head_dim": head_dim,
-        },
-        vision=qwen3_tower(sizes),
-        default_system=None,
-    )
-
-
-def qwen3_tower(sizes: Sizes) -> dict[str, Any]:
-    return {
-        "hidden_size": sizes.vision_hidden_size,
-        "intermediate_size": 2 * sizes.vision_hidden_size,
-        "out_hidden_size": sizes.hidden_size,
-        "num_position_embeddings": 64,
-    }

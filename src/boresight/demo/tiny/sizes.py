@@ -1,4 +1,4 @@
-"""How large a tiny model is, and what a family makes of that."""
+"""How large a tiny model is, and the recipe that a family makes of it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,12 @@ class Sizes:
         for name, value, unit, reason in (
             ("hidden_size", self.hidden_size, 4 * self.num_heads, "a head needs four rotary dimensions at least"),
             ("num_heads", self.num_heads, self.num_kv_heads, "heads share keys and values in equal parts"),
-            ("vision_hidden_size", self.vision_hidden_size, 4 * self.vision_heads, "the tower turns two axes in pairs"),
+            (
+                "vision_hidden_size",
+                self.vision_hidden_size,
+                4 * self.vision_heads,
+                "the vision tower rotates two axes in pairs",
+            ),
             ("tile_size", self.tile_size, self.token_size, "a tile holds whole image tokens"),
         ):
             if value % unit:
@@ -64,7 +69,7 @@ class Sizes:
         return self.hidden_size // self.num_heads // 2
 
     def text(self, tokenizer: PreTrainedTokenizerFast, *, tied: bool) -> dict[str, Any]:
-        """The settings that every family's text configuration understands."""
+        """The settings of every family's text configuration."""
         return {
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
@@ -80,7 +85,7 @@ class Sizes:
         }
 
     def vision(self) -> dict[str, Any]:
-        """The settings that every ViT-like tower understands."""
+        """The settings of every ViT-like vision tower."""
         return {
             "hidden_size": self.vision_hidden_size,
             "intermediate_size": 2 * self.vision_hidden_size,
@@ -89,7 +94,7 @@ class Sizes:
         }
 
     def qwen_vision(self) -> dict[str, Any]:
-        """The same under the Qwen towers' names."""
+        """The same under the names of Qwen's vision towers."""
         return {
             "depth": self.vision_depth,
             "num_heads": self.vision_heads,

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from boresight.errors import ConfigError
 
-# Every word below becomes one token, with and without the space before it where both forms stand here: an answer to
+# Every word below becomes one token, with and without a space before it where both forms occur here: an answer to
 # easy-VQA is a handful of tokens. All other text falls back to shorter pieces and, at worst, to bytes.
 CORPUS = """
 what color is the shape? what is the color of the shape? what color is the circle? what is the color of the rectangle?

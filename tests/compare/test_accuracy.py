@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import pytest
 
-from boresight.report.marks import Z95, accuracy, accuracy_by_kind, all_flips, flips, mcnemar_p, wilson_interval
+from boresight.compare.accuracy import Z95, accuracy, accuracy_by_kind, all_flips, flips, mcnemar_p, wilson_interval
 
 MARKS = {
     "base": [True, True, False, False, False, None, True],

@@ -8,9 +8,9 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast, ProcessorMixin
 
-from boresight.demo.tiny import chat_templates
 from boresight.demo.tiny.sizes import Recipe, Sizes
 from boresight.demo.tiny.tokenizer import token_id, trained_tokenizer
+from tests.tiny import chat_templates
 
 SMOLVLM_TOKENS = (
     "<fake_token_around_image>",

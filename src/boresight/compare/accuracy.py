@@ -15,7 +15,7 @@ Z95 = 1.959963984540054
 
 
 def wilson_interval(right: int, asked: int, z: float = Z95) -> tuple[float, float]:
-    r"""The interval of a share that `right` of `asked` were found right.
+    r"""The confidence interval of a share, where `right` of `asked` are right.
 
     $\frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}$
 
@@ -31,16 +31,16 @@ def wilson_interval(right: int, asked: int, z: float = Z95) -> tuple[float, floa
     middle = share + z * z / (2 * asked)
     spread = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
     scale = 1 + z * z / asked
-    # None right is compatible with a share of exactly 0, which rounding would miss; so with all and 1.
+    # With none right the bound is exactly 0, and with all exactly 1, which rounding would miss.
     low = 0.0 if right == 0 else (middle - spread) / scale
     high = 1.0 if right == asked else (middle + spread) / scale
     return low, high
 
 
 def mcnemar_p(fixed: int, broken: int) -> float:
-    r"""How likely flips at least as lopsided are if either model is as often the one that is right (two-sided, exact).
+    r"""The probability of flips at least as lopsided if both models are equally good (two-sided, exact).
 
-    $\min\left(1,\ 2\sum_{k\le\min(f,b)}\binom{f+b}{k} 2^{-(f+b)}\right)$. Questions on which the models agree say nothing.
+    $\min\left(1,\ 2\sum_{k\le\min(f,b)}\binom{f+b}{k} 2^{-(f+b)}\right)$. Questions on which the models agree do not count.
 
     Args:
         fixed: questions that only the second model answers right.
@@ -52,7 +52,7 @@ def mcnemar_p(fixed: int, broken: int) -> float:
     """
     flips = fixed + broken
     tail = sum(math.comb(flips, k) for k in range(min(fixed, broken) + 1))
-    # In whole numbers as far as it goes: 2^-1100 is no float any more.
+    # In integers until the last division: 2^-1100 is no float.
     return min(1.0, 2 * tail / 2**flips)
 
 
@@ -101,7 +101,7 @@ class Flips:
 
 
 def accuracy(marks: Sequence[Mark]) -> Accuracy:
-    """Counted over one model's marks."""
+    """The accuracy of one model's marks."""
     unmarked = sum(mark is None for mark in marks)
     return Accuracy(sum(mark is True for mark in marks), len(marks) - unmarked, unmarked)
 
@@ -115,7 +115,7 @@ def accuracy_by_kind(marks: Sequence[Mark], kinds: Sequence[str]) -> dict[str, A
 
 
 def flips(first: str, second: str, marks: Mapping[str, Sequence[Mark]]) -> Flips:
-    """What became of each question from one model to the other."""
+    """How the marks of the questions change from one model to the other."""
     pairs = list(zip(marks[first], marks[second], strict=True))
     return Flips(
         first,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import transformers
 
-from boresight.demo.tiny import chat_templates
 from boresight.demo.tiny.sizes import Recipe, Sizes
 from boresight.demo.tiny.tokenizer import token_id, trained_tokenizer
+from tests.tiny import chat_templates
 
 
 def gemma3(sizes: Sizes) -> Recipe:

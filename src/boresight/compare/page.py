@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from boresight.report.comparison import Comparison, interval, p_value, percent, points
-from boresight.report.html import MAX_IMAGE_SIDE, Images, packed, render_page
-from boresight.report.marks import Accuracy, Flips
+from boresight.compare.accuracy import Accuracy, Flips
+from boresight.compare.comparison import Comparison, interval, p_value, percent, points
+from boresight.report.page_shell import MAX_IMAGE_SIDE, Images, packed, render_page
 
 MANY_IMAGES = 200
 SMALL_IMAGE_SIDE = 320
-"""Pixels that the longer side of an image keeps where there are more than `MANY_IMAGES`: a page should open at once."""
+"""The longer side in pixels where there are more than `MANY_IMAGES`, so that a page opens at once."""
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """The page, complete: it opens from disk and asks nobody for anything."""
+    """The whole page. It opens from disk and loads nothing from a network."""
     shown = {name for question in comparison.questions for name in question.images}
     images = Images(max_side=SMALL_IMAGE_SIDE if len(shown) > MANY_IMAGES else MAX_IMAGE_SIDE)
     for name in sorted(shown):
@@ -22,6 +22,7 @@ def comparison_page(comparison: Comparison) -> str:
     kinds = comparison.by_kind
     return render_page(
         "comparison.html.j2",
+        package="boresight.compare",
         title=comparison.title,
         data={"models": list(comparison.models), "packed": packed(_questions(comparison))},
         images=images.uris,
@@ -37,8 +38,7 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def _model_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    first, *_ = comparison.models
-    against = {pair.second: pair for pair in comparison.flips if pair.first == first}
+    against = comparison.against_first
     by_kind, means = comparison.by_kind, comparison.mean_scores
     return [
         {
@@ -58,7 +58,7 @@ def _model_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _shown(found: Accuracy) -> dict[str, Any]:
-    """An accuracy as words, and as places on a line from 0 to 100."""
+    """An accuracy as text, and as places on a line from 0 to 100."""
     low, high = found.interval or (0.0, 0.0)
     return {
         "share": percent(found.share),

@@ -1,7 +1,7 @@
-"""What a reward function is, what it is called, and what becomes of what it returns.
+"""The contract of a reward function: how it is found and named, what it is passed, and what it may return.
 
 A reward is TRL's callable, unchanged: ``f(prompts, completions, **columns) -> list[float | None]``, sync or async.
-Everything is passed by keyword, one entry per completion:
+Every argument is passed by keyword, with one entry per completion:
 
 | keyword | what it holds |
 |---|---|
@@ -9,15 +9,17 @@ Everything is passed by keyword, one entry per completion:
 | `completions` | ``[{"role": "assistant", "content": text}]`` after a conversation, `text` after a string |
 | `completion_ids` | token ids of the completion |
 | every other column of the data set | its value in the completion's row |
-| `trainer_state` | transformers' `TrainerState`, one for all |
-| `log_metric(name, value)` | adds a number to the metrics of the step |
+| `trainer_state` | transformers' `TrainerState`, one for all completions |
+| `log_metric(name, value)` | adds a number to the step's metrics |
 | `log_extra(column, values)` | adds a column, one value per completion, to the stored completions |
-| `images` | the row's decoded images. Only for a function that names this parameter |
-| `image_sizes` | their (width, height) in pixels. Only for a function that names this parameter |
-| `model_image_sizes` | their (width, height) as the model saw them. Only for a function that names this parameter |
+| `images` | the row's decoded images, for a function that names this parameter |
+| `image_sizes` | their (width, height) in pixels, for a function that names this parameter |
+| `model_image_sizes` | their (width, height) after the processor resized them, for a function that names this parameter |
 
-`None` or NaN means that the reward does not apply to this completion; the others still count. A `Failure` means that the
-function could not tell: the completion is unscored, and the failure is counted.
+`None` or NaN means that the reward does not apply to this completion; the other rewards still count. A `Failure` means that the function
+could not score it: the completion is unscored, and the failure is counted.
+
+This module does not import torch: reward workers load it.
 """
 
 from __future__ import annotations
@@ -27,21 +29,17 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
-
 from boresight.errors import ConfigError, RewardError, nearest
-from boresight.rewards.text import Failure, RewardFunc
-from boresight.types import PerSequence
 
-LARGEST = torch.finfo(torch.float32).max
-"""Rewards are float32: a larger number would become infinite."""
+RewardFunc = Callable[..., Any]
+
+LARGEST = 3.4028234663852886e38
+"""float32's largest number. Rewards are float32: a larger one would become infinite."""
 
 BUILT_IN = {
     "accuracy_reward": "boresight.rewards.formula",
@@ -53,69 +51,31 @@ BUILT_IN = {
     "point_in_box_reward": "boresight.rewards.grounding",
     "think_format_reward": "boresight.rewards.format",
 }
-"""Rewards that a command line may name without their module."""
+"""Built-in rewards, which may be given by name alone, and their modules."""
 
 
 @dataclass(frozen=True, slots=True)
-class RewardTable:
-    """What every reward function said of every completion, completions in the order of their groups."""
+class Failure:
+    """Returned for a completion that the function could not score: the completion is then unscored, never given 0."""
 
-    names: tuple[str, ...]
-    values: Float[Tensor, "B R"]
-    """[B, R] NaN where a function does not apply to a completion or failed on it."""
-    failed: Bool[Tensor, "B"]
-    """[B] true where some function raised: the whole completion is then unscored, whatever the others said."""
-    weights: Float[Tensor, "R"]
-    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Every number that a function passed to `log_metric`."""
-    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """[B] per name: the columns that functions passed to `log_extra`."""
-
-    @property
-    def scored(self) -> Bool[Tensor, "B"]:
-        """[B] true where no function failed and at least one applies."""
-        return ~self.failed & ~self.values.isnan().all(dim=1)
-
-    @property
-    def total(self) -> PerSequence:
-        """[B] weighted sum of the rewards that apply; NaN where unscored."""
-        return (self.values * self.weights).nansum(dim=1).masked_fill(~self.scored, math.nan)
-
-    @property
-    def by_name(self) -> dict[str, PerSequence]:
-        """[B] per function: what it said."""
-        return dict(zip(self.names, self.values.unbind(dim=1), strict=True))
-
-    def __add__(self, below: RewardTable) -> RewardTable:
-        """This table, and below it another of the same functions."""
-        num_own, num_more = len(self.values), len(below.values)
-        extra = {
-            name: [*self.extra.get(name, [None] * num_own), *below.extra.get(name, [None] * num_more)]
-            for name in dict.fromkeys((*self.extra, *below.extra))
-        }
-        metrics = {
-            name: [*self.metrics.get(name, ()), *below.metrics.get(name, ())]
-            for name in dict.fromkeys((*self.metrics, *below.metrics))
-        }
-        values, failed = torch.cat([self.values, below.values]), torch.cat([self.failed, below.failed])
-        return RewardTable(self.names, values, failed, self.weights, metrics, extra)
+    reason: str
 
 
 def unwrapped(func: RewardFunc) -> RewardFunc:
-    """What `functools.partial` was made of."""
+    """The function inside any `functools.partial`."""
     while isinstance(func, functools.partial):
         func = func.func
     return func
 
 
 def reward_name(func: RewardFunc) -> str:
-    """The function's name, as TRL has it: a partial's is that of its function, an object's that of its class."""
+    """The function's name, as in TRL: of a partial its function's, of an object its class's."""
     func = unwrapped(func)
     return getattr(func, "__name__", type(func).__name__)
 
 
 def reward_names(funcs: Sequence[RewardFunc]) -> tuple[str, ...]:
-    """One name per function; the second to bear a name gets ``_2`` added, so no metric hides another."""
+    """One name per function; the second of the same name gets ``_2``, so that no metric hides another."""
     names: list[str] = []
     for name in map(reward_name, funcs):
         name = "lambda" if name == "<lambda>" else name
@@ -164,16 +124,16 @@ def accepted(func: RewardFunc, name: str, inputs: Mapping[str, Any]) -> dict[str
 
 
 def load_reward(spec: str | RewardFunc) -> RewardFunc:
-    """The function itself, found by name if need be.
+    """The function itself, imported where it is given by name.
 
     Args:
         spec: a callable, the name of a built-in reward, or a dotted path such as ``"my_module.my_reward"``
             (the working directory is searched, as for a script).
 
     Raises:
-        ConfigError: nothing callable goes by that name.
+        ConfigError: there is no callable of that name.
     """
-    if isinstance(spec, torch.nn.Module) or not (isinstance(spec, str) or callable(spec)):
+    if _is_module(spec) or not (isinstance(spec, str) or callable(spec)):
         raise ConfigError(
             f"reward_funcs holds a {type(spec).__name__}; each entry is a function, the name of a built-in reward "
             "or a dotted path such as 'my_module.my_reward'. Wrap a reward model in a function."
@@ -184,7 +144,7 @@ def load_reward(spec: str | RewardFunc) -> RewardFunc:
     if not module_name:
         if spec not in BUILT_IN:
             known = ", ".join(BUILT_IN)
-            raise ConfigError(f"{spec!r} is no built-in reward.{nearest(spec, BUILT_IN)} Built in: {known}.")
+            raise ConfigError(f"{spec!r} is not a built-in reward.{nearest(spec, BUILT_IN)} Built in: {known}.")
         module_name = BUILT_IN[spec]
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
@@ -197,12 +157,18 @@ def load_reward(spec: str | RewardFunc) -> RewardFunc:
     return func
 
 
+def _is_module(spec: object) -> bool:
+    """Whether `spec` is a torch module; there is none where torch is not loaded, and this module does not load it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(spec, torch.nn.Module)
+
+
 def checked_values(returned: Any, name: str, rows: Sequence[int]) -> list[float]:
-    """What a reward function returned, as floats with NaN for `None`.
+    """A reward function's return value as floats, with NaN for `None`.
 
     Args:
-        returned: whatever the function returned.
-        name: the function's.
+        returned: the return value.
+        name: the function's name.
         rows: the data set's row of every completion.
 
     Raises:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from boresight.compare.answers import Answer, AnswerStore, checked_name, question_text
 from boresight.errors import ConfigError, DataError
-from boresight.report.answers import Answer, AnswerStore, checked_name, question_text
 from boresight.types import EncodedImage, Row
 
 ODD = "a | b\n<script>& 三角形 \x00 \\frac{1}{2}"
@@ -75,7 +75,7 @@ def test_a_name_is_that_of_a_file(name: str, tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="keeps no answers: name the models and a data set"):
+    with pytest.raises(DataError, match="holds no answers: name the models and a data set"):
         AnswerStore(tmp_path).questions()
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import transformers
 from transformers import PreTrainedTokenizerFast
 
-from boresight.demo.tiny import chat_templates
+from boresight.demo.tiny.qwen import chatml
 from boresight.demo.tiny.sizes import Recipe, Sizes
 from boresight.demo.tiny.tokenizer import token_id, trained_tokenizer
+from tests.tiny import chat_templates
 
 
 def llama_tokenizer(sizes: Sizes, chat_template: str) -> PreTrainedTokenizerFast:
@@ -93,7 +94,7 @@ def llava_onevision(sizes: Sizes) -> Recipe:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         vocab_size=sizes.vocab_size,
-        chat_template=chat_templates.chatml(chat_templates.content_images_first("<image>\n")),
+        chat_template=chatml(chat_templates.content_images_first("<image>\n")),
     )
     config = transformers.LlavaOnevisionConfig(
         text_config=sizes.text(tokenizer, tied=True) | {"model_type": "qwen2"},

@@ -1,14 +1,27 @@
-"""Finding the answer inside a completion."""
+"""The text of a completion, and the answer in it. Imports nothing heavy: reward workers load this and little else."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boresight.types import Conversation
 
 LogMetric = Callable[[str, float], None]
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def completion_text(completion: str | Conversation) -> str:
+    """The text of a completion in either form, text parts joined."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[0]["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part.get("type") == "text")
 
 
 def tagged_answer(text: str) -> str | None:

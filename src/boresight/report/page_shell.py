@@ -1,10 +1,10 @@
-"""Pages for people: one file each, opened from disk, with nothing fetched and nothing trusted.
+"""What all HTML pages share: one self-contained file each, which opens from disk and loads nothing from a network.
 
-A template under `templates/` extends `base.html.j2` and fills its blocks. What a page needs travels inside of it: one style sheet,
-the scripts it names, its images once per image, its data as JSON.
+A template extends `base.html.j2` and fills its blocks. The page carries all it needs: one style sheet, its scripts, each image
+once, and its data as JSON. Run pages (`report.page`) and comparisons (`compare.page`) are rendered by `render_page`.
 
-Texts of data sets and models are never trusted: jinja2 escapes what a template prints, `<`, `>`, `&` and `'` are escaped in JSON, and
-the page's own policy lets run only the scripts whose hash it names: no handler in an attribute, no request to anywhere.
+Texts of data sets and models are never trusted. jinja2 escapes what a template prints; `<`, `>`, `&` and `'` are escaped in JSON; and the
+page's Content-Security-Policy allows only the scripts whose hashes it lists: no inline handlers, no requests.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from PIL import Image, ImageOps
 
 from boresight.errors import ConfigError
 
+PACKAGE = "boresight.report"
 PLOTLY = "plotly"
-"""Named among a page's scripts, it stands for plotly.js as the Python package carries it (about 4.8 MB)."""
+"""Stands for plotly.js among a page's scripts; the Python package carries it (about 4.8 MB)."""
 
 MAX_IMAGE_SIDE = 512
-"""Pixels of the longer side that an image keeps in a page; a smaller one is kept as it is."""
+"""The longer side of an image in a page, in pixels at most; a smaller image keeps its size."""
 MAX_VERBATIM_BYTES = 32 * 1024
 
 
 class Images:
     """The images of one page, each held once however often it is shown.
 
-    A template shows one by the macro of `image.html.j2`, a script by an ``<img data-image="NAME">``; both are filled
-    in and made zoomable by `base.js`.
+    A template shows one by the macro of `image.html.j2`, a script by an ``<img data-image="NAME">``; `base.js` fills in both and
+    makes them zoomable.
 
     Args:
-        max_side: pixels that the longer side keeps.
+        max_side: the longer side in pixels, at most.
     """
 
     def __init__(self, *, max_side: int = MAX_IMAGE_SIDE) -> None:
@@ -52,7 +53,7 @@ class Images:
         """Name → data URI, in the order of first use."""
 
     def add(self, source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> str:
-        """Hold an image, and return the name by which the page shows it.
+        """Add an image, and return the name by which the page shows it.
 
         Args:
             source: a file, or its bytes.
@@ -68,11 +69,11 @@ class Images:
 
 
 def data_uri(content: bytes, *, max_side: int = MAX_IMAGE_SIDE) -> str:
-    """An encoded image as a page carries it: small PNG, JPEG and WebP files byte for byte, others scaled down to WebP.
+    """An encoded image as a data URI: small PNG, JPEG and WebP files byte for byte, others scaled down to WebP.
 
     Args:
         content: the encoded image.
-        max_side: pixels that the longer side keeps.
+        max_side: the longer side in pixels, at most.
     """
     with Image.open(io.BytesIO(content)) as image:
         kind = (image.format or "").lower()
@@ -87,7 +88,7 @@ def data_uri(content: bytes, *, max_side: int = MAX_IMAGE_SIDE) -> str:
 
 
 def safe_json(value: Any) -> Markup:
-    """JSON that may stand in a script element: no text in it can end the element. NaN and infinities are refused."""
+    """JSON for a script element: no text in it can end the element. NaN and infinities are refused."""
     return htmlsafe_json_dumps(value, dumps=_dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -103,6 +104,7 @@ _dumps = json.dumps
 def render_page(
     template: str,
     *,
+    package: str = PACKAGE,
     title: str,
     data: Any = None,
     images: Mapping[str, str] | None = None,
@@ -114,26 +116,27 @@ def render_page(
     """A whole page.
 
     Args:
-        template: a file of `templates/` that extends `base.html.j2`.
+        template: a file that extends `base.html.j2`.
+        package: the package whose folder `templates/` has the template, scripts and styles; the base files are this package's.
         title: of the window.
         data: what the scripts read as `pageData()`.
         images: `Images.uris`.
-        scripts: files of `templates/`, or `PLOTLY`, run in this order after `base.js`.
-        styles: files of `templates/`, after `base.css`.
-        connect: whether scripts may ask the page's own server (`boresight report --watch`); a file on disk asks nobody.
-        context: what the template names.
+        scripts: files, or `PLOTLY`, run in this order after `base.js`.
+        styles: files, after `base.css`.
+        connect: whether scripts may send requests to the page's own server (`boresight report --watch`).
+        context: the template's variables.
 
     Raises:
-        ConfigError: plotly is asked for and not installed.
+        ConfigError: the page needs plotly, and it is not installed.
     """
-    sources = [_script(name) for name in ("base.js", *scripts)]
+    sources = [_read("base.js"), *(_plotly() if name == PLOTLY else _read(name, package) for name in scripts)]
     return (
-        _environment()
+        _environment(package)
         .get_template(template)
         .render(
             title=title,
             policy=content_policy(sources, connect=connect),
-            style=Markup("\n".join(_read(name) for name in ("base.css", *styles))),
+            style=Markup("\n".join([_read("base.css"), *(_read(name, package) for name in styles)])),
             scripts=[Markup(source) for source in sources],
             data=safe_json(data),
             image_data=safe_json(dict(images or {})),
@@ -142,19 +145,8 @@ def render_page(
     )
 
 
-def write_page(path: str | os.PathLike[str], html: str) -> Path:
-    """Write a page aside, then rename: a reader finds the whole of it or none."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    # Half of a surrogate pair has no UTF-8; browsers would show the same replacement.
-    aside.write_text(html, encoding="utf-8", errors="replace")
-    aside.replace(target)
-    return target
-
-
 def content_policy(scripts: Sequence[str], *, connect: bool = False) -> str:
-    """The page's Content-Security-Policy: these very scripts, styles and images inside the page, and nothing else."""
+    """The page's Content-Security-Policy: these scripts, and styles and images inside the page; nothing else."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in scripts
     )
@@ -169,10 +161,6 @@ def content_policy(scripts: Sequence[str], *, connect: bool = False) -> str:
     return "; ".join(rules)
 
 
-def _script(name: str) -> str:
-    return _plotly() if name == PLOTLY else _read(name)
-
-
 @cache
 def _plotly() -> str:
     try:
@@ -182,14 +170,14 @@ def _plotly() -> str:
     return get_plotlyjs()
 
 
-def _read(name: str) -> str:
-    return (files("boresight.report") / "templates" / name).read_text(encoding="utf-8")
+def _read(name: str, package: str = PACKAGE) -> str:
+    return (files(package) / "templates" / name).read_text(encoding="utf-8")
 
 
 @cache
-def _environment() -> Environment:
+def _environment(package: str) -> Environment:
     environment = Environment(
-        loader=PackageLoader("boresight.report"),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(PACKAGE)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -200,5 +188,5 @@ def _environment() -> Environment:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number for people: thousands grouped, an en dash for nothing."""
+    """The number with its thousands grouped; an en dash for None."""
     return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")

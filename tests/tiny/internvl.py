@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers
 
-from boresight.demo.tiny import chat_templates
+from boresight.demo.tiny.qwen import chatml, content
 from boresight.demo.tiny.sizes import Recipe, Sizes
 from boresight.demo.tiny.tokenizer import token_id, trained_tokenizer
 
@@ -23,7 +23,7 @@ def internvl(sizes: Sizes) -> Recipe:
         pad_token="<|endoftext|>",
         named_tokens=named,
         vocab_size=sizes.vocab_size,
-        chat_template=chat_templates.chatml(chat_templates.content("<IMG_CONTEXT>\n", "<video>\n")),
+        chat_template=chatml(content("<IMG_CONTEXT>\n", "<video>\n")),
     )
     config = transformers.InternVLConfig(
         text_config=sizes.text(tokenizer, tied=True) | {"model_type": "qwen2"},

@@ -1,13 +1,13 @@
-"""Answers of several models to the same questions, kept so that nothing has to be asked twice.
+"""A folder of questions and several models' answers, so that no question is asked twice.
 
-    FOLDER/questions.parquet           what was asked, in order
-    FOLDER/images/<digest>.<ext>     every image once, as it was encoded
-    FOLDER/answers/<model>.parquet     one row per answer of a model; the settings it was asked under are in the file's metadata
+    FOLDER/questions.parquet           the questions, in order
+    FOLDER/images/<digest>.<ext>       every image once, as it was encoded
+    FOLDER/answers/<model>.parquet     one row per answer; the settings under which the model was asked are in the file's metadata
     FOLDER/comparison.json             which models are compared, and by which reward
 
 `questions.parquet`: `key`, `row` (in the data set), `question`, `gold`, `kind`, `images` (file names), `columns` (the data set's
 further columns as JSON). An answers file: `key` (of its question), `text`, `ids` (tokens), `truncated`, `model_sizes`
-(width and height of the images as the model saw them), and `scores`, name and value of what a reward said of it.
+(width and height of the images as the model saw them), and `scores`, names and values of rewards.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boresight.errors import ConfigError, DataError
-from boresight.report.completions import keep_image, prompt_text, write_whole
+from boresight.files import write_whole
+from boresight.report.completions import keep_image, prompt_text
 from boresight.types import Row
 
 NAME = re.compile(r"[\w][\w.+-]*")
-"""What a model may be called: its name is that of a file, too."""
+"""A model's name is a file name, too."""
 
 _QUESTIONS = pa.schema(
     {
@@ -57,20 +58,20 @@ _SETTINGS = b"boresight settings"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What every model was asked."""
+    """One question, which every model is asked."""
 
     key: str
-    """Tells questions apart: of the row, its prompt and its images."""
+    """Identifies the question: a digest of its prompt and images."""
     row: int
     """In the data set."""
     question: str
-    """As a person reads it."""
+    """As readable text."""
     gold: str | None
     """The data set's answer."""
     kind: str
-    """By which accuracies are broken down; empty where the data set has no such column."""
+    """Accuracies are also given by kind; empty where the data set has no such column."""
     images: tuple[str, ...]
-    """File names under FOLDER/images."""
+    """File names in FOLDER/images."""
     columns: Mapping[str, Any]
     """The data set's further columns that are text or numbers."""
 
@@ -83,30 +84,30 @@ class Answer:
     ids: tuple[int, ...]
     """Tokens, the end token included."""
     truncated: bool
-    """Whether the length limit ended it."""
+    """Whether it reached the length limit."""
     model_sizes: tuple[tuple[int, int], ...] | None = None
     """(Width, height) of the images as the model saw them; None where it saw tiles."""
     scores: Mapping[str, float | None] = field(default_factory=dict)
-    """What rewards said of it, by their names; None where they do not apply, or failed."""
+    """Reward function → reward; None where it does not apply, or failed."""
 
 
 class AnswerStore:
     """A folder of questions and answers.
 
     Args:
-        folder: made when something is first kept.
+        folder: made when something is first stored.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
     def keep_questions(self, rows: Sequence[Row], keys: Sequence[str], *, kind: str | None = "kind") -> list[Question]:
-        """Keep what is asked, with its images, in the place of what was asked before.
+        """Store the questions and their images, replacing earlier ones.
 
         Args:
             rows: in the order in which a page shows them.
-            keys: theirs.
-            kind: the column that accuracies are broken down by.
+            keys: of the rows.
+            kind: the column with the kind of question.
         """
         images = {image for row in rows for image in row.images}
         names = {image.digest: keep_image(self.images_folder, image) for image in images}
@@ -135,21 +136,21 @@ class AnswerStore:
         return questions
 
     def questions(self) -> list[Question]:
-        """What was asked last.
+        """The stored questions.
 
         Raises:
-            DataError: nothing was.
+            DataError: there are none.
         """
         path = self.folder / "questions.parquet"
         if not path.exists():
-            raise DataError(f"{self.folder} keeps no answers: name the models and a data set, so that they are asked.")
+            raise DataError(f"{self.folder} holds no answers: name the models and a data set, so that they are asked.")
         return [
             Question(**record | {"images": tuple(record["images"]), "columns": json.loads(record["columns"])})
             for record in pq.read_table(path).to_pylist()
         ]
 
     def answers(self, model: str) -> tuple[dict[str, str], dict[str, Answer]]:
-        """The settings that a model was asked under, and its answers by the keys of their questions; both empty if it was not asked."""
+        """The settings under which a model was asked, and its answers by the keys of their questions; both empty if it was not."""
         path = self._path(model)
         if not path.exists():
             return {}, {}
@@ -158,7 +159,7 @@ class AnswerStore:
         return settings, {record.pop("key"): _answer(record) for record in table.to_pylist()}
 
     def keep_answers(self, model: str, settings: Mapping[str, str], answers: Mapping[str, Answer]) -> None:
-        """Keep a model's answers in the place of those it had."""
+        """Store a model's answers, replacing earlier ones."""
         records = [
             {
                 "key": key,
@@ -174,19 +175,19 @@ class AnswerStore:
         write_whole(self._path(model), _parquet(pa.Table.from_pylist(records, schema)))
 
     def keep_comparison(self, comparison: Mapping[str, Any]) -> None:
-        """Keep what a page is made from beside questions and answers, as JSON."""
+        """Store what a page needs beside questions and answers, as JSON."""
         text = json.dumps(dict(comparison), ensure_ascii=False, indent=2)
         write_whole(self.folder / "comparison.json", f"{text}\n".encode())
 
     def comparison(self) -> dict[str, Any]:
-        """What `keep_comparison` was given last.
+        """What `keep_comparison` stored.
 
         Raises:
-            DataError: nothing.
+            DataError: nothing is stored.
         """
         path = self.folder / "comparison.json"
         if not path.exists():
-            raise DataError(f"{self.folder} keeps no comparison: name the models and a data set.")
+            raise DataError(f"{self.folder} holds no comparison: name the models and a data set.")
         return json.loads(path.read_text(encoding="utf-8"))
 
     @property
@@ -198,10 +199,10 @@ class AnswerStore:
 
 
 def checked_name(model: str) -> str:
-    """The name, if a model may be called that.
+    """The name, if it is valid for a model.
 
     Raises:
-        ConfigError: it may not.
+        ConfigError: it is not.
     """
     if not NAME.fullmatch(model):
         raise ConfigError(
@@ -211,7 +212,7 @@ def checked_name(model: str) -> str:
 
 
 def question_text(row: Row) -> str:
-    """What a row asks: the words of the one turn, or every turn under its role; images are shown beside it."""
+    """A row's prompt without its images: the text of its only message, or every message under its role."""
     if isinstance(row.prompt, str) or len(row.prompt) != 1:
         return prompt_text(row.prompt)
     content = row.prompt[0]["content"]

@@ -12,8 +12,9 @@ import pytest
 from jinja2 import ChoiceLoader, DictLoader
 from PIL import Image
 
-from boresight.report import html
-from boresight.report.html import Images, content_policy, data_uri, packed, render_page, safe_json, write_page
+from boresight.files import write_whole
+from boresight.report import page_shell
+from boresight.report.page_shell import Images, content_policy, data_uri, packed, render_page, safe_json
 from boresight.types import EncodedImage
 from tests.browser import PHONE, WIDE, opened
 
@@ -27,16 +28,16 @@ TEMPLATE = """{% extends "base.html.j2" %}
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_image: Callable[..., EncodedImage]) -> Path:
     """A page whose every text is an attack."""
-    environment = html._environment.__wrapped__()
+    environment = page_shell._environment.__wrapped__(page_shell.PACKAGE)
     environment.loader = ChoiceLoader([DictLoader({"attacked.html.j2": TEMPLATE}), environment.loader])
-    monkeypatch.setattr(html, "_environment", lambda: environment)
+    monkeypatch.setattr(page_shell, "_environment", lambda package: environment)
     images = Images()
     source: Any = make_image("red").source
     name = images.add(source)
     made = render_page(
         "attacked.html.j2", title=ATTACK, data={ATTACK: [ATTACK]}, images=images.uris, text=ATTACK, name=name
     )
-    return write_page(tmp_path / "page.html", made)
+    return write_whole(tmp_path / "page.html", made)
 
 
 def pixels(uri: str) -> Image.Image:
@@ -56,7 +57,7 @@ def test_small_images_are_kept_byte_for_byte_and_large_ones_scaled_down() -> Non
     wide = data_uri(png((900, 300)), max_side=300)
     assert wide.startswith("data:image/webp;") and pixels(wide).size == (300, 100)
     heavy = png((400, 400), noise=True)
-    assert len(heavy) > html.MAX_VERBATIM_BYTES
+    assert len(heavy) > page_shell.MAX_VERBATIM_BYTES
     assert data_uri(heavy).startswith("data:image/webp;") and pixels(data_uri(heavy)).size == (400, 400)
 
 

@@ -1,21 +1,13 @@
 """Chat templates of the tiny models.
 
-Each renders as its family's published one does, with the quirks that trainers trip over: a default system turn
-(Qwen2-VL, Qwen2.5-VL), a begin token that tokenizer and template both add (Gemma 3, Idefics 3), images moved before
-the text (the LLaVA line), roles renamed (Gemma's `model`), turns closed with a line break or without.
+Each renders as its family's published one does, with the quirks that break trainers: a begin token that both tokenizer and template add
+(Gemma 3, Idefics 3), images moved before the text (the LLaVA line), renamed roles (Gemma's `model`), and turns that end with or without
+a line break. Qwen's templates, with a default system turn, are in `boresight.demo.tiny.qwen`.
 """
 
 from __future__ import annotations
 
-
-def content(image: str, video: str = "<video>") -> str:
-    """Jinja that renders `message['content']`, a string or parts in their order."""
-    return (
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-        "{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}" + image + "{% elif part['type'] == 'video' %}" + video + "{% else %}"
-        "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    )
+from boresight.demo.tiny.qwen import content
 
 
 def content_images_first(image: str) -> str:
@@ -24,21 +16,6 @@ def content_images_first(image: str) -> str:
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for part in message['content'] if part['type'] == 'image' %}" + image + "{% endfor %}"
         "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
-    )
-
-
-def chatml(content: str, *, default_system: str | None = None) -> str:
-    """`<|im_start|>role … <|im_end|>`, with a system turn put first when the conversation has none."""
-    system = (
-        "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
-        + default_system
-        + "<|im_end|>\n{% endif %}"
-        if default_system
-        else ""
-    )
-    return (
-        "{% for message in messages %}" + system + "<|im_start|>{{ message['role'] }}\n" + content + "<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
 
 
@@ -51,8 +28,6 @@ def utterances(begin: str) -> str:
         + "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
     )
 
-
-QWEN_VL = content("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>")
 
 INSTRUCT = (
     "{% for message in messages %}"

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from boresight.report.answers import Answer, Question
-from boresight.report.comparison import Comparison, as_markdown, interval, p_value, percent, points
-from boresight.report.comparison_page import comparison_page
-from boresight.report.html import write_page
-from boresight.report.marks import Accuracy
+from boresight.compare.accuracy import Accuracy
+from boresight.compare.answers import Answer, Question
+from boresight.compare.comparison import Comparison, interval, p_value, percent, points
+from boresight.compare.markdown import as_markdown
+from boresight.compare.page import comparison_page
+from boresight.files import write_whole
 from tests.browser import PHONE, WIDE, opened
 
 ATTACK = "</script><img src=x onerror=\"document.title='owned'\"><b>| `x` $y$"
@@ -125,7 +126,7 @@ def test_markdown_of_hostile_texts_keeps_its_tables(tmp_path: Path) -> None:
 @pytest.fixture
 def page(tmp_path: Path) -> Callable[..., Path]:
     def write(comparison: Comparison) -> Path:
-        return write_page(tmp_path / "compare.html", comparison_page(comparison))
+        return write_whole(tmp_path / "compare.html", comparison_page(comparison))
 
     return write
 
@@ -262,7 +263,7 @@ def test_a_single_model_has_no_flips(page: Callable[..., Path], tmp_path: Path, 
 
 
 def test_many_images_are_held_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from boresight.report import comparison_page as module
+    from boresight.compare import page as module
 
     found = made(tmp_path / "p")
     for path in found.images.iterdir():

@@ -1,0 +1,128 @@
+"""Several models' answers to the same questions, side by side: what the page, the Markdown and the terminal show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from boresight.compare.accuracy import Accuracy, Flips, Mark, accuracy, accuracy_by_kind, all_flips
+from boresight.compare.answers import Answer, Question
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Questions, every model's answers, and how they are marked."""
+
+    title: str
+    models: Mapping[str, str]
+    """Name → where the model was loaded from, in the order in which they are shown. The others are compared with the first."""
+    reward: str
+    """The reward that marks the answers."""
+    right_at: float
+    """The least reward of a right answer."""
+    settings: Mapping[str, str]
+    """How every model was asked."""
+    questions: Sequence[Question]
+    answers: Mapping[str, Sequence[Answer]]
+    """Model → its answers in the order of the questions."""
+    images: Path
+    """The folder that holds the questions' images."""
+
+    @cached_property
+    def marks(self) -> dict[str, list[Mark]]:
+        """Model → right, wrong or unmarked, in the order of the questions."""
+        return {name: [self.mark(answer) for answer in answers] for name, answers in self.answers.items()}
+
+    def mark(self, answer: Answer) -> Mark:
+        """Whether an answer is right."""
+        value = answer.scores.get(self.reward)
+        return None if value is None else value >= self.right_at
+
+    @property
+    def accuracies(self) -> dict[str, Accuracy]:
+        """Model → accuracy."""
+        return {name: accuracy(marks) for name, marks in self.marks.items()}
+
+    @property
+    def by_kind(self) -> dict[str, dict[str, Accuracy]]:
+        """Model → kind → accuracy; empty where questions have no kind, or all the same."""
+        kinds = [question.kind for question in self.questions]
+        if len(set(kinds)) < 2:
+            return {}
+        return {name: accuracy_by_kind(marks, kinds) for name, marks in self.marks.items()}
+
+    @property
+    def flips(self) -> list[Flips]:
+        """Between every two models."""
+        return all_flips(self.marks)
+
+    @property
+    def against_first(self) -> dict[str, Flips]:
+        """Every model but the first → its flips from the first."""
+        first, *_ = self.models
+        return {pair.second: pair for pair in self.flips if pair.first == first}
+
+    @property
+    def mean_scores(self) -> dict[str, float | None]:
+        """Model → mean reward; empty where every reward is 0 or 1, since the mean would be the accuracy."""
+        values = {
+            name: [value for answer in answers if (value := answer.scores.get(self.reward)) is not None]
+            for name, answers in self.answers.items()
+        }
+        if all(value in (0, 1) for scores in values.values() for value in scores):
+            return {}
+        return {name: sum(scores) / len(scores) if scores else None for name, scores in values.items()}
+
+    @property
+    def num_truncated(self) -> dict[str, int]:
+        """Model → answers that reached the length limit."""
+        return {name: sum(answer.truncated for answer in answers) for name, answers in self.answers.items()}
+
+    @property
+    def mean_length(self) -> dict[str, float]:
+        """Model → mean tokens of an answer."""
+        return {
+            name: sum(len(answer.ids) for answer in answers) / len(answers) for name, answers in self.answers.items()
+        }
+
+
+FLIP_COLUMNS = ("fixed", "broken", "both right", "both wrong", "points", "p")
+"""Headings of `flip_cells`."""
+
+
+def flip_cells(pair: Flips) -> list[str]:
+    """One row of a table of flips, without the models' names."""
+    counts = (len(pair.fixed), len(pair.broken), pair.both_right, pair.both_wrong)
+    return [*map(str, counts), points(pair.gain), p_value(pair.p)]
+
+
+def accuracy_cells(found: Accuracy) -> list[str]:
+    """How many answers are right, their share, and its interval."""
+    return [f"{found.right} of {found.marked}", percent(found.share), interval(found)]
+
+
+def num_questions(comparison: Comparison) -> str:
+    """``1,000 questions``."""
+    return f"{len(comparison.questions):,} question{'s' * (len(comparison.questions) != 1)}"
+
+
+def percent(share: float | None) -> str:
+    """``59.3 %``; an en dash for None."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def points(difference: float | None) -> str:
+    """``+24.0``, in percentage points; an en dash for None."""
+    return "–" if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def interval(found: Accuracy) -> str:
+    """``56.2–62.3 %``."""
+    return "–" if found.interval is None else f"{100 * found.interval[0]:.1f}–{100 * found.interval[1]:.1f} %"
+
+
+def p_value(p: float) -> str:
+    """Two significant digits: ``0.031``; ``<0.001`` below."""
+    return "<0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
