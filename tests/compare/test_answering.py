@@ -13,7 +13,7 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from boresight.compare.answering import AnswerSettings, answer, weights_digest
+from boresight.compare.answering import AnswerSettings, answer, source_digest
 from boresight.data.sources import RowDataset
 from boresight.errors import ConfigError, DataError, ModelError
 from boresight.report.answers import Answer
@@ -88,21 +88,21 @@ def test_drawn_answers_depend_on_seed_and_row_alone(base: str, questions: Datase
 
 def test_a_folder_is_known_by_its_weights(base: str, other: str, adapter: str, tmp_path: Path) -> None:
     """An adapter's digest changes with the model below it."""
-    assert len({weights_digest(base), weights_digest(other), weights_digest(adapter)}) == 3
+    assert len({source_digest(base), source_digest(other), source_digest(adapter)}) == 3
     moved = tmp_path / "moved"
     moved.mkdir()
     for file in Path(adapter).iterdir():
         (moved / file.name).write_bytes(file.read_bytes())
     config = moved / "adapter_config.json"
-    assert weights_digest(str(moved)) == weights_digest(adapter)
+    assert source_digest(str(moved)) == source_digest(adapter)
     config.write_text(config.read_text().replace(base, other))
-    assert weights_digest(str(moved)) != weights_digest(adapter)
+    assert source_digest(str(moved)) != source_digest(adapter)
 
 
 @pytest.mark.parametrize("source", ["no/such/model/here", "./nowhere"])
 def test_no_such_model(source: str) -> None:
     with pytest.raises(ModelError, match="There is no model at"):
-        weights_digest(source)
+        source_digest(source)
 
 
 def test_a_model_below_an_adapter_that_is_gone(adapter: str, base: str, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_model_below_an_adapter_that_is_gone(adapter: str, base: str, tmp_path
     config = lost / "adapter_config.json"
     config.write_text(config.read_text().replace(base, "/no/such/base"))
     with pytest.raises(ModelError, match="/no/such/base"):
-        weights_digest(str(lost))
+        source_digest(str(lost))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from transformers.utils import find_adapter_config_file
 
 from boresight.data.encode import Encoder
 from boresight.errors import ConfigError, ModelError
-from boresight.model.load import load_model, load_processor, model_facts, unwrap
+from boresight.model.load import load_model, load_processor, model_facts
 from boresight.model.vision import VisionEncoder, join_features
+from boresight.modules import unwrap
 from boresight.report.answers import Answer
 from boresight.rollout.hf import HFSampler
 from boresight.rollout.sampler import SamplingConfig, sampling_settings
@@ -74,7 +75,7 @@ class AnswerSettings:
         )
 
 
-def weights_digest(source: str) -> str:
+def source_digest(source: str) -> str:
     """SHA-256 of a saved model's weights and configuration; of an adapter's and of the model's below it.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from boresight.compare.answering import AnswerSettings, answer, weights_digest
+from boresight.compare.answering import AnswerSettings, answer, source_digest
 from boresight.compare.marking import chosen_reward, score
 from boresight.data.sources import RowDataset, check_rows
 from boresight.errors import ConfigError, DataError
@@ -172,7 +172,7 @@ def _answered(
     progress: Progress | None,
 ) -> tuple[dict[str, Answer], Mapping[str, str]]:
     """A model's answers by the keys of their questions, old ones and new; and what they depend on."""
-    described = settings.described() | {"weights": weights_digest(candidate.source)}
+    described = settings.described() | {"weights": source_digest(candidate.source)}
     before, known = store.answers(candidate.name)
     if before and before != described:
         changed = [name for name in {**before, **described} if before.get(name) != described.get(name)]

@@ -20,15 +20,6 @@ from boresight.data.texts import Texts, joined
 from boresight.errors import DataError, ModelError
 from boresight.types import Completion, Conversation, Group, Ids, ModelFacts, Prompt, Row
 
-_TEXT_OUTPUTS = (
-    "input_ids",
-    "attention_mask",
-    "mm_token_type_ids",
-    "token_type_ids",
-    "offset_mapping",
-    "text_replacement_offsets",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class _Processed:
@@ -50,7 +41,7 @@ class Encoder:
 
     Args:
         processor: a processor with a tokenizer, or a bare tokenizer for text alone.
-        facts: the model's ids.
+        facts: the model's ids, and what is special about its family.
         min_pixels: fewest pixels of an image, see `set_pixel_budget`.
         max_pixels: most pixels of an image.
         max_prompt_length: longest prompt in tokens, images expanded. None is no limit. A longer one is an error:
@@ -168,8 +159,9 @@ class Encoder:
         """Tokens of the row's prompt and completions, images expanded by their sizes alone where the processor can
         tell.
 
-        For planning and for checks before training: nothing is decoded. A few tokens short for Gemma3 (it leaves out
-        the line breaks around an image), too many for several images in LLaVA-OneVision (which it does not tile).
+        For planning and for checks before training: nothing is decoded. Some processors leave a few tokens of an
+        image out (`Family.uncounted_image_tokens`), or count tiles that they do not cut (LLaVA-OneVision, where a
+        prompt has several images).
         """
         if _only_messages(row):
             texts = [self.texts.conversation(row)]
@@ -191,9 +183,10 @@ class Encoder:
         Raises:
             ModelError: the processor cuts images into tiles, so there is no one size.
         """
-        if "image_grid_thw" in prompt.vision:
+        grids = prompt.vision.get(self.facts.family.image_grids)
+        if grids is not None:
             patch = self.processor.image_processor.patch_size
-            return [(int(width) * patch, int(height) * patch) for _, height, width in prompt.vision["image_grid_thw"]]
+            return [(int(width) * patch, int(height) * patch) for _, height, width in grids]
         pixels = prompt.vision.get("pixel_values")
         if not prompt.images:
             return []
@@ -207,8 +200,9 @@ class Encoder:
     def fits(self, row: Row, max_length: int) -> bool:
         """Whether the row's prompt with its longest completion has at most `max_length` tokens. Its images are processed only where
         their sizes do not settle it."""
-        # All completions together are longer than the longest; what the sizes leave out is a few tokens an image.
-        if self.count_tokens(row) + 16 * len(row.images) <= max_length:
+        # All completions together are longer than the longest.
+        uncounted = self.facts.family.uncounted_image_tokens * len(row.images)
+        if self.count_tokens(row) + uncounted <= max_length:
             return True
         group = self._answered(row, assistant_only=True)
         return len(group.prompt.ids) + max(len(completion.ids) for completion in group.completions) <= max_length
@@ -340,11 +334,12 @@ class Encoder:
             sizes = ", ".join(f"{width}×{height}" for width, height in (image.size for image in row.images))
             raise DataError(f"{where}: the processor refuses it (images: {sizes or 'none'}): {error}") from error
         ids = list(outputs["input_ids"][0])
-        types = outputs.get("mm_token_type_ids", outputs.get("token_type_ids"))
+        family = self.facts.family
+        types = next((outputs[name] for name in family.token_types if name in outputs), None)
         return _Processed(
             ids=ids,
             token_types=[int(id == self.facts.image_token_id) for id in ids] if types is None else list(types[0]),
-            vision={name: value for name, value in outputs.items() if name not in _TEXT_OUTPUTS},
+            vision={name: value for name, value in outputs.items() if name not in family.token_outputs},
             offsets=_original_offsets(outputs, has_images=bool(images)),
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from boresight.model.load import unwrap
+from boresight.modules import unwrap
 from boresight.types import Weight
 
 Tensors = dict[str, Callable[[], Tensor]]

@@ -24,9 +24,10 @@ from boresight.data.encode import Encoder
 from boresight.data.sources import check_rows, load_rows
 from boresight.errors import ConfigError
 from boresight.model.forward import GroupForward
-from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable, unwrap
+from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
 from boresight.model.reference import Reference
 from boresight.model.vision import join_features
+from boresight.modules import unwrap
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline

@@ -26,7 +26,8 @@ from boresight.loss.preference import (
 from boresight.loss.shift import RewardShift
 from boresight.model.load import load_model
 from boresight.model.packing import completion_mask
-from boresight.model.reference import Reference, evaluating
+from boresight.model.reference import Reference
+from boresight.modules import evaluating
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import GroupTrainer, from_pretrained_options
 from boresight.trainer.dpo_config import DPOConfig

@@ -20,7 +20,7 @@ from boresight.data.images import decode
 from boresight.errors import ConfigError
 from boresight.model.adapter_export import PolicyAdapter
 from boresight.model.export import PolicyWeights
-from boresight.model.load import unwrap
+from boresight.modules import unwrap
 from boresight.rollout.vllm.adapter import lora_options
 from boresight.rollout.vllm.child import ChildEngine
 from boresight.rollout.vllm.engine import Engine, EngineError, EngineRestartedError

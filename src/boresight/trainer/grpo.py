@@ -18,7 +18,8 @@ from boresight.errors import ConfigError
 from boresight.loss.policy import counted_mask, high_entropy_threshold, policy_loss, policy_total
 from boresight.model.load import load_model
 from boresight.model.packing import completion_mask
-from boresight.model.reference import Reference, evaluating
+from boresight.model.reference import Reference
+from boresight.modules import evaluating
 from boresight.report.completions import CompletionStore
 from boresight.report.metrics import MeanMetrics
 from boresight.report.terminal import print_completions, rows_to_show
