@@ -64,7 +64,7 @@ class Family:
 
     image_grids: str = "image_grid_thw"
     """The tensor [images, 3] of a processor that lays the patches of all images one behind another: it says which are whose, so images
-    can be told apart. Other processors cut tiles by how many images there are, or pad images to a common size."""
+    can be separated. Other processors cut tiles by how many images there are, or pad images to a common size."""
     token_outputs: tuple[str, ...] = (
         "input_ids",
         "attention_mask",

@@ -19,7 +19,7 @@ from boresight.model import vision
 IDS = {"stop ids", "ids that only the processor may place"}
 HEAD, ROWS = "head: |Δ log-prob| from the model's own logits", "rows: |Δ log-prob| from plain forwards"
 SHARED = "shared: |Δ log-prob| from rows"
-MOVES, CONFUSED = "another image changes log-probs", "images of the same size are told apart: |Δ log-prob|"
+MOVES, CONFUSED = "another image changes log-probs", "images of the same size are not confused: |Δ log-prob|"
 
 
 @pytest.fixture(scope="module")

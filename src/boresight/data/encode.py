@@ -225,7 +225,7 @@ class Encoder:
         ids, counted = ids[:length], counted[:length]
         if not ids or ids[-1] not in self.facts.stop_ids:  # the template ends no turn: the policy must learn to
             ids, counted = [*ids, self.texts.end_id], [*counted, True]
-        return Completion(ids=_ids(ids), mask=torch.tensor(counted), text=self._said(ids))
+        return Completion(ids=_ids(ids), mask=torch.tensor(counted), text=self._decoded(ids))
 
     def _whole(self, row: Row, *, assistant_only: bool, counts_prompt: bool) -> Group:
         """Prompt and completion as one text; the group's prompt is what stands before the first token that counts."""
@@ -255,7 +255,7 @@ class Encoder:
             unexpanded_ids=_ids(before),
         )
         completion = Completion(
-            ids=ids[split:], mask=mask[split:], text=self._said(ids[mask]), token_types=token_types[split:]
+            ids=ids[split:], mask=mask[split:], text=self._decoded(ids[mask]), token_types=token_types[split:]
         )
         return Group(prompt, (completion,))
 
@@ -304,7 +304,7 @@ class Encoder:
             ids=completion.ids[:length],
             mask=kept,
             token_types=None if types is None else types[:length],
-            text=self._said(completion.ids[:length][kept]),
+            text=self._decoded(completion.ids[:length][kept]),
             truncated=True,
         )
 
@@ -370,7 +370,7 @@ class Encoder:
         first = self.tokenizer.bos_token
         return first is None or not text.startswith(first)
 
-    def _said(self, ids: Sequence[int] | Tensor) -> str:
+    def _decoded(self, ids: Sequence[int] | Tensor) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 

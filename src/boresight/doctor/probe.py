@@ -234,10 +234,10 @@ def _check_shared(
         found, gradients = _values_and_gradients(GroupForward(model, facts, layout="shared"), groups)
     except (UserError, RuntimeError, TypeError) as error:
         return [Check("shared: runs", False, str(error).splitlines()[0], "no error", required)]
-    expected, twins = _values_and_gradients(GroupForward(model, facts, layout="rows"), groups)
+    expected, wanted = _values_and_gradients(GroupForward(model, facts, layout="rows"), groups)
     checks = [_at_most("shared: |Δ log-prob| from rows", _apart(found, expected), bounds.logp, required=required)]
     if gradients:
-        figure = _worst_gradient(gradients, twins)
+        figure = _worst_gradient(gradients, wanted)
         checks.append(
             _at_most(
                 f"shared: relative Δ of {len(gradients)} gradients from rows",
@@ -258,7 +258,7 @@ def _check_images(forward: GroupForward, groups: Sequence[Group], bounds: Bounds
     return [
         Check("another image changes log-probs", moved >= bounds.image, f"{moved:.1e}", f"≥ {bounds.image:.0e}"),
         _at_most(
-            "images of the same size are told apart: |Δ log-prob|",
+            "images of the same size are not confused: |Δ log-prob|",
             _apart(together, torch.cat([*alone, alone[0]])),
             bounds.logp,
         ),

@@ -132,7 +132,7 @@ def token_logp(
         collision: whether to return log Σ_v p_v², without a gradient.
     """
 
-    def chunk_stats(hidden: Tensor, targets: Tensor) -> TokenLogp:
+    def chunk_stats(hidden: Float[Tensor, "n H"], targets: Int[Tensor, "n"]) -> TokenLogp:
         logits = head.logits(hidden) / temperature
         if banned is not None:
             logits = logits.index_fill(-1, banned, -torch.inf)

@@ -4,7 +4,7 @@ A branch sees its whole prompt and its own past. Given both as one rectangle, SD
 branch, and works on what the mask hides. In pieces there is neither: the prompt with itself (causal), all branches of a group with
 the prompt (everything seen), each branch with itself (causal). Softmax over the union of two pieces is the mean of their
 outputs weighted by exp(log-sum-exp), and the flash backward needs no more than the union's output and log-sum-exp: so each piece
-is handed those, and the gradients add up (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691).
+is given those, and the gradients add up (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691).
 
 `attention.padded_attention` does the same in two SDPA calls; tests compare both with one dense mask.
 """
@@ -119,8 +119,8 @@ def _weight(piece: Tensor, whole: Tensor, states: Tensor) -> Float[Tensor, "1 he
     return (piece - whole).exp()[..., None].to(states.dtype)
 
 
-def _fold(states: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """[1, heads, T, …] → [K, heads, longest, …], the branches side by side, padded with zeros."""
+def _fold(states: Float[Tensor, "1 heads _ *D"], lengths: tuple[int, ...]) -> Float[Tensor, "K heads _ *D"]:
+    """[1, heads, sum of lengths, …] → [K, heads, longest, …], the branches side by side, padded with zeros."""
     own = states[0]
     if len(set(lengths)) == 1:
         return own.unflatten(1, (len(lengths), lengths[0])).transpose(0, 1)
@@ -130,8 +130,8 @@ def _fold(states: Tensor, lengths: tuple[int, ...]) -> Tensor:
     return folded
 
 
-def _unfold(states: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """`_fold`'s inverse: [K, heads, longest, …] → [1, heads, T, …]."""
+def _unfold(states: Float[Tensor, "K heads _ *D"], lengths: tuple[int, ...]) -> Float[Tensor, "1 heads _ *D"]:
+    """`_fold`'s inverse: [K, heads, longest, …] → [1, heads, sum of lengths, …]."""
     if len(set(lengths)) == 1:
         return states.transpose(0, 1).flatten(1, 2)[None]
     return torch.cat([branch[:, :length] for branch, length in zip(states, lengths, strict=True)], 1)[None]

@@ -19,7 +19,7 @@ from boresight.families import Family, family_of
 from boresight.modules import matching_arguments
 from boresight.types import Prompt
 
-Parts = Float[Tensor, "..."] | tuple[Float[Tensor, "..."], ...]
+Parts = Float[Tensor, "... H"] | tuple[Float[Tensor, "... H"], ...]
 """Features of several images, as the family has them: one tensor [tiles, tokens, H], or a [tokens, H] for each image."""
 
 
@@ -59,7 +59,7 @@ def _split(whole: Any, parts: int) -> list[Parts]:
 
 
 def join_features(features: Sequence[Features]) -> BaseModelOutputWithPooling:
-    """Several prompts' features as the tower's output for all of them (transformers' `mm_encoder_outputs["image"]`)."""
+    """Several prompts' features as the vision tower's output for all of them (transformers' `mm_encoder_outputs["image"]`)."""
     output: Any = BaseModelOutputWithPooling()
     output.pooler_output = _joined([item.pooled for item in features])
     output.deepstack_features = [_joined(level) for level in zip(*(item.deepstack for item in features), strict=True)]
@@ -67,7 +67,7 @@ def join_features(features: Sequence[Features]) -> BaseModelOutputWithPooling:
 
 
 def split_features(output: Any, parts: int) -> list[Features]:
-    """The tower's output for `parts` prompts, prompt by prompt: of one image each and any sizes, or of equal shapes."""
+    """The vision tower's output for `parts` prompts, one by one. They have one image each of any size, or images of equal shapes."""
     pooled: Any = output.pooler_output
     levels = list(getattr(output, "deepstack_features", None) or ())
     if isinstance(pooled, Tensor) or len(pooled) != parts:
@@ -101,7 +101,7 @@ def lies_in_patches(prompt: Prompt, family: Family) -> bool:
 
 
 def single_images(prompt: Prompt, family: Family) -> list[Prompt]:
-    """The prompt once for each of its images, where they can be told apart; else the prompt as it is."""
+    """The prompt once for each of its images, where the images can be separated; else the prompt as it is."""
     if not lies_in_patches(prompt, family):
         return [prompt]
     grids = prompt.vision[family.image_grids]
@@ -117,7 +117,7 @@ def single_images(prompt: Prompt, family: Family) -> list[Prompt]:
 
 
 def _shape(prompt: Prompt, family: Family) -> Hashable:
-    """What prompts must have in common to go through the tower together: of single images laid out in patches, nothing but that."""
+    """Prompts of equal shape go through the vision tower together. Single images that lie in patches may have any size."""
     if len(prompt.images) == 1 and lies_in_patches(prompt, family):
         return "patches"
     return tuple((name, tuple(tensor.shape)) for name, tensor in sorted(prompt.vision.items()))
@@ -130,22 +130,22 @@ def text_parameters(model: PreTrainedModel) -> set[nn.Parameter]:
 
 
 def vision_is_frozen(model: PreTrainedModel) -> bool:
-    """Whether nothing that an image passes through (tower, projector) is trained."""
+    """Whether nothing that an image passes through (vision tower, projector) is trained."""
     text = text_parameters(model)
     return not any(parameter.requires_grad for parameter in model.parameters() if parameter not in text)
 
 
 class VisionEncoder:
-    """Encodes the images of prompts: each distinct one once in a call, and once in all while the tower is frozen.
+    """Encodes the images of prompts: each distinct one once in a call, and once in all while vision tower and projector are frozen.
 
-    Where a processor's tensors cannot be told apart by image (`lies_in_patches`), that holds for each distinct set of images. Single
-    images go through the tower together whatever their sizes, others with those of equal shapes, so nothing is ever padded.
+    Where a processor's tensors cannot be separated by image (`lies_in_patches`), that holds for each distinct set of images. Single
+    images in patches run together whatever their sizes, others with those of equal shapes, so nothing is ever padded.
 
     Args:
         model: the model with its head.
-        max_cache_gib: how much may be kept of a frozen tower's features. The oldest go first.
-        batch_size: how many of them go through the tower together.
-        counts: where `vision_encodes`, images that went through the tower, are counted.
+        max_cache_gib: how much may be kept of a frozen vision tower's features. The oldest go first.
+        batch_size: how many prompts go through the vision tower together.
+        counts: where `vision_encodes`, images that went through the vision tower, are counted.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ class BranchLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Add one token to each branch ([G, heads, K, D]) and hand `decoding_attention` the layer itself."""
+        """Add one token to each branch ([G, heads, K, D]) and pass the layer itself to `decoding_attention`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.steps == self.branch_keys.shape[3]:

@@ -45,7 +45,7 @@ class HFSampler:
         self.tokenizer = tokenizer
         self.features = features
         self.counts: Counter[str] = Counter()
-        """Work done so far: vision_encodes (images through the tower; 0 with `features`, which count their own), prompt_tokens,
+        """Work done so far: vision_encodes (images through the vision tower; 0 with `features`, which count their own), prompt_tokens,
         completion_tokens, padded_tokens (computed for completions that had ended)."""
         self._warned: set[str] = set()
 
