@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from boresight.model.attention import BranchTable, padded_attention
 from boresight.model.merged_attention import merged_attention
-from boresight.model.packing import PackedRow, Span
+from boresight.model.packing import GroupSpan, PackedRow
 
 HEADS, KV_HEADS, SIZE, REPEATS = 8, 4, 32, 9
 SHAPES = ((297, 32, 8), (297, 128, 8), (1100, 128, 8), (297, 32, 2), (1100, 128, 2))
@@ -34,7 +34,7 @@ def ways(prompt: int, completion: int, k: int) -> dict[str, Attend]:
     """Name → function of query, key and value of one group's row."""
     length = prompt + k * completion
     nothing = torch.zeros(length, dtype=torch.long)
-    spans = (Span(0, prompt, (completion,) * k),)
+    spans = (GroupSpan(0, prompt, (completion,) * k),)
     row = PackedRow(spans, nothing, nothing, nothing, nothing, nothing, nothing[None].bool())
     table, scale, repeats = BranchTable.of(row), SIZE**-0.5, HEADS // KV_HEADS
     branch = torch.arange(length).sub(prompt).div(completion, rounding_mode="floor").clamp(min=-1)

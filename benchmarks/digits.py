@@ -49,7 +49,7 @@ from boresight.demo.tiny import build_tiny
 from boresight.model.forward import GroupForward
 from boresight.model.load import load_processor, model_facts
 from boresight.rewards import answer_format_reward, exact_answer_reward
-from boresight.rewards.answer import final_answer
+from boresight.rewards.extract import final_answer
 from boresight.rollout.hf import HFSampler
 from boresight.types import Group, SamplingSettings
 

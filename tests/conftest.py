@@ -1,4 +1,4 @@
-"""Shapes are checked under pytest only: beartype reads the jaxtyping annotations of the rooms that are pure arithmetic.
+"""Shapes are checked under pytest only: beartype reads the jaxtyping annotations of the rooms that hold arithmetic.
 
 And pages are opened in a real browser, where there is one (tests/browser.py).
 """
@@ -13,7 +13,9 @@ from jaxtyping import install_import_hook
 
 from tests.browser import find_browser
 
-install_import_hook(["boresight.loss", "boresight.advantage", "boresight.types"], "beartype.beartype")
+install_import_hook(
+    ["boresight.loss", "boresight.advantage", "boresight.model", "boresight.types"], "beartype.beartype"
+)
 
 NO_BROWSER = "pages NOT tested: no chromium or google-chrome found (apt-get install chromium)"
 

@@ -5,6 +5,8 @@ Shape letters, everywhere in boresight:
     G  groups in a call            K  completions of one group      B  completions in a call (the sum of K)
     P  tokens of one prompt        C  tokens of one completion      T  the longest completion of the call
     L  tokens of one packed row    V  vocabulary                    R  reward functions
+    N  counted tokens of a call    H  a hidden state's size         A  axes of positions (M-RoPE)
+    D  the size of one attention head
 
 Signs and units: log-probabilities and entropies are in nats; a reward is to be maximised, a loss minimised;
 a mask is true where a token counts. Padding is on the right and its mask is false.
@@ -20,6 +22,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from boresight.families import UNKNOWN, Family
 
 PerToken = Float[Tensor, "B T"]
 PerSequence = Float[Tensor, "B"]
@@ -159,6 +163,8 @@ class ModelFacts:
     """The placeholder that the tower's features replace; None for a text-only model."""
     vocab_size: int
     """Columns of the language-model head."""
+    family: Family = UNKNOWN
+    """What is special about the model's family, for rooms that have no model to ask."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,16 @@ from transformers import AutoModelForImageTextToText
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from boresight.errors import ModelError
-from boresight.model.attention import BranchTable, branch_attention, install, padded_attention
+from boresight.model.attention import BranchTable, install, packed_attention, padded_attention
 from boresight.model.forward import GroupForward
-from boresight.model.packing import PackedRow, Span
+from boresight.model.packing import GroupSpan, PackedRow
 from tests.model.conftest import Subjects
 
 
 def row_of(shapes: list[tuple[int, list[int]]], types: Tensor | None = None) -> PackedRow:
     spans, start = [], 0
     for prompt, branches in shapes:
-        spans.append(Span(start, prompt, tuple(branches)))
+        spans.append(GroupSpan(start, prompt, tuple(branches)))
         start += prompt + sum(branches)
     nothing = torch.zeros(start, dtype=torch.long)
     return PackedRow(
@@ -62,7 +62,7 @@ SHAPES = {
     ),
     "window": st.sampled_from([None, 1, 3]),
     "blocks": st.booleans(),
-    "attention": st.sampled_from([branch_attention, padded_attention]),
+    "attention": st.sampled_from([packed_attention, padded_attention]),
     "seed": st.integers(0, 1000),
 }
 

@@ -16,9 +16,11 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from boresight.data.schema import read_row
 from boresight.errors import ConfigError, ModelError
-from boresight.model import attention, forward
+from boresight.families import FAMILIES as RECORDS
+from boresight.families import UNKNOWN
+from boresight.model import attention, layouts
 from boresight.model.attention import BranchTable
-from boresight.model.forward import PROVEN, GroupForward
+from boresight.model.forward import GroupForward
 from boresight.model.packing import PackedRow, pack
 from boresight.types import Group
 from tests.model.conftest import Subject, Subjects, noise
@@ -136,20 +138,20 @@ def causal_over_the_row(
 
 def without_window(*arguments: Any) -> Tensor:
     query, key, value, table, scale, _ = arguments
-    return BRANCH_ATTENTION(query, key, value, table, scale, None)
+    return PACKED_ATTENTION(query, key, value, table, scale, None)
 
 
 def no_blocks(token_types: Tensor, prompts: list[Tensor]) -> Tensor:
     return torch.full_like(IMAGE_BLOCKS(token_types, prompts), -1)
 
 
-BRANCH_ATTENTION, IMAGE_BLOCKS = attention.branch_attention, attention._image_blocks
+PACKED_ATTENTION, IMAGE_BLOCKS = attention.packed_attention, attention._image_blocks
 BREAKS: dict[str, tuple[Any, str, Any]] = {
-    "positions not restarted": (forward, "pack", moved_branches(lambda largest, prompt, before: largest + 1 + before)),
-    "positions from the prompt's length": (forward, "pack", moved_branches(lambda largest, prompt, before: prompt)),
-    "completions see each other": (attention, "branch_attention", causal_over_the_row),
+    "positions not restarted": (layouts, "pack", moved_branches(lambda largest, prompt, before: largest + 1 + before)),
+    "positions from the prompt's length": (layouts, "pack", moved_branches(lambda largest, prompt, before: prompt)),
+    "completions see each other": (attention, "packed_attention", causal_over_the_row),
     "image blocks missing": (attention, "_image_blocks", no_blocks),
-    "sliding window ignored": (attention, "branch_attention", without_window),
+    "sliding window ignored": (attention, "packed_attention", without_window),
 }
 BROKEN = [
     *((family, "positions not restarted") for family in SHARING),
@@ -346,8 +348,8 @@ def test_recurrent_layers_fall_back_to_rows(subject: Subjects, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         assert GroupForward(it.model(), it.facts).layout == "rows"
     assert [record.message for record in caplog.records if record.name.startswith("boresight")] == [
-        "Qwen3_5ForConditionalGeneration runs one row per completion: its layers of type linear_attention carry a state from token to "
-        "token, which a mask cannot branch."
+        "Qwen3_5ForConditionalGeneration runs one row per completion: its layers of type linear_attention cannot branch, only those "
+        "of full and of sliding attention can."
     ]
     with pytest.raises(ConfigError, match="linear_attention"):
         GroupForward(it.model(), it.facts, layout="shared")
@@ -357,22 +359,23 @@ def test_sharing_recurrent_layers_would_be_wide_of_the_mark(
     subject: Subjects, expected: Expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     it = subject("qwen3_5")
-    monkeypatch.setattr(forward, "why_not_shared", lambda model: None)
+    monkeypatch.setattr(layouts, "why_not_shared", lambda model: None)
     found = ours(GroupForward(it.model(), it.facts, layout="shared"), groups_of(it, "K=2"))
     assert worst_logp(found, expected("qwen3_5", "K=2")) > 1000 * BOUND
 
 
-def test_what_is_tested_is_what_is_proven(subject: Subjects) -> None:
-    assert {subject(family).model().config.model_type for family in SHARING} == PROVEN
+def test_the_families_that_share_are_those_tested_here(subject: Subjects) -> None:
+    tested = {subject(family).model().config.model_type for family in SHARING}
+    assert tested == {name for name, record in RECORDS.items() if record.shares}
     for family in SHARING:
         assert GroupForward(subject(family).model(), subject(family).facts).layout == "shared"
 
 
-def test_a_family_that_is_not_proven_runs_rows_until_asked(
+def test_a_family_that_is_not_tested_runs_rows_until_asked(
     subject: Subjects, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     it = subject("llava")
-    monkeypatch.setattr(forward, "PROVEN", PROVEN - {"llava"})
+    monkeypatch.setattr(layouts, "family_of", lambda model_type: UNKNOWN)
     with caplog.at_level(logging.WARNING):
         assert GroupForward(it.model(), it.facts).layout == "rows"
     assert "doctor --probe" in caplog.text

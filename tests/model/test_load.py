@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, Proce
 
 from boresight.errors import ConfigError, ModelError
 from boresight.model.forward import GroupForward
-from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable, unwrap
+from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
 from boresight.model.vision import text_parameters
 from tests.model.conftest import Subjects
 from tests.tiny import FAMILIES
@@ -198,16 +198,6 @@ def test_adapt(subject: Subjects) -> None:
     assert isinstance(adapted, PeftModel)
     with pytest.raises(ConfigError, match="adapter already"):
         adapt(adapted, LoraConfig(target_modules=["v_proj"]))
-
-
-def test_unwrap(subject: Subjects) -> None:
-    model = subject("qwen2_5_vl").model()
-    assert unwrap(model) is model
-    adapted = adapt(subject("qwen2_5_vl").model(), LoraConfig(target_modules=["q_proj"]))
-    inner = adapted.get_base_model()  # pyright: ignore
-    compiled = torch.compile(adapted)
-    for wrapped in (adapted, nn.DataParallel(adapted), compiled, nn.DataParallel(compiled)):  # pyright: ignore
-        assert unwrap(wrapped) is inner  # pyright: ignore
 
 
 def test_trainable_weights_become_float32_and_frozen_ones_stay(subject: Subjects) -> None:

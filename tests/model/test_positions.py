@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boresight.model.positions import accepted, branch_positions, sequence_positions
+from boresight.model.positions import branch_positions, sequence_positions
 from boresight.types import Completion
 from tests.model.conftest import Subjects
 from tests.tiny import FAMILIES
@@ -62,10 +62,3 @@ def test_a_completion_extends_the_count(subject: Subjects) -> None:
     prompt = subject("llava").prompt(0)
     completion = Completion(torch.tensor([5, 6]), torch.tensor([True, True]), "")
     assert len(sequence_positions(nn.Module(), prompt, completion)) == len(prompt.ids) + 2
-
-
-def test_only_named_options_are_handed_over() -> None:
-    def takes(image_grid_thw: Tensor) -> None: ...
-
-    grid, pixels = torch.ones(1, 3), torch.ones(4)
-    assert accepted(takes, {"image_grid_thw": grid, "pixel_values": pixels}) == {"image_grid_thw": grid}

@@ -341,5 +341,5 @@ def test_models_that_cannot_branch_say_so_once(subject: Subjects, caplog: pytest
             ours.sample(subject("qwen3_5").prompts, SamplingSettings(1, 2))
     assert [record.message for record in caplog.records if "linear_attention" in record.message] == [
         "Qwen3_5ForConditionalGeneration samples one prompt at a time, one row per completion: its layers of type "
-        "linear_attention carry a state that cannot branch."
+        "linear_attention cannot branch, only those of full and of sliding attention can."
     ]

@@ -8,9 +8,7 @@ from peft import LoraConfig
 
 from boresight.cli.command import Command
 from boresight.cli.options import AdapterFlags
-
-EYES = r".*(visual|vision_tower|vision_model|multi_modal_projector|mm_projector|connector|aligner|merger).*"
-"""Names, in any family, of what stands before the language model: the tower and its projector."""
+from boresight.families import UNKNOWN
 
 
 def peft_config(command: Command) -> Any:
@@ -19,15 +17,15 @@ def peft_config(command: Command) -> Any:
 
 
 def lora_config(adapter: AdapterFlags) -> Any:
-    """PEFT's configuration. Without target modules every linear layer of the language model gets an adapter and the eyes get none, so
-    that an image's features can be kept."""
+    """PEFT's configuration. Without target modules every linear layer of the language model gets an adapter, vision tower and projector
+    get none, so that an image's features can be kept."""
     targets: Any = [name for word in adapter.lora_target_modules or [] if (name := word.strip(", "))]
     return LoraConfig(
         r=adapter.lora_r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
         target_modules=targets[0] if len(targets) == 1 else targets or "all-linear",
-        exclude_modules=None if targets else EYES,
+        exclude_modules=None if targets else UNKNOWN.not_language,
         target_parameters=adapter.lora_target_parameters,
         modules_to_save=adapter.lora_modules_to_save,
         use_rslora=adapter.use_rslora,

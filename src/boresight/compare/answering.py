@@ -14,8 +14,9 @@ from transformers.utils import find_adapter_config_file
 from boresight.compare.answers import Answer
 from boresight.data.encode import Encoder
 from boresight.errors import ConfigError, ModelError
-from boresight.model.load import load_model, load_processor, model_facts, unwrap
+from boresight.model.load import load_model, load_processor, model_facts
 from boresight.model.vision import VisionEncoder, join_features
+from boresight.modules import unwrap
 from boresight.options import check_options
 from boresight.rollout.hf import HFSampler
 from boresight.rollout.options import SamplingOptions

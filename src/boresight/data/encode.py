@@ -19,15 +19,6 @@ from boresight.data.texts import Texts, joined
 from boresight.errors import DataError, ModelError
 from boresight.types import Completion, Conversation, Group, Ids, ModelFacts, Prompt, Row
 
-_TEXT_OUTPUTS = (
-    "input_ids",
-    "attention_mask",
-    "mm_token_type_ids",
-    "token_type_ids",
-    "offset_mapping",
-    "text_replacement_offsets",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class _Processed:
@@ -49,7 +40,7 @@ class Encoder:
 
     Args:
         processor: a processor with a tokenizer, or a bare tokenizer for text alone.
-        facts: the model's ids.
+        facts: the model's ids, and what is special about its family.
         min_pixels: fewest pixels of an image, see `set_pixel_budget`.
         max_pixels: most pixels of an image.
         max_prompt_length: longest prompt in tokens, images expanded. None is no limit. A longer one is an error:
@@ -164,8 +155,9 @@ class Encoder:
         """Tokens of the row's prompt and completions, images expanded by their sizes alone where the processor can
         tell.
 
-        For planning and for checks before training: nothing is decoded. A few tokens short for Gemma3 (it leaves out
-        the line breaks around an image), too many for several images in LLaVA-OneVision (which it does not tile).
+        For planning and for checks before training: nothing is decoded. Some processors leave a few tokens of an
+        image out (`Family.uncounted_image_tokens`), or count tiles that they do not cut (LLaVA-OneVision, where a
+        prompt has several images).
         """
         if _only_messages(row):
             texts = [self.texts.conversation(row)]
@@ -187,9 +179,10 @@ class Encoder:
         Raises:
             ModelError: the processor cuts images into tiles, so there is no one size.
         """
-        if "image_grid_thw" in prompt.vision:
+        grids = prompt.vision.get(self.facts.family.image_grids)
+        if grids is not None:
             patch = self.processor.image_processor.patch_size
-            return [(int(width) * patch, int(height) * patch) for _, height, width in prompt.vision["image_grid_thw"]]
+            return [(int(width) * patch, int(height) * patch) for _, height, width in grids]
         pixels = prompt.vision.get("pixel_values")
         if not prompt.images:
             return []
@@ -203,8 +196,9 @@ class Encoder:
     def fits(self, row: Row, max_length: int) -> bool:
         """Whether the row's prompt with its longest completion has at most `max_length` tokens. Its images are processed only where
         their sizes do not settle it."""
-        # All completions together are longer than the longest; what the sizes leave out is a few tokens an image.
-        if self.count_tokens(row) + 16 * len(row.images) <= max_length:
+        # All completions together are longer than the longest.
+        uncounted = self.facts.family.uncounted_image_tokens * len(row.images)
+        if self.count_tokens(row) + uncounted <= max_length:
             return True
         group = self._answered(row, assistant_only=True)
         return len(group.prompt.ids) + max(len(completion.ids) for completion in group.completions) <= max_length
@@ -227,7 +221,7 @@ class Encoder:
         ids, counted = ids[:length], counted[:length]
         if not ids or ids[-1] not in self.facts.stop_ids:  # the template ends no turn: the policy must learn to
             ids, counted = [*ids, self.texts.end_id], [*counted, True]
-        return Completion(ids=_ids(ids), mask=torch.tensor(counted), text=self._said(ids))
+        return Completion(ids=_ids(ids), mask=torch.tensor(counted), text=self._decoded(ids))
 
     def _whole(self, row: Row, *, assistant_only: bool, counts_prompt: bool) -> Group:
         """Prompt and completion as one text; the group's prompt is what stands before the first token that counts."""
@@ -257,7 +251,7 @@ class Encoder:
             unexpanded_ids=_ids(before),
         )
         completion = Completion(
-            ids=ids[split:], mask=mask[split:], text=self._said(ids[mask]), token_types=token_types[split:]
+            ids=ids[split:], mask=mask[split:], text=self._decoded(ids[mask]), token_types=token_types[split:]
         )
         return Group(prompt, (completion,))
 
@@ -305,7 +299,7 @@ class Encoder:
             ids=completion.ids[:length],
             mask=kept,
             token_types=None if types is None else types[:length],
-            text=self._said(completion.ids[:length][kept]),
+            text=self._decoded(completion.ids[:length][kept]),
             truncated=True,
         )
 
@@ -335,11 +329,12 @@ class Encoder:
             sizes = ", ".join(f"{width}×{height}" for width, height in (image.size for image in row.images))
             raise DataError(f"{where}: the processor refuses it (images: {sizes or 'none'}): {error}") from error
         ids = list(outputs["input_ids"][0])
-        types = outputs.get("mm_token_type_ids", outputs.get("token_type_ids"))
+        family = self.facts.family
+        types = next((outputs[name] for name in family.token_types if name in outputs), None)
         return _Processed(
             ids=ids,
             token_types=[int(id == self.facts.image_token_id) for id in ids] if types is None else list(types[0]),
-            vision={name: value for name, value in outputs.items() if name not in _TEXT_OUTPUTS},
+            vision={name: value for name, value in outputs.items() if name not in family.token_outputs},
             offsets=_original_offsets(outputs, has_images=bool(images)),
         )
 
@@ -370,7 +365,7 @@ class Encoder:
         first = self.tokenizer.bos_token
         return first is None or not text.startswith(first)
 
-    def _said(self, ids: Sequence[int] | Tensor) -> str:
+    def _decoded(self, ids: Sequence[int] | Tensor) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 

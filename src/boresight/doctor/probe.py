@@ -1,8 +1,7 @@
-"""Whether a model keeps what boresight promises of it: the invariants, run on made-up images."""
+"""Checks of a model before training, on made-up images: every way that boresight takes must give the same numbers."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,26 +17,28 @@ from transformers import PreTrainedModel
 from boresight.data.encode import Encoder
 from boresight.data.schema import read_row
 from boresight.errors import UserError
-from boresight.model.forward import PROVEN, GroupForward, why_not_shared
+from boresight.families import family_of
+from boresight.model.forward import GroupForward
 from boresight.model.head import Head
-from boresight.model.load import load_model, load_processor, model_facts, unwrap
-from boresight.model.reference import evaluating
+from boresight.model.layouts import why_not_shared
+from boresight.model.load import load_model, load_processor, model_facts
+from boresight.modules import evaluating, matching_arguments, unwrap
 from boresight.types import Completion, Group, LayoutName, ModelFacts, Prompt
 
 LENGTHS = (5, 3)
-"""Tokens of the two completions that every made-up prompt has."""
+"""Numbers of tokens of the two completions of every made-up prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How far two ways to the same number may be apart, by the precision of the weights."""
+    """The largest difference allowed between two ways to compute the same number, by the precision of the weights."""
 
     logp: float
     """In nats."""
     gradient: float
     """Relative to a parameter's norm."""
     image: float = 1e-3
-    """In nats: what another image changes at least."""
+    """In nats: the smallest change that another image must make."""
 
 
 FLOAT32 = Bounds(logp=1e-4, gradient=1e-3)
@@ -53,33 +54,34 @@ class Check:
     figure: str
     """What was measured."""
     bound: str
-    """What it had to be."""
+    """What is required."""
     required: bool = True
-    """False where the layout that the model gets does not need it."""
+    """False where the model's layout does not need the check to pass."""
 
     @property
     def result(self) -> str:
-        return "passed" if self.passed else "FAILED" if self.required else "fails, not needed"
+        return "passed" if self.passed else "FAILED" if self.required else "failed, not needed"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a probe found; rich prints it as a table."""
+    """The results of a probe; rich prints them as a table."""
 
     model: str
     layout: LayoutName
-    """What `layout="auto"` gives the model."""
+    """The layout that `layout="auto"` chooses."""
     reason: str
+    """Why it is chosen."""
     checks: tuple[Check, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether every check that the model needs holds."""
+        """Whether every required check passed."""
         return all(check.passed for check in self.checks if check.required)
 
     def __rich__(self) -> Table:
         table = Table(title=Text(f"{self.model}: layout '{self.layout}', {self.reason}"), title_justify="left")
-        for column in ("check", "result", "found", "wanted"):
+        for column in ("check", "result", "measured", "required"):
             table.add_column(column, overflow="fold")
         for check in self.checks:
             colour = "" if check.passed else "red" if check.required else "yellow"
@@ -89,11 +91,11 @@ class Report:
 
 
 def probe(model: str | Path | nn.Module, processor: Any = None) -> Report:
-    """Run the invariants on a model: two images of one size and one of another, two completions of each.
+    """Run all checks on a model: three prompts, two of them with images of the same size, and two completions of each.
 
     Args:
-        model: a hub id or folder, loaded in float32 so that the bounds are sharp; or a model as it is.
-        processor: a processor or tokenizer; None loads the one that came with the model.
+        model: a hub id or folder, loaded in float32 so that the bounds are tight; or a loaded model, which is left as it is.
+        processor: a processor or tokenizer; None loads the one in the model's folder.
 
     Raises:
         ModelError: there is no such model or processor, or it names no stop token.
@@ -118,27 +120,29 @@ def probe(model: str | Path | nn.Module, processor: Any = None) -> Report:
             *_check_rows(loaded, facts, groups, bounds),
         ]
         shared: list[Check] = []
-        proven = inner.config.model_type in PROVEN
+        is_tested = facts.family.shares
         if obstacle is None:
-            shared = _check_shared(loaded, facts, groups, bounds, required=proven)
-        layout: LayoutName = "shared" if obstacle is None and proven else "rows"
+            shared = _check_shared(loaded, facts, groups, bounds, required=is_tested)
+        layout: LayoutName = "shared" if obstacle is None and is_tested else "rows"
         checks += _check_images(GroupForward(loaded, facts, layout=layout), groups, bounds)
-    return Report(name, layout, obstacle or _why(proven, shared), (*checks, *shared))
+    return Report(name, layout, obstacle or _why(is_tested, shared), (*checks, *shared))
 
 
-def _why(proven: bool, shared: Sequence[Check]) -> str:
-    if proven:
-        return "its family is one of those that are tested to share"
+def _why(is_tested: bool, shared: Sequence[Check]) -> str:
+    if is_tested:
+        return "because boresight's tests cover its family in that layout"
     if all(check.passed for check in shared):
-        return "its family is not one of those that are tested to share, but the probe finds that it can: set layout='shared'"
-    return "its family is not one of those that are tested to share, and the probe finds that it cannot"
+        return (
+            "because boresight's tests do not cover its family; the checks below passed, so you can set layout='shared'"
+        )
+    return "because boresight's tests do not cover its family, and the shared layout failed the checks below"
 
 
-# ---- What the model is asked --------------------------------------------------------------------------------------------------------
+# ---- Inputs --------------------------------------------------------------------------------------------------------
 
 
 def _made_up_groups(processor: Any, facts: ModelFacts) -> list[Group]:
-    """Two images of one size under the same words, and one of another size."""
+    """Three prompts with the same words: two with images of the same size, one with an image of another size."""
     encoder = Encoder(processor, facts=facts)
     draw = torch.Generator().manual_seed(0)
     ordinary = torch.tensor(
@@ -184,7 +188,7 @@ def _check_ids(facts: ModelFacts, processor: Any) -> list[Check]:
             "ids that only the processor may place",
             placeholder in facts.modality_ids,
             names(facts.modality_ids),
-            "the image's placeholder among them",
+            "the image placeholder among them",
         ),
     ]
 
@@ -195,7 +199,7 @@ def _at_most(name: str, figure: float, bound: float, *, required: bool = True) -
 
 @torch.no_grad()
 def _check_head(model: PreTrainedModel, group: Group, bounds: Bounds) -> Check:
-    """The head that we run in chunks against the logits of the model's own forward."""
+    """boresight's head, which runs in chunks, against the logits of the model's own forward."""
     seen: list[Tensor] = []
     hook = model.base_model.register_forward_hook(
         lambda module, arguments, output: seen.append(output.last_hidden_state[0])
@@ -206,36 +210,41 @@ def _check_head(model: PreTrainedModel, group: Group, bounds: Bounds) -> Check:
         hook.remove()
     ours = Head.of(model).logits(seen[0])
     return _at_most(
-        "head: |Δ log-prob| to the model's own logits",
+        "head: |Δ log-prob| from the model's own logits",
         _apart(ours.log_softmax(-1), logits.log_softmax(-1)),
         bounds.logp,
     )
 
 
 def _check_rows(model: nn.Module, facts: ModelFacts, groups: Sequence[Group], bounds: Bounds) -> list[Check]:
-    """Image features handed over, positions and padding against one plain forward of each completion."""
+    """The layout "rows", with ready image features, positions and padding, against one plain forward for each completion."""
     inner = unwrap(model)
     with torch.no_grad():
         found = GroupForward(model, facts, layout="rows")(groups).logp
         expected = [_plain_logp(inner, group, completion) for group in groups for completion in group.completions]
     expected = nn.utils.rnn.pad_sequence(expected, True)
-    return [_at_most("rows: |Δ log-prob| to plain forwards", _apart(found, expected), bounds.logp)]
+    return [_at_most("rows: |Δ log-prob| from plain forwards", _apart(found, expected), bounds.logp)]
 
 
 def _check_shared(
     model: nn.Module, facts: ModelFacts, groups: Sequence[Group], bounds: Bounds, *, required: bool
 ) -> list[Check]:
-    """The shared layout against its twin: values, and gradients of what is small enough to keep twice."""
+    """The shared layout against rows: values, and gradients of what is small enough to keep twice."""
     try:
         found, gradients = _values_and_gradients(GroupForward(model, facts, layout="shared"), groups)
     except (UserError, RuntimeError, TypeError) as error:
         return [Check("shared: runs", False, str(error).splitlines()[0], "no error", required)]
-    expected, twins = _values_and_gradients(GroupForward(model, facts, layout="rows"), groups)
-    checks = [_at_most("shared: |Δ log-prob| to rows", _apart(found, expected), bounds.logp, required=required)]
+    expected, wanted = _values_and_gradients(GroupForward(model, facts, layout="rows"), groups)
+    checks = [_at_most("shared: |Δ log-prob| from rows", _apart(found, expected), bounds.logp, required=required)]
     if gradients:
-        figure = _worst_gradient(gradients, twins)
+        figure = _worst_gradient(gradients, wanted)
         checks.append(
-            _at_most(f"shared: Δ of {len(gradients)} gradients, relative", figure, bounds.gradient, required=required)
+            _at_most(
+                f"shared: relative Δ of {len(gradients)} gradients from rows",
+                figure,
+                bounds.gradient,
+                required=required,
+            )
         )
     return checks
 
@@ -247,16 +256,16 @@ def _check_images(forward: GroupForward, groups: Sequence[Group], bounds: Bounds
         alone = [forward([group]).logp for group in (one, other)]
     moved = _apart(alone[0], alone[1])
     return [
-        Check("another image moves log-probs", moved >= bounds.image, f"{moved:.1e}", f"≥ {bounds.image:.0e}"),
+        Check("another image changes log-probs", moved >= bounds.image, f"{moved:.1e}", f"≥ {bounds.image:.0e}"),
         _at_most(
-            "images of one size are not confused: |Δ log-prob|",
+            "images of the same size are not confused: |Δ log-prob|",
             _apart(together, torch.cat([*alone, alone[0]])),
             bounds.logp,
         ),
     ]
 
 
-# ---- What is compared ----------------------------------------------------------------------------------------------------------------
+# ---- Comparisons -----------------------------------------------------------------------------------------------------------------
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
@@ -264,13 +273,13 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 
 def _plain_inputs(model: PreTrainedModel, group: Group, completion: Completion) -> dict[str, Any]:
-    """What transformers takes for the prompt and one completion, the processor's own tensors with it."""
+    """The inputs of a plain forward of the prompt and one completion, with the processor's own tensors."""
     prompt = group.prompt
     ids = torch.cat([prompt.ids, completion.ids])[None]
     types = torch.cat([prompt.token_types, torch.zeros_like(completion.ids)])[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **prompt.vision}
-    accepts = inspect.signature(model.forward).parameters
-    inputs |= {name: types for name in ("mm_token_type_ids", "token_type_ids") if name in accepts}
+    names = family_of(model.config.model_type).token_types
+    inputs |= matching_arguments(model.forward, dict.fromkeys(names, types))
     return {name: value.to(model.device) for name, value in inputs.items()} | {"use_cache": False}
 
 
@@ -293,7 +302,7 @@ def _values_and_gradients(forward: GroupForward, groups: Sequence[Group]) -> tup
 
 
 def _worst_gradient(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference relative to a parameter's norm, or to a thousandth of the median norm where its own is next to nothing."""
+    """The largest difference relative to a gradient's norm, or to a thousandth of the median norm where its own is close to zero."""
     norms = torch.stack([gradient.norm() for gradient in expected])
     floor = 1e-3 * norms[norms > 0].median()
     apart = torch.stack([(one - other).norm() for one, other in zip(found, expected, strict=True)])

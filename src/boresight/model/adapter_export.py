@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from boresight.errors import ConfigError
 from boresight.model.export import PolicyWeights
-from boresight.model.load import unwrap
+from boresight.modules import unwrap
 
 WAY_OUT = "set vllm_lora_sync='merged'"
 

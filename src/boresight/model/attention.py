@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
@@ -24,9 +25,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from boresight.errors import ModelError
 from boresight.model.merged_attention import can_merge, merged_attention
-from boresight.model.packing import PackedRow, Span
+from boresight.model.packing import GroupSpan, PackedRow
 
 PREFIX = "branch_"
+
+PromptMask = Bool[Tensor, "_ 1 P P"]
+"""[G or 1, 1, P, P]"""
+BranchMask = Bool[Tensor, "B 1 C _"]
+"""[B, 1, C, P + C]"""
+Masks = tuple[PromptMask | None, BranchMask]
 
 
 @dataclass(slots=True, eq=False)
@@ -37,23 +44,22 @@ class BranchTable:
     A lone completion (K = 1) shares its prompt with nobody: both are one causal sequence here, and count as a prompt.
     """
 
-    prompts: Tensor
-    """[G, P] places in the row; padding repeats place 0."""
-    branches: Tensor
-    """[B, C] places in the row, of groups of two and more; padding repeats place 0."""
-    group: Tensor
-    """[B] the group of each branch."""
-    prompt_lengths: Tensor
-    """[G]"""
-    spans: tuple[Span, ...]
+    prompts: Int[Tensor, "G P"]
+    """Places in the row; padding repeats place 0."""
+    branches: Int[Tensor, "B C"]
+    """Places in the row, of groups of two and more; padding repeats place 0."""
+    group: Int[Tensor, "B"]
+    """The group of each branch."""
+    prompt_lengths: Int[Tensor, "G"]
+    spans: tuple[GroupSpan, ...]
     """The row's groups."""
-    restore: Tensor
-    """[L] where each place of the row is found among the padded prompts followed by the padded branches."""
-    blocks: Tensor | None = None
-    """[G, P] Gemma 3: the number of the image each place belongs to, else −1; an image's tokens see one another both ways."""
+    restore: Int[Tensor, "L"]
+    """Where each place of the row is found among the padded prompts followed by the padded branches."""
+    blocks: Int[Tensor, "G P"] | None = None
+    """Where an image's tokens see one another both ways: the number of the image each place belongs to, else −1."""
     visits: int = 0
     """Layers that used the table: a model that drops keyword arguments on the way would leave it at 0."""
-    _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+    _masks: dict[int | None, Masks] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: PackedRow, *, image_blocks: bool = False) -> BranchTable:
@@ -89,8 +95,8 @@ class BranchTable:
         }
         return BranchTable(**moved, spans=self.spans)
 
-    def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
-        """Masks of prompts [G, 1, P, P], None where plain causal, and of branches [B, 1, C, P + C], true where a query sees a key.
+    def masks(self, window: int | None) -> Masks:
+        """Masks of prompts, None where plain causal, and of branches: true where a query sees a key.
 
         Built once per kind of layer.
 
@@ -106,7 +112,7 @@ class BranchTable:
         longest = max(span.prompt + max(span.branches, default=0) for span in self.spans)
         return self.blocks is None and (window is None or longest <= window)
 
-    def _prompt_mask(self, window: int | None) -> Tensor | None:
+    def _prompt_mask(self, window: int | None) -> PromptMask | None:
         width = self.prompts.shape[1]
         if self.blocks is None and (window is None or width <= window):
             return None
@@ -121,7 +127,7 @@ class BranchTable:
             mask = mask & (distance < window)
         return (mask if mask.ndim == 3 else mask[None])[:, None]
 
-    def _branch_mask(self, window: int | None) -> Tensor:
+    def _branch_mask(self, window: int | None) -> BranchMask:
         device = self.prompts.device
         key = torch.arange(self.prompts.shape[1], device=device)
         own = torch.arange(self.branches.shape[1], device=device)
@@ -134,8 +140,8 @@ class BranchTable:
         return torch.cat([prefix, causal], -1)[:, None]
 
 
-def _image_blocks(token_types: Tensor, prompts: list[Tensor]) -> Tensor:
-    """[G, P] the number of each image's run of placeholders, −1 elsewhere and in padding."""
+def _image_blocks(token_types: Int[Tensor, "L"], prompts: list[Tensor]) -> Int[Tensor, "G P"]:
+    """The number of each image's run of placeholders, −1 elsewhere and in padding."""
     blocks = []
     for places in prompts:
         image = token_types[places] == 1
@@ -144,18 +150,15 @@ def _image_blocks(token_types: Tensor, prompts: list[Tensor]) -> Tensor:
     return pad_sequence(blocks, True, -1)
 
 
-def branch_attention(
-    query: Tensor, key: Tensor, value: Tensor, table: BranchTable, scale: float, window: int | None
-) -> Tensor:
-    """Attention of one packed row.
-
-    Args:
-        query: [1, heads, L, D], rotary positions applied.
-        key, value: [1, kv heads, L, D].
-
-    Returns:
-        [1, L, heads, D]
-    """
+def packed_attention(
+    query: Float[Tensor, "1 heads L D"],
+    key: Float[Tensor, "1 kv L D"],
+    value: Float[Tensor, "1 kv L Dv"],
+    table: BranchTable,
+    scale: float,
+    window: int | None,
+) -> Float[Tensor, "1 L heads Dv"]:
+    """Attention of one packed row, rotary positions applied."""
     if table.is_plain(window) and can_merge(query):
         repeats = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
@@ -164,8 +167,13 @@ def branch_attention(
 
 
 def padded_attention(
-    query: Tensor, key: Tensor, value: Tensor, table: BranchTable, scale: float, window: int | None
-) -> Tensor:
+    query: Float[Tensor, "1 heads L D"],
+    key: Float[Tensor, "1 kv L D"],
+    value: Float[Tensor, "1 kv L Dv"],
+    table: BranchTable,
+    scale: float,
+    window: int | None,
+) -> Float[Tensor, "1 L heads Dv"]:
     """The same in two SDPA calls on padded rectangles, for any device, window and pattern of images."""
     repeats = query.shape[1] // key.shape[1]
     prompt_mask, branch_mask = table.masks(window)
@@ -215,10 +223,12 @@ def _dispatch(own: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[...,
         if dropout:
             raise ModelError("Attention dropout would differ between a shared prompt and its repetitions: set it to 0.")
         if options.get("softcap") is not None or options.get("s_aux") is not None:
-            raise ModelError(f"{type(module).__name__} bends its attention scores; use layout='rows'.")
+            raise ModelError(
+                f"{type(module).__name__} caps its attention scores or gives them a sink: use layout='rows'."
+            )
         branches.visits += 1
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return branch_attention(query, key, value, branches, scale, sliding_window), None
+        return packed_attention(query, key, value, branches, scale, sliding_window), None
 
     return attend
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from boresight.model.load import unwrap
+from boresight.modules import unwrap
 from boresight.types import Weight
 
 Tensors = dict[str, Callable[[], Tensor]]
@@ -96,9 +96,9 @@ def _merged(layer: BaseTunerLayer) -> Tensors:
 
     def merged(key: str) -> Tensor:
         if not made:
-            twin: Any = copy.deepcopy(layer)
-            twin.merge()
-            made.update(twin.get_base_layer().state_dict())
+            duplicate: Any = copy.deepcopy(layer)
+            duplicate.merge()
+            made.update(duplicate.get_base_layer().state_dict())
         return made.pop(key)
 
     return {key: (lambda key=key: merged(key)) for key in layer.get_base_layer().state_dict()}

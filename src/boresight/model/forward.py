@@ -1,13 +1,8 @@
-"""The one function that all passes of all methods go through: groups in, log-probabilities of their completions out.
-
-Two layouts give the same numbers. `shared` runs a prompt once with its completions as branches. `rows` repeats it for every completion, as
-every other trainer does: it is the twin that tests compare with, and the fallback for models whose layers a table cannot serve.
-"""
+"""The one function that all passes of all methods go through: groups in, log-probabilities of their completions out."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,76 +10,48 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import nn
 from transformers import PreTrainedModel
 
-from boresight.errors import ConfigError, ModelError
-from boresight.model.attention import BranchTable, install
+from boresight.errors import ModelError
 from boresight.model.head import MAX_LOGIT_BYTES, Head, token_logp
-from boresight.model.load import unwrap
-from boresight.model.packing import completion_mask, pack
+from boresight.model.layouts import Predictions, choose_layout
 from boresight.model.vision import VisionEncoder, join_features
-from boresight.types import Group, LayoutName, ModelFacts, TokenStats
-
-logger = logging.getLogger(__name__)
-
-SHARED_LAYERS = {"full_attention", "sliding_attention"}
-"""Kinds of layers that a branch table serves."""
-
-
-PROVEN = {
-    "gemma3",
-    "idefics3",
-    "internvl",
-    "llava",
-    "llava_next",
-    "llava_onevision",
-    "qwen2_5_vl",
-    "qwen2_vl",
-    "qwen3_vl",
-    "smolvlm",
-}
-"""Families (`model_type`) whose shared layout tests compare with plain transformers; `auto` shares for these alone."""
-
-
-def why_not_shared(model: PreTrainedModel) -> str | None:
-    """What keeps a model from the shared layout, or None when nothing does."""
-    config = model.get_decoder().config
-    accepts = inspect.signature(model.base_model.forward).parameters
-    foreign = set(getattr(config, "layer_types", None) or []) - SHARED_LAYERS
-    if foreign:
-        return f"its layers of type {', '.join(sorted(foreign))} carry a state from token to token, which a mask cannot branch"
-    if config._attn_implementation == "eager":
-        return "it was loaded with eager attention, which each model class defines for itself; 'sdpa' can share"
-    if "mm_encoder_outputs" not in accepts:
-        return "its forward takes no image features (mm_encoder_outputs)"
-    if getattr(model, "_is_stateful", False):
-        return "it carries a state from token to token, which a mask cannot branch"
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        return "it caps its attention scores"
-    if getattr(config, "use_bidirectional_attention", None) or (
-        "token_type_ids" in accepts and not _has_image_blocks(model)
-    ):
-        return "some of its tokens see what comes after them, in a pattern of its own"
-    return None
-
-
-def _has_image_blocks(model: PreTrainedModel) -> bool:
-    """Whether the tokens of an image see one another both ways (Gemma 3)."""
-    return model.config.model_type == "gemma3"
+from boresight.modules import unwrap
+from boresight.types import Group, Ids, LayoutName, ModelFacts, TokenStats
 
 
 class GroupForward:
-    """Log-probabilities of groups under one model.
+    """Log-probabilities of groups under one model. The model's class is never edited; see `attention.install`.
+
+    Other code uses the call and the attributes below; all else is private.
 
     Args:
-        model: as loaded, or wrapped by PEFT. The class is never edited; see `attention.install`.
+        model: as loaded, or wrapped by PEFT.
         facts: what `load.model_facts` says of it.
-        layout: `"shared"`, `"rows"`, or `"auto"`: shared for the families that are proven to give the same numbers (`PROVEN`).
+        layout: `"shared"`, `"rows"`, or `"auto"`: see `layouts.choose_layout`.
         max_logit_bytes: see `head.token_logp`.
         max_cache_gib: see `vision.VisionEncoder`.
+
+    Attributes:
+        outer: the model as it was given: what is trained, saved, and switched between modes.
+        model: the transformers model inside it, adapters in its layers.
+        facts: as given.
+        layout: the one that was chosen.
+        max_logit_bytes: as given.
+        vision: encodes images and keeps their features; a frozen copy of the model may be given the same one.
+        counts: work done so far: vision_encodes, prompt_tokens, completion_tokens, padded_tokens; and what prompts and images would have
+            taken with nothing shared, every completion a row with its own: unshared_vision_encodes, unshared_prompt_tokens. Whoever
+            reports them clears them.
     """
+
+    outer: nn.Module
+    model: PreTrainedModel
+    facts: ModelFacts
+    layout: LayoutName
+    max_logit_bytes: int
+    vision: VisionEncoder
+    counts: Counter[str]
 
     def __init__(
         self,
@@ -102,29 +69,13 @@ class GroupForward:
         self.outer = model
         self.model = unwrap(model)
         self.facts = facts
-        self.head = Head.of(self.model)
         self.max_logit_bytes = max_logit_bytes
-        self.counts: Counter[str] = Counter()
-        """Work done so far: vision_encodes, prompt_tokens, completion_tokens, padded_tokens; and what prompts and images would have taken
-        with nothing shared, every completion a row with its own: unshared_vision_encodes, unshared_prompt_tokens."""
+        self.counts = Counter()
         self.vision = VisionEncoder(self.model, max_cache_gib=max_cache_gib, counts=self.counts)
-        self.layout = self._choose(layout)
+        self._head = Head.of(self.model)
+        self._layout = choose_layout(self.model, layout, pad_id=facts.pad_id)
+        self.layout = self._layout.name
         self._accepts = set(inspect.signature(self.model.base_model.forward).parameters)
-
-    def _choose(self, layout: str) -> LayoutName:
-        if layout not in ("auto", "shared", "rows"):
-            raise ConfigError(f"layout={layout!r} is not one of 'auto', 'shared', 'rows'.")
-        reason = why_not_shared(self.model) if layout != "rows" else None
-        if layout == "auto" and reason is None and self.model.config.model_type not in PROVEN:
-            reason = "its family is not proven to share; `boresight doctor --probe` can prove it, layout='shared' then asks for it"
-        if reason is not None and layout == "shared":
-            raise ConfigError(f"layout='shared' cannot serve {type(self.model).__name__}: {reason}. Use layout='rows'.")
-        if reason is not None:
-            logger.warning("%s runs one row per completion: %s.", type(self.model).__name__, reason)
-        if layout == "rows" or reason is not None:
-            return "rows"
-        install(self.model)
-        return "shared"
 
     def __call__(
         self,
@@ -146,106 +97,54 @@ class GroupForward:
             collision: also return log Σ p² of every token's distribution.
             wrapped: the same model inside DDP or the like, when its hooks must see this forward.
         """
-        run = self._shared if self.layout == "shared" else self._rows
-        head = {
-            "temperature": temperature,
-            "entropy": entropy,
-            "entropy_grad": entropy_grad,
-            "collision": collision,
-        }
 
         def forward() -> TokenStats:
-            return run(groups, banned=banned, **head)
+            prompts = self._layout.prompts(groups)
+            found = self._layout(groups, self._features(prompts))
+            self._count(groups, prompts, found)
+            return self._stats(
+                found,
+                banned=self._banned() if ban_modalities else None,
+                temperature=temperature,
+                entropy=entropy,
+                entropy_grad=entropy_grad,
+                collision=collision,
+            )
 
-        device = next(self.model.parameters()).device
-        banned = (
-            torch.tensor(self.facts.modality_ids, device=device) if ban_modalities and self.facts.modality_ids else None
-        )
         if wrapped is None or wrapped is self.outer:
             return forward()
         with _redirected(wrapped.module, forward):  # pyright: ignore[reportArgumentType]
             return wrapped()
 
-    def _shared(self, groups: Sequence[Group], *, banned: Tensor | None, **head: Any) -> TokenStats:
-        base, device = self.model.base_model, next(self.model.parameters()).device
-        row = pack(base, groups)
-        table = BranchTable.of(row, image_blocks=_has_image_blocks(self.model)).to(device)
-        hidden = base(
-            input_ids=row.ids[None].to(device),
-            position_ids=(row.positions[None] if row.positions.ndim == 1 else row.positions[:, None]).to(device),
-            # A 4-D mask is handed on as it is, and the table takes its place: no L×L mask is built.
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            use_cache=False,
-            branches=table,
-            **self._features(groups),
-        ).last_hidden_state[0]
-        if not table.visits:
-            raise ModelError(
-                f"{type(self.model).__name__} does not hand keyword arguments to its attention: use layout='rows'."
-            )
-        self._count(groups, len(groups), padded=0)
-        return self._stats(
-            hidden[row.predictors.to(device)], row.targets.to(device), row.mask.to(device), banned, **head
-        )
-
-    def _rows(self, groups: Sequence[Group], *, banned: Tensor | None, **head: Any) -> TokenStats:
-        base, device = self.model.base_model, next(self.model.parameters()).device
-        ids, types, predictors, targets = [], [], [], []
-        for group in groups:
-            for completion in group.completions:
-                own = completion.token_types
-                ids.append(torch.cat([group.prompt.ids, completion.ids]))
-                types.append(
-                    torch.cat([group.prompt.token_types, torch.zeros_like(completion.ids) if own is None else own])
-                )
-                predictors.append(torch.arange(len(completion.ids))[completion.mask] + len(group.prompt.ids) - 1)
-                targets.append(completion.ids[completion.mask])
-        mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in ids], True)
-        repeated = [group for group in groups for _ in group.completions]
-        token_types = pad_sequence(types, True).to(device)
-        extra = {name: token_types for name in ("mm_token_type_ids", "token_type_ids") if name in self._accepts}
-        # M-RoPE models work out their positions from the images' grids, row by row.
-        grids = [group.prompt.vision["image_grid_thw"] for group in repeated if "image_grid_thw" in group.prompt.vision]
-        if grids and "image_grid_thw" in self._accepts:
-            extra["image_grid_thw"] = torch.cat(grids).to(device)
-        hidden = base(
-            input_ids=pad_sequence(ids, True, self.facts.pad_id).to(device),
-            attention_mask=mask.long().to(device),
-            use_cache=False,
-            **extra,
-            **self._features(repeated),
-        ).last_hidden_state
-        rows = torch.repeat_interleave(torch.arange(len(ids)), torch.tensor([len(target) for target in targets]))
-        self._count(groups, len(ids), padded=int((~mask).sum()))
-        places, target_ids = torch.cat(predictors).to(device), torch.cat(targets).to(device)
-        return self._stats(
-            hidden[rows.to(device), places], target_ids, completion_mask(groups).to(device), banned, **head
-        )
-
-    def _features(self, groups: Sequence[Group]) -> dict[str, Any]:
-        prompts = [group.prompt for group in groups if group.prompt.vision]
-        if not prompts:
+    def _features(self, prompts: Sequence[Group]) -> dict[str, Any]:
+        """The image features of these prompts as keyword arguments of the model's forward."""
+        with_images = [group.prompt for group in prompts if group.prompt.vision]
+        if not with_images:
             return {}
         if "mm_encoder_outputs" not in self._accepts:
             raise ModelError(
                 f"{type(self.model).__name__} takes no image features (mm_encoder_outputs), so its images could not be encoded once: "
                 "boresight does not train it."
             )
-        return {"mm_encoder_outputs": {"image": join_features(self.vision(prompts))}}
+        return {"mm_encoder_outputs": {"image": join_features(self.vision(with_images))}}
 
-    def _stats(self, hidden: Tensor, targets: Tensor, mask: Tensor, banned: Tensor | None, **head: Any) -> TokenStats:
-        found = token_logp(self.head, hidden, targets, banned=banned, max_logit_bytes=self.max_logit_bytes, **head)
+    def _banned(self) -> Ids | None:
+        ids = self.facts.modality_ids
+        return torch.tensor(ids, device=next(self.model.parameters()).device) if ids else None
+
+    def _stats(self, found: Predictions, **options: Any) -> TokenStats:
+        """The head's results, each at its token's place."""
+        results = token_logp(self._head, found.hidden, found.targets, max_logit_bytes=self.max_logit_bytes, **options)
         logp, *rest = (
-            None if values is None else values.new_zeros(mask.shape).masked_scatter(mask, values) for values in found
+            None if values is None else values.new_zeros(found.mask.shape).masked_scatter(found.mask, values)
+            for values in results
         )
-        return TokenStats(logp, mask, *rest)  # pyright: ignore[reportArgumentType]
+        return TokenStats(logp, found.mask, *rest)  # pyright: ignore[reportArgumentType]
 
-    def _count(self, groups: Sequence[Group], num_prompts: int, *, padded: int) -> None:
-        shared = num_prompts == len(groups)
-        copies = [1 if shared else len(group) for group in groups]
-        self.counts["prompt_tokens"] += sum(n * len(group.prompt.ids) for n, group in zip(copies, groups, strict=True))
+    def _count(self, groups: Sequence[Group], prompts: Sequence[Group], found: Predictions) -> None:
+        self.counts["prompt_tokens"] += sum(len(group.prompt.ids) for group in prompts)
         self.counts["completion_tokens"] += sum(group.num_completion_tokens for group in groups)
-        self.counts["padded_tokens"] += padded
+        self.counts["padded_tokens"] += found.num_padded
         self.counts["unshared_prompt_tokens"] += sum(len(group) * len(group.prompt.ids) for group in groups)
         self.counts["unshared_vision_encodes"] += sum(len(group) * len(group.prompt.images) for group in groups)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from boresight.errors import ModelError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 MAX_LOGIT_BYTES = 2**28
 """Logits that may be alive at once, float32. 256 MiB holds 2,048 tokens of a vocabulary of 32,768."""
@@ -63,8 +62,8 @@ class Head:
             f"{type(model).__name__} does something to its logits that neither its scale nor its cap explains."
         )
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[N, V] float32 logits of [N, H] hidden states."""
+    def logits(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
+        """Logits in float32."""
         logits = self.project(hidden).float()
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -74,8 +73,8 @@ class Head:
 
 
 @torch.no_grad()
-def _own_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Made-up hidden states [4, H], and the logits [4, V] that the model's own forward makes of them."""
+def _own_logits(model: PreTrainedModel) -> tuple[Float[Tensor, "4 H"], Float[Tensor, "4 V"]]:
+    """Made-up hidden states, and the logits that the model's own forward makes of them."""
     head: Any = model.get_output_embeddings()
     weight = head.weight
     # Large enough for a cap to bend them.
@@ -94,25 +93,25 @@ def _own_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 
 class TokenLogp(NamedTuple):
-    """What the head says of N tokens."""
+    """The distributions that N tokens come from, each at its token."""
 
-    logp: Tensor
-    """[N] in nats, float32."""
-    entropy: Tensor | None
-    """[N] in nats, float32; None when not asked for."""
-    greedy: Tensor | None
-    """[N] whether the token is the likeliest; None without entropy."""
-    log_collision: Tensor | None
-    """[N] log Σ_v p_v², in nats; None when not asked for."""
+    logp: Float[Tensor, "N"]
+    """In nats, float32."""
+    entropy: Float[Tensor, "N"] | None
+    """In nats, float32; None when not asked for."""
+    greedy: Bool[Tensor, "N"] | None
+    """Whether the token is the likeliest; None without entropy."""
+    log_collision: Float[Tensor, "N"] | None
+    """log Σ_v p_v², in nats; None when not asked for."""
 
 
 def token_logp(
     head: Head,
-    hidden: Tensor,
-    targets: Tensor,
+    hidden: Float[Tensor, "N H"],
+    targets: Int[Tensor, "N"],
     *,
     temperature: float = 1.0,
-    banned: Tensor | None = None,
+    banned: Int[Tensor, "_"] | None = None,
     entropy: bool = False,
     entropy_grad: bool = False,
     collision: bool = False,
@@ -124,8 +123,8 @@ def token_logp(
     each again.
 
     Args:
-        hidden: [N, H] final hidden states.
-        targets: [N] ids.
+        hidden: final hidden states.
+        targets: ids.
         temperature: divides the logits before the softmax.
         banned: ids whose probability is zero, as in sampling.
         entropy: whether to return entropies.
@@ -133,7 +132,7 @@ def token_logp(
         collision: whether to return log Σ_v p_v², without a gradient.
     """
 
-    def chunk_stats(hidden: Tensor, targets: Tensor) -> TokenLogp:
+    def chunk_stats(hidden: Float[Tensor, "n H"], targets: Int[Tensor, "n"]) -> TokenLogp:
         logits = head.logits(hidden) / temperature
         if banned is not None:
             logits = logits.index_fill(-1, banned, -torch.inf)

@@ -18,6 +18,8 @@ from transformers import (
 )
 
 from boresight.errors import ConfigError, ModelError
+from boresight.families import family_of
+from boresight.modules import unwrap
 from boresight.types import ModelFacts
 
 MODALITY_TOKENS = ("image", "video", "audio", "vision", "img", "boi", "eoi", "<row_")
@@ -25,14 +27,6 @@ MODALITY_TOKENS = ("image", "video", "audio", "vision", "img", "boi", "eoi", "<r
 
 WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
 """Options of `from_pretrained` that say which files are meant, of a model as of its processor."""
-
-
-def unwrap(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside DDP, torch.compile and PEFT wrappers; adapters stay in its layers."""
-    for name in ("module", "_orig_mod"):
-        while hasattr(model, name):
-            model = getattr(model, name)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue, reportReturnType]
 
 
 def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "auto", **options: Any) -> nn.Module:
@@ -44,7 +38,7 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
         options: of `from_pretrained`, for ids and folders only.
 
     Raises:
-        ModelError: there is no such model, or it has no eyes.
+        ModelError: there is no such model, or it reads no images.
         ConfigError: options were given beside a model that is already loaded.
     """
     if isinstance(model, nn.Module):
@@ -74,7 +68,7 @@ def load_processor(
 ) -> ProcessorMixin:
     """The processor to use with a model.
 
-    A bare tokenizer is not enough for a model with eyes: the processor is loaded from the model's folder around it, and keeps that
+    A bare tokenizer is not enough for a model that reads images: the processor is loaded from the model's folder around it, and keeps that
     tokenizer.
 
     Args:
@@ -126,7 +120,7 @@ def promote_trainable(model: nn.Module, *, keep: bool = False) -> None:
     """Trainable weights in float32, frozen ones as they are.
 
     bf16 weights under AdamW at a learning rate of 1e-6 realise 2 % of the wanted movement: steps smaller than their resolution
-    are lost.
+    are lost. A family that casts image features (`Family.casts_features`) is promoted as a whole where only a part would be.
 
     Args:
         keep: the user named a dtype: leave it.
@@ -135,10 +129,8 @@ def promote_trainable(model: nn.Module, *, keep: bool = False) -> None:
         return
     _promote(parameter for parameter in model.parameters() if parameter.requires_grad)
     inner = unwrap(model)
-    if inner.config.model_type == "smolvlm" and inner.get_input_embeddings().weight.dtype != inner.dtype:
-        _promote(
-            model.parameters()
-        )  # it casts features to the dtype of its tower, which must be that of its embeddings then
+    if family_of(inner.config.model_type).casts_features and inner.get_input_embeddings().weight.dtype != inner.dtype:
+        _promote(model.parameters())
 
 
 def _promote(parameters: Iterable[nn.Parameter]) -> None:
@@ -168,6 +160,7 @@ def model_facts(model: nn.Module, processor: ProcessorMixin) -> ModelFacts:
         modality_ids=tuple(sorted(id for id in modality if id < vocab)),
         image_token_id=getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None)),
         vocab_size=vocab,
+        family=family_of(model.config.model_type),
     )
 
 

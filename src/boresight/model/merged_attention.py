@@ -4,9 +4,9 @@ A branch sees its whole prompt and its own past. Given both as one rectangle, SD
 branch, and works on what the mask hides. In pieces there is neither: the prompt with itself (causal), all branches of a group with
 the prompt (everything seen), each branch with itself (causal). Softmax over the union of two pieces is the mean of their
 outputs weighted by exp(log-sum-exp), and the flash backward needs no more than the union's output and log-sum-exp: so each piece
-is handed those, and the gradients add up (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691).
+is given those, and the gradients add up (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691).
 
-`attention.branch_attention` is the twin in two SDPA calls; tests compare both with one dense mask.
+`attention.padded_attention` does the same in two SDPA calls; tests compare both with one dense mask.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from boresight.model.packing import Span
+from boresight.model.packing import GroupSpan
 
 FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 FLASH_BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
@@ -31,21 +32,22 @@ def can_merge(states: Tensor) -> bool:
     return FLASH is not None and FLASH_BACKWARD is not None and states.device.type == "cpu" and states.dtype in floats
 
 
-def merged_attention(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scale: float) -> Tensor:
-    """What every place of a packed row sees: its prompt, and its own past in its branch.
-
-    Args:
-        query, key, value: [1, heads, L, D], as many key heads as query heads.
-
-    Returns:
-        [1, heads, L, D]
-    """
+def merged_attention(
+    query: Float[Tensor, "1 heads L D"],
+    key: Float[Tensor, "1 heads L D"],
+    value: Float[Tensor, "1 heads L D"],
+    spans: Sequence[GroupSpan],
+    scale: float,
+) -> Float[Tensor, "1 heads L D"]:
+    """What every place of a packed row sees: its prompt, and its own past in its branch. There are as many key heads as query heads."""
     return _Merged.apply(query, key, value, tuple(spans), scale)  # pyright: ignore[reportReturnType]
 
 
 class _Merged(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...], scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: tuple[GroupSpan, ...], scale: float
+    ) -> Tensor:
         out = query.new_empty(_memory(query)).transpose(1, 2)
         norm = torch.empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
         for prompt, rest, lengths in _pieces(spans):
@@ -100,7 +102,7 @@ def _memory(states: Tensor) -> tuple[int, int, int, int]:
     return states.shape[0], states.shape[2], states.shape[1], states.shape[3]
 
 
-def _pieces(spans: Sequence[Span]) -> Iterator[tuple[slice, slice, tuple[int, ...]]]:
+def _pieces(spans: Sequence[GroupSpan]) -> Iterator[tuple[slice, slice, tuple[int, ...]]]:
     """Of each group its prompt, its branches together, and their lengths. A lone branch goes straight on from its prompt."""
     for span in spans:
         end = span.start + span.prompt
@@ -112,13 +114,13 @@ def _pieces(spans: Sequence[Span]) -> Iterator[tuple[slice, slice, tuple[int, ..
             yield slice(span.start, last), slice(last, last), ()
 
 
-def _weight(piece: Tensor, whole: Tensor, states: Tensor) -> Tensor:
-    """[1, heads, T, 1] a piece's share of the softmax's mass."""
+def _weight(piece: Tensor, whole: Tensor, states: Tensor) -> Float[Tensor, "1 heads _ 1"]:
+    """A piece's share of the softmax's mass."""
     return (piece - whole).exp()[..., None].to(states.dtype)
 
 
-def _fold(states: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """[1, heads, T, …] → [K, heads, longest, …], the branches side by side, padded with zeros."""
+def _fold(states: Float[Tensor, "1 heads _ *D"], lengths: tuple[int, ...]) -> Float[Tensor, "K heads _ *D"]:
+    """[1, heads, sum of lengths, …] → [K, heads, longest, …], the branches side by side, padded with zeros."""
     own = states[0]
     if len(set(lengths)) == 1:
         return own.unflatten(1, (len(lengths), lengths[0])).transpose(0, 1)
@@ -128,13 +130,13 @@ def _fold(states: Tensor, lengths: tuple[int, ...]) -> Tensor:
     return folded
 
 
-def _unfold(states: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """`_fold`'s inverse: [K, heads, longest, …] → [1, heads, T, …]."""
+def _unfold(states: Float[Tensor, "K heads _ *D"], lengths: tuple[int, ...]) -> Float[Tensor, "1 heads _ *D"]:
+    """`_fold`'s inverse: [K, heads, longest, …] → [1, heads, sum of lengths, …]."""
     if len(set(lengths)) == 1:
         return states.transpose(0, 1).flatten(1, 2)[None]
     return torch.cat([branch[:, :length] for branch, length in zip(states, lengths, strict=True)], 1)[None]
 
 
-def _padding(lengths: tuple[int, ...]) -> Tensor:
+def _padding(lengths: tuple[int, ...]) -> Bool[Tensor, "K _"]:
     """[K, longest] true where `_fold` padded."""
     return torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from boresight.model.positions import branch_positions, sequence_positions
+from boresight.model.positions import Positions, branch_positions, sequence_positions
 from boresight.types import Group, Mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Span:
+class GroupSpan:
     """Where one group lies in a row."""
 
     start: int
@@ -27,17 +28,15 @@ class Span:
 class PackedRow:
     """Several groups in one row of L tokens, without padding, and where its answers are."""
 
-    spans: tuple[Span, ...]
-    ids: Tensor
-    """[L]"""
-    positions: Tensor
-    """[L] or, for M-RoPE models, [3, L]."""
-    token_types: Tensor
-    """[L]"""
-    predictors: Tensor
-    """[N] the place in the row whose hidden state predicts each counted token."""
-    targets: Tensor
-    """[N] the id of each counted token."""
+    spans: tuple[GroupSpan, ...]
+    ids: Int[Tensor, "L"]
+    positions: Positions
+    token_types: Int[Tensor, "L"]
+    """As `Prompt.token_types`."""
+    predictors: Int[Tensor, "N"]
+    """The place in the row whose hidden state predicts each counted token."""
+    targets: Int[Tensor, "N"]
+    """The id of each counted token."""
     mask: Mask
     """[B, T] true where a token counts; its N true places, row by row, are the order of `predictors` and `targets`."""
 
@@ -82,7 +81,7 @@ def pack(base: nn.Module, groups: Sequence[Group]) -> PackedRow:
             predictors.append(before[completion.mask])
             targets.append(completion.ids[completion.mask])
             place += length
-        spans.append(Span(start, len(prompt.ids), tuple(len(completion.ids) for completion in group.completions)))
+        spans.append(GroupSpan(start, len(prompt.ids), tuple(len(completion.ids) for completion in group.completions)))
     return PackedRow(
         spans=tuple(spans),
         ids=torch.cat(ids),

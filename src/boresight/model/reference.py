@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from boresight.errors import ModelError
 from boresight.model.forward import GroupForward
 from boresight.model.vision import vision_is_frozen
+from boresight.modules import evaluating
 from boresight.types import Group, TokenStats
 
 
@@ -21,7 +22,7 @@ class Reference:
     """Log-probabilities under the policy as it was before training, without gradients.
 
     A policy that trains an adapter is its own reference with the adapter off, at no cost in memory. Any other has a frozen copy, and
-    where the policy's tower is frozen both read the same features: an image is encoded once for the two of them.
+    where the policy's vision modules are frozen both read the same features: an image is encoded once for the two of them.
 
     Args:
         policy: the forward of the model being trained, before its first step.
@@ -82,15 +83,3 @@ class Reference:
             if name in weights:
                 weight.copy_(weights[name])
         self.forward.vision.clear()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and back in its own afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -1,4 +1,4 @@
-"""Images through the tower, once each."""
+"""Images through the vision tower, once each."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from boresight.errors import ModelError
-from boresight.model.positions import accepted
+from boresight.families import Family, family_of
+from boresight.modules import matching_arguments
 from boresight.types import Prompt
 
-Parts = Tensor | tuple[Tensor, ...]
-"""Features of several images, as the family has them: one tensor [tiles, tokens, hidden], or a [tokens, hidden] for each image."""
+Parts = Float[Tensor, "... H"] | tuple[Float[Tensor, "... H"], ...]
+"""Features of several images, as the family has them: one tensor [tiles, tokens, H], or a [tokens, H] for each image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What the tower and the projector made of one prompt's images, or of one image."""
+    """The output of vision tower and projector for one prompt's images, or for one image."""
 
     pooled: Parts
     deepstack: tuple[Parts, ...] = ()
@@ -57,7 +59,7 @@ def _split(whole: Any, parts: int) -> list[Parts]:
 
 
 def join_features(features: Sequence[Features]) -> BaseModelOutputWithPooling:
-    """Several prompts' features as the tower's output for all of them (transformers' `mm_encoder_outputs["image"]`)."""
+    """Several prompts' features as the vision tower's output for all of them (transformers' `mm_encoder_outputs["image"]`)."""
     output: Any = BaseModelOutputWithPooling()
     output.pooler_output = _joined([item.pooled for item in features])
     output.deepstack_features = [_joined(level) for level in zip(*(item.deepstack for item in features), strict=True)]
@@ -65,7 +67,7 @@ def join_features(features: Sequence[Features]) -> BaseModelOutputWithPooling:
 
 
 def split_features(output: Any, parts: int) -> list[Features]:
-    """The tower's output for `parts` prompts, prompt by prompt: of one image each and any sizes, or of equal shapes."""
+    """The vision tower's output for `parts` prompts, one by one. They have one image each of any size, or images of equal shapes."""
     pooled: Any = output.pooler_output
     levels = list(getattr(output, "deepstack_features", None) or ())
     if isinstance(pooled, Tensor) or len(pooled) != parts:
@@ -84,12 +86,10 @@ def image_key(prompt: Prompt) -> Hashable:
     return tuple(image.digest for image in prompt.images)
 
 
-def lies_in_patches(prompt: Prompt) -> bool:
-    """Whether the processor laid the patches of all images one behind another, each image's made by itself (the Qwen families).
-
-    Others cut tiles by how many images there are, or pad images to a common size.
-    """
-    patches, grids = prompt.vision.get("pixel_values"), prompt.vision.get("image_grid_thw")
+def lies_in_patches(prompt: Prompt, family: Family) -> bool:
+    """Whether the processor laid the patches of all images one behind another, each image's made by itself: `Family.image_grids` says
+    whose each is."""
+    patches, grids = prompt.vision.get("pixel_values"), prompt.vision.get(family.image_grids)
     return (
         patches is not None
         and grids is not None
@@ -100,25 +100,25 @@ def lies_in_patches(prompt: Prompt) -> bool:
     )
 
 
-def single_images(prompt: Prompt) -> list[Prompt]:
-    """The prompt once for each of its images, where they can be told apart; else the prompt as it is."""
-    if not lies_in_patches(prompt):
+def single_images(prompt: Prompt, family: Family) -> list[Prompt]:
+    """The prompt once for each of its images, where the images can be separated; else the prompt as it is."""
+    if not lies_in_patches(prompt, family):
         return [prompt]
-    grids = prompt.vision["image_grid_thw"]
+    grids = prompt.vision[family.image_grids]
     patches = prompt.vision["pixel_values"].split(grids.prod(-1).tolist())
     return [
         replace(
             prompt,
             row=replace(prompt.row, images=(image,)),
-            vision={"pixel_values": own, "image_grid_thw": grids[place : place + 1]},
+            vision={"pixel_values": own, family.image_grids: grids[place : place + 1]},
         )
         for place, (image, own) in enumerate(zip(prompt.images, patches, strict=True))
     ]
 
 
-def _shape(prompt: Prompt) -> Hashable:
-    """What prompts must have in common to go through the tower together: of single images laid out in patches, nothing but that."""
-    if len(prompt.images) == 1 and lies_in_patches(prompt):
+def _shape(prompt: Prompt, family: Family) -> Hashable:
+    """Prompts of equal shape go through the vision tower together. Single images that lie in patches may have any size."""
+    if len(prompt.images) == 1 and lies_in_patches(prompt, family):
         return "patches"
     return tuple((name, tuple(tensor.shape)) for name, tensor in sorted(prompt.vision.items()))
 
@@ -130,22 +130,22 @@ def text_parameters(model: PreTrainedModel) -> set[nn.Parameter]:
 
 
 def vision_is_frozen(model: PreTrainedModel) -> bool:
-    """Whether nothing that an image passes through (tower, projector) is trained."""
+    """Whether nothing that an image passes through (vision tower, projector) is trained."""
     text = text_parameters(model)
     return not any(parameter.requires_grad for parameter in model.parameters() if parameter not in text)
 
 
 class VisionEncoder:
-    """Encodes the images of prompts: each distinct one once in a call, and once in all while the tower is frozen.
+    """Encodes the images of prompts: each distinct one once in a call, and once in all while vision tower and projector are frozen.
 
-    Where a processor's tensors cannot be told apart by image (`lies_in_patches`), that holds for each distinct set of images. Single
-    images go through the tower together whatever their sizes, others with those of equal shapes, so nothing is ever padded.
+    Where a processor's tensors cannot be separated by image (`lies_in_patches`), that holds for each distinct set of images. Single
+    images in patches run together whatever their sizes, others with those of equal shapes, so nothing is ever padded.
 
     Args:
         model: the model with its head.
-        max_cache_gib: how much may be kept of a frozen tower's features. The oldest go first.
-        batch_size: how many of them go through the tower together.
-        counts: where `vision_encodes`, images that went through the tower, are counted.
+        max_cache_gib: how much may be kept of a frozen vision tower's features. The oldest go first.
+        batch_size: how many prompts go through the vision tower together.
+        counts: where `vision_encodes`, images that went through the vision tower, are counted.
     """
 
     def __init__(
@@ -157,6 +157,7 @@ class VisionEncoder:
         counts: Counter[str] | None = None,
     ) -> None:
         self.model = model
+        self.family = family_of(model.config.model_type)
         self.max_cache_bytes = int(max_cache_gib * 2**30)
         self.batch_size = batch_size
         self.counts = Counter[str]() if counts is None else counts
@@ -164,7 +165,7 @@ class VisionEncoder:
         self._cache_bytes = 0
 
     def clear(self) -> None:
-        """Forget what a tower made of images: its weights are about to change."""
+        """Forget all features: the weights that made them are about to change."""
         self._cache.clear()
         self._cache_bytes = 0
 
@@ -173,7 +174,7 @@ class VisionEncoder:
         frozen = vision_is_frozen(self.model)
         if not frozen:
             self.clear()
-        images = [single_images(prompt) for prompt in prompts]
+        images = [single_images(prompt, self.family) for prompt in prompts]
         wanted = {image_key(single): single for singles in images for single in singles}
         known = {key: self._cache[key] for key in wanted if key in self._cache}
         with torch.no_grad() if frozen else nullcontext():
@@ -185,7 +186,7 @@ class VisionEncoder:
     def _encode(self, prompts: Sequence[tuple[Hashable, Prompt]]) -> dict[Hashable, Features]:
         shapes: dict[Hashable, list[tuple[Hashable, Prompt]]] = {}
         for key, prompt in prompts:
-            shapes.setdefault(_shape(prompt), []).append((key, prompt))
+            shapes.setdefault(_shape(prompt, self.family), []).append((key, prompt))
         features: dict[Hashable, Features] = {}
         for same in shapes.values():
             for start in range(0, len(same), self.batch_size):
@@ -200,7 +201,7 @@ class VisionEncoder:
         tensors = {
             name: torch.cat([prompt.vision[name] for prompt in prompts]).to(device) for name in prompts[0].vision
         }
-        inputs = accepted(base.get_image_features, tensors)
+        inputs = matching_arguments(base.get_image_features, tensors)
         if unknown := tensors.keys() - inputs.keys():
             raise ModelError(
                 f"{type(self.model).__name__} takes no {', '.join(sorted(unknown))} for images, but its processor returned them: "

@@ -59,7 +59,7 @@ class BranchLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Add one token to each branch ([G, heads, K, D]) and hand `branch_attention` the layer itself."""
+        """Add one token to each branch ([G, heads, K, D]) and pass the layer itself to `decoding_attention`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.steps == self.branch_keys.shape[3]:
@@ -102,7 +102,7 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     return stacked
 
 
-def branch_attention(
+def decoding_attention(
     module: nn.Module,
     query: Tensor,
     key: BranchLayer,
@@ -138,12 +138,12 @@ def branch_attention(
     return mixed.transpose(1, 2).flatten(2, 3), None
 
 
-AttentionInterface.register(ATTENTION, branch_attention)
+AttentionInterface.register(ATTENTION, decoding_attention)
 
 
 @contextmanager
 def _attending(config: PreTrainedConfig) -> Iterator[None]:
-    """The text model's attention is `branch_attention`; transformers makes no masks for a name that it has none for."""
+    """The text model's attention is `decoding_attention`; transformers makes no masks for a name that it has none for."""
     before = config._attn_implementation
     config._attn_implementation = ATTENTION
     try:
@@ -156,9 +156,9 @@ class Branches:
     """Completions being sampled as branches: N = G × K slots, those of one prompt side by side (see `decode.Decoder`)."""
 
     def __init__(self, prefill: Prefill, prompts: Sequence[Prompt], num_completions: int) -> None:
-        self.model, self.config, self._axes, device = prefill.model, prefill.config, prefill.axes, prefill.device
         # Caches without a config keep all of a prompt in sliding layers too: what a window hides depends on the prompt's length.
         started = [prefill(prompt, DynamicCache()) for prompt in prompts]
+        self.model, self.config, self._axes, device = prefill.model, prefill.config, prefill.axes, prefill.device
         self.logits = torch.cat([logits for logits, _, _ in started]).repeat_interleave(num_completions, 0)
         self._starts = torch.tensor([position for _, position, _ in started], device=device)
         self._lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=device)

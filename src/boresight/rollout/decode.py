@@ -1,8 +1,7 @@
-"""One more token for every completion: what a prompt leaves behind, and the ordinary way to go on from there."""
+"""One more token for every completion: the cache that a prompt leaves, and the ordinary way to go on from it."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -10,10 +9,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from boresight.families import family_of, why_no_branches
+from boresight.modules import matching_arguments
 from boresight.types import Prompt
 
 ImageFeatures = Callable[[Sequence[Prompt]], Any]
-"""Prompts with images to what their tower would return for them all: transformers' `mm_encoder_outputs["image"]`."""
+"""Prompts with images → what their vision tower would return for them all: transformers' `mm_encoder_outputs["image"]`."""
 
 
 class Decoder(Protocol):
@@ -56,32 +57,28 @@ class Prefill:
         self.device = next(model.parameters()).device
         self.config = model.get_decoder().config
         self.layer_types: Sequence[str] = getattr(self.config, "layer_types", None) or ()
-        self._rope_index = getattr(model.base_model, "get_rope_index", None)
-        self.axes = 3 if self._rope_index else 0
-        """Of positions in M-RoPE models; 0 where they are plain."""
-        self._accepts = inspect.signature(model.forward).parameters.keys()
+        self._family = family_of(model.config.model_type)
+        self._rope_index: Any = getattr(model.base_model, "get_rope_index", None)
+        self.axes = 0
+        """Of positions in M-RoPE models, known after a first prompt; 0 where they are plain."""
 
     def why_not_branches(self) -> str | None:
         """What keeps the model from `branches.Branches`, or None when nothing does."""
-        foreign = set(self.layer_types) - {"full_attention", "sliding_attention"}
-        if foreign:
-            return f"its layers of type {', '.join(sorted(foreign))} carry a state that cannot branch"
         if not self.layer_types and getattr(self.config, "sliding_window", None) is not None:
             return "its config has a sliding window but does not say which layers use it"
-        if getattr(self.config, "attn_logit_softcapping", None) is not None:
-            return "it caps its attention scores"
-        return None
+        return why_no_branches(self.config)
 
     def __call__(self, prompt: Prompt, cache: DynamicCache) -> tuple[Tensor, int, DynamicCache]:
         """Logits [1, V] after the prompt, the position of the first token that follows, and the filled cache."""
         ids, types = prompt.ids[None].to(self.device), prompt.token_types[None].to(self.device)
         inputs: dict[str, Any] = {name: tensor.to(self.device) for name, tensor in prompt.vision.items()}
-        inputs |= {name: types for name in ("mm_token_type_ids", "token_type_ids") if name in self._accepts}
+        inputs |= matching_arguments(self.model.forward, dict.fromkeys(self._family.token_types, types))
         position = ids.shape[1]
         if self._rope_index is not None:
             # Positions are given, here and at every step: left alone, the model would read and write `rope_deltas` on itself.
-            grids = {name: tensor for name, tensor in inputs.items() if name.endswith("grid_thw")}
+            grids = matching_arguments(self._rope_index, {name: inputs[name] for name in prompt.vision})
             inputs["position_ids"], _ = self._rope_index(ids, mm_token_type_ids=types, **grids)
+            self.axes = len(inputs["position_ids"])
             position = int(inputs["position_ids"].max()) + 1
         if prompt.vision and self.features is not None:
             inputs = {name: value for name, value in inputs.items() if name not in prompt.vision}
@@ -94,8 +91,8 @@ class Rows:
     """Completions of one prompt as rows of their own: N = K slots, for layers that carry a state."""
 
     def __init__(self, prefill: Prefill, prompt: Prompt, num_completions: int) -> None:
-        self.model, self._axes = prefill.model, prefill.axes
         logits, self._position, self._cache = prefill(prompt, DynamicCache(config=prefill.config))
+        self.model, self._axes = prefill.model, prefill.axes
         copies = torch.zeros(num_completions, dtype=torch.long, device=logits.device)
         self.logits = logits[copies]
         # Every kind of layer can be reordered, recurrent states included; `batch_repeat_interleave` leaves those out.

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from boresight.modules import evaluating, unwrap
 from boresight.rollout.branches import Branches
 from boresight.rollout.decode import Decoder, ImageFeatures, Prefill, Rows
 from boresight.rollout.distribution import Distribution, uniforms
@@ -31,7 +29,7 @@ class HFSampler:
         model: returns the policy: a transformers model, or one wrapped by PEFT.
         facts: stop ids and banned ids.
         tokenizer: decodes completions.
-        features: encodes images, or knows them already (a frozen tower's, kept from another pass); None lets the model encode them.
+        features: encodes images, or has kept their features from another pass (a frozen vision tower's); None lets the model encode them.
     """
 
     def __init__(
@@ -47,9 +45,9 @@ class HFSampler:
         self.tokenizer = tokenizer
         self.features = features
         self.counts: Counter[str] = Counter()
-        """Work done so far: vision_encodes (images through the tower; 0 with `features`, which count their own), prompt_tokens,
+        """Work done so far: vision_encodes (images through the vision tower; 0 with `features`, which count their own), prompt_tokens,
         completion_tokens, padded_tokens (computed for completions that had ended)."""
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
         """`settings.num_completions` completions of each prompt, prompts in order.
@@ -59,15 +57,15 @@ class HFSampler:
         """
         if not prompts:
             return []
-        model: Any = self.model()
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        model = self.model()
+        base = unwrap(model)
         numbers = uniforms(prompts, settings)
         with torch.no_grad(), evaluating(model):
             prefill = Prefill(base, self.features)
             reason = prefill.why_not_branches()
             if reason is None:
                 return self._groups(prompts, settings, Branches(prefill, prompts, settings.num_completions), numbers)
-            self._say_once(f"{type(base).__name__} samples one prompt at a time, one row per completion: {reason}.")
+            self._warn_once(f"{type(base).__name__} samples one prompt at a time, one row per completion: {reason}.")
             groups: list[Group] = []
             for prompt, share in zip(prompts, numbers.split(settings.num_completions), strict=True):
                 groups += self._groups([prompt], settings, Rows(prefill, prompt, settings.num_completions), share)
@@ -146,9 +144,9 @@ class HFSampler:
             logits = decoder.step(tokens)
         return ids[:, :length], logp[:, :length], computed
 
-    def _say_once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
             logger.warning(message)
 
 
@@ -158,15 +156,3 @@ def _histories(prompts: Sequence[Prompt], size: torch.Size, device: torch.device
     rows = torch.stack([torch.cat([prompt.ids[:1].expand(width - len(prompt.ids)), prompt.ids]) for prompt in prompts])
     copies = rows.to(device).repeat_interleave(size[0] // len(prompts), 0)
     return torch.cat([copies, torch.zeros(size, dtype=torch.long, device=device)], 1)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module is in the mode it was in, frozen ones included."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

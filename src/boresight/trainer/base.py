@@ -24,8 +24,9 @@ from boresight.data.sources import check_rows, load_rows
 from boresight.errors import ConfigError
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
-from boresight.model.reference import Reference, evaluating
+from boresight.model.reference import Reference
 from boresight.model.vision import join_features
+from boresight.modules import evaluating
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline

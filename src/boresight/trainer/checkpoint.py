@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from boresight.errors import ConfigError
-from boresight.model.load import unwrap
+from boresight.modules import unwrap
 
 STATE_FILE = "boresight_state.pt"
 """Of each rank, in a checkpoint: what a method keeps beside weights, optimizer and random states."""

@@ -18,7 +18,7 @@ from boresight.errors import ConfigError
 from boresight.model.adapter_export import PolicyAdapter
 from boresight.model.export import PolicyWeights
 from boresight.model.forward import GroupForward
-from boresight.model.load import unwrap
+from boresight.modules import unwrap
 from boresight.rollout.synced import SyncedSampler
 from boresight.rollout.vllm.adapter import lora_options
 from boresight.rollout.vllm.child import ChildEngine

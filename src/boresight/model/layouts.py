@@ -1,0 +1,198 @@
+"""The two ways to run groups through a model. They give the same numbers.
+
+`SharedLayout` runs a prompt once with its completions as branches. `RowsLayout` repeats it for every completion, as every other trainer
+does: tests compare the first with it, and models whose layers cannot branch fall back on it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from boresight.errors import ConfigError, ModelError
+from boresight.families import family_of, why_no_branches
+from boresight.model.attention import BranchTable, install
+from boresight.model.packing import completion_mask, pack
+from boresight.types import Group, LayoutName, Mask
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What a forward pass of the model without its head leaves of groups."""
+
+    hidden: Float[Tensor, "N H"]
+    """The hidden state that predicts each counted token."""
+    targets: Int[Tensor, "N"]
+    """The id of each counted token."""
+    mask: Mask
+    """[B, T] true where a token counts; its N true places, row by row, are the order of the others."""
+    num_padded: int = 0
+    """Tokens that were computed for nothing."""
+
+
+class Layout(ABC):
+    """One way to run groups through a model without its head."""
+
+    name: ClassVar[LayoutName]
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.family = family_of(model.config.model_type)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @abstractmethod
+    def prompts(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups, each as often as its prompt runs: whose images' features are wanted, and in which order."""
+
+    @abstractmethod
+    def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
+        """Run one forward.
+
+        Args:
+            features: keyword arguments of the forward that hold the image features of `prompts(groups)`; empty without images.
+        """
+
+
+class SharedLayout(Layout):
+    """All groups in one row, each prompt once, completions as branches of it (see `packing` and `attention`)."""
+
+    name: ClassVar[LayoutName] = "shared"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        install(model)
+
+    def prompts(self, groups: Sequence[Group]) -> list[Group]:
+        return list(groups)
+
+    def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
+        device = self.device
+        row = pack(self.model.base_model, groups)
+        table = BranchTable.of(row, image_blocks=self.family.image_blocks).to(device)
+        hidden = self.model.base_model(
+            input_ids=row.ids[None].to(device),
+            position_ids=(row.positions[None] if row.positions.ndim == 1 else row.positions[:, None]).to(device),
+            # A 4-D mask is passed on as it is, and the table takes its place: no L×L mask is built.
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+            use_cache=False,
+            branches=table,
+            **features,
+        ).last_hidden_state[0]
+        if not table.visits:
+            raise ModelError(
+                f"{type(self.model).__name__} does not pass keyword arguments to its attention: use layout='rows'."
+            )
+        return Predictions(hidden[row.predictors.to(device)], row.targets.to(device), row.mask.to(device))
+
+
+class RowsLayout(Layout):
+    """One padded row for each completion, its prompt before it.
+
+    Args:
+        pad_id: what fills a row; no token sees it.
+    """
+
+    name: ClassVar[LayoutName] = "rows"
+
+    def __init__(self, model: PreTrainedModel, *, pad_id: int) -> None:
+        super().__init__(model)
+        self.pad_id = pad_id
+        self._accepts = set(inspect.signature(model.base_model.forward).parameters)
+
+    def prompts(self, groups: Sequence[Group]) -> list[Group]:
+        return [group for group in groups for _ in group.completions]
+
+    def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
+        device = self.device
+        ids, types, predictors, targets = [], [], [], []
+        for group in groups:
+            for completion in group.completions:
+                own = completion.token_types
+                ids.append(torch.cat([group.prompt.ids, completion.ids]))
+                types.append(
+                    torch.cat([group.prompt.token_types, torch.zeros_like(completion.ids) if own is None else own])
+                )
+                predictors.append(torch.arange(len(completion.ids))[completion.mask] + len(group.prompt.ids) - 1)
+                targets.append(completion.ids[completion.mask])
+        mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in ids], True)
+        hidden = self.model.base_model(
+            input_ids=pad_sequence(ids, True, self.pad_id).to(device),
+            attention_mask=mask.long().to(device),
+            use_cache=False,
+            **self._further_inputs(groups, pad_sequence(types, True)),
+            **features,
+        ).last_hidden_state
+        rows = torch.repeat_interleave(torch.arange(len(ids)), torch.tensor([len(target) for target in targets]))
+        return Predictions(
+            hidden[rows.to(device), torch.cat(predictors).to(device)],
+            torch.cat(targets).to(device),
+            completion_mask(groups).to(device),
+            num_padded=int((~mask).sum()),
+        )
+
+    def _further_inputs(self, groups: Sequence[Group], types: Int[Tensor, "B L"]) -> dict[str, Tensor]:
+        """What the model reads besides ids and features: M-RoPE models work out positions from token types and images' grids."""
+        inputs = dict.fromkeys(self.family.token_types, types)
+        for name in self.family.inputs_beside_features:
+            if found := [group.prompt.vision[name] for group in self.prompts(groups) if name in group.prompt.vision]:
+                inputs[name] = torch.cat(found)
+        return {name: tensor.to(self.device) for name, tensor in inputs.items() if name in self._accepts}
+
+
+def why_not_shared(model: PreTrainedModel) -> str | None:
+    """What keeps a model from the shared layout, or None when nothing does."""
+    config = model.get_decoder().config
+    if (reason := why_no_branches(config)) is not None:
+        return reason
+    accepts = inspect.signature(model.base_model.forward).parameters
+    if config._attn_implementation == "eager":
+        return "it was loaded with eager attention, which each model class defines for itself; 'sdpa' can share"
+    if "mm_encoder_outputs" not in accepts:
+        return "its forward takes no image features (mm_encoder_outputs)"
+    if getattr(model, "_is_stateful", False):
+        return "it carries a state from token to token, which a mask cannot branch"
+    if getattr(config, "use_bidirectional_attention", None) or (
+        "token_type_ids" in accepts and not family_of(model.config.model_type).image_blocks
+    ):
+        return "some of its tokens see what comes after them, in a pattern of its own"
+    return None
+
+
+def choose_layout(model: PreTrainedModel, wanted: LayoutName | str, *, pad_id: int) -> Layout:
+    """The layout that the user wants; for `"auto"` the shared one where tests compare the model's family with plain transformers.
+
+    Raises:
+        ConfigError: there is no such layout, or the model cannot share.
+    """
+    name = type(model).__name__
+    if wanted not in ("auto", "shared", "rows"):
+        raise ConfigError(f"layout={wanted!r} is not one of 'auto', 'shared', 'rows'.")
+    if wanted == "rows":
+        return RowsLayout(model, pad_id=pad_id)
+    reason = why_not_shared(model)
+    if wanted == "shared" and reason is not None:
+        raise ConfigError(f"layout='shared' cannot serve {name}: {reason}. Use layout='rows'.")
+    if wanted == "auto" and reason is None and not family_of(model.config.model_type).shares:
+        reason = (
+            "no test covers its family's shared layout; `boresight doctor --probe` checks whether the model can share, and "
+            "layout='shared' asks for it"
+        )
+    if reason is None:
+        return SharedLayout(model)
+    logger.warning("%s runs one row per completion: %s.", name, reason)
+    return RowsLayout(model, pad_id=pad_id)

@@ -1,0 +1,39 @@
+"""What any room may ask of a torch module or do to it, whatever model it is and whatever it is wrapped in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+Value = TypeVar("Value")
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside DDP, torch.compile and PEFT wrappers; adapters stay in its layers."""
+    for name in ("module", "_orig_mod"):
+        while hasattr(model, name):
+            model = getattr(model, name)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue, reportReturnType]
+
+
+def matching_arguments(function: Callable[..., object], arguments: Mapping[str, Value]) -> dict[str, Value]:
+    """Those of `arguments` that `function` names among its parameters."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

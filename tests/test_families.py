@@ -1,0 +1,78 @@
+"""The records against real classes: what stands in them is what their models do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import AutoModelForImageTextToText
+
+from boresight.demo.tiny import build_tiny
+from boresight.families import FAMILIES, UNKNOWN, family_of, why_no_branches
+from boresight.model.vision import text_parameters
+from tests.tiny import FAMILIES as TINY
+
+PROJECTORS = {
+    "qwen2_vl": {"visual.merger"},
+    "qwen2_5_vl": {"visual.merger"},
+    "qwen3_vl": {"visual.merger", "visual.deepstack_merger_list"},
+    "qwen3_5": {"visual.merger"},
+    "smolvlm": {"connector"},
+    "idefics3": {"connector"},
+    "llava": {"multi_modal_projector"},
+    "llava_next": {"multi_modal_projector", "image_newline"},
+    "llava_onevision": {"multi_modal_projector", "image_newline"},
+    "internvl": {"multi_modal_projector"},
+    "gemma3": {"multi_modal_projector"},
+}
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_every_weight_belongs_to_its_part(family: str, tmp_path: Path) -> None:
+    """The language model is what `get_decoder` and the head are; projectors are written down here by hand."""
+    model: Any = AutoModelForImageTextToText.from_pretrained(build_tiny(family, tmp_path))
+    record, text = family_of(model.config.model_type), text_parameters(model)
+    parts: dict[str, set[str]] = defaultdict(set)
+    for name, weight in model.named_parameters():
+        assert (record.part(name) == "language") == (weight in text) == (not re.fullmatch(record.not_language, name)), (
+            name
+        )
+        parts[record.part(name)].add(name)
+    assert set(parts) == {"vision", "projector", "language"}
+    for place in PROJECTORS[family]:
+        assert any(place in name for name in parts["projector"])
+    assert all(any(place in name for place in PROJECTORS[family]) for name in parts["projector"])
+
+
+def test_a_family_that_nobody_listed_has_the_defaults() -> None:
+    assert "made_up" not in FAMILIES
+    assert family_of("made_up") is UNKNOWN
+    assert not UNKNOWN.shares
+    assert family_of("gemma3").image_blocks and not UNKNOWN.image_blocks
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({}, None),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, None),
+        ({"layer_types": ["full_attention", "conv", "chunked_attention"]}, "chunked_attention, conv cannot branch"),
+        ({"attn_logit_softcapping": 50.0}, "caps its attention scores"),
+    ],
+)
+def test_what_keeps_completions_from_branching(config: dict[str, Any], reason: str | None) -> None:
+    found = why_no_branches(SimpleNamespace(**config))
+    assert found is reason if reason is None else reason in str(found)
+
+
+def test_the_records_cost_no_heavy_import() -> None:
+    """`--help` of a command reads them."""
+    heavy = "import sys, boresight.families; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
