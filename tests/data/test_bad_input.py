@@ -194,3 +194,21 @@ def test_a_image_that_ends_early_is_named_by_the_worker(encoder: Callable[..., E
     row = read_row({"prompt": ASK, "image": stream.getvalue()[:1500]}, 7)
     with pytest.raises(ImageError, match=r"row 7, image 0: the image cannot be decoded.*drop the row"):
         encoder().prompt(row)
+
+
+@pytest.mark.parametrize(
+    "failure", [StopIteration(), KeyError("pixel_values"), TypeError("no such argument"), ValueError("bad size")]
+)
+def test_whatever_a_processor_raises_names_the_row(
+    encoder: Callable[..., Encoder], failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A StopIteration that escaped would end the loader: a run of no steps that reports success."""
+    encode = encoder()
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise failure
+
+    monkeypatch.setattr(type(encode.processor), "__call__", refuse)
+    with pytest.raises(DataError, match=rf"^row 7: the processor refuses it.*{type(failure).__name__}") as error:
+        encode.prompt(read_row({"prompt": ASK, "image": SQUARE}, 7))
+    assert error.value.__cause__ is failure

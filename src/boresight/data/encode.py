@@ -325,9 +325,10 @@ class Encoder:
                 },
                 images_kwargs={"return_tensors": "pt"},
             )
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # of any kind: a StopIteration that escaped would end the loader without an error
             sizes = ", ".join(f"{width}×{height}" for width, height in (image.size for image in row.images))
-            raise DataError(f"{where}: the processor refuses it (images: {sizes or 'none'}): {error}") from error
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+            raise DataError(f"{where}: the processor refuses it (images: {sizes or 'none'}): {reason}") from error
         ids = list(outputs["input_ids"][0])
         family = self.facts.family
         types = next((outputs[name] for name in family.token_types if name in outputs), None)
