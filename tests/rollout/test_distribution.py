@@ -76,7 +76,7 @@ def test_half_precision_logits_are_normalised_in_float32() -> None:
 def test_greedy_takes_the_likeliest_whatever_the_numbers() -> None:
     greedy = Distribution(SamplingSettings(temperature=0.0), FREE)
     for number in (0.0, 0.999):
-        assert greedy.draw(greedy.logp(LOGITS, NOTHING), torch.tensor([number], dtype=torch.float64)).item() == 3
+        assert greedy.choose(greedy.logp(LOGITS, NOTHING), torch.tensor([number], dtype=torch.float64)).item() == 3
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -85,7 +85,7 @@ def test_draws_follow_the_distribution() -> None:
     distribution = Distribution(SamplingSettings(temperature=1.5), torch.tensor([0]))
     logp = distribution.logp(LOGITS, NOTHING)
     numbers = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    drawn = distribution.draw(logp.expand(count, -1), numbers).bincount(minlength=5)
+    drawn = distribution.choose(logp.expand(count, -1), numbers).bincount(minlength=5)
     expected = logp[0].exp() * count
 
     def chi_square(wanted: Tensor) -> float:
@@ -106,7 +106,7 @@ def test_what_is_drawn_has_some_probability(logits: list[float], number: float, 
     banned = data.draw(st.sets(st.integers(0, len(logits) - 1), max_size=len(logits) - 1))
     distribution = Distribution(SamplingSettings(), torch.tensor(sorted(banned), dtype=torch.long))
     logp = distribution.logp(torch.tensor([logits]), NOTHING)
-    token = distribution.draw(logp, torch.tensor([number], dtype=torch.float64)).item()
+    token = distribution.choose(logp, torch.tensor([number], dtype=torch.float64)).item()
     assert 0 <= token < len(logits)
     assert token not in banned
     below = logp[0].double().exp()[:token].sum().item()

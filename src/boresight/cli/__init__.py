@@ -1,6 +1,6 @@
 """`boresight`: what people type.
 
-    sft, dpo, mpo, grpo, gspo   train: methods (the commands), options and flags (what they are told), help, config_file, command (all that
+    sft, dpo, mpo, grpo, gspo   train: methods (the commands), options and flags (their arguments), help, config_file, command (all that
                                 read), rows and adapter (what it names), launch (through accelerate), training (a run from start to end),
                                 summary
     vllm-serve, demo, …         each a file of its name
@@ -42,7 +42,7 @@ _HOMES = {"load_datasets": "rows", "peft_config": "adapter", "train": "training"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, and return what the shell is told: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run a command, and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     return exit_code(lambda: _run(words))
 
@@ -68,7 +68,7 @@ def _run(words: list[str]) -> int | None:
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """Do some work, and return what the shell is told: its own number, or 0 done, 1 failed, 2 bad input, 130 interrupted. Errors of the
+    """Do some work, and return the exit code: its own number, or 0 done, 1 failed, 2 bad input, 130 interrupted. Errors of the
     user's are printed."""
     try:
         result = work()

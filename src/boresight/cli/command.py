@@ -29,7 +29,7 @@ Flags = TypeVar("Flags")
 
 @dataclass
 class Command:
-    """Everything that a training command was told.
+    """Everything that a training command was given.
 
     A script of one's own reads it by `read_command`, and hands it to `load_datasets`, `peft_config` and `train`.
     """
@@ -207,7 +207,7 @@ def _init_kwargs(model: ModelFlags, training: Any) -> dict[str, Any] | None:
 
 
 def _resolve_checkpoint(training: Any) -> None:
-    """The newest checkpoint of the run folder, where the user said `last`."""
+    """The newest checkpoint of the run folder, where the user gave `last`."""
     from transformers.trainer_utils import get_last_checkpoint  # torch
 
     asked = training.resume_from_checkpoint

@@ -17,8 +17,11 @@ HELP = "ask several models the same questions, and show who is right, who fixes 
 
 ASKING: dict[str, dict[str, Any]] = {
     "max_completion_length": {"type": int, "help": "most tokens of an answer (512)"},
-    "temperature": {"type": float, "help": "0 takes the likeliest token; above 0, answers are drawn (0)"},
-    "top_p": {"type": float, "help": "of the draws: keep the likeliest tokens that together have this probability (1)"},
+    "temperature": {"type": float, "help": "0 takes the likeliest token; above 0, answers are sampled (0)"},
+    "top_p": {
+        "type": float,
+        "help": "with a temperature above 0: keep the likeliest tokens that together have this probability (1)",
+    },
     "batch_size": {"type": int, "help": "questions answered together; it changes no answer (16)"},
     "dtype": {"help": "type of the weights, such as bfloat16 (auto: the checkpoint's)"},
     "min_pixels": {"type": int, "help": "smallest area an image is resized to, as in training"},
@@ -70,8 +73,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPLIT",
         help="which split (the only one, or else test, validation or train, whichever there is first)",
     )
-    _add(data, "num_rows", type=int, metavar="N", help="so many of them, drawn at random (all; 1,000 of geometry)")
-    _add(data, "seed", type=int, metavar="N", help="of the rows that are drawn, and of answers that are drawn (0)")
+    _add(data, "num_rows", type=int, metavar="N", help="so many of them, chosen at random (all; 1,000 of geometry)")
+    _add(data, "seed", type=int, metavar="N", help="of the choice of rows, and of sampled answers (0)")
     _add(data, "kind_column", metavar="NAME", help="break accuracies down by this column (kind, where there is one)")
     asking = parser.add_argument_group("answers")
     for name, how in ASKING.items():

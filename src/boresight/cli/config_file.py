@@ -45,18 +45,18 @@ def read_config(path: str | Path, known: Mapping[str, Any]) -> ConfigFile:
     """
     path = Path(path).expanduser()
     try:
-        said = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror} (looked in {Path.cwd()}).") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {error}") from error
-    if said is None:
+    if content is None:
         return ConfigFile(path)
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         raise ConfigError(
-            f"{path} holds a {type(said).__name__}: write one option a line, such as `learning_rate: 1e-6`."
+            f"{path} holds a {type(content).__name__}: write one option a line, such as `learning_rate: 1e-6`."
         )
-    options = {str(name).replace("-", "_"): value for name, value in said.items()}
+    options = {str(name).replace("-", "_"): value for name, value in content.items()}
     datasets = options.pop("datasets", None) or []
     for name in options:
         if name == "config" or name not in known:

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from accelerate.commands.launch import (
-    _validate_launch_command,  # what `launch` makes of its file and flags; there is no public door to it
+    _validate_launch_command,  # what `launch` makes of its file and flags; there is no public function for it
     launch_command,
     launch_command_parser,
 )
@@ -67,7 +67,7 @@ def launch(start: StartFlags, program: Sequence[str], words: Sequence[str]) -> N
 
 
 def launch_words(start: StartFlags, program: Sequence[str], words: Sequence[str]) -> list[str]:
-    """What `accelerate launch` is told."""
+    """The arguments of `accelerate launch`."""
     asked = str(start.accelerate_config)
     found = Path(asked) if Path(asked).is_file() else shipped().get(asked)
     if found is None:
@@ -75,5 +75,5 @@ def launch_words(start: StartFlags, program: Sequence[str], words: Sequence[str]
             f"--accelerate_config {asked}: neither a file nor one of {', '.join(sorted(shipped()))}.{nearest(asked, shipped())}"
         )
     started = ["-m", "boresight.cli", program[1]] if program[0] == "boresight" else [program[1]]
-    told = [f"--{name}={value}" for name in LAUNCH if (value := getattr(start, name)) is not None]
-    return [f"--config_file={found}", *told, *started, *words]
+    arguments = [f"--{name}={value}" for name in LAUNCH if (value := getattr(start, name)) is not None]
+    return [f"--config_file={found}", *arguments, *started, *words]

@@ -84,7 +84,7 @@ class DatasetFlags:
         None, "Which split to evaluate on, with --eval_strategy. None: test.", metavar="SPLIT"
     )
     test_split_size: Annotated[float | None, Range(above=0)] = option(
-        None, "Instead of a test split: a share of the training rows (below 1), or so many of them, drawn at random."
+        None, "Instead of a test split: a share of the training rows (below 1), or so many of them, chosen at random."
     )
     dataset_streaming: bool = option(False, "Read rows as they come instead of loading them first; needs --max_steps.")
     image_root: str | None = option(

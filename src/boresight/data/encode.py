@@ -140,7 +140,7 @@ class Encoder:
         return self._shortened(group, max_length)
 
     def preference(self, row: Row, *, max_length: int | None = None) -> Group:
-        """Chosen and rejected as a group of two (DPO, MPO); only what the assistant said counts.
+        """Chosen and rejected as a group of two (DPO, MPO); only the assistant's turns count.
 
         Raises:
             DataError: the row has no pair, or `max_length` leaves nothing of a completion.
@@ -349,7 +349,7 @@ class Encoder:
             if ids != processed.ids[: len(ids)]:
                 raise DataError(
                     f"row {row.index}: a token runs across the end of a turn at {text[end - 20 : end]!r}, so the "
-                    "turn cannot be told apart. Split the row into prompt and completion."
+                    "turn cannot be separated from the rest. Split the row into prompt and completion."
                 )
             offsets += [(start, end)] * (len(ids) - len(offsets))
         return offsets

@@ -144,24 +144,24 @@ def _why(is_tested: bool, shared: Sequence[Check]) -> str:
 def _made_up_groups(processor: Any, facts: ModelFacts) -> list[Group]:
     """Three prompts with the same words: two with images of the same size, one with an image of another size."""
     encoder = Encoder(processor, facts=facts)
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     ordinary = torch.tensor(
         sorted(set(range(min(facts.vocab_size, len(processor.tokenizer)))) - {*facts.modality_ids, *facts.stop_ids})
     )
 
     def completion(length: int) -> Completion:
-        ids = ordinary[torch.randint(len(ordinary), (length,), generator=draw)]
+        ids = ordinary[torch.randint(len(ordinary), (length,), generator=generator)]
         return Completion(ids, torch.ones(length, dtype=torch.bool), "")
 
     completions = tuple(completion(length) for length in LENGTHS)
-    prompts = [_prompt(encoder, _noise(size, draw)) for size in ((112, 112), (112, 112), (224, 112))]
+    prompts = [_prompt(encoder, _noise(size, generator)) for size in ((112, 112), (112, 112), (224, 112))]
     return [Group(prompt, completions) for prompt in prompts]
 
 
-def _noise(size: tuple[int, int], draw: torch.Generator) -> Image.Image:
+def _noise(size: tuple[int, int], generator: torch.Generator) -> Image.Image:
     """Blocks of colour: unlike fine noise, they survive any resizing."""
     width, height = size
-    pixels = torch.randint(0, 256, (4, 4, 3), dtype=torch.uint8, generator=draw)
+    pixels = torch.randint(0, 256, (4, 4, 3), dtype=torch.uint8, generator=generator)
     return Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.NEAREST)
 
 

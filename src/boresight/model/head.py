@@ -117,7 +117,7 @@ def token_logp(
     collision: bool = False,
     max_logit_bytes: int = MAX_LOGIT_BYTES,
 ) -> TokenLogp:
-    """Log-probability of each target, and the entropy of the distribution it was drawn from.
+    """Log-probability of each target, and the entropy of the distribution it was sampled from.
 
     Chunks of logits are computed, used and dropped; when they do not all fit in `max_logit_bytes` at once, the backward pass computes
     each again.

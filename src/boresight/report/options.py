@@ -16,11 +16,11 @@ class ReportOptions:
 
     log_completions: bool = option(
         False,
-        "Print completions with rewards and advantages at every log, and hand them with their images to the trackers that report_to "
+        "Print completions with rewards and advantages at every log, and pass them with their images to the trackers that report_to "
         "names.",
     )
     num_completions_to_print: Annotated[int | None, Range(at_least=0), Needs("log_completions", True)] = option(
-        None, "Most completions to print and hand on at a log, drawn at random. None: all of the step's."
+        None, "Most completions to print and to pass to trackers at a log, chosen at random. None: all of the step's."
     )
     verdict_steps: Annotated[int, Range(at_least=0)] = option(
         50,

@@ -1,4 +1,4 @@
-"""From logits to tokens: the distribution that completions are drawn from, and the draws."""
+"""From logits to tokens: the distribution that tokens are sampled from, and how one is chosen."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class Distribution:
         scores = logits.float().index_fill(-1, self.banned, -torch.inf)
         return self._processors(history, scores).log_softmax(-1)  # pyright: ignore[reportArgumentType]
 
-    def draw(self, logp: Tensor, uniform: Tensor) -> Tensor:
+    def choose(self, logp: Tensor, uniform: Tensor) -> Tensor:
         """[N] one token of each row: the likeliest, or the one where the cumulative distribution passes `uniform` ([N], float64).
 
-        One number per token makes a draw independent of the rows beside it; float64 because the float32 cumulative sum of a
+        One number per token makes a choice independent of the rows beside it; float64 because the float32 cumulative sum of a
         large vocabulary is off by more than its rare tokens' probabilities.
         """
         if self.greedy:
@@ -78,9 +78,9 @@ class Distribution:
 
 
 def uniforms(prompts: Sequence[Prompt], settings: SamplingSettings) -> Tensor:
-    """[B, C] the random numbers that one call's tokens are drawn with, completions in the order of their prompts.
+    """[B, C] the random numbers that one call's tokens are chosen with, completions in the order of their prompts.
 
-    They are drawn on the CPU, so that every device gives the same ones. With a seed, a prompt's numbers depend on the seed, its row's
+    They are generated on the CPU, so that every device gives the same ones. With a seed, a prompt's numbers depend on the seed, its row's
     index and how often that row came before in the call, and on nothing else: not on what it is batched with. Without
     one they come from torch's global generator.
     """

@@ -52,7 +52,7 @@ class HFSampler:
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
         """`settings.num_completions` completions of each prompt, prompts in order.
 
-        Log-probabilities are those of the distribution that was drawn from: after temperature, penalty and narrowing, without
+        Log-probabilities are those of the distribution that tokens were sampled from: after temperature, penalty and narrowing, without
         banned ids. With a seed, completions do not depend on which prompts share a call, up to rounding in the model.
         """
         if not prompts:
@@ -129,7 +129,7 @@ class HFSampler:
         logits, length, computed = decoder.logits, 0, 0
         for t in range(size[1]):
             every = distribution.logp(logits, history[slots, : place + t] if distribution.needs_history else history)
-            tokens = distribution.draw(every, numbers[slots, t])
+            tokens = distribution.choose(every, numbers[slots, t])
             ids[slots, t] = tokens
             logp[slots, t] = every.gather(1, tokens[:, None])[:, 0]
             if distribution.needs_history:

@@ -14,7 +14,7 @@ def sampling_settings(
     Args:
         config: checked by `check_options`.
         evaluating: use `num_generations_eval` where it is set.
-        seed: None draws from torch's global generator, which checkpoints save.
+        seed: None uses torch's global generator, which checkpoints save.
     """
     in_evaluation = config.num_generations_eval if evaluating else None
     return SamplingSettings(

@@ -28,7 +28,7 @@ class EncodedRows(Dataset[Any]):
 
 
 class StepLoader(DataLoader[Any]):
-    """A loader of optimizer steps. Its workers' seeds come from a generator of its own, so that loading draws no global random number."""
+    """A loader of optimizer steps. Its workers' seeds come from a generator of its own, so that loading uses no global random number."""
 
     def set_epoch(self, epoch: int) -> None:
         if isinstance(self.batch_sampler, StepBatches):

@@ -75,7 +75,7 @@ def pair_lengths(encoder: Encoder, records: Any, max_length: int | None) -> Pair
 
 
 def kept_pairs(found: PairLengths, policy: str, max_length: int | None) -> list[int]:
-    """The rows that training may draw.
+    """The rows that training may use.
 
     Raises:
         DataError: the policy is `error` and pairs are too long, or it is `truncate_completion` and prompts are, or none is left.

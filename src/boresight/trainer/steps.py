@@ -40,7 +40,7 @@ class StepBatches(Sampler[list[int]]):
 
     Those of a whole rollout come at its first step, none at the others.
 
-    Every rank walks through the same order and takes its own share, so groups are never split over ranks and no row is drawn twice in
+    Every rank walks through the same order and takes its own share, so groups are never split over ranks and no row is used twice in
     an epoch. The last step of an epoch may be smaller where `keep_last` allows it; totals are counted per step, so that
     is exact.
     """

@@ -74,7 +74,7 @@ NOTES: Mapping[str, Note] = {
     "save_steps": Note("Save a checkpoint every so many steps; below 1, a share of all.", NotNegative),
     "save_strategy": Note("When to save checkpoints: never, every save_steps, after each epoch, or whenever the best."),
     "save_total_limit": Note("Keep only so many checkpoints, the newest."),
-    "seed": Note("Of adapters drawn anew, the order of rows, and samples.", NotNegative),
+    "seed": Note("Seed of new adapters, of the order of rows, and of sampling.", NotNegative),
     "use_cpu": Note("Train on the CPU even where there is a GPU."),
     "warmup_steps": Note("Steps in which the learning rate rises from 0; below 1, a share of all.", NotNegative),
     "weight_decay": Note(range=NotNegative),
@@ -108,10 +108,10 @@ UNSUPPORTED = {
     "torch_compile_backend": "it is not tried yet",
     "torch_compile_mode": "it is not tried yet",
     "torch_empty_cache_steps": "it is not tried yet",
-    "train_sampling_strategy": "rows are drawn whole optimizer steps at a time",
-    "use_liger_kernel": "the language-model head is chunked already",
+    "train_sampling_strategy": "the loader takes rows for a whole optimizer step at a time",
+    "use_liger_kernel": "its norms and MLPs are not tried with packed rows; the language-model head is chunked already",
 }
-"""Options of TrainingArguments that no boresight trainer heeds, and why."""
+"""Options of TrainingArguments that no boresight trainer supports, and why."""
 
 
 def with_training_arguments(cls: type) -> tuple[Declaration, ...]:

@@ -12,7 +12,7 @@ RESERVED = {
     "model": "the policy is what is sampled from",
     "runner": "the engine generates",
     "weight_transfer_config": "weights come from the trainer",
-    "worker_extension_cls": "the proof of a sync needs boresight's own",
+    "worker_extension_cls": "the verification of a sync needs boresight's own",
     "logits_processors": "the ban of modality ids needs boresight's own",
     "logprobs_mode": "log-probabilities must be those of the distribution that was sampled from",
     "generation_config": "a checkpoint's sampling defaults are never used",
