@@ -1,7 +1,7 @@
-"""One event loop in a thread that lives as long as the process, for calls that wait for other machines.
+"""One event loop in a daemon thread that runs as long as the process, for calls that wait for other machines.
 
-A notebook's main thread has an event loop of its own, in which none could be run; and a call in another thread can be dropped at once,
-by Ctrl-C or because another call failed.
+A notebook's main thread already runs an event loop, and a second one cannot run inside it. A call in another thread can also be
+cancelled at once, by Ctrl-C or because another call failed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 def in_background(coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
-    """Start a coroutine on the loop. Its future gives the result, and cancels it."""
+    """Start a coroutine on the background loop. The returned future gives its result; cancelling the future cancels it."""
     return asyncio.run_coroutine_threadsafe(coroutine, _loop())
 
 

@@ -1,21 +1,21 @@
-"""What is special about a family of models: one record each, and one for all that are not listed.
+"""What is special about a family of models: one record per family, and one for all families that are not listed.
 
-Only what cannot be asked stands here. The rest is asked of the model, its processor or the engine where it is needed, so that it also
-holds for families that nobody listed:
+A record holds only what cannot be read elsewhere. The rest is read from the model, its processor or the engine where it is needed, so
+that it also works for families that are not listed:
 
     positions              `get_rope_index` of the model; without one, tokens are counted (model/positions.py)
     decoder and head       `get_decoder`, `get_output_embeddings` (model/vision.py)
-    what stands between hidden states and probabilities    the model's own logits (model/head.py)
+    scale and cap of logits                                the model's own logits (model/head.py)
     kinds of layers        `layer_types` of its text config (`why_no_branches`, below)
     arguments of a forward its signature (modules.py)
     placeholder, marks     the processor's chat template and its tokenizer (data/texts.py)
     pixel budget           `valid_kwargs` of the image processor (data/budget.py)
     ids that only a processor may place                    names in configs and tokenizer (model/load.py)
     names in a saved folder                                transformers' conversion table (model/export.py)
-    names in vLLM          vLLM's own modules (rollout/vllm/delivery.py)
+    names in vLLM          vLLM's own modules (rollout/vllm/inside/delivery.py)
 
-The module lies under the rooms because model, rollout, data and the command line all need it. It holds data and no arrays, and
-imports nothing heavy. A field says what is the case; the room that it concerns decides what follows from it.
+The module lies below the rooms because model, rollout, data and the command line all need it. It holds no arrays and imports nothing
+heavy. A field states a fact; the room that reads it decides what to do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 Part = Literal["vision", "projector", "language"]
-"""What a weight belongs to: what reads pixels, what turns its features into tokens, or what reads tokens."""
+"""The part of the model that a weight belongs to: the vision tower, the projector that turns its features into tokens, or the language
+model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +37,15 @@ class Family:
     # ---- The forward pass -------------------------------------------------------------------------------------------------------------
 
     shares: bool = False
-    """Whether tests compare its shared layout with plain transformers: `layout="auto"` shares for such families alone."""
+    """Whether tests compare its shared layout with plain transformers. `layout="auto"` shares only for such families."""
     image_blocks: bool = False
-    """Whether the tokens of an image see one another both ways, under a mask that is causal otherwise."""
+    """Whether the tokens of an image attend to one another bidirectionally, under an otherwise causal mask."""
     casts_features: bool = False
-    """Whether its forward casts image features to the dtype of its first weights, which must be that of its embeddings then."""
+    """Whether its forward casts image features to the dtype of its first weights. Its embeddings must then have the same dtype."""
     token_types: tuple[str, ...] = ("mm_token_type_ids", "token_type_ids")
-    """Names of the processor's output and of the forward's argument that hold each token's kind: 0 text, 1 image, 2 video."""
+    """Names of the processor output and forward argument that hold each token's type: 0 text, 1 image, 2 video."""
     inputs_beside_features: tuple[str, ...] = ("image_grid_thw",)
-    """Image tensors of the processor that the model reads even where it is given ready image features: its positions depend on them."""
+    """Image tensors that the model reads even when it receives ready image features, because its positions depend on them."""
 
     # ---- Weights ----------------------------------------------------------------------------------------------------------------------
 
@@ -58,13 +59,13 @@ class Family:
         "merger",
         "image_newline",
     )
-    """Parts of the names of what stands between vision and language; in a vision module's name they win."""
+    """Parts of the names of modules between vision tower and language model. They take precedence over `vision`."""
 
     # ---- The processor ----------------------------------------------------------------------------------------------------------------
 
     image_grids: str = "image_grid_thw"
-    """The tensor [images, 3] of a processor that lays the patches of all images one behind another: it says which are whose, so images
-    can be separated. Other processors cut tiles by how many images there are, or pad images to a common size."""
+    """The tensor [images, 3] of a processor that concatenates the patches of all images. It gives each image's number of patches, so
+    images can be separated. Other processors choose tiles by the number of images, or pad images to a common size."""
     token_outputs: tuple[str, ...] = (
         "input_ids",
         "attention_mask",
@@ -73,12 +74,12 @@ class Family:
         "offset_mapping",
         "text_replacement_offsets",
     )
-    """What the processor returns for tokens. All else that it returns belongs to the images."""
+    """Processor outputs that belong to tokens. All other outputs belong to images."""
     uncounted_image_tokens: int = 16
-    """At most so many tokens of an image are missing where the processor counts them from its size."""
+    """How many tokens per image, at most, the processor leaves out when it counts them from the image's size."""
 
     def part(self, name: str) -> Part:
-        """What a weight or module of this name belongs to."""
+        """The part that a weight or module of this name belongs to."""
         if any(word in name for word in self.projector):
             return "projector"
         return "vision" if any(word in name for word in self.vision) else "language"
@@ -100,8 +101,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "internvl": Family(shares=True),
         "llava": Family(shares=True),
         "llava_next": Family(shares=True),
-        # It tiles a lone image only, so the processor's count is too high where a prompt has several, and vLLM expands those otherwise
-        # than transformers does.
+        # It cuts tiles only when a prompt has one image. With several, the processor's count is too high, and vLLM expands them
+        # differently from transformers.
         "llava_onevision": Family(shares=True),
         "qwen2_5_vl": Family(shares=True),
         "qwen2_vl": Family(shares=True),
@@ -118,11 +119,11 @@ def family_of(model_type: str) -> Family:
 
 
 BRANCHING_LAYERS = frozenset({"full_attention", "sliding_attention"})
-"""Kinds of layers, as a text config's `layer_types` calls them, in which completions can be branches of one prompt."""
+"""Layer types (names in a text config's `layer_types`) in which completions can be branches of one prompt."""
 
 
 def why_no_branches(text_config: Any) -> str | None:
-    """What of a text config keeps completions from being branches of one prompt, in training as in sampling; None when nothing does."""
+    """Why completions cannot be branches of one prompt under this text config, in training or sampling; None if they can."""
     foreign = set(getattr(text_config, "layer_types", None) or ()) - BRANCHING_LAYERS
     if foreign:
         return f"its layers of type {', '.join(sorted(foreign))} cannot branch, only those of full and of sliding attention can"

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
-    """Write a file aside, then rename it into place: a reader, or a run that was killed, finds the whole file or the one before it.
+    """Write a temporary file, then rename it into place. Readers find the complete new file or the old one, even after a killed run.
 
     Args:
-        path: its folder is made where there is none.
-        content: text is encoded as UTF-8; half of a surrogate pair, which has no encoding, becomes a question mark.
+        path: where to write. A missing folder is created.
+        content: text is encoded as UTF-8; a lone surrogate, which UTF-8 cannot encode, becomes a question mark.
 
     Returns:
         The path.
@@ -22,7 +22,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
     with aside.open("wb") as file:
         file.write(content if isinstance(content, bytes) else content.encode(errors="replace"))
         file.flush()
-        # Without it a machine that loses power may keep the new name and lose the content.
+        # Without fsync, a power failure may keep the new name and lose the content.
         os.fsync(file.fileno())
     aside.replace(target)
     return target

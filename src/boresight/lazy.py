@@ -11,7 +11,7 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], object
 
     Args:
         package: its `__name__`.
-        homes: name → the module below the package that has it.
+        homes: name → the module, relative to the package, that defines it.
     """
 
     def find(name: str) -> object:

@@ -1,4 +1,4 @@
-"""What any room may ask of a torch module or do to it, whatever model it is and whatever it is wrapped in."""
+"""Functions on torch modules that every room may use, whatever the model and its wrappers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
 
 
 def matching_arguments(function: Callable[..., object], arguments: Mapping[str, Value]) -> dict[str, Value]:
-    """Those of `arguments` that `function` names among its parameters."""
+    """The `arguments` that `function` has parameters for."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in arguments.items() if name in names}
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module is in the mode that it was in."""
+    """Put the model into evaluation mode; afterwards every module returns to its former mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Ranks that fail together."""
+"""Work on all ranks that fails on all of them together."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Result = TypeVar("Result")
 
 
 def on_every_rank(work: Callable[[], Result]) -> Result:
-    """What this rank's work returns, once the work of all ranks is done. All of them must call this.
+    """Run `work`, wait for all ranks, and return this rank's result. Every rank must call this.
 
-    A rank that fails alone would leave the others waiting for it until a time-out that names nobody.
+    If one rank failed alone, the others would wait for it until a time-out that does not name the cause.
 
     Raises:
-        UserError, EngineError: the work raised one, here or on another rank; there it is of the same kind and names the rank.
+        UserError, EngineError: the work raised one on some rank. The other ranks raise the same type, and the message names the rank.
     """
     result, failure = None, None
     try:

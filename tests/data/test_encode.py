@@ -86,7 +86,7 @@ class TestPrompt:
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_sizes_as_the_model_saw_them(self, family: str, encoder: Make) -> None:
-        """They are what the tensors hold; processors that cut tiles have no one size to tell."""
+        """They are what the tensors hold; processors that cut tiles have no single size to tell."""
         encode = encoder(family)
         prompt = encode.prompt(read_row({"prompt": [user("look")], "images": [noise(100, 60), noise(64, 128)]}, 0))
         if family.startswith("qwen"):

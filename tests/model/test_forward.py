@@ -387,7 +387,7 @@ def test_a_family_that_is_not_tested_runs_rows_until_asked(
     [
         ("llava", {"_attn_implementation": "eager"}, "eager"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "caps its attention scores"),
-        ("gemma3", {"use_bidirectional_attention": True}, "what comes after"),
+        ("gemma3", {"use_bidirectional_attention": True}, "attend to later tokens"),
         ("gemma3", {"layer_types": ["chunked_attention", "full_attention"]}, "chunked_attention"),
     ],
 )

@@ -105,7 +105,7 @@ def test_a_head_that_nothing_explains_is_refused() -> None:
             output.logits = output.logits + torch.arange(97.0)
             return output
 
-    with pytest.raises(ModelError, match="Shifted does something to its logits"):
+    with pytest.raises(ModelError, match="Shifted changes its logits in a way"):
         Head.of(Shifted(CohereConfig(**TINY, logit_scale=0.25)))
 
 

@@ -239,5 +239,5 @@ def test_tensors_that_the_model_does_not_take_are_refused(subject: Subjects) -> 
     it = subject("qwen2_5_vl")
     prompt = it.prompt(1)
     foreign = replace(prompt, vision={**prompt.vision, "image_sizes": torch.ones(1, 2)})
-    with pytest.raises(ModelError, match=r"image_sizes .*do not belong together"):
+    with pytest.raises(ModelError, match=r"image_sizes .*do not match"):
         VisionEncoder(it.model())([foreign])

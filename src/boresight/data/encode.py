@@ -22,31 +22,31 @@ from boresight.types import Completion, Conversation, Group, Ids, ModelFacts, Pr
 
 @dataclass(frozen=True, slots=True)
 class _Processed:
-    """What the processor made of one text and its images."""
+    """The processor's output for one text and its images."""
 
     ids: list[int]
     token_types: list[int]
     vision: Mapping[str, Tensor]
     offsets: list[Span] | None
-    """Where each token stands in the text before expansion; None when the processor does not say."""
+    """Each token's span in the text before expansion; None if the processor does not return it."""
 
 
 class Encoder:
     """Runs the processor: rows in, token ids and image tensors out.
 
-    Conversations go through the processor's chat template, strings as they are (see `Texts`). Special tokens are
-    added unless the text begins with the first of them, exactly as `processor.apply_chat_template(tokenize=True)`
-    does.
+    Conversations go through the processor's chat template; strings are used as they are (see `Texts`). Special tokens
+    are added unless the text already begins with the first of them, exactly as
+    `processor.apply_chat_template(tokenize=True)` does.
 
     Args:
         processor: a processor with a tokenizer, or a bare tokenizer for text alone.
         facts: the model's ids, and what is special about its family.
         min_pixels: fewest pixels of an image, see `set_pixel_budget`.
         max_pixels: most pixels of an image.
-        max_prompt_length: longest prompt in tokens, images expanded. None is no limit. A longer one is an error:
-            cutting would part a question from its image.
-        chat_template_kwargs: further variables for the chat template (TRL's option of this name; a row's column of this
-            name goes on top).
+        max_prompt_length: longest prompt in tokens, images expanded. None means no limit. A longer prompt is an error,
+            because truncation would separate a question from its image.
+        chat_template_kwargs: further variables for the chat template (TRL's option of this name). A row's column of
+            this name takes precedence.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class Encoder:
         """The prompt to be completed (GRPO), with the generation prompt.
 
         Raises:
-            DataError: the row has no prompt, is longer than `max_prompt_length`, or does not suit template or
-                processor.
+            DataError: the row has no prompt, its prompt is longer than `max_prompt_length`, or template or processor
+                reject it.
         """
         if _only_messages(row):
             raise DataError(f"row {row.index}: a prompt column is needed, and the row only has messages.")
@@ -103,16 +103,17 @@ class Encoder:
     ) -> Group:
         """The row as a group of one, to be imitated (SFT).
 
-        What counts is TRL's: the completion of a row with prompt and completion (unless `completion_only` is False),
-        the whole text of a row of messages, and of either only the assistant's turns with `assistant_only`. Other
-        than in TRL, what only the processor may place never counts, nor does what a template writes after the end
-        token of a turn.
+        The same tokens count as in TRL: the completion of a row with prompt and completion (unless `completion_only` is
+        False), the whole text of a row of messages, and with `assistant_only` only the assistant's turns of either.
+        Two differences: tokens that only the processor may place never count, and neither does text that a template
+        writes after the end token of a turn.
 
         Args:
             row: the row.
-            assistant_only: count the assistant's turns alone; from rendered prefixes, so any chat template serves.
-            completion_only: None is True where there is a prompt.
-            max_length: longest sequence in tokens. The completion's text is cut from its end, never an image.
+            assistant_only: count only the assistant's turns. They are found from rendered prefixes, so any chat template
+                works.
+            completion_only: None means True if the row has a prompt.
+            max_length: longest sequence in tokens. Text is cut from the completion's end; images are never cut.
 
         Raises:
             DataError: nothing would count, or `max_length` would cut an image.
@@ -143,7 +144,7 @@ class Encoder:
         """Chosen and rejected as a group of two (DPO, MPO); only the assistant's turns count.
 
         Raises:
-            DataError: the row has no pair, or `max_length` leaves nothing of a completion.
+            DataError: the row has no pair, or `max_length` leaves no token of a completion.
         """
         if len(row.completions) != 2:
             raise DataError(
@@ -152,12 +153,12 @@ class Encoder:
         return self._shortened(self._answered(row, assistant_only=True), max_length)
 
     def count_tokens(self, row: Row) -> int:
-        """Tokens of the row's prompt and completions, images expanded by their sizes alone where the processor can
-        tell.
+        """The number of tokens of the row's prompt and completions, images expanded. Image tokens are counted from image
+        sizes alone if the processor supports it.
 
-        For planning and for checks before training: nothing is decoded. Some processors leave a few tokens of an
-        image out (`Family.uncounted_image_tokens`), or count tiles that they do not cut (LLaVA-OneVision, where a
-        prompt has several images).
+        This is for planning and for checks before training: no image is decoded if sizes suffice. Some processors leave
+        out a few tokens of an image (`Family.uncounted_image_tokens`), or count tiles that they do not cut
+        (LLaVA-OneVision, when a prompt has several images).
         """
         if _only_messages(row):
             texts = [self.texts.conversation(row)]
@@ -177,7 +178,7 @@ class Encoder:
         """(Width, height) in pixels of a prompt's images as the processor resized them for the model.
 
         Raises:
-            ModelError: the processor cuts images into tiles, so there is no one size.
+            ModelError: the processor cuts images into tiles, so an image has no single size.
         """
         grids = prompt.vision.get(self.facts.family.image_grids)
         if grids is not None:
@@ -188,14 +189,14 @@ class Encoder:
             return []
         if pixels is None or pixels.ndim != 4 or len(pixels) != len(prompt.images):
             raise ModelError(
-                f"{type(self.processor).__name__} cuts images into tiles, so they have no one size in the model: ask for "
+                f"{type(self.processor).__name__} cuts images into tiles, so they have no single size in the model: use "
                 "image_sizes instead of model_image_sizes."
             )
         return [(pixels.shape[3], pixels.shape[2])] * len(prompt.images)
 
     def fits(self, row: Row, max_length: int) -> bool:
-        """Whether the row's prompt with its longest completion has at most `max_length` tokens. Its images are processed only where
-        their sizes do not settle it."""
+        """Whether the row's prompt with its longest completion has at most `max_length` tokens. Images are processed only if their
+        sizes do not decide it."""
         # All completions together are longer than the longest.
         uncounted = self.facts.family.uncounted_image_tokens * len(row.images)
         if self.count_tokens(row) + uncounted <= max_length:
@@ -219,12 +220,14 @@ class Encoder:
         counted = counted_tokens(ids, offsets, spans, self.facts.stop_ids)
         length = max((place + 1 for place, counts in enumerate(counted) if counts), default=0)
         ids, counted = ids[:length], counted[:length]
-        if not ids or ids[-1] not in self.facts.stop_ids:  # the template ends no turn: the policy must learn to
+        if (
+            not ids or ids[-1] not in self.facts.stop_ids
+        ):  # the template adds no end token, and the policy must learn one
             ids, counted = [*ids, self.texts.end_id], [*counted, True]
         return Completion(ids=_ids(ids), mask=torch.tensor(counted), text=self._decoded(ids))
 
     def _whole(self, row: Row, *, assistant_only: bool, counts_prompt: bool) -> Group:
-        """Prompt and completion as one text; the group's prompt is what stands before the first token that counts."""
+        """Prompt and completion as one text; the group's prompt is everything before the first token that counts."""
         text, spans = self._whole_text(row, assistant_only=assistant_only, counts_prompt=counts_prompt)
         processed = self._process(text, row)
         offsets = (
@@ -267,8 +270,8 @@ class Encoder:
         return text, None if counts_prompt else [(len(text) - len(self.texts.completions(row)[0]), len(text))]
 
     def _placed(self, text: str, offsets: Sequence[Span], processed: _Processed, row: Row) -> list[bool]:
-        """True for what only the processor may place: marks, and all that a placeholder became, labels of tiles
-        included."""
+        """True for tokens that only the processor may place: marker tokens, and all tokens that a placeholder expands to,
+        tile labels included."""
         image = self.texts.image_token
         spans = [match.span() for match in re.finditer(re.escape(image), text)] if image and row.images else []
         inside = (any(start <= left and right <= end for start, end in spans) for left, right in offsets)
@@ -276,7 +279,8 @@ class Encoder:
         return [id in self.facts.modality_ids or kind != 0 or expanded for id, kind, expanded in tokens]
 
     def _shortened(self, group: Group, max_length: int | None) -> Group:
-        """Completions cut from their end to `max_length`, prompt included; `Completion.truncated` marks them."""
+        """The group with completions truncated so that prompt and completion fit `max_length`; `Completion.truncated` marks
+        them."""
         if max_length is None:
             return group
         room = max(max_length - len(group.prompt.ids), 0)
@@ -304,7 +308,7 @@ class Encoder:
         )
 
     def _process(self, text: str, row: Row) -> _Processed:
-        """The processor, run on this text and the row's images."""
+        """Run the processor on this text and the row's images."""
         where, special = f"row {row.index}", self._adds_special(text, row)
         if self.texts.is_bare:
             if row.images:
@@ -314,11 +318,13 @@ class Encoder:
         images = [decode(image, where=f"{where}, image {place}") for place, image in enumerate(row.images)]
         try:
             outputs = self.processor(
-                images=[images] if images else None,  # nested: one text's images, which some families tile otherwise
+                images=[images]
+                if images
+                else None,  # nested: the images of one text; some families tile a flat list differently
                 text=[text],
                 text_kwargs={
                     "add_special_tokens": special,
-                    "return_tensors": None,  # several processors cannot make tensors of where they expanded
+                    "return_tensors": None,  # several processors cannot return replacement offsets as tensors
                     "return_mm_token_type_ids": True,
                     "return_offsets_mapping": True,
                     "return_text_replacement_offsets": True,
@@ -340,8 +346,8 @@ class Encoder:
         )
 
     def _prefix_offsets(self, text: str, spans: Sequence[Span] | None, processed: _Processed, row: Row) -> list[Span]:
-        """Offsets for processors that do not say what they expanded: run on prefixes, exact where spans begin and
-        end."""
+        """Offsets for processors that do not return replacement offsets. The processor runs on prefixes, so offsets are
+        exact only at span boundaries."""
         bounds = sorted({0, len(text), *(bound for span in spans or () for bound in span)})
         offsets: list[Span] = []
         for start, end in pairwise(bounds):
@@ -362,7 +368,7 @@ class Encoder:
 
     def _adds_special(self, text: str, row: Row) -> bool:
         if self.texts.is_bare and not isinstance(row.prompt or row.completions[0], str):
-            return False  # a tokenizer's template says it all; a processor's only where it writes the first token
+            return False  # a tokenizer's template writes all special tokens; a processor's may leave out the first
         first = self.tokenizer.bos_token
         return first is None or not text.startswith(first)
 

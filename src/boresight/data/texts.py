@@ -16,8 +16,8 @@ from boresight.types import Conversation, Message, ModelFacts, Row
 class Texts:
     """Renders rows as the processor expects them, one placeholder for each image.
 
-    The chat template is never edited. In a string prompt every image needs the family's `placeholder`; where the
-    string has none, they are put in front of it.
+    The chat template is never edited. In a string prompt every image needs the family's `placeholder`. If the string
+    has none, the placeholders are put before it.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Texts:
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
 
     def prompt(self, row: Row) -> str:
-        """The prompt, with the generation prompt; after an assistant's last message it goes on with that message."""
+        """The prompt with the generation prompt. If the last message is the assistant's, the completion continues it."""
         if isinstance(row.prompt, str):
             return self._with_placeholders(row.prompt, row)
         self._check(row.prompt, row)
@@ -37,7 +37,7 @@ class Texts:
         return self.render(row.prompt, row, add_generation_prompt=not continues, continue_final_message=continues)
 
     def completions(self, row: Row) -> list[str]:
-        """What each completion adds to the prompt's text, its end token included."""
+        """The text that each completion adds to the prompt, its end token included."""
         return [self._completion(completion, row) for completion in row.completions]
 
     def conversation(self, row: Row) -> str:
@@ -47,7 +47,7 @@ class Texts:
         return self.render(joined(row.prompt, row.completions[0]), row)
 
     def produced(self, row: Row, messages: Sequence[Message], start: int) -> list[Span]:
-        """Where the assistant's turns stand in the rendered `messages`, from message `start` on."""
+        """The spans of the assistant's turns in the rendered `messages`, from message `start` on."""
         return produced_spans(
             [message["role"] for message in messages],
             lambda count, generation: self.render(messages[:count], row, add_generation_prompt=generation),
@@ -78,17 +78,17 @@ class Texts:
 
     @property
     def image_token(self) -> str | None:
-        """What the processor replaces by an image's tokens."""
+        """The token that the processor replaces with an image's tokens."""
         return getattr(self.processor, "image_token", None)
 
     @property
     def end_id(self) -> int:
-        """What ends a completion that the template does not end."""
+        """The id that ends a completion when the template adds no end token."""
         return self.facts.stop_ids[0] if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
 
     @cached_property
     def placeholder(self) -> str:
-        """What stands for one image in a string prompt: the image token with the family's marks around it."""
+        """The text of one image in a string prompt: the image token with the family's marker tokens around it."""
         image = self.image_token
         if image is None or not self._has_template:
             return image or ""
@@ -105,7 +105,7 @@ class Texts:
 
     @cached_property
     def reserved(self) -> tuple[str, ...]:
-        """Marks that only a template or a processor may place; written as text they would be taken for images."""
+        """Marker tokens that only a template or processor may place. The processor would read them in text as images."""
         named = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
         added = [mark for mark, id in self.tokenizer.get_added_vocab().items() if id in self.facts.modality_ids]
         return tuple(dict.fromkeys(mark for mark in (*named, *added) if mark))
@@ -124,8 +124,8 @@ class Texts:
             there = whole[max(len(before) - 40, 0) : len(before)]
             raise DataError(
                 f"row {row.index}: the chat template renders the prompt differently once its completion follows: "
-                f"alone it ends {before[-40:]!r}, but there stands {there!r}. Pass chat_template_kwargs under which "
-                "they agree (such as enable_thinking=False), or give prompt and completion as strings."
+                f"alone it ends with {before[-40:]!r}, but before a completion with {there!r}. Pass chat_template_kwargs "
+                "that make them agree (such as enable_thinking=False), or give prompt and completion as strings."
             )
         return whole[len(before) :]
 
@@ -138,13 +138,13 @@ class Texts:
         if not present == len(row.images) == text.count(self.placeholder):
             raise ImageError(
                 f"row {row.index}: the prompt has the placeholder {self.placeholder!r} "
-                f"{text.count(self.placeholder)} time(s) for {len(row.images)} image(s). Write one for each, or "
-                "none: then they are put before the text."
+                f"{text.count(self.placeholder)} time(s) for {len(row.images)} image(s). Write one for each image, or "
+                "write none: boresight then puts them before the text."
             )
         return text
 
     def _check(self, content: str | Conversation, row: Row, *, allowed: Sequence[str] = ()) -> None:
-        """No text may pretend to be an image."""
+        """Raise if a text contains a marker token of an image."""
         texts = [content] if isinstance(content, str) else _written(content)
         for mark in self.reserved:
             if mark not in allowed and any(mark in text for text in texts):
@@ -155,7 +155,7 @@ class Texts:
 
 
 def joined(prompt: str | Conversation, completion: str | Conversation) -> list[Message]:
-    """A conversation and what follows it, as one; an empty prompt adds nothing."""
+    """Prompt and completion as one conversation; an empty prompt adds nothing."""
     return [*prompt, *completion]  # pyright: ignore[reportReturnType]
 
 
@@ -164,5 +164,5 @@ def _written(conversation: Conversation) -> list[str]:
 
 
 def _flat(message: Message) -> dict[str, Any]:
-    """The message as templates of text-only tokenizers take it."""
+    """The message in the format that templates of text-only tokenizers expect."""
     return {**message, "content": "".join(part["text"] for part in message["content"] if part["type"] == "text")}

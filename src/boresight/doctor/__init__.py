@@ -1,1 +1,1 @@
-"""What can be known before training."""
+"""Checks of a model before training."""

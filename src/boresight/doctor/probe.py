@@ -1,4 +1,4 @@
-"""Checks of a model before training, on made-up images: every way that boresight takes must give the same numbers."""
+"""Checks of a model before training, on made-up images: all of boresight's ways to compute a number must agree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from boresight.modules import evaluating, matching_arguments, unwrap
 from boresight.types import Completion, Group, LayoutName, ModelFacts, Prompt
 
 LENGTHS = (5, 3)
-"""Numbers of tokens of the two completions of every made-up prompt."""
+"""The lengths in tokens of every made-up prompt's two completions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Bounds:
     gradient: float
     """Relative to a parameter's norm."""
     image: float = 1e-3
-    """In nats: the smallest change that another image must make."""
+    """In nats: the smallest change of log-probabilities that another image must cause."""
 
 
 FLOAT32 = Bounds(logp=1e-4, gradient=1e-3)
@@ -94,11 +94,11 @@ def probe(model: str | Path | nn.Module, processor: Any = None) -> Report:
     """Run all checks on a model: three prompts, two of them with images of the same size, and two completions of each.
 
     Args:
-        model: a hub id or folder, loaded in float32 so that the bounds are tight; or a loaded model, which is left as it is.
+        model: a hub id or folder, loaded in float32 so that the bounds are tight; or a loaded model, which is not changed.
         processor: a processor or tokenizer; None loads the one in the model's folder.
 
     Raises:
-        ModelError: there is no such model or processor, or it names no stop token.
+        ModelError: the model or processor does not exist, or names no stop token.
         DataError: the processor cannot prepare a prompt with an image.
     """
     loaded = load_model(model) if isinstance(model, nn.Module) else load_model(model, dtype="float32")
@@ -159,7 +159,7 @@ def _made_up_groups(processor: Any, facts: ModelFacts) -> list[Group]:
 
 
 def _noise(size: tuple[int, int], generator: torch.Generator) -> Image.Image:
-    """Blocks of colour: unlike fine noise, they survive any resizing."""
+    """Random blocks of colour. Unlike fine noise, they survive any resizing."""
     width, height = size
     pixels = torch.randint(0, 256, (4, 4, 3), dtype=torch.uint8, generator=generator)
     return Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.NEAREST)
@@ -199,7 +199,7 @@ def _at_most(name: str, figure: float, bound: float, *, required: bool = True) -
 
 @torch.no_grad()
 def _check_head(model: PreTrainedModel, group: Group, bounds: Bounds) -> Check:
-    """boresight's head, which runs in chunks, against the logits of the model's own forward."""
+    """Compare boresight's chunked head with the logits of the model's own forward."""
     seen: list[Tensor] = []
     hook = model.base_model.register_forward_hook(
         lambda module, arguments, output: seen.append(output.last_hidden_state[0])
@@ -217,7 +217,7 @@ def _check_head(model: PreTrainedModel, group: Group, bounds: Bounds) -> Check:
 
 
 def _check_rows(model: nn.Module, facts: ModelFacts, groups: Sequence[Group], bounds: Bounds) -> list[Check]:
-    """The layout "rows", with ready image features, positions and padding, against one plain forward for each completion."""
+    """Compare the layout "rows" (ready image features, positions, padding) with one plain forward per completion."""
     inner = unwrap(model)
     with torch.no_grad():
         found = GroupForward(model, facts, layout="rows")(groups).logp
@@ -229,7 +229,7 @@ def _check_rows(model: nn.Module, facts: ModelFacts, groups: Sequence[Group], bo
 def _check_shared(
     model: nn.Module, facts: ModelFacts, groups: Sequence[Group], bounds: Bounds, *, required: bool
 ) -> list[Check]:
-    """The shared layout against rows: values, and gradients of what is small enough to keep twice."""
+    """Compare the shared layout with rows: log-probabilities, and gradients of the parameters small enough to keep twice."""
     try:
         found, gradients = _values_and_gradients(GroupForward(model, facts, layout="shared"), groups)
     except (UserError, RuntimeError, TypeError) as error:
@@ -291,7 +291,7 @@ def _plain_logp(model: PreTrainedModel, group: Group, completion: Completion) ->
 
 
 def _values_and_gradients(forward: GroupForward, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
-    """Log-probabilities, and the gradients of their uneven sum with respect to the trainable vectors (gains and biases)."""
+    """Log-probabilities, and the gradients of their weighted sum with respect to the trainable vectors (gains and biases)."""
     vectors = [parameter for parameter in forward.outer.parameters() if parameter.requires_grad and parameter.ndim == 1]
     logp = forward(groups).logp
     weights = torch.linspace(-1.0, 2.0, logp.numel(), device=logp.device).view_as(logp)
@@ -302,7 +302,7 @@ def _values_and_gradients(forward: GroupForward, groups: Sequence[Group]) -> tup
 
 
 def _worst_gradient(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference relative to a gradient's norm, or to a thousandth of the median norm where its own is close to zero."""
+    """The largest difference relative to a gradient's norm, or to a thousandth of the median norm if its own is smaller."""
     norms = torch.stack([gradient.norm() for gradient in expected])
     floor = 1e-3 * norms[norms > 0].median()
     apart = torch.stack([(one - other).norm() for one, other in zip(found, expected, strict=True)])

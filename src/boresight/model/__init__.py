@@ -2,14 +2,14 @@
 
 load       a model and its processor, and the facts that other rooms need
 vision     images through the vision tower, once each
-positions  where every token of a group stands
-packing    groups laid into one row
-attention  branches that attend to their prompt and to themselves; merged_attention does it faster on a CPU
-layouts    the two ways to run groups through a model, and which of them a model gets
+positions  position ids of every token of a group
+packing    groups packed into one row
+attention  branches that attend to their prompt and to themselves; merged_attention does the same faster on a CPU
+layouts    the two ways to run groups through a model, and the choice between them
 head       hidden states to log-probabilities, in chunks
-forward    the one function that all passes of all methods go through
+forward    the one function that all forward passes of all methods use
 reference  the model that the policy is compared with
-export     the policy's weights as its saved folder names them; adapter_export: its LoRA factors
+export     the policy's weights under the names of its saved folder; adapter_export: its LoRA factors
 
-What is special about a family of models stands in `boresight.families`, one record each.
+`boresight.families` has one record per model family of what is special about it.
 """

@@ -1,4 +1,4 @@
-"""The policy's LoRA adapter as an engine takes it: what leaves the trainer when nothing else is trained."""
+"""The policy's LoRA adapter in the form that an engine loads. It is all that the trainer sends when nothing else is trained."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ WAY_OUT = "set vllm_lora_sync='merged'"
 
 
 class PolicyAdapter:
-    """Factors of every module that a policy's active LoRA adapter changes, under the names of the policy's saved folder.
+    """The LoRA factors of every module that a policy's active adapter changes, under the names of the policy's saved folder.
 
     Args:
         model: the policy, wrapped by DDP and PEFT.
 
     Raises:
-        ConfigError: there is no adapter, it is more than a pair of factors for linear modules, or something else is trained too.
+        ConfigError: the policy has no adapter, the adapter is not plain LoRA on linear modules, or other weights are trained too.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -33,10 +33,10 @@ class PolicyAdapter:
         layers: dict[str, Any] = {name: module for name, module in modules if isinstance(module, BaseTunerLayer)}
         if not layers:
             raise ConfigError(
-                f"vllm_lora_sync='adapter' sends an adapter, and the policy has none: train one (use_peft), or {WAY_OUT}."
+                f"vllm_lora_sync='adapter' sends an adapter, but the policy has none: train one (use_peft), or {WAY_OUT}."
             )
         self._layers: dict[str, tuple[Any, str]] = {}
-        """Saved name of a module → its layer, and the adapter that is active in it."""
+        """Saved name of a module → its layer and the name of its active adapter."""
         self.images = False
         own: set[int] = set()
         weights = PolicyWeights(model, adapters=False)
@@ -45,15 +45,15 @@ class PolicyAdapter:
             saved = weights.saved_names(f"{name}.weight")
             if len(saved) != 1 or not saved[0].endswith(".weight"):
                 raise ConfigError(
-                    f"{name} is saved in other pieces ({', '.join(saved)}), so its adapter cannot be named: {WAY_OUT}."
+                    f"{name} is saved as other tensors ({', '.join(saved)}), so its adapter has no name: {WAY_OUT}."
                 )
             self._layers[saved[0].removesuffix(".weight")] = layer, adapter
             self.images |= weights.listed[saved[0]].images
             own |= {id(part.weight) for part in (layer.lora_A[adapter], layer.lora_B[adapter])}
         if further := [name for name, value in base.named_parameters() if value.requires_grad and id(value) not in own]:
             raise ConfigError(
-                f"vllm_lora_sync='adapter' sends the adapter alone, but {further[0]} is trained as well "
-                f"({len(further)} tensors beside it): {WAY_OUT}."
+                f"vllm_lora_sync='adapter' sends only the adapter, but {further[0]} is trained as well "
+                f"({len(further)} tensors besides the adapter): {WAY_OUT}."
             )
 
     @property
@@ -68,17 +68,17 @@ class PolicyAdapter:
 
 
 def _active(name: str, layer: Any) -> str:
-    """The adapter that is active in a layer, once it is known to be a plain pair of factors."""
+    """The name of a layer's active adapter, after a check that it is plain LoRA."""
     active = [each for each in layer.active_adapters if each in getattr(layer, "lora_A", {})]
     if not isinstance(layer, Linear) or len(active) != 1:
         kind = type(layer).__name__
         raise ConfigError(
-            f"{name} ({kind}, active: {', '.join(active) or 'none'}) is no linear module with one LoRA adapter, which is all that vLLM "
-            f"serves: {WAY_OUT}."
+            f"{name} ({kind}, active: {', '.join(active) or 'none'}) is not a linear module with one LoRA adapter, and vLLM serves "
+            f"nothing else: {WAY_OUT}."
         )
     if layer.lora_variant.get(active[0]) is not None or layer.lora_bias.get(active[0]):
         variant = type(layer.lora_variant.get(active[0])).__name__.removesuffix("LinearVariant")
         raise ConfigError(
-            f"{name}: vLLM serves plain LoRA, and this adapter is more ({variant if variant != 'NoneType' else 'a bias'}): {WAY_OUT}."
+            f"{name}: vLLM serves only plain LoRA, but this adapter uses {variant if variant != 'NoneType' else 'a bias'}: {WAY_OUT}."
         )
     return active[0]

@@ -1,11 +1,11 @@
 """Branches that attend to their prompt and to themselves, without an L×L mask and without editing a model class.
 
-transformers looks attention functions up by name. `install` gives a text model the name `branch_<its own>`: with a `BranchTable`
-among the forward's keyword arguments the function below runs, without one the model's own does. So one model serves shared rows,
-ordinary rows and generation alike, and gradient checkpointing, which carries keyword arguments, recomputes the right thing.
+transformers looks up attention functions by name. `install` sets a text model's attention to `branch_<its own>`. If the forward's
+keyword arguments contain a `BranchTable`, the function below runs; otherwise the model's own does. So one model serves shared rows,
+ordinary rows and generation, and gradient checkpointing works, because it passes keyword arguments on.
 
-Attention of a packed row is two calls, whatever the number of groups: all prompts with themselves, and all branches with their
-prompt and themselves. On a CPU, full attention goes in flash pieces instead (`model/merged_attention.py`), which is faster.
+Attention over a packed row takes two SDPA calls, whatever the number of groups: all prompts with themselves, and all branches with
+their prompt and themselves. On a CPU, full attention uses flash kernels instead (`model/merged_attention.py`), which is faster.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ Masks = tuple[PromptMask | None, BranchMask]
 
 @dataclass(slots=True, eq=False)
 class BranchTable:
-    """Which places of a row make up which prompt and which branch, as rectangles padded on the right.
+    """The indices in a packed row of every prompt and branch, as rectangles padded on the right.
 
-    A padded place of a prompt comes after all of its queries, so the causal mask hides it; of a branch, `branch_mask` hides it.
-    A lone completion (K = 1) shares its prompt with nobody: both are one causal sequence here, and count as a prompt.
+    A prompt's padding comes after all of its queries, so the causal mask hides it. `branch_mask` hides a branch's padding.
+    A single completion (K = 1) shares its prompt with no other: the two are one causal sequence, and are treated as a prompt.
     """
 
     prompts: Int[Tensor, "G P"]
-    """Places in the row; padding repeats place 0."""
+    """Indices in the row; padding repeats index 0."""
     branches: Int[Tensor, "B C"]
-    """Places in the row, of groups of two and more; padding repeats place 0."""
+    """Indices in the row, for groups of two or more; padding repeats index 0."""
     group: Int[Tensor, "B"]
     """The group of each branch."""
     prompt_lengths: Int[Tensor, "G"]
     spans: tuple[GroupSpan, ...]
     """The row's groups."""
     restore: Int[Tensor, "L"]
-    """Where each place of the row is found among the padded prompts followed by the padded branches."""
+    """The index of each token of the row among the padded prompts followed by the padded branches."""
     blocks: Int[Tensor, "G P"] | None = None
-    """Where an image's tokens see one another both ways: the number of the image each place belongs to, else −1."""
+    """For models whose image tokens attend bidirectionally: the number of the image that each token belongs to, or −1."""
     visits: int = 0
-    """Layers that used the table: a model that drops keyword arguments on the way would leave it at 0."""
+    """How many layers used the table. It stays 0 if the model drops keyword arguments before its attention."""
     _masks: dict[int | None, Masks] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: PackedRow, *, image_blocks: bool = False) -> BranchTable:
-        """The table of a packed row; `image_blocks` where an image's tokens attend both ways."""
+        """The table of a packed row; set `image_blocks` if an image's tokens attend bidirectionally."""
         prompts, branches, group = [], [], []
         for number, span in enumerate(row.spans):
             lone = sum(span.branches) if len(span.branches) == 1 else 0
@@ -96,19 +96,19 @@ class BranchTable:
         return BranchTable(**moved, spans=self.spans)
 
     def masks(self, window: int | None) -> Masks:
-        """Masks of prompts, None where plain causal, and of branches: true where a query sees a key.
+        """The masks of prompts (None if plain causal) and of branches: true where a query attends to a key.
 
-        Built once per kind of layer.
+        Each window's masks are built once.
 
         Args:
-            window: of a sliding layer, how many tokens back a query sees, itself included.
+            window: how many tokens back a query of a sliding layer attends, itself included; None for full attention.
         """
         if window not in self._masks:
             self._masks[window] = (self._prompt_mask(window), self._branch_mask(window))
         return self._masks[window]
 
     def is_plain(self, window: int | None) -> bool:
-        """Whether every query sees all that comes before it, and nothing else."""
+        """Whether every query attends to all tokens before it, and to no others."""
         longest = max(span.prompt + max(span.branches, default=0) for span in self.spans)
         return self.blocks is None and (window is None or longest <= window)
 
@@ -123,7 +123,7 @@ class BranchTable:
             same = (self.blocks[:, :, None] == self.blocks[:, None]) & (self.blocks[:, None] >= 0)
             mask = mask | same
         if window is not None:
-            # Exactly as transformers draws it: the window bounds what lies behind, an image's block goes on ahead.
+            # As in transformers: the window limits attention to earlier tokens, but not to later tokens of an image's block.
             mask = mask & (distance < window)
         return (mask if mask.ndim == 3 else mask[None])[:, None]
 
@@ -141,7 +141,7 @@ class BranchTable:
 
 
 def _image_blocks(token_types: Int[Tensor, "L"], prompts: list[Tensor]) -> Int[Tensor, "G P"]:
-    """The number of each image's run of placeholders, −1 elsewhere and in padding."""
+    """The number of the image that each placeholder belongs to; −1 for other tokens and padding."""
     blocks = []
     for places in prompts:
         image = token_types[places] == 1
@@ -158,7 +158,7 @@ def packed_attention(
     scale: float,
     window: int | None,
 ) -> Float[Tensor, "1 L heads Dv"]:
-    """Attention of one packed row, rotary positions applied."""
+    """Attention over one packed row, after rotary embeddings."""
     if table.is_plain(window) and can_merge(query):
         repeats = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
@@ -174,10 +174,10 @@ def padded_attention(
     scale: float,
     window: int | None,
 ) -> Float[Tensor, "1 L heads Dv"]:
-    """The same in two SDPA calls on padded rectangles, for any device, window and pattern of images."""
+    """As `packed_attention`, in two SDPA calls on padded rectangles, for any device, window and image blocks."""
     repeats = query.shape[1] // key.shape[1]
     prompt_mask, branch_mask = table.masks(window)
-    # [L, heads, D], so that a table of places picks rows.
+    # [L, heads, D], so that indices select tokens.
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     prompt_query, prompt_key, prompt_value = (states[table.prompts].transpose(1, 2) for states in (query, key, value))
     own_query, own_key, own_value = (states[table.branches].transpose(1, 2) for states in (query, key, value))
@@ -203,7 +203,7 @@ def padded_attention(
 
 
 def _dispatch(own: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The attention function that transformers calls: ours when a table came along, the model's own otherwise."""
+    """The attention function that transformers calls: ours if it receives a table, the model's own otherwise."""
 
     def attend(
         module: nn.Module,
@@ -224,7 +224,7 @@ def _dispatch(own: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[...,
             raise ModelError("Attention dropout would differ between a shared prompt and its repetitions: set it to 0.")
         if options.get("softcap") is not None or options.get("s_aux") is not None:
             raise ModelError(
-                f"{type(module).__name__} caps its attention scores or gives them a sink: use layout='rows'."
+                f"{type(module).__name__} caps its attention scores or has attention sinks: use layout='rows'."
             )
         branches.visits += 1
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -234,10 +234,10 @@ def _dispatch(own: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[...,
 
 
 def install(model: PreTrainedModel) -> None:
-    """Send the text model's attention, and only that, through this file. Calling it twice changes nothing.
+    """Route the text model's attention, and no other, through this file. A second call changes nothing.
 
     Raises:
-        ModelError: the model was loaded with eager attention, which each model class defines for itself.
+        ModelError: the model was loaded with eager attention, which each model class defines itself.
     """
     config = model.get_decoder().config
     own: str = config._attn_implementation or "eager"

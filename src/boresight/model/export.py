@@ -1,4 +1,4 @@
-"""The policy's weights as its saved folder would name them: what leaves the trainer for an engine."""
+"""The policy's weights under the names of its saved folder, which the trainer sends to an engine."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from boresight.modules import unwrap
 from boresight.types import Weight
 
 Tensors = dict[str, Callable[[], Tensor]]
-"""Module name → a tensor, made when asked for: a merged adapter layer costs memory."""
+"""Tensor name → a function that returns the tensor. Tensors are made on demand, because a merged adapter layer costs memory."""
 
 
 class PolicyWeights:
     """Names, parts and tensors of a policy as `save_pretrained` would write them, adapters merged or left out.
 
-    Families are saved under other names than their modules have, and in other pieces; engines read the saved ones. Tied tensors are
-    listed once.
+    Saved names differ from module names in many families, and saved tensors may be split or fused. Engines read the saved ones.
+    Tied tensors are listed once.
 
     Args:
-        model: the policy, wrapped by DDP and PEFT or not.
-        adapters: whether they are in the tensors. Without them, nothing of what is left is trained.
+        model: the policy, with or without DDP and PEFT wrappers.
+        adapters: whether adapters are merged into the tensors. Without them, no listed tensor is trained.
     """
 
     def __init__(self, model: nn.Module, *, adapters: bool = True) -> None:
@@ -49,11 +49,11 @@ class PolicyWeights:
                 self.listed[saved] = Weight(before.trained or weight.trained, before.images or weight.images)
 
     def saved_names(self, name: str) -> Sequence[str]:
-        """What a tensor of the model without adapters is called in its saved folder: one name, or those of its pieces."""
+        """The saved name of a tensor of the model without adapters, or the names of its parts if it is split."""
         return self._saved_names[name]
 
     def tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of these names, layer by layer, as they are now."""
+        """The current tensors with these names, layer by layer."""
         base, names = unwrap(self.model), set(names)
         for _, group in groupby(_plain(base, self.adapters).items(), key=lambda item: _layer(item[0])):
             wanted = {name: make().detach() for name, make in group if not names.isdisjoint(self._saved_names[name])}
@@ -63,7 +63,7 @@ class PolicyWeights:
 
 
 def _plain(base: PreTrainedModel, adapters: bool) -> Tensors:
-    """Tensors under the names of the model without adapters, in the order of its modules, without those tied to others."""
+    """Tensors under the names of the model without adapters, in module order, without tied copies."""
     tensors: Tensors = {}
     adapted: dict[str, Tensors] = {}
     for name, module in base.named_modules():
@@ -91,7 +91,7 @@ def _bare(layer: BaseTunerLayer) -> Tensors:
 
 
 def _merged(layer: BaseTunerLayer) -> Tensors:
-    """A layer's tensors with its active adapters in them. The layer itself is left as it is: merging and unmerging would round."""
+    """A layer's tensors with its active adapters merged. A copy is merged, because merging and unmerging the layer would round."""
     made: dict[str, Tensor] = {}
 
     def merged(key: str) -> Tensor:
@@ -105,7 +105,7 @@ def _merged(layer: BaseTunerLayer) -> Tensors:
 
 
 def _trained(base: PreTrainedModel) -> set[str]:
-    """Plain names of tensors that training moves."""
+    """Plain names of the tensors that training changes."""
     trained = set()
     modules: Any = base.named_modules()
     for name, module in modules:
@@ -119,13 +119,13 @@ def _trained(base: PreTrainedModel) -> set[str]:
 
 
 def _text_prefixes(base: PreTrainedModel) -> tuple[str, ...]:
-    """Where the modules stand that images' features do not depend on: the decoder and the head."""
+    """Name prefixes of the modules that image features do not depend on: the decoder and the head."""
     text = [base.get_decoder(), base.get_output_embeddings()]
     return tuple(f"{name}." for name, module in base.named_modules() if any(module is each for each in text))
 
 
 def _layer(name: str) -> str:
-    """What stands before the first number: tensors of one layer are converted together, and one layer after the other."""
+    """The name up to and including the first number. Tensors of one layer are converted together."""
     parts = name.split(".")
     place = next((index for index, part in enumerate(parts) if part.isdigit()), None)
     return "" if place is None else ".".join(parts[: place + 1])

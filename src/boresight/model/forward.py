@@ -1,4 +1,4 @@
-"""The one function that all passes of all methods go through: groups in, log-probabilities of their completions out."""
+"""The one function that all forward passes of all methods use: groups in, log-probabilities of their completions out."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from boresight.types import Group, Ids, LayoutName, ModelFacts, TokenStats
 class GroupForward:
     """Log-probabilities of groups under one model. The model's class is never edited; see `attention.install`.
 
-    Other code uses the call and the attributes below; all else is private.
+    Other code uses only the call and the attributes below.
 
     Args:
         model: as loaded, or wrapped by PEFT.
-        facts: what `load.model_facts` says of it.
+        facts: from `load.model_facts`.
         layout: `"shared"`, `"rows"`, or `"auto"`: see `layouts.choose_layout`.
         max_logit_bytes: see `head.token_logp`.
         max_cache_gib: see `vision.VisionEncoder`.
 
     Attributes:
-        outer: the model as it was given: what is trained, saved, and switched between modes.
+        outer: the model as passed, which is trained, saved, and switched between modes.
         model: the transformers model inside it, adapters in its layers.
-        facts: as given.
-        layout: the one that was chosen.
-        max_logit_bytes: as given.
-        vision: encodes images and keeps their features; a frozen copy of the model may be given the same one.
-        counts: work done so far: vision_encodes, prompt_tokens, completion_tokens, padded_tokens; and what prompts and images would have
-            taken with nothing shared, every completion a row with its own: unshared_vision_encodes, unshared_prompt_tokens. Whoever
-            reports them clears them.
+        facts: as passed.
+        layout: the chosen layout.
+        max_logit_bytes: as passed.
+        vision: encodes images and caches their features; a frozen copy of the model may share it.
+        counts: work done so far: vision_encodes, prompt_tokens, completion_tokens, padded_tokens; and the work that prompts and images
+            would take if every completion had a row of its own: unshared_vision_encodes, unshared_prompt_tokens. The caller that
+            reports the counts clears them.
     """
 
     outer: nn.Module
@@ -64,7 +64,7 @@ class GroupForward:
     ) -> None:
         if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
             raise ModelError(
-                f"{model.active_peft_config.peft_type} puts prompts of its own before ours; use LoRA or the like."
+                f"{model.active_peft_config.peft_type} puts its own prompts before ours: use LoRA or a similar method."
             )
         self.outer = model
         self.model = unwrap(model)
@@ -91,11 +91,11 @@ class GroupForward:
         """Log-probabilities of every completion of every group, in order.
 
         Args:
-            temperature: the sampler's; 1 for data that nobody sampled.
-            ban_modalities: give ids that only the processor may place no probability, as samplers do.
+            temperature: the sampler's; 1 for data that was not sampled.
+            ban_modalities: give zero probability to ids that only the processor may place, as samplers do.
             entropy: also return entropies; `entropy_grad` lets them carry a gradient.
             collision: also return log Σ p² of every token's distribution.
-            wrapped: the same model inside DDP or the like, when its hooks must see this forward.
+            wrapped: the same model inside DDP or another wrapper, if the wrapper's hooks must see this forward.
         """
 
         def forward() -> TokenStats:
@@ -123,8 +123,8 @@ class GroupForward:
             return {}
         if "mm_encoder_outputs" not in self._accepts:
             raise ModelError(
-                f"{type(self.model).__name__} takes no image features (mm_encoder_outputs), so its images could not be encoded once: "
-                "boresight does not train it."
+                f"{type(self.model).__name__} takes no image features (mm_encoder_outputs), so images cannot be encoded only once: "
+                "boresight does not support it."
             )
         return {"mm_encoder_outputs": {"image": join_features(self.vision(with_images))}}
 
@@ -133,7 +133,7 @@ class GroupForward:
         return torch.tensor(ids, device=next(self.model.parameters()).device) if ids else None
 
     def _stats(self, found: Predictions, **options: Any) -> TokenStats:
-        """The head's results, each at its token's place."""
+        """The head's results, each at the index of its token."""
         results = token_logp(self._head, found.hidden, found.targets, max_logit_bytes=self.max_logit_bytes, **options)
         logp, *rest = (
             None if values is None else values.new_zeros(found.mask.shape).masked_scatter(found.mask, values)
@@ -151,7 +151,7 @@ class GroupForward:
 
 @contextmanager
 def _redirected(module: nn.Module, forward: Callable[[], TokenStats]) -> Iterator[None]:
-    """For one call, `module(…)` runs `forward`: so a wrapper's own forward, with its hooks, is what calls it."""
+    """For one call, `module(…)` runs `forward`, so that a wrapper's own forward, with its hooks, calls it."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:

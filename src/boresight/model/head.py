@@ -14,17 +14,17 @@ from transformers import PreTrainedModel
 from boresight.errors import ModelError
 
 MAX_LOGIT_BYTES = 2**28
-"""Logits that may be alive at once, float32. 256 MiB holds 2,048 tokens of a vocabulary of 32,768."""
+"""Most bytes of float32 logits in memory at once. 256 MiB holds 2,048 tokens of a vocabulary of 32,768."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The language-model head with all that stands between a hidden state and a probability.
+    """The language-model head: all steps from a hidden state to logits.
 
     Args:
         project: the output embeddings: tied or not, with or without LoRA.
         scale: multiplies the logits (Cohere, Granite).
-        soft_cap: squeezes logits into ±soft_cap by tanh (Gemma 2).
+        soft_cap: limits logits to ±soft_cap by tanh (Gemma 2).
     """
 
     project: nn.Module
@@ -35,8 +35,8 @@ class Head:
     def of(cls, model: PreTrainedModel) -> Head:
         """The head of a transformers model.
 
-        Where its text config names a scale or a cap, the model itself is asked what it makes of them: some classes drop them
-        (Aya Vision, PaliGemma 2), and HyperCLOVA X multiplies by what Granite divides by.
+        If its text config has a scale or a cap, the model's own logits decide how it is applied. Some classes ignore them
+        (Aya Vision, PaliGemma 2), and HyperCLOVA X multiplies by the value that Granite divides by.
 
         Raises:
             ModelError: the model does something else with its logits.
@@ -59,7 +59,7 @@ class Head:
             if torch.allclose(head.logits(hidden), logits, rtol=1e-2, atol=1e-2 * logits.abs().max().item()):
                 return head
         raise ModelError(
-            f"{type(model).__name__} does something to its logits that neither its scale nor its cap explains."
+            f"{type(model).__name__} changes its logits in a way that neither its scale nor its cap explains."
         )
 
     def logits(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
@@ -74,10 +74,10 @@ class Head:
 
 @torch.no_grad()
 def _own_logits(model: PreTrainedModel) -> tuple[Float[Tensor, "4 H"], Float[Tensor, "4 V"]]:
-    """Made-up hidden states, and the logits that the model's own forward makes of them."""
+    """Random hidden states, and the logits that the model's own forward computes from them."""
     head: Any = model.get_output_embeddings()
     weight = head.weight
-    # Large enough for a cap to bend them.
+    # Large enough for a cap to have an effect.
     hidden = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight) * 8
     ids = torch.zeros(1, len(hidden), dtype=torch.long, device=weight.device)
 
@@ -93,16 +93,16 @@ def _own_logits(model: PreTrainedModel) -> tuple[Float[Tensor, "4 H"], Float[Ten
 
 
 class TokenLogp(NamedTuple):
-    """The distributions that N tokens come from, each at its token."""
+    """Statistics of the distributions that N tokens come from, one entry per token."""
 
     logp: Float[Tensor, "N"]
     """In nats, float32."""
     entropy: Float[Tensor, "N"] | None
-    """In nats, float32; None when not asked for."""
+    """In nats, float32; None if not requested."""
     greedy: Bool[Tensor, "N"] | None
-    """Whether the token is the likeliest; None without entropy."""
+    """Whether the token is the most likely one; None without entropy."""
     log_collision: Float[Tensor, "N"] | None
-    """log Σ_v p_v², in nats; None when not asked for."""
+    """log Σ_v p_v², in nats; None if not requested."""
 
 
 def token_logp(
@@ -119,8 +119,8 @@ def token_logp(
 ) -> TokenLogp:
     """Log-probability of each target, and the entropy of the distribution it was sampled from.
 
-    Chunks of logits are computed, used and dropped; when they do not all fit in `max_logit_bytes` at once, the backward pass computes
-    each again.
+    Each chunk of logits is computed, used and freed. If all chunks together exceed `max_logit_bytes`, the backward pass recomputes
+    each.
 
     Args:
         hidden: final hidden states.

@@ -1,7 +1,7 @@
 """The two ways to run groups through a model. They give the same numbers.
 
-`SharedLayout` runs a prompt once with its completions as branches. `RowsLayout` repeats it for every completion, as every other trainer
-does: tests compare the first with it, and models whose layers cannot branch fall back on it.
+`SharedLayout` runs a prompt once with its completions as branches. `RowsLayout` repeats the prompt for every completion, as other
+trainers do. Tests compare the first with the second, and models whose layers cannot branch use the second.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """What a forward pass of the model without its head leaves of groups."""
+    """The result for groups of a forward pass of the model without its head."""
 
     hidden: Float[Tensor, "N H"]
     """The hidden state that predicts each counted token."""
     targets: Int[Tensor, "N"]
     """The id of each counted token."""
     mask: Mask
-    """[B, T] true where a token counts; its N true places, row by row, are the order of the others."""
+    """[B, T] true where a token counts; `hidden` and `targets` follow the order of its N true entries, row by row."""
     num_padded: int = 0
-    """Tokens that were computed for nothing."""
+    """How many padding tokens were computed."""
 
 
 class Layout(ABC):
@@ -57,7 +57,7 @@ class Layout(ABC):
 
     @abstractmethod
     def prompts(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups, each as often as its prompt runs: whose images' features are wanted, and in which order."""
+        """The groups, each repeated as often as its prompt runs, in the order in which image features are needed."""
 
     @abstractmethod
     def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
@@ -87,7 +87,7 @@ class SharedLayout(Layout):
         hidden = self.model.base_model(
             input_ids=row.ids[None].to(device),
             position_ids=(row.positions[None] if row.positions.ndim == 1 else row.positions[:, None]).to(device),
-            # A 4-D mask is passed on as it is, and the table takes its place: no L×L mask is built.
+            # transformers passes a 4-D mask on unchanged, and the table replaces it, so no L×L mask is built.
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
             use_cache=False,
             branches=table,
@@ -104,7 +104,7 @@ class RowsLayout(Layout):
     """One padded row for each completion, its prompt before it.
 
     Args:
-        pad_id: what fills a row; no token sees it.
+        pad_id: the padding id; no token attends to it.
     """
 
     name: ClassVar[LayoutName] = "rows"
@@ -146,7 +146,7 @@ class RowsLayout(Layout):
         )
 
     def _further_inputs(self, groups: Sequence[Group], types: Int[Tensor, "B L"]) -> dict[str, Tensor]:
-        """What the model reads besides ids and features: M-RoPE models work out positions from token types and images' grids."""
+        """The model's inputs besides ids and features. M-RoPE models compute positions from token types and image grids."""
         inputs = dict.fromkeys(self.family.token_types, types)
         for name in self.family.inputs_beside_features:
             if found := [group.prompt.vision[name] for group in self.prompts(groups) if name in group.prompt.vision]:
@@ -155,29 +155,29 @@ class RowsLayout(Layout):
 
 
 def why_not_shared(model: PreTrainedModel) -> str | None:
-    """What keeps a model from the shared layout, or None when nothing does."""
+    """Why a model cannot use the shared layout, or None if it can."""
     config = model.get_decoder().config
     if (reason := why_no_branches(config)) is not None:
         return reason
     accepts = inspect.signature(model.base_model.forward).parameters
     if config._attn_implementation == "eager":
-        return "it was loaded with eager attention, which each model class defines for itself; 'sdpa' can share"
+        return "it was loaded with eager attention, which each model class defines itself; 'sdpa' can share"
     if "mm_encoder_outputs" not in accepts:
         return "its forward takes no image features (mm_encoder_outputs)"
     if getattr(model, "_is_stateful", False):
-        return "it carries a state from token to token, which a mask cannot branch"
+        return "it has a recurrent state, which cannot branch"
     if getattr(config, "use_bidirectional_attention", None) or (
         "token_type_ids" in accepts and not family_of(model.config.model_type).image_blocks
     ):
-        return "some of its tokens see what comes after them, in a pattern of its own"
+        return "some of its tokens attend to later tokens, in a pattern that boresight does not know"
     return None
 
 
 def choose_layout(model: PreTrainedModel, wanted: LayoutName | str, *, pad_id: int) -> Layout:
-    """The layout that the user wants; for `"auto"` the shared one where tests compare the model's family with plain transformers.
+    """The layout that the user chose. `"auto"` gives the shared one if tests compare the model's family with plain transformers.
 
     Raises:
-        ConfigError: there is no such layout, or the model cannot share.
+        ConfigError: the layout is unknown, or the model cannot share.
     """
     name = type(model).__name__
     if wanted not in ("auto", "shared", "rows"):
@@ -190,7 +190,7 @@ def choose_layout(model: PreTrainedModel, wanted: LayoutName | str, *, pad_id: i
     if wanted == "auto" and reason is None and not family_of(model.config.model_type).shares:
         reason = (
             "no test covers its family's shared layout; `boresight doctor --probe` checks whether the model can share, and "
-            "layout='shared' asks for it"
+            "layout='shared' enables it"
         )
     if reason is None:
         return SharedLayout(model)

@@ -23,23 +23,23 @@ from boresight.modules import unwrap
 from boresight.types import ModelFacts
 
 MODALITY_TOKENS = ("image", "video", "audio", "vision", "img", "boi", "eoi", "<row_")
-"""Parts of the names that configs and tokenizers give to ids which only a processor may place (`<row_1_col_2>` announces a tile)."""
+"""Parts of the names, in configs and tokenizers, of ids that only a processor may place (`<row_1_col_2>` labels a tile)."""
 
 WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
-"""Options of `from_pretrained` that say which files are meant, of a model as of its processor."""
+"""Options of `from_pretrained` that choose files, for a model and its processor alike."""
 
 
 def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "auto", **options: Any) -> nn.Module:
     """A model by hub id, folder or object.
 
     Args:
-        dtype: of the weights as loaded; `"auto"` keeps the checkpoint's. Trainable weights become float32 afterwards
-            (`promote_trainable`) unless a dtype is named here.
-        options: of `from_pretrained`, for ids and folders only.
+        dtype: the dtype to load weights in; `"auto"` keeps the checkpoint's. Trainable weights become float32 afterwards
+            (`promote_trainable`) unless a dtype is given here.
+        options: further arguments of `from_pretrained`, for ids and folders only.
 
     Raises:
-        ModelError: there is no such model, or it reads no images.
-        ConfigError: options were given beside a model that is already loaded.
+        ModelError: the model does not exist, or reads no images.
+        ConfigError: options were given for a model that is already loaded, or the dtype is unknown.
     """
     if isinstance(model, nn.Module):
         if dtype != "auto":
@@ -60,7 +60,9 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
             f"There is no model at {str(model)!r} (neither a folder nor a hub id that can be reached): {error}"
         ) from error
     except ValueError as error:
-        raise ModelError(f"{str(model)!r} is no vision-language model that transformers knows: {error}") from error
+        raise ModelError(
+            f"{str(model)!r} is not a vision-language model that transformers supports: {error}"
+        ) from error
 
 
 def load_processor(
@@ -68,17 +70,17 @@ def load_processor(
 ) -> ProcessorMixin:
     """The processor to use with a model.
 
-    A bare tokenizer is not enough for a model that reads images: the processor is loaded from the model's folder around it, and keeps that
-    tokenizer.
+    A bare tokenizer is not enough for a model that reads images. In that case the processor is loaded from the model's folder, and uses
+    the given tokenizer.
 
     Args:
         processing_class: a processor, a tokenizer, or None.
-        model: names its own origin when `source` is None.
-        source: where the model came from.
-        options: with which it was loaded. Those that say which files are meant, and whether their code may run, hold for the processor too.
+        model: its config gives the folder or hub id if `source` is None.
+        source: the folder or hub id that the model was loaded from.
+        options: the options that the model was loaded with. Those that choose files, and `trust_remote_code`, apply to the processor too.
 
     Raises:
-        ModelError: the folder has no processor, or `processing_class` is neither processor nor tokenizer.
+        ModelError: the folder has no processor, or `processing_class` is neither a processor nor a tokenizer.
     """
     if isinstance(processing_class, ProcessorMixin):
         return processing_class
@@ -104,10 +106,10 @@ def load_processor(
 
 
 def adapt(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:
-    """The model with a fresh adapter of this configuration, or as it is when there is none.
+    """The model with a new adapter of this configuration; without a configuration, the model unchanged.
 
     Raises:
-        ConfigError: the model is wrapped by PEFT already.
+        ConfigError: PEFT already wraps the model.
     """
     if peft_config is None:
         return model
@@ -117,13 +119,13 @@ def adapt(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:
 
 
 def promote_trainable(model: nn.Module, *, keep: bool = False) -> None:
-    """Trainable weights in float32, frozen ones as they are.
+    """Cast trainable weights to float32; leave frozen weights unchanged.
 
-    bf16 weights under AdamW at a learning rate of 1e-6 realise 2 % of the wanted movement: steps smaller than their resolution
-    are lost. A family that casts image features (`Family.casts_features`) is promoted as a whole where only a part would be.
+    bf16 weights under AdamW at a learning rate of 1e-6 make only 2 % of the intended update, because steps smaller than their
+    resolution are lost. A family that casts image features (`Family.casts_features`) needs one dtype, so it is cast as a whole.
 
     Args:
-        keep: the user named a dtype: leave it.
+        keep: the user chose a dtype, so nothing is cast.
     """
     if keep:
         return
@@ -140,7 +142,11 @@ def _promote(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def model_facts(model: nn.Module, processor: ProcessorMixin) -> ModelFacts:
-    """What other rooms need to know, from the configs of the model, its generation and its tokenizer."""
+    """The facts that other rooms need, from the model's config, its generation config and its tokenizer.
+
+    Raises:
+        ModelError: no end token is known.
+    """
     model = unwrap(model)
     tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
     generation = getattr(model, "generation_config", None)
@@ -148,7 +154,7 @@ def model_facts(model: nn.Module, processor: ProcessorMixin) -> ModelFacts:
     stop_ids = {tokenizer.eos_token_id, *([stops] if isinstance(stops, int) else stops or ())} - {None}
     if not stop_ids:
         raise ModelError(
-            "Neither the tokenizer nor the generation config names an end token, so no completion could ever end."
+            "Neither the tokenizer nor the generation config has an end token, so completions would never end."
         )
     pad = tokenizer.pad_token_id
     head: Any = model.get_output_embeddings()
@@ -165,7 +171,7 @@ def model_facts(model: nn.Module, processor: ProcessorMixin) -> ModelFacts:
 
 
 def _modality_ids(model: PreTrainedModel, processor: ProcessorMixin) -> set[int]:
-    """Ids named for a modality by the model's config, or whose token is, among the tokenizer's special tokens."""
+    """Ids whose name in the model's config, or whose special token in the tokenizer, contains the name of a modality."""
     named = {
         value
         for name, value in model.config.to_dict().items()

@@ -1,10 +1,10 @@
-"""Attention of a packed row on a CPU, in flash pieces that are merged by their log-sum-exps.
+"""Attention over a packed row on a CPU, in pieces by flash attention that are merged by their log-sum-exps.
 
-A branch sees its whole prompt and its own past. Given both as one rectangle, SDPA needs a mask, a copy of the prompt's keys for every
-branch, and works on what the mask hides. In pieces there is neither: the prompt with itself (causal), all branches of a group with
-the prompt (everything seen), each branch with itself (causal). Softmax over the union of two pieces is the mean of their
-outputs weighted by exp(log-sum-exp), and the flash backward needs no more than the union's output and log-sum-exp: so each piece
-is given those, and the gradients add up (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691).
+A branch attends to its whole prompt and its own earlier tokens. With both in one rectangle, SDPA needs a mask and a copy of the
+prompt's keys for every branch, and computes masked entries too. Three pieces avoid all of this: the prompt with itself (causal), all
+branches of a group with the prompt (no mask), and each branch with itself (causal). Softmax over the union of two pieces is the mean of
+their outputs weighted by exp(log-sum-exp). The flash backward needs only the output and log-sum-exp of the union, so each piece
+receives those, and the gradients add up (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691).
 
 `attention.padded_attention` does the same in two SDPA calls; tests compare both with one dense mask.
 """
@@ -23,11 +23,11 @@ from boresight.model.packing import GroupSpan
 
 FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 FLASH_BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
-"""PyTorch's own CPU kernels, by the names that give the log-sum-exp and take it back."""
+"""PyTorch's CPU kernels, in the variants that return the log-sum-exp and accept it in the backward pass."""
 
 
 def can_merge(states: Tensor) -> bool:
-    """Whether PyTorch has these pieces for tensors like this."""
+    """Whether PyTorch has these kernels for tensors of this device and dtype."""
     floats = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     return FLASH is not None and FLASH_BACKWARD is not None and states.device.type == "cpu" and states.dtype in floats
 
@@ -39,7 +39,10 @@ def merged_attention(
     spans: Sequence[GroupSpan],
     scale: float,
 ) -> Float[Tensor, "1 heads L D"]:
-    """What every place of a packed row sees: its prompt, and its own past in its branch. There are as many key heads as query heads."""
+    """Attention of every token of a packed row to its prompt and to the earlier tokens of its branch.
+
+    Keys and values must have as many heads as queries.
+    """
     return _Merged.apply(query, key, value, tuple(spans), scale)  # pyright: ignore[reportReturnType]
 
 
@@ -72,7 +75,7 @@ class _Merged(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        states = (grad, *ctx.saved_tensors)  # read once: checkpointing recomputes them for one reading
+        states = (grad, *ctx.saved_tensors)  # accessed once: checkpointing recomputes them for each access
         query = states[1]
         gradients = tuple(query.new_empty(_memory(query)).transpose(1, 2) for _ in range(3))
         of_query, *of_rest = gradients
@@ -85,7 +88,7 @@ class _Merged(torch.autograd.Function):
                 continue
             g, q, _, _, o, n = (x[:, :, rest] for x in states)
             seen = FLASH_BACKWARD(g, q, k, v, o, n, 0.0, False, scale=ctx.scale)
-            # A padded place has no gradient; an infinite norm keeps its probabilities at 0 as well, whatever it holds.
+            # Padding has no gradient; an infinite norm also keeps its probabilities at 0, whatever its values.
             *folded, n = (_fold(x[:, :, rest], lengths) for x in states)
             n = n.masked_fill(_padding(lengths)[:, None], torch.inf)
             own = FLASH_BACKWARD(*folded, n, 0.0, True, scale=ctx.scale)
@@ -98,24 +101,24 @@ class _Merged(torch.autograd.Function):
 
 
 def _memory(states: Tensor) -> tuple[int, int, int, int]:
-    """[1, L, heads, D]: how the projections around attention lay their states out, so that nothing is copied there."""
+    """[1, L, heads, D]: the memory layout of the projections around attention, so that they need no copy."""
     return states.shape[0], states.shape[2], states.shape[1], states.shape[3]
 
 
 def _pieces(spans: Sequence[GroupSpan]) -> Iterator[tuple[slice, slice, tuple[int, ...]]]:
-    """Of each group its prompt, its branches together, and their lengths. A lone branch goes straight on from its prompt."""
+    """For each group: the prompt's slice, the slice of all branches, and their lengths. A single branch is part of its prompt."""
     for span in spans:
         end = span.start + span.prompt
         last = end + sum(span.branches)
         if len(span.branches) > 1:
-            # The kernels divide by the number of queries: what is empty must not reach them.
+            # The kernels divide by the number of queries, so empty branches must not reach them.
             yield slice(span.start, end), slice(end, last), tuple(length for length in span.branches if length)
         else:
             yield slice(span.start, last), slice(last, last), ()
 
 
 def _weight(piece: Tensor, whole: Tensor, states: Tensor) -> Float[Tensor, "1 heads _ 1"]:
-    """A piece's share of the softmax's mass."""
+    """A piece's share of the softmax's total weight."""
     return (piece - whole).exp()[..., None].to(states.dtype)
 
 

@@ -15,15 +15,15 @@ class ModelOptions:
     heading: ClassVar[str] = "model"
 
     model_init_kwargs: dict[str, Any] | str | None = option(
-        None, "Further arguments of `from_pretrained`, where the model is given by id or folder."
+        None, "Further arguments of `from_pretrained`, if the model is given by id or folder."
     )
     trust_remote_code: bool = option(False, "Run model code that comes with a checkpoint.")
     layout: Literal["auto", "shared", "rows"] = option(
         "auto",
-        "'shared' runs a prompt once with its completions as branches, 'rows' repeats it for each, 'auto' shares for the families that "
-        "are proven to. The results are the same.",
+        "'shared' runs a prompt once with its completions as branches. 'rows' repeats it for each completion. 'auto' shares for the "
+        "families that tests cover. The results are the same.",
     )
-    max_logit_mib: Annotated[int, Range(at_least=1)] = option(256, "Logits that may be alive at once, in MiB.")
+    max_logit_mib: Annotated[int, Range(at_least=1)] = option(256, "Most logits in memory at once, in MiB.")
     vision_cache_gib: Annotated[float, Range(at_least=0)] = option(
-        2.0, "Image features kept while nothing that made them is trained, in GiB."
+        2.0, "Most image features to cache while vision tower and projector are frozen, in GiB."
     )

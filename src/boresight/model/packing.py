@@ -1,4 +1,4 @@
-"""Groups laid into one row: `[prompt 1 | its completions | prompt 2 | …]`."""
+"""Groups packed into one row: `[prompt 1 | its completions | prompt 2 | …]`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from boresight.types import Group, Mask
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupSpan:
-    """Where one group lies in a row."""
+    """The position of one group in a row."""
 
     start: int
     prompt: int
@@ -26,7 +26,7 @@ class GroupSpan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedRow:
-    """Several groups in one row of L tokens, without padding, and where its answers are."""
+    """Several groups in one row of L tokens, without padding, and the tokens to predict."""
 
     spans: tuple[GroupSpan, ...]
     ids: Int[Tensor, "L"]
@@ -34,23 +34,23 @@ class PackedRow:
     token_types: Int[Tensor, "L"]
     """As `Prompt.token_types`."""
     predictors: Int[Tensor, "N"]
-    """The place in the row whose hidden state predicts each counted token."""
+    """The index in the row whose hidden state predicts each counted token."""
     targets: Int[Tensor, "N"]
     """The id of each counted token."""
     mask: Mask
-    """[B, T] true where a token counts; its N true places, row by row, are the order of `predictors` and `targets`."""
+    """[B, T] true where a token counts; `predictors` and `targets` follow the order of its N true entries, row by row."""
 
 
 def completion_mask(groups: Sequence[Group]) -> Mask:
-    """[B, T] the masks of all completions, padded to the longest."""
+    """[B, T] masks of all completions, padded to the longest."""
     masks = [completion.mask for group in groups for completion in group.completions]
     return torch.nn.utils.rnn.pad_sequence(masks, batch_first=True)
 
 
 def pack(base: nn.Module, groups: Sequence[Group]) -> PackedRow:
-    """Lay groups into one row, each branch's positions going on from its own prompt's.
+    """Pack groups into one row. Each branch's positions continue those of its own prompt.
 
-    The first token of every branch is predicted by the prompt's last position, each further one by the token before it.
+    The prompt's last token predicts the first token of every branch. Each further token is predicted by the token before it.
     """
     ids, positions, types, predictors, targets, spans = [], [], [], [], [], []
     place = 0
@@ -58,7 +58,7 @@ def pack(base: nn.Module, groups: Sequence[Group]) -> PackedRow:
         prompt, start = group.prompt, place
         lone = group.completions[0] if len(group) == 1 else None
         if lone is not None and lone.token_types is not None:
-            # K = 1: images may stand anywhere, so the positions of the whole sequence are the model's own.
+            # K = 1: images may be anywhere, so the model computes the positions of the whole sequence.
             prompt_positions, branch = sequence_positions(base, prompt, lone).split(
                 [len(prompt.ids), len(lone.ids)], -1
             )

@@ -1,4 +1,4 @@
-"""Where every token of a group stands."""
+"""Position ids of every token of a group."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from boresight.modules import matching_arguments
 from boresight.types import Completion, Prompt
 
 Positions = Int[Tensor, "L"] | Int[Tensor, "A L"]
-"""[L] for models that count tokens, [A, L] for those whose rotary embeddings have axes (M-RoPE)."""
+"""[L] for models that count tokens, [A, L] for models whose rotary embeddings have A axes (M-RoPE)."""
 
 
 def sequence_positions(base: nn.Module, prompt: Prompt, completion: Completion | None = None) -> Positions:
-    """Positions of the prompt's tokens, followed by the completion's when one is given.
+    """Positions of the prompt's tokens, followed by the completion's if one is given.
 
     Multimodal rotary models (M-RoPE: the Qwen-VL families) give every token a position on several axes, which restart after
-    each image: the model computes them. For all others tokens are counted.
+    each image. The model computes them. For all other models, tokens are counted.
 
     Args:
         base: the model without its head.
-        completion: needed only where images stand inside it (K = 1).
+        completion: needed only if it contains images (K = 1).
 
     Returns:
         [P] or, for M-RoPE models, [A, P]; P includes the completion's tokens if one is given.
@@ -44,12 +44,12 @@ def sequence_positions(base: nn.Module, prompt: Prompt, completion: Completion |
 def branch_positions(
     prompt_positions: Int[Tensor, "P"] | Int[Tensor, "A P"], length: int
 ) -> Int[Tensor, "C"] | Int[Tensor, "A C"]:
-    """Positions of a completion of `length` text tokens: they go on from the prompt's largest position.
+    """Positions of a completion of `length` text tokens. They continue after the prompt's largest position.
 
-    Not from its length: an image of 256 tokens may take up 16 positions only.
+    The prompt's length would be wrong: an image of 256 tokens may take up only 16 positions.
 
     Returns:
-        [C] or [A, C], as `prompt_positions` has it.
+        [C] or [A, C], like `prompt_positions`.
     """
     start = prompt_positions.max() + 1
     steps = torch.arange(length, device=prompt_positions.device) + start

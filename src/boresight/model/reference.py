@@ -21,12 +21,12 @@ from boresight.types import Group, TokenStats
 class Reference:
     """Log-probabilities under the policy as it was before training, without gradients.
 
-    A policy that trains an adapter is its own reference with the adapter off, at no cost in memory. Any other has a frozen copy, and
-    where the policy's vision modules are frozen both read the same features: an image is encoded once for the two of them.
+    A policy that trains an adapter is its own reference with the adapter off, at no cost in memory. For any other policy the reference
+    is a frozen copy. If the policy's vision modules are frozen, both share image features, so an image is encoded only once.
 
     Args:
         policy: the forward of the model being trained, before its first step.
-        model: another model to compare with, loaded; None: the policy itself as it is now.
+        model: another loaded model to compare with; None means the policy itself as it is now.
     """
 
     def __init__(self, policy: GroupForward, model: nn.Module | None = None) -> None:
@@ -39,7 +39,7 @@ class Reference:
         self.forward = GroupForward(
             frozen,
             policy.facts,
-            # Another model may be of a family that cannot share.
+            # Another model's family may not support the shared layout.
             layout="auto" if model is not None and policy.layout == "shared" else policy.layout,
             max_logit_bytes=policy.max_logit_bytes,
             max_cache_gib=policy.vision.max_cache_bytes / 2**30,
@@ -48,20 +48,20 @@ class Reference:
             self.forward.vision = policy.vision
 
     def __call__(self, groups: Sequence[Group], **options: Any) -> TokenStats:
-        """As `GroupForward`, under the reference's weights, without dropout."""
+        """As `GroupForward.__call__`, under the reference's weights and without dropout."""
         adapter_off = nullcontext() if self.adapter is None else self.adapter.disable_adapter()
         with torch.no_grad(), evaluating(self.forward.outer), adapter_off:
             return self.forward(groups, **options)
 
     @torch.no_grad()
     def follow(self, policy: GroupForward, share: float) -> None:
-        """Move every weight that training moves: reference ← share · policy + (1 − share) · reference.
+        """Update every weight that training changes: reference ← share · policy + (1 − share) · reference.
 
         Raises:
-            ModelError: the reference is the policy with its adapter off, or has other weights than the policy.
+            ModelError: the reference is the policy with its adapter off, or its weights do not match the policy's.
         """
         if self.adapter is not None:
-            raise ModelError("A reference that is the policy with its adapter off cannot follow it: give a ref_model.")
+            raise ModelError("A reference that is the policy with its adapter off cannot follow it: pass a ref_model.")
         own = dict(self.forward.model.named_parameters())
         for name, weight in policy.model.named_parameters():
             if weight.requires_grad:
@@ -72,13 +72,13 @@ class Reference:
             self.forward.vision.clear()
 
     def moved_weights(self, policy: GroupForward) -> dict[str, Tensor]:
-        """The weights that `follow` moves, by name: what a checkpoint must hold."""
+        """The weights that `follow` changes, by name. A checkpoint must hold them."""
         moved = {name for name, weight in policy.model.named_parameters() if weight.requires_grad}
         return {name: weight.detach() for name, weight in self.forward.model.named_parameters() if name in moved}
 
     @torch.no_grad()
     def restore(self, weights: Mapping[str, Tensor]) -> None:
-        """Take weights back from a checkpoint."""
+        """Load weights from a checkpoint."""
         for name, weight in self.forward.model.named_parameters():
             if name in weights:
                 weight.copy_(weights[name])

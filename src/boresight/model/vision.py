@@ -20,16 +20,16 @@ from boresight.modules import matching_arguments
 from boresight.types import Prompt
 
 Parts = Float[Tensor, "... H"] | tuple[Float[Tensor, "... H"], ...]
-"""Features of several images, as the family has them: one tensor [tiles, tokens, H], or a [tokens, H] for each image."""
+"""Features of several images, in the family's form: one tensor [tiles, tokens, H], or one [tokens, H] per image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """The output of vision tower and projector for one prompt's images, or for one image."""
+    """The output of vision tower and projector for all images of one prompt, or for one image."""
 
     pooled: Parts
     deepstack: tuple[Parts, ...] = ()
-    """Qwen3-VL: what each of the first layers adds at the placeholders, one entry per layer."""
+    """Qwen3-VL: the features that each of the first layers adds at the placeholders, one entry per layer."""
 
     @property
     def num_bytes(self) -> int:
@@ -44,7 +44,7 @@ def _joined(parts: Sequence[Parts]) -> Parts:
 
 
 def _together(features: Sequence[Features]) -> Features:
-    """The features of several images as those of one prompt."""
+    """Join the features of several images into those of one prompt."""
     if len(features) == 1:
         return features[0]
     levels = zip(*(item.deepstack for item in features), strict=True)
@@ -59,7 +59,7 @@ def _split(whole: Any, parts: int) -> list[Parts]:
 
 
 def join_features(features: Sequence[Features]) -> BaseModelOutputWithPooling:
-    """Several prompts' features as the vision tower's output for all of them (transformers' `mm_encoder_outputs["image"]`)."""
+    """Join several prompts' features into the vision tower's output for all of them (transformers' `mm_encoder_outputs["image"]`)."""
     output: Any = BaseModelOutputWithPooling()
     output.pooler_output = _joined([item.pooled for item in features])
     output.deepstack_features = [_joined(level) for level in zip(*(item.deepstack for item in features), strict=True)]
@@ -67,7 +67,7 @@ def join_features(features: Sequence[Features]) -> BaseModelOutputWithPooling:
 
 
 def split_features(output: Any, parts: int) -> list[Features]:
-    """The vision tower's output for `parts` prompts, one by one. They have one image each of any size, or images of equal shapes."""
+    """Split the vision tower's output for `parts` prompts. They have one image each of any size, or images of equal shapes."""
     pooled: Any = output.pooler_output
     levels = list(getattr(output, "deepstack_features", None) or ())
     if isinstance(pooled, Tensor) or len(pooled) != parts:
@@ -82,13 +82,13 @@ def split_features(output: Any, parts: int) -> list[Features]:
 
 
 def image_key(prompt: Prompt) -> Hashable:
-    """Prompts with equal keys have equal features. Token ids say nothing here: two images of one size have equal ids."""
+    """Prompts with equal keys have equal features. Token ids are no key: different images of the same size have equal ids."""
     return tuple(image.digest for image in prompt.images)
 
 
 def lies_in_patches(prompt: Prompt, family: Family) -> bool:
-    """Whether the processor laid the patches of all images one behind another, each image's made by itself: `Family.image_grids` says
-    whose each is."""
+    """Whether the processor processed each image by itself and concatenated the patches of all images. `Family.image_grids` gives each
+    image's number of patches."""
     patches, grids = prompt.vision.get("pixel_values"), prompt.vision.get(family.image_grids)
     return (
         patches is not None
@@ -101,7 +101,7 @@ def lies_in_patches(prompt: Prompt, family: Family) -> bool:
 
 
 def single_images(prompt: Prompt, family: Family) -> list[Prompt]:
-    """The prompt once for each of its images, where the images can be separated; else the prompt as it is."""
+    """One copy of the prompt per image if the images can be separated; otherwise the prompt unchanged."""
     if not lies_in_patches(prompt, family):
         return [prompt]
     grids = prompt.vision[family.image_grids]
@@ -117,35 +117,36 @@ def single_images(prompt: Prompt, family: Family) -> list[Prompt]:
 
 
 def _shape(prompt: Prompt, family: Family) -> Hashable:
-    """Prompts of equal shape go through the vision tower together. Single images that lie in patches may have any size."""
+    """The shape by which prompts are batched through the vision tower. Single images in patches may have any size."""
     if len(prompt.images) == 1 and lies_in_patches(prompt, family):
         return "patches"
     return tuple((name, tuple(tensor.shape)) for name, tensor in sorted(prompt.vision.items()))
 
 
 def text_parameters(model: PreTrainedModel) -> set[nn.Parameter]:
-    """The parameters of the language model and its head: all that an image does not pass through before it is merged."""
+    """The parameters of the language model and its head, which image features do not depend on."""
     head = model.get_output_embeddings()
     return {*model.get_decoder().parameters(), *(head.parameters() if head is not None else ())}
 
 
 def vision_is_frozen(model: PreTrainedModel) -> bool:
-    """Whether nothing that an image passes through (vision tower, projector) is trained."""
+    """Whether vision tower and projector are frozen."""
     text = text_parameters(model)
     return not any(parameter.requires_grad for parameter in model.parameters() if parameter not in text)
 
 
 class VisionEncoder:
-    """Encodes the images of prompts: each distinct one once in a call, and once in all while vision tower and projector are frozen.
+    """Encodes the images of prompts. Each distinct image is encoded once per call, or once overall if vision tower and projector are
+    frozen.
 
-    Where a processor's tensors cannot be separated by image (`lies_in_patches`), that holds for each distinct set of images. Single
-    images in patches run together whatever their sizes, others with those of equal shapes, so nothing is ever padded.
+    If a processor's tensors cannot be separated by image (`lies_in_patches`), the same holds for each distinct set of images. Single
+    images in patches are batched whatever their sizes, all others only with equal shapes, so nothing is padded.
 
     Args:
         model: the model with its head.
-        max_cache_gib: how much may be kept of a frozen vision tower's features. The oldest go first.
+        max_cache_gib: most memory for cached features of a frozen vision tower. The oldest are evicted first.
         batch_size: how many prompts go through the vision tower together.
-        counts: where `vision_encodes`, images that went through the vision tower, are counted.
+        counts: its entry `vision_encodes` counts the images that went through the vision tower.
     """
 
     def __init__(
@@ -165,12 +166,12 @@ class VisionEncoder:
         self._cache_bytes = 0
 
     def clear(self) -> None:
-        """Forget all features: the weights that made them are about to change."""
+        """Drop all cached features, because the weights that computed them change."""
         self._cache.clear()
         self._cache_bytes = 0
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[Features]:
-        """The features of every prompt, prompts in order; all of them have images."""
+        """The features of every prompt, in order. Every prompt must have images."""
         frozen = vision_is_frozen(self.model)
         if not frozen:
             self.clear()
@@ -204,8 +205,8 @@ class VisionEncoder:
         inputs = matching_arguments(base.get_image_features, tensors)
         if unknown := tensors.keys() - inputs.keys():
             raise ModelError(
-                f"{type(self.model).__name__} takes no {', '.join(sorted(unknown))} for images, but its processor returned them: "
-                "processor and model do not belong together."
+                f"{type(self.model).__name__} takes no {', '.join(sorted(unknown))} for images, but the processor returned them: "
+                "processor and model do not match."
             )
         output = base.get_image_features(**inputs, return_dict=True)
         self.counts["vision_encodes"] += sum(len(prompt.images) for prompt in prompts)

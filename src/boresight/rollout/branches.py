@@ -1,15 +1,15 @@
-"""Completions as branches of one prompt, while they are sampled.
+"""Completions as branches of one prompt during sampling.
 
-The prompt's keys and values are kept once, each completion's beside them:
+The prompt's keys and values are stored once, separate from those of each completion:
 
     prompt   [G, heads, P, D]         read by all K completions of the group
     branch   [G, heads, K, T, D]      read by its own completion
 
-All completions of a prompt are one row of the batch, and each step's tokens its K queries. So nothing is copied K times, prompts
-of any lengths share a batch, and the column of a completion that has ended can be dropped. It is the attention of "Hydragen"
+All completions of a prompt are one row of the batch, and each step's K tokens are its queries. So nothing is copied K times, prompts
+of different lengths share a batch, and the column of a finished completion can be dropped. This is the attention of "Hydragen"
 (Juravsky et al., arXiv 2402.05099), with one softmax over both parts.
 
-The model class is not edited: transformers looks attention functions up by name, and hands them what the cache returned.
+The model class is not edited: transformers looks up attention functions by name, and passes them what the cache returned.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from boresight.rollout.decode import Prefill, is_worth_dropping
 from boresight.types import Prompt
 
 ATTENTION = "boresight_sampling"
-"""The name of the attention function below, which the text model has while a token is sampled."""
+"""The name of the attention function below. The text model uses it while a token is sampled."""
 
 GROW_STEPS = 32
-"""Fewest steps that a cache grows by. It grows by half at least, so that copying stays a constant share of the work."""
+"""Fewest steps that a cache grows by. It grows by at least half, so that copying stays a constant share of the work."""
 
 
 class BranchLayer(CacheLayerMixin):
@@ -38,7 +38,7 @@ class BranchLayer(CacheLayerMixin):
 
     Args:
         prompts: this layer of each prompt's own cache, each [1, heads, length, D].
-        window: how many tokens back a query sees, itself included; None sees all.
+        window: how many tokens back a query attends, itself included; None means all.
     """
 
     is_sliding = False
@@ -50,7 +50,7 @@ class BranchLayer(CacheLayerMixin):
         self.window = window
         self.steps = 0
         self.bias: Tensor | None = None
-        """[G, 1, 1, 1, P + T] −∞ at what the next queries must not see; None where they see everything."""
+        """[G, 1, 1, 1, P + T] −∞ at keys that the next queries must not attend to; None if they attend to all."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         groups, heads, k, size = key_states.shape
@@ -74,7 +74,7 @@ class BranchLayer(CacheLayerMixin):
         return self, self
 
     def select(self, rows: Tensor, columns: Tensor, width: int) -> None:
-        """Keep some groups ([G′]), of each some branches ([G′, K′]), and of the prompts the first `width` places."""
+        """Keep the groups `rows` ([G′]), their branches `columns` ([G′, K′]), and the first `width` tokens of the prompts."""
         self.prompt_keys = self.prompt_keys[rows, :, :width]
         self.prompt_values = self.prompt_values[rows, :, :width]
         if self.is_initialized:
@@ -94,7 +94,7 @@ class BranchLayer(CacheLayerMixin):
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """[G, heads, P, D] from tensors [1, heads, ≤ P, D]; what is padded is zero, since 0 × NaN is NaN."""
+    """[G, heads, P, D] from tensors [1, heads, ≤ P, D]; padding is zero, since 0 × NaN is NaN."""
     first, width = tensors[0], max(tensor.shape[2] for tensor in tensors)
     stacked = first.new_zeros(len(tensors), first.shape[1], width, first.shape[3])
     for row, tensor in zip(stacked, tensors, strict=True):
@@ -111,12 +111,12 @@ def decoding_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one new token of each branch to its prompt and to itself.
+    """Attention of one new token per branch to its prompt and to its branch.
 
     Args:
         query: [G, query heads, K, D].
-        key: the layer that `update` returned; `value` is the same.
-        attention_mask: None; what is hidden is in the layer's `bias`.
+        key: the layer that `update` returned; `value` is the same object.
+        attention_mask: None; the layer's `bias` is the mask.
 
     Returns:
         [G, K, query heads, D].
@@ -124,7 +124,7 @@ def decoding_attention(
     layer = key
     groups, heads, k, size = query.shape
     width, kv_heads = layer.prompt_keys.shape[2], layer.prompt_keys.shape[1]
-    # Heads that share keys are queries of one product: keys are never repeated.
+    # Query heads that share keys are multiplied together, so keys are never repeated.
     query = query.view(groups, kv_heads, heads // kv_heads, k, size).transpose(2, 3)
     query = query * (size**-0.5 if scaling is None else scaling)
     to_prompt = query.flatten(2, 3) @ layer.prompt_keys.mT
@@ -143,7 +143,7 @@ AttentionInterface.register(ATTENTION, decoding_attention)
 
 @contextmanager
 def _attending(config: PreTrainedConfig) -> Iterator[None]:
-    """The text model's attention is `decoding_attention`; transformers makes no masks for a name that it has none for."""
+    """Use `decoding_attention` in the text model. transformers builds no mask for a name without a mask function."""
     before = config._attn_implementation
     config._attn_implementation = ATTENTION
     try:
@@ -153,10 +153,10 @@ def _attending(config: PreTrainedConfig) -> Iterator[None]:
 
 
 class Branches:
-    """Completions being sampled as branches: N = G × K slots, those of one prompt side by side (see `decode.Decoder`)."""
+    """A `decode.Decoder` that samples completions as branches: N = G × K slots, those of one prompt side by side."""
 
     def __init__(self, prefill: Prefill, prompts: Sequence[Prompt], num_completions: int) -> None:
-        # Caches without a config keep all of a prompt in sliding layers too: what a window hides depends on the prompt's length.
+        # Caches without a config keep the whole prompt in sliding layers too: what a window hides depends on the prompt's length.
         started = [prefill(prompt, DynamicCache()) for prompt in prompts]
         self.model, self.config, self._axes, device = prefill.model, prefill.config, prefill.axes, prefill.device
         self.logits = torch.cat([logits for logits, _, _ in started]).repeat_interleave(num_completions, 0)
@@ -206,7 +206,7 @@ class Branches:
         self._ragged = shortest < self._longest
 
     def _bias(self, window: int | None, steps: int) -> Tensor | None:
-        """What the queries of this step must not see: padding, and what lies outside the window."""
+        """The mask of this step's queries, which hides padding and keys outside the window."""
         sees_back = window is None or self._longest + steps < window
         if sees_back and not self._ragged:
             return None

@@ -1,4 +1,4 @@
-"""One more token for every completion: the cache that a prompt leaves, and the ordinary way to go on from it."""
+"""Decoding: the prompt's forward pass, which fills a cache, and the ordinary way to sample from that cache."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from boresight.modules import matching_arguments
 from boresight.types import Prompt
 
 ImageFeatures = Callable[[Sequence[Prompt]], Any]
-"""Prompts with images → what their vision tower would return for them all: transformers' `mm_encoder_outputs["image"]`."""
+"""Prompts with images → the vision tower's output for all of them: transformers' `mm_encoder_outputs["image"]`."""
 
 
 class Decoder(Protocol):
-    """Completions being sampled, one slot each."""
+    """The state of completions that are being sampled, one slot per completion."""
 
     logits: Tensor
-    """[N, V] of every slot's first token."""
+    """[N, V] logits of every slot's first token."""
 
     def step(self, tokens: Tensor) -> Tensor:
         """[N, V] logits of the next token, after `tokens` [N]."""
         ...
 
     def compact(self, alive: Tensor) -> Tensor | None:
-        """Drop slots that are not `alive` ([N]) where that pays.
+        """Drop slots that are not `alive` ([N]) if that saves work.
 
         Returns:
-            The former places of the slots that stay, or None where all do. Some that stay may be dead: batches are rectangles.
+            The former indices of the kept slots, or None if all are kept. Kept slots may be finished: batches are rectangles.
         """
         ...
 
 
 def is_worth_dropping(kept: int, slots: int) -> bool:
-    """Whether copying a cache to `kept` of its slots costs less than going on with all of them."""
+    """Whether copying `kept` of a cache's slots costs less than continuing with all of them."""
     return kept <= 0.75 * slots
 
 
 class Prefill:
-    """Runs one prompt, with its images, through a model, and knows what of the model decoding depends on.
+    """Runs one prompt, with its images, through a model, and holds the model properties that decoding depends on.
 
-    Prompts go one at a time: the processor's tensors belong to one prompt and are never joined.
+    Prompts run one at a time, because the processor's tensors belong to one prompt and are never joined.
 
     Args:
-        model: in evaluation mode.
-        features: encodes images, or knows them already; None lets the model encode them.
+        model: the model in evaluation mode.
+        features: returns image features, computed or cached; None lets the model encode images.
     """
 
     def __init__(self, model: PreTrainedModel, features: ImageFeatures | None = None) -> None:
@@ -60,10 +60,10 @@ class Prefill:
         self._family = family_of(model.config.model_type)
         self._rope_index: Any = getattr(model.base_model, "get_rope_index", None)
         self.axes = 0
-        """Of positions in M-RoPE models, known after a first prompt; 0 where they are plain."""
+        """The number of position axes in M-RoPE models, known after the first prompt; 0 for plain positions."""
 
     def why_not_branches(self) -> str | None:
-        """What keeps the model from `branches.Branches`, or None when nothing does."""
+        """Why the model cannot use `branches.Branches`, or None if it can."""
         if not self.layer_types and getattr(self.config, "sliding_window", None) is not None:
             return "its config has a sliding window but does not say which layers use it"
         return why_no_branches(self.config)
@@ -75,7 +75,7 @@ class Prefill:
         inputs |= matching_arguments(self.model.forward, dict.fromkeys(self._family.token_types, types))
         position = ids.shape[1]
         if self._rope_index is not None:
-            # Positions are given, here and at every step: left alone, the model would read and write `rope_deltas` on itself.
+            # Positions are passed here and at every step. Without them the model would read and write its own `rope_deltas`.
             grids = matching_arguments(self._rope_index, {name: inputs[name] for name in prompt.vision})
             inputs["position_ids"], _ = self._rope_index(ids, mm_token_type_ids=types, **grids)
             self.axes = len(inputs["position_ids"])
@@ -88,14 +88,14 @@ class Prefill:
 
 
 class Rows:
-    """Completions of one prompt as rows of their own: N = K slots, for layers that carry a state."""
+    """Completions of one prompt as separate rows: N = K slots, for layers with a recurrent state."""
 
     def __init__(self, prefill: Prefill, prompt: Prompt, num_completions: int) -> None:
         logits, self._position, self._cache = prefill(prompt, DynamicCache(config=prefill.config))
         self.model, self._axes = prefill.model, prefill.axes
         copies = torch.zeros(num_completions, dtype=torch.long, device=logits.device)
         self.logits = logits[copies]
-        # Every kind of layer can be reordered, recurrent states included; `batch_repeat_interleave` leaves those out.
+        # `reorder_cache` works for every kind of layer; `batch_repeat_interleave` leaves out recurrent states.
         self._cache.reorder_cache(copies)  # pyright: ignore[reportArgumentType]
 
     def step(self, tokens: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From logits to tokens: the distribution that tokens are sampled from, and how one is chosen."""
+"""From logits to tokens: the distribution that tokens are sampled from, and the choice of a token."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from boresight.types import Prompt, SamplingSettings
 class Distribution:
     """The distribution of the next token under some settings, in transformers' order: penalty, temperature, top-k, top-p, min-p.
 
-    Ids that only the processor may place have no probability, whatever the logits say. At temperature 0 the likeliest token is
-    taken, and log-probabilities are those of temperature 1 before top-k, top-p and min-p, which change nothing there.
+    Ids that only the processor may place have zero probability, whatever their logits. At temperature 0 the most likely token is
+    chosen, and log-probabilities are those of temperature 1 before top-k, top-p and min-p, which change nothing there.
 
     Args:
-        banned: ids without probability.
+        banned: ids with zero probability.
     """
 
     def __init__(self, settings: SamplingSettings, banned: Tensor) -> None:
@@ -53,8 +53,8 @@ class Distribution:
 
         Args:
             logits: [N, V] of any floating type.
-            history: [N, ≥ 0] ids of prompt and completion so far, read only where `needs_history`. A row may be padded by
-                repeating ids of its own.
+            history: [N, ≥ 0] ids of prompt and completion so far, read only if `needs_history`. A row may be padded with
+                ids that it contains.
 
         Returns:
             [N, V] in float32.
@@ -63,26 +63,26 @@ class Distribution:
         return self._processors(history, scores).log_softmax(-1)  # pyright: ignore[reportArgumentType]
 
     def choose(self, logp: Tensor, uniform: Tensor) -> Tensor:
-        """[N] one token of each row: the likeliest, or the one where the cumulative distribution passes `uniform` ([N], float64).
+        """[N] one token per row: the most likely one, or the one where the cumulative distribution passes `uniform` ([N], float64).
 
-        One number per token makes a choice independent of the rows beside it; float64 because the float32 cumulative sum of a
-        large vocabulary is off by more than its rare tokens' probabilities.
+        With one random number per token, a choice does not depend on the other rows. It uses float64, because a float32 cumulative sum
+        over a large vocabulary has errors above the probabilities of rare tokens.
         """
         if self.greedy:
             return logp.argmax(-1)
         cumulative = logp.double().exp().cumsum(-1)
         total = cumulative[:, -1:]
-        # Below the total even after rounding, so that the token found always has some probability.
+        # Below the total even after rounding, so that the chosen token never has zero probability.
         target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
         return torch.searchsorted(cumulative, target, right=True)[:, 0]
 
 
 def uniforms(prompts: Sequence[Prompt], settings: SamplingSettings) -> Tensor:
-    """[B, C] the random numbers that one call's tokens are chosen with, completions in the order of their prompts.
+    """[B, C] the random numbers that choose one call's tokens, completions in the order of their prompts.
 
-    They are generated on the CPU, so that every device gives the same ones. With a seed, a prompt's numbers depend on the seed, its row's
-    index and how often that row came before in the call, and on nothing else: not on what it is batched with. Without
-    one they come from torch's global generator.
+    They are generated on the CPU, so that every device gives the same ones. With a seed, a prompt's numbers depend only on the seed, its
+    row's index and how often that row occurred earlier in the call, not on the other prompts of the batch. Without a seed they come from
+    torch's global generator.
     """
     shape = (settings.num_completions, settings.max_completion_length)
     if settings.temperature == 0:

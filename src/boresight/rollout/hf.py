@@ -1,4 +1,4 @@
-"""Sampling by transformers: each prompt and each image once, its completions as branches."""
+"""Sampling with transformers: each prompt and image is processed once, with completions as branches."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ logger = logging.getLogger(__name__)
 class HFSampler:
     """Samples from the policy itself, with transformers.
 
-    Ids that only the processor may place are never sampled, every stop id of `facts` ends a completion, and nothing of the
-    checkpoint's own generation config is used. The model is in evaluation mode meanwhile, and in its former mode afterwards.
+    Ids that only the processor may place are never sampled. Every stop id of `facts` ends a completion. The checkpoint's generation
+    config is not used. The model is in evaluation mode during sampling, and returns to its former mode afterwards.
 
     Args:
         model: returns the policy: a transformers model, or one wrapped by PEFT.
         facts: stop ids and banned ids.
         tokenizer: decodes completions.
-        features: encodes images, or has kept their features from another pass (a frozen vision tower's); None lets the model encode them.
+        features: returns image features, computed or cached by another pass (of a frozen vision tower); None lets the model encode
+            images.
     """
 
     def __init__(
@@ -45,15 +46,15 @@ class HFSampler:
         self.tokenizer = tokenizer
         self.features = features
         self.counts: Counter[str] = Counter()
-        """Work done so far: vision_encodes (images through the vision tower; 0 with `features`, which count their own), prompt_tokens,
-        completion_tokens, padded_tokens (computed for completions that had ended)."""
+        """Work done so far: vision_encodes (images through the vision tower; not counted here with `features`, which has its own
+        counts), prompt_tokens, completion_tokens, padded_tokens (computed for finished completions)."""
         self._warned: set[str] = set()
 
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
         """`settings.num_completions` completions of each prompt, prompts in order.
 
-        Log-probabilities are those of the distribution that tokens were sampled from: after temperature, penalty and narrowing, without
-        banned ids. With a seed, completions do not depend on which prompts share a call, up to rounding in the model.
+        Log-probabilities are those of the distribution that tokens were sampled from: after penalty, temperature, top-k, top-p and min-p,
+        without banned ids. With a seed, completions do not depend on which prompts share a call, up to rounding in the model.
         """
         if not prompts:
             return []
@@ -107,18 +108,18 @@ class HFSampler:
         return [Group(prompt, tuple(completions[i * k : (i + 1) * k])) for i, prompt in enumerate(prompts)]
 
     def weights_moved(self) -> None:
-        """Nothing to do: it samples from the policy itself."""
+        """Nothing to do, because it samples from the policy itself."""
 
     def rest(self) -> None:
-        """Nothing to do: it holds no memory between calls."""
+        """Nothing to do, because it holds no memory between calls."""
 
     def close(self) -> None:
-        """Nothing to do: there is no engine."""
+        """Nothing to do, because it has no engine."""
 
     def _complete(
         self, prompts: Sequence[Prompt], decoder: Decoder, distribution: Distribution, numbers: Tensor, stop_ids: Tensor
     ) -> tuple[Tensor, Tensor, int]:
-        """Tokens [B, T] and their log-probabilities [B, T], both meaningless after a stop id, and how many tokens were computed."""
+        """Tokens [B, T], their log-probabilities [B, T] (both undefined after a stop id), and how many tokens were computed."""
         size, device = numbers.shape, numbers.device
         ids = torch.zeros(size, dtype=torch.long, device=device)
         logp = torch.zeros(size, device=device)
@@ -151,7 +152,7 @@ class HFSampler:
 
 
 def _histories(prompts: Sequence[Prompt], size: torch.Size, device: torch.device) -> Tensor:
-    """[B, P + T] every completion's prompt, padded on the left with its own first id, and room for the completion."""
+    """[B, P + T] every completion's prompt, padded on the left with its first id, then zeros in place of the completion."""
     width = max(len(prompt.ids) for prompt in prompts)
     rows = torch.stack([torch.cat([prompt.ids[:1].expand(width - len(prompt.ids)), prompt.ids]) for prompt in prompts])
     copies = rows.to(device).repeat_interleave(size[0] // len(prompts), 0)

@@ -1,4 +1,4 @@
-"""The options of sampling, whatever samples."""
+"""The options that every sampler has."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class SamplingOptions:
         512, "Most tokens of a completion, its end token included."
     )
     temperature: Annotated[float, Range(at_least=0)] = option(
-        1.0, "Divides the logits, in the sampler and in the loss alike. 0 takes the likeliest token."
+        1.0, "Divides the logits, in the sampler and in the loss alike. 0 chooses the most likely token."
     )
     top_p: Annotated[float, Range(above=0, at_most=1)] = option(
-        1.0, "Keep the likeliest tokens that together have this probability; 1 keeps all."
+        1.0, "Keep the most likely tokens that together have this probability; 1 keeps all."
     )
-    top_k: Annotated[int, Range(at_least=0)] = option(0, "Keep this many of the likeliest tokens; 0 keeps all.")
+    top_k: Annotated[int, Range(at_least=0)] = option(0, "Keep this many of the most likely tokens; 0 keeps all.")
     min_p: Annotated[float | None, Range(at_least=0, at_most=1)] = option(
-        None, "Keep tokens with at least this share of the likeliest one's probability."
+        None, "Keep tokens with at least this share of the most likely token's probability."
     )
     repetition_penalty: Annotated[float, Range(above=0)] = option(
         1.0, "Above 1, tokens of the prompt and of the completion so far become less likely."

@@ -1,4 +1,4 @@
-"""What every sampler is asked for."""
+"""Sampling settings from options, for every sampler."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from boresight.types import SamplingSettings
 def sampling_settings(
     config: SamplingOptions, *, evaluating: bool = False, seed: int | None = None
 ) -> SamplingSettings:
-    """What a sampler is asked for.
+    """The settings of one call of a sampler.
 
     Args:
-        config: checked by `check_options`.
-        evaluating: use `num_generations_eval` where it is set.
+        config: options that `check_options` has checked.
+        evaluating: use `num_generations_eval` if it is set.
         seed: None uses torch's global generator, which checkpoints save.
     """
     in_evaluation = config.num_generations_eval if evaluating else None

@@ -1,4 +1,4 @@
-"""A `Sampler` over an engine: weights synced before it samples, completions redone when it restarts, agreement checked once."""
+"""A `Sampler` over an engine. It syncs weights before sampling, repeats a batch if the engine restarts, and checks agreement once."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from boresight.types import Group, Prompt, SamplingSettings, TrainingHooks
 logger = logging.getLogger(__name__)
 
 AGREEMENT = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
-"""Nats by which the engine's log-probabilities may differ from the trainer's, on the mean over a probe's tokens."""
+"""Largest allowed difference between the engine's log-probabilities and the trainer's, in nats, averaged over a group's tokens."""
 
 
 class SyncedSampler:
-    """Samples from an engine that always holds the policy's weights, on all ranks together.
+    """Samples on all ranks together from an engine that holds the policy's weights.
 
-    The log-probabilities of the first completions are compared with the trainer's, with images and without, before any completion is used.
+    Before any completion is used, the log-probabilities of the first completions, with and without images, are compared with the
+    trainer's.
 
     Args:
-        engine: one rank's connection to the engine.
-        training: what training hands in.
-        distribution_differs: the engine restricts its output (structured outputs), so its log-probabilities are meant to differ.
+        engine: this rank's connection to the engine.
+        training: the trainer's hooks.
+        distribution_differs: the engine restricts its output (structured outputs), so its log-probabilities differ by design.
     """
 
     def __init__(self, engine: VLLMSampler, training: TrainingHooks, *, distribution_differs: bool = False) -> None:
@@ -39,9 +40,9 @@ class SyncedSampler:
         self._agrees = distribution_differs
 
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
-        """As `Sampler.sample`; a batch during which the engine restarted is sampled anew."""
+        """As `Sampler.sample`. If the engine restarts during a batch, the batch is sampled again."""
         groups: list[Group] | None = None
-        # Before any rank asks: one that failed here would leave those that share its engine waiting.
+        # All ranks build requests before any sends them: a rank that failed later would leave others that share its engine waiting.
         requests = on_every_rank(lambda: self.inner.requests(prompts, settings))
         sample = partial(self.inner.completed, prompts, requests, settings)
         for attempts_left in range(MAX_REDONE, -1, -1):
@@ -58,7 +59,7 @@ class SyncedSampler:
     def _sampled(
         self, sample: Callable[[], list[Group]], done: list[Group] | None, attempts_left: int
     ) -> list[Group] | None:
-        """This rank's groups, kept from an earlier attempt where there are any; None when the engine restarted."""
+        """This rank's groups, reused from an earlier attempt if it succeeded; None if the engine restarted."""
         if done is not None:
             return done
         try:
@@ -66,7 +67,7 @@ class SyncedSampler:
         except EngineRestartedError as error:
             if not attempts_left:
                 raise
-            logger.warning("%s The batch is sampled anew.", error)
+            logger.warning("%s The batch is sampled again.", error)
             return None
 
     def weights_moved(self) -> None:
@@ -79,7 +80,7 @@ class SyncedSampler:
         self.inner.close()
 
     def _sync(self) -> None:
-        """On the ranks that send weights; the others learn the version's name."""
+        """Sync on the ranks that send weights, and pass the version's name to the others."""
         training = self.training
         with training.timeline.phase("sync"):
             report = on_every_rank(lambda: self.inner.sync(training.step()) if self.inner.pushes else None)
@@ -99,16 +100,21 @@ class SyncedSampler:
 
 
 def agreement(groups: Sequence[Group], logp: Sequence[Tensor], dtype: str, where: str) -> float:
-    """How far the engine's log-probabilities are from the trainer's under the same weights, in nats, on the mean over tokens.
+    """The mean difference per token between the engine's and the trainer's log-probabilities under the same weights, in nats.
+
+    This finds errors that a comparison of weights does not.
 
     Args:
-        groups: sampled by the engine.
-        logp: [K, C] of each group, the trainer's.
-        dtype: that the engine computes in.
-        where: names the engine in errors.
+        groups: groups that the engine sampled.
+        logp: [K, C] the trainer's log-probabilities of each group.
+        dtype: the dtype that the engine computes in.
+        where: the engine's name for error messages.
+
+    Returns:
+        The largest mean over the groups.
 
     Raises:
-        EngineError: further than `AGREEMENT`, which no comparison of weights would have shown.
+        EngineError: a group's mean is above `AGREEMENT`.
     """
     worst = 0.0
     for group, rows in zip(groups, logp, strict=True):

@@ -37,7 +37,7 @@ def test_one_that_dies_is_started_again(rig: Rig, start: Start) -> None:
     sampler = rig.sampler(engine)
     assert furthest(rig, sampler.sample(rig.prompts, SETTINGS)) < 1e-3
     os.killpg(engine._server.process.pid, signal.SIGKILL)
-    with pytest.raises(EngineRestartedError, match=r"went away .* and is up again"):
+    with pytest.raises(EngineRestartedError, match=r"became unavailable .* and is up again"):
         sampler.sample(rig.prompts, SETTINGS)
     sampler.outdate()
     sampler.sync(1)

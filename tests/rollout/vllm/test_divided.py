@@ -60,6 +60,6 @@ def test_one_number_in_the_second_workers_half(
             yield name, tensor
 
     assert part in PolicyWeights(rig.model).listed
-    with pytest.raises(SyncError, match="does not hold the weights that it was sent") as caught:
+    with pytest.raises(SyncError, match="does not hold the weights that were sent") as caught:
         WeightSync(Wire(divided, tamper), PolicyWeights(rig.model)).push("wrong")
     assert part in str(caught.value)

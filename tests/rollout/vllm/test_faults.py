@@ -175,7 +175,7 @@ def test_a_server_that_nobody_starts_again(
     run.add_callback(Between(2, gone))
     try:
         with pytest.raises(
-            EngineError, match=r"did not come back within vllm_server_timeout=3 s.* boresight vllm-serve"
+            EngineError, match=r"did not recover within vllm_server_timeout=3 s.* boresight vllm-serve"
         ) as caught:
             run.train()
     finally:

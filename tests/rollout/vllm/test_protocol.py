@@ -84,7 +84,7 @@ def test_what_is_wrong_with_a_payload_is_named(kind: type[Any], value: Any, comp
 
 
 def test_a_text_that_is_no_json() -> None:
-    with pytest.raises(PayloadError, match=r"GetFacts is no JSON: '\{'"):
+    with pytest.raises(PayloadError, match=r"GetFacts is not JSON: '\{'"):
         from_json(GetFacts, "{")
 
 

@@ -131,7 +131,7 @@ def test_a_server_that_never_came_up_is_given_up_at_once() -> None:
     assert serve(program("raise SystemExit(2)"), report=said.append) == 1
     (line,) = said
     assert "exit code 2" in line
-    assert "before it was up, and is given up" in line
+    assert "before it was up; boresight gives up" in line
 
 
 def test_a_server_that_dies_is_started_again_but_not_for_ever(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_server_that_dies_is_started_again_but_not_for_ever(tmp_path: Path) ->
     said: list[str] = []
     assert serve(program(code), max_restarts=2, report=said.append) == 1
     assert log.read_text() == "xxx"
-    assert [line.rpartition(" ")[2] for line in said] == ["again.", "again.", "up."]
+    assert [line.rpartition(" ")[2] for line in said] == ["restarted.", "restarted.", "up."]
     assert "died 3 times within 10 minutes" in said[-1]
 
 
@@ -149,7 +149,7 @@ def test_a_server_that_is_killed_is_started_again_even_before_it_was_up() -> Non
     assert serve(program("import os; os.kill(os.getpid(), 9)"), max_restarts=1, report=said.append) == 1
     assert len(said) == 2
     assert "killed by SIGKILL" in said[0]
-    assert "started again" in said[0]
+    assert "restarted" in said[0]
 
 
 SUPERVISOR = "import sys; from boresight.rollout.vllm.serve import serve; sys.exit(serve(sys.argv[1:]))"

@@ -184,7 +184,10 @@ def twisted(stream: Stream) -> Stream:
 
 FAULTS = {
     "a part of a fused module": (lambda model: without("layers.0.self_attn.v_proj"), r"qkv_proj \(missing .*v_proj"),
-    "a module of its own": (lambda model: without("layers.1.input_layernorm"), "never got .*layers.1.input_layernorm"),
+    "a module of its own": (
+        lambda model: without("layers.1.input_layernorm"),
+        "did not receive .*layers.1.input_layernorm",
+    ),
     "an old tower": (old_tower, r"does not hold the weights .*visual.blocks.\d.attn.qkv"),
     "swapped names": (lambda model: swapped, r"does not hold the weights .*layers.0.self_attn.qkv_proj"),
     "a number": (lambda model: twisted, r"does not hold the weights .*layers.1.mlp.down_proj"),

@@ -1,22 +1,22 @@
-"""Sampling by vLLM: in the training process, or by a server. Everything that an engine reports or returns is checked.
+"""Sampling with vLLM, in the training process or on a server. Everything that an engine reports or returns is checked.
 
-Beside the trainer:
+The trainer's side:
 
-options       its options
-engine        the interface of an engine, and what it returns
+options       the options of vLLM
+engine        the interface of an engine, and its outputs
 local         an engine in the training process
-cleanup       what happens there when an engine ends
+cleanup       the clean-up in that process when an engine ends
 server        an engine behind HTTP
-client        calls to a server that may go away
+client        calls to a server that may become unavailable
 calls         HTTP calls with a deadline
 inference     requests for completions, and responses
-sync_folder   folders in which weights pass to a server
+sync_folder   folders that pass weights to a server
 nccl          weights to a server by NCCL
-child         a server that training starts for itself
-serve         starts such a server: stock vLLM with what training needs
-sampler       prompts to completions, each prompt compared with the engine's
-sync          new weights to the engine, and the verification that they arrived
-adapter       the same for an adapter that is sent by itself
+child         a server that the trainer starts itself
+serve         starts such a server: stock vLLM with the settings that training needs
+sampler       prompts to completions; each prompt is compared with the one that the engine read
+sync          sends new weights to the engine, and verifies that they arrived
+adapter       the same for an adapter that is sent without its base
 
-Inside the engine's process, never imported by the trainer's side: `inside`. What both share: `protocol`.
+`inside` runs in the engine's process, and the trainer's side never imports it. `protocol` is what both sides share.
 """

@@ -1,6 +1,6 @@
-"""Syncs where only a LoRA adapter is trained: the base is sent once, then the adapter alone, verified each time.
+"""Syncs for policies that train only a LoRA adapter: the base is sent once, then only the adapter. Every sync is verified.
 
-The engine applies the adapter itself (vLLM's LoRA), so a sync costs the adapter's bytes and no merging.
+The engine applies the adapter itself (vLLM's LoRA), so a sync sends only the adapter's bytes and merges nothing.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from boresight.rollout.vllm.sync import TOLERANCE, SyncError, SyncReport, Weight
 from boresight.types import Adapter, Weights
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM accepts as `max_lora_rank`."""
+"""The values that vLLM accepts for `max_lora_rank`."""
 
 
 def lora_options(adapter: Adapter) -> dict[str, Any]:
     """vLLM's engine arguments that an adapter needs.
 
     Raises:
-        ConfigError: its rank is beyond vLLM's.
+        ConfigError: its rank is above vLLM's largest.
     """
     if adapter.rank > RANKS[-1]:
         raise ConfigError(
@@ -40,7 +40,7 @@ def lora_options(adapter: Adapter) -> dict[str, Any]:
 
 
 def save_adapter(adapter: Adapter, folder: Path) -> None:
-    """Write PEFT's files of the adapter, with its scaling in B, so that one rank and one scaling hold for all modules."""
+    """Write the adapter in PEFT's format, with its scaling multiplied into B, so that all modules have the same rank and scaling."""
     tensors: dict[str, Tensor] = {}
     modules = []
     for name, down, up in adapter.factors():
@@ -54,15 +54,15 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
 class AdapterSync:
     """Sends the policy's base to an engine once, and its adapter at every sync.
 
-    A sync is verified when the engine lists the adapter, has bound every module of it, and holds the factors that were sent.
+    A sync is verified if the engine lists the adapter, has bound every module of it, and holds the factors that were sent.
 
     Args:
         engine: the receiver.
         base: the policy's weights without the adapter.
-        adapter: the policy's.
+        adapter: the policy's adapter.
 
     Raises:
-        ConfigError: the engine takes no adapters, or none of this rank.
+        ConfigError: the engine accepts no adapters, or none of this rank.
     """
 
     def __init__(self, engine: Engine, base: Weights, adapter: Adapter) -> None:
@@ -84,15 +84,15 @@ class AdapterSync:
             )
 
     def push(self, version: str, *, everything: bool = False) -> SyncReport:
-        """Send the adapter, and the base where the engine lacks it, and verify it.
+        """Send the adapter, and the base if the engine lacks it, and verify both.
 
         Raises:
-            SyncError: something did not arrive, or was bound to nothing.
+            SyncError: some weights did not arrive, or the engine bound them to no module.
         """
         start = time.perf_counter()
         num_sent = num_compared = 0
         if everything or not self._has_base:
-            # Under another version: weights without the adapter are not the policy's.
+            # The base gets another version, because weights without the adapter are not the policy's.
             report = self._base.push(f"{version}/base", everything=True)
             num_sent, num_compared = report.num_sent, report.num_compared
             self._has_base = True
@@ -106,17 +106,17 @@ class AdapterSync:
         found = self.engine.call(GetAdapterFingerprints(sizes)).modules
         where = self.engine.where
         if found is None:
-            raise SyncError(f"{where} does not list the adapter that it was sent.")
+            raise SyncError(f"{where} does not list the adapter that was sent.")
         bound = {name: each for name, each in found.items() if each is not None}
         if unbound := [name for name in factors if name not in bound]:
             raise SyncError(
-                f"{where} bound the adapter's part for {listed(unbound)} to nothing ({len(factors) - len(unbound)} of {len(factors)} "
-                "modules are bound), and would sample without it: set vllm_lora_sync='merged'."
+                f"{where} bound the adapter's factors for {listed(unbound)} to nothing ({len(factors) - len(unbound)} of {len(factors)} "
+                "modules are bound), and would sample without them: set vllm_lora_sync='merged'."
             )
-        if self._whole:  # a worker that holds a part of the model knows only a part of the fingerprint
+        if self._whole:  # a worker that holds only a part of the model returns only a part of the fingerprint
             wrong = [name for name, pair in factors.items() if not self._equal(pair, bound[name])]
             if wrong:
-                raise SyncError(f"{where} does not hold the adapter that it was sent: {listed(wrong)} differ.")
+                raise SyncError(f"{where} does not hold the adapter that was sent: {listed(wrong)} differ.")
         return len(factors)
 
     def _equal(self, factors: tuple[Tensor, Tensor], found: FactorFingerprints) -> bool:

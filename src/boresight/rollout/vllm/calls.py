@@ -1,4 +1,4 @@
-"""HTTP calls that keep a deadline, and can be interrupted at any time."""
+"""HTTP calls with a deadline, which can be cancelled at any time."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from boresight.background import in_background
 from boresight.errors import ConfigError
 
 MAX_CONCURRENT = 64
-"""Calls under way at a time. The server itself queues more than it can run."""
+"""Most calls in flight at a time. The server queues calls beyond its own capacity."""
 CONNECT_S = 10.0
-"""Seconds to wait for a connection to an address that does not react at all."""
+"""Seconds to wait for a connection to an address that does not respond."""
 
 Call = tuple[str, str, dict[str, Any]]
 """Method, path, and httpx's options of a request."""
 
 
 class LostError(Exception):
-    """The connection was refused or broke: nobody knows whether the call was carried out."""
+    """The connection was refused or lost. It is unknown whether the server executed the call."""
 
 
 class OverdueError(Exception):
@@ -27,14 +27,14 @@ class OverdueError(Exception):
 
 
 class Calls:
-    """Calls to one address, each with a connection of its own: none goes stale while weights are trained.
+    """Calls to one address. Each has a connection of its own, so that no connection goes stale during training.
 
-    They run in the background thread, so that Ctrl-C, or the failure of one call, drops the others at once. A server notices that a
-    connection was dropped, and stops working for it.
+    Calls run in the background thread, so that Ctrl-C or the failure of one call cancels the others at once. A server detects a closed
+    connection and aborts its request.
 
     Args:
         url: the address.
-        deadline_s: how long one call may take, or several that are sent together.
+        deadline_s: the time limit for one call, or for several that are sent together.
     """
 
     def __init__(self, url: str, deadline_s: float) -> None:
@@ -48,16 +48,16 @@ class Calls:
             "base_url": url,
             "timeout": httpx.Timeout(None, connect=CONNECT_S),
             "limits": httpx.Limits(max_connections=MAX_CONCURRENT, max_keepalive_connections=0),
-            "trust_env": False,  # a proxy has no business between trainer and engine
+            "trust_env": False,  # no proxy between trainer and engine
             "verify": httpx.create_ssl_context(trust_env=False),
         }
 
     def together(self, calls: Sequence[Call], deadline_s: float | None = None) -> list[Any]:
-        """httpx's responses, in the order of the calls, which run side by side. When one fails, the others are dropped.
+        """Send calls concurrently, and return httpx's responses in the order of the calls. If one fails, the others are cancelled.
 
         Raises:
-            LostError: a connection was refused or broke.
-            OverdueError: not all responses came in time.
+            LostError: a connection was refused or lost.
+            OverdueError: not all responses arrived in time.
         """
         future = in_background(self._send(calls, self.deadline_s if deadline_s is None else deadline_s))
         try:

@@ -1,4 +1,4 @@
-"""An engine in a process of its own on the training process's device, for models that would harm the training process."""
+"""An engine in a separate process on the training process's device, for models that would interfere with the training process."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from boresight.rollout.vllm.server import ServerEngine
 logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 5
-"""How often an engine that died is started again."""
+"""How often an engine that died is restarted."""
 
 
 class ChildEngine(ServerEngine):
-    """A server of one's own, which is started again when it dies: the trainer sends its weights anyway.
+    """A server that the trainer starts itself, and restarts when it dies. It needs no saved weights, because the trainer sends them.
 
     Args:
-        save: writes config and processor, and no weights, into a folder.
+        save: writes config and processor, but no weights, into a folder.
         engine_options: vLLM's engine arguments.
         log: a file for vLLM's output.
         calls: further arguments of `ServerEngine`.
 
     Raises:
-        EngineError: it did not come up; the message ends with its last output.
+        EngineError: the server did not start; the message ends with its last output.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ChildEngine(ServerEngine):
             port = probe.getsockname()[1]
         self._command = server_command(self._folder.name, _flags(port, engine_options))
         self._log = log
-        self._restarts_left = 0  # if it does not come up the first time, it never will
+        self._restarts_left = 0  # no restart if the first start fails, since the next would fail as well
         self._server = Server(self._command, log=log)
         atexit.register(self._end)
         try:
@@ -61,13 +61,13 @@ class ChildEngine(ServerEngine):
         self._restarts_left = MAX_RESTARTS
 
     def _is_there(self) -> bool:
-        """Whether waiting for it makes sense. One that died is started again first."""
+        """Whether the server runs. A dead one is restarted first, unless no restarts are left."""
         if self._server.is_alive():
             return True
         if not self._restarts_left:
             return False
         self._restarts_left -= 1
-        logger.warning("%s has ended and is started again. %s", self.where, self._last_output())
+        logger.warning("%s has ended and is restarted. %s", self.where, self._last_output())
         self._server.close()
         self._server = Server(self._command, log=self._log)
         return True

@@ -1,7 +1,7 @@
-"""The clean-up after an engine in the training process, which leaves what training and other engines use.
+"""The clean-up after an engine in the training process, which keeps what training and other engines use.
 
-vLLM takes the process for its own: an engine that is shut down, or merely garbage-collected, destroys the process groups of every other
-engine in the process, and the one that training runs over. Here they stay for as long as someone may need them.
+vLLM assumes that it owns the process. An engine that is shut down, or garbage-collected, destroys the process groups of all other
+engines in the process, and that of training. The clean-up here keeps them as long as they may be needed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from weakref import WeakSet
 import torch
 
 OPEN_ENGINES: WeakSet[Any] = WeakSet()
-"""The engines of this process that are in use."""
+"""The engines in use in this process."""
 
 
 class CleanUp:
     """Replaces vLLM's own `cleanup_dist_env_and_memory`.
 
     Args:
-        keep_distributed: torch.distributed was initialized before the first engine, and is not an engine's to end.
+        keep_distributed: torch.distributed was initialized before the first engine, so no engine may destroy it.
     """
 
     def __init__(self, *, keep_distributed: bool) -> None:
@@ -40,10 +40,10 @@ class CleanUp:
 
 
 def prepare_process() -> None:
-    """Call before an engine starts: collects engines that nobody holds any more, and replaces vLLM's clean-up."""
+    """Collect unreferenced engines and replace vLLM's clean-up. Call this before an engine starts."""
     core: Any = importlib.import_module("vllm.v1.engine.core")
     if not isinstance(core.cleanup_dist_env_and_memory, CleanUp):
         core.cleanup_dist_env_and_memory = CleanUp(keep_distributed=torch.distributed.is_initialized())
-    # An engine hides all objects, itself too, from the garbage collector (`gc.freeze`).
+    # An engine excludes all objects, itself included, from garbage collection (`gc.freeze`).
     gc.unfreeze()
     gc.collect()

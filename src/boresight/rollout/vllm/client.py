@@ -1,4 +1,4 @@
-"""A client of a vLLM server that may go away and come back at any time."""
+"""A client of a vLLM server that may become unavailable and recover at any time."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from boresight.rollout.vllm.calls import Call, Calls, LostError, OverdueError
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10.0
-"""Seconds between two log lines while a server is waited for."""
+"""Seconds between two log lines while waiting for a server."""
 DYING_S = 1.0
-"""Seconds that a server is given to die before its health is checked."""
+"""Seconds to let a failing server exit before its health is checked."""
 HEALTH_S = 5.0
-"""Seconds within which a server that is up answers a health check."""
+"""Seconds within which a running server answers a health check."""
 UNAVAILABLE = (502, 503, 504)
-"""Status codes of a dying engine, or of a gateway before it."""
+"""Status codes of an engine that is shutting down, or of a gateway in front of it."""
 PLAIN_TEXT = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
-"""Paths to which vLLM answers in plain text."""
+"""Paths that vLLM answers in plain text."""
 
 
 class ServerClient:
-    """Calls to a vLLM server, with a deadline for each. A server that went away is waited for, and `EngineRestartedError` says so.
+    """Calls to a vLLM server, each with a deadline. If the server becomes unavailable, the client waits until it is up again, then
+    raises `EngineRestartedError`.
 
     Args:
-        url: its address.
+        url: the server's address.
         timeout_s: how long to wait for a server that is not up.
-        request_timeout_s: how long one call may take, or a batch of completions.
-        alive: whether a server of one's own is still there, so that a dead one is not waited for.
+        request_timeout_s: the time limit for one call, or a batch of completions.
+        alive: whether the trainer's own server still runs, so that the client does not wait for a dead one.
 
     Raises:
-        ConfigError: the address is none.
+        ConfigError: the address is invalid.
     """
 
     def __init__(
         self, url: str, *, timeout_s: float, request_timeout_s: float, alive: Callable[[], bool] | None = None
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"vllm_server_base_url={url!r} is no address: write http://{url}.")
+            raise ConfigError(f"vllm_server_base_url={url!r} is not an address: write http://{url}.")
         self.url = url.rstrip("/")
         self.where = f"the vLLM server at {self.url}"
         self.timeout_s = timeout_s
@@ -50,10 +51,10 @@ class ServerClient:
         self._calls = Calls(self.url, request_timeout_s)
 
     def wait(self, *, gone: bool = False) -> None:
-        """Until the server is up.
+        """Wait until the server is up.
 
         Args:
-            gone: it was up before. One that is dying may still answer health checks, so it gets a moment.
+            gone: the server was up before. A server that is shutting down may still answer health checks, so wait a moment first.
 
         Raises:
             EngineError: it is not up within `timeout_s`.
@@ -66,7 +67,7 @@ class ServerClient:
                 raise EngineError(f"{self.where} has ended.")
             if now - start > self.timeout_s:
                 raise EngineError(
-                    f"{self.where} {'went away and did not come back' if gone else 'was not up'} within "
+                    f"{self.where} {'became unavailable and did not recover' if gone else 'was not up'} within "
                     f"vllm_server_timeout={self.timeout_s:g} s. Start it with boresight vllm-serve --model …, or raise the timeout."
                 )
             if now - logged > LOG_EVERY_S:
@@ -82,28 +83,28 @@ class ServerClient:
         return response.status_code == 200
 
     def send(self, method: str, path: str, **options: Any) -> Any:
-        """One call and its JSON response; see `send_all`."""
+        """Send one call and return its JSON response; see `send_all`."""
         return self.send_all([(method, path, options)])[0]
 
     def send_all(self, calls: Sequence[Call]) -> list[Any]:
-        """Calls side by side, and their JSON responses.
+        """Send calls concurrently and return their JSON responses.
 
         Raises:
-            EngineRestartedError: the server went away, and is up again.
-            EngineError: it refused, took too long, or did not come back.
+            EngineRestartedError: the server became unavailable, and is up again.
+            EngineError: the server refused a call, exceeded the deadline, or did not recover.
         """
         try:
             responses = self._calls.together(calls)
             return [self._read(path, response) for (_, path, _), response in zip(calls, responses, strict=True)]
         except OverdueError as error:
             raise EngineError(
-                f"{self.where} did not answer {calls[0][1]} within vllm_request_timeout={self.request_timeout_s:g} s. If it only needs "
-                "longer, raise the timeout; if it hangs, restart it."
+                f"{self.where} did not answer {calls[0][1]} within vllm_request_timeout={self.request_timeout_s:g} s. If it is slow, raise "
+                "the timeout; if it hangs, restart it."
             ) from error
         except LostError as error:
-            logger.warning("%s went away (%s).", self.where, error)
+            logger.warning("%s became unavailable (%s).", self.where, error)
             self.wait(gone=True)
-            raise EngineRestartedError(f"{self.where} went away ({error}), and is up again.") from error
+            raise EngineRestartedError(f"{self.where} became unavailable ({error}), and is up again.") from error
 
     def _read(self, path: str, response: Any) -> Any:
         answer = f"{response.status_code} to {path}: {response.text[:1000]}"
@@ -116,4 +117,6 @@ class ServerClient:
         try:
             return response.json() if response.content else {}
         except ValueError as error:
-            raise EngineError(f"{self.where} answered {answer}, which is no JSON. Is another program there?") from error
+            raise EngineError(
+                f"{self.where} answered {answer}, which is not JSON. Does another program use this address?"
+            ) from error

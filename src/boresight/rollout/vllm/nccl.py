@@ -1,4 +1,4 @@
-"""Weights to a server by vLLM's own NCCL transfer. It needs GPUs: untested here."""
+"""Weights to a server by vLLM's own NCCL transfer. It needs GPUs, and is not covered by tests."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Source(WeightSource):
 
 
 class Broadcast:
-    """The trainer's end of a group of trainer and workers.
+    """The trainer's end of the NCCL group of trainer and workers.
 
     Args:
-        url: the server's.
-        num_workers: of the server.
-        port: of the group, on the trainer's machine (VLLM_HOST_IP where it is not this one).
-        timeout_s: of a call.
+        url: the server's address.
+        num_workers: how many workers the server has.
+        port: the group's port on the trainer's machine (VLLM_HOST_IP gives its address if workers run on another machine).
+        timeout_s: the time limit for one call.
     """
 
     def __init__(self, url: str, num_workers: int, port: int, timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The options of generation by vLLM, under TRL's names."""
+"""The options of sampling with vLLM, under TRL's names."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from boresight.errors import ConfigError
 from boresight.options import Needs, NeedsEither, Range, option
 
 RESERVED = {
-    "model": "the policy is what is sampled from",
-    "runner": "the engine generates",
+    "model": "the engine samples from the policy",
+    "runner": "the engine generates text",
     "weight_transfer_config": "weights come from the trainer",
     "worker_extension_cls": "the verification of a sync needs boresight's own",
     "logits_processors": "the ban of modality ids needs boresight's own",
@@ -23,11 +23,11 @@ RESERVED = {
     "model_impl": "set vllm_model_impl",
     "enable_lora": "set vllm_lora_sync",
     "max_lora_rank": "it follows from the adapter",
-    "max_loras": "there is one policy",
+    "max_loras": "there is only one policy",
     "enable_tower_connector_lora": "it follows from the adapter",
     "distributed_executor_backend": "it follows from how training was launched",
 }
-"""Engine options that boresight sets itself, and why or by what."""
+"""Engine options that boresight sets itself → the reason, or the option to set instead."""
 
 Port = Range(at_least=1, at_most=65535)
 Seconds = Range(above=0)
@@ -36,14 +36,13 @@ Engine = Needs("use_vllm", True)
 Server = Needs("vllm_mode", "server")
 Colocate = Needs("vllm_mode", "colocate", "give it to boresight vllm-serve")
 OtherProcess = NeedsEither((Server, Needs("vllm_model_impl", "transformers")))
-"""A server, or an engine that training starts in a process of its own."""
+"""A server, or an engine that training starts in a separate process."""
 
 
 @dataclass
 class VLLMOptions:
-    """Where completions come from when not from transformers. Names and defaults are TRL's (`GRPOConfig`), except that a server is looked
-    for on this machine (TRL: 0.0.0.0). `vllm_engine_kwargs`, `vllm_lora_sync`, `vllm_request_timeout` and `vllm_sync_dir` are not in
-    TRL."""
+    """How vLLM samples completions. Names and defaults are TRL's (`GRPOConfig`), except that the default server address is 127.0.0.1
+    (TRL: 0.0.0.0). `vllm_engine_kwargs`, `vllm_lora_sync`, `vllm_request_timeout` and `vllm_sync_dir` are not in TRL."""
 
     heading: ClassVar[str] = "rollout"
 
@@ -57,19 +56,19 @@ class VLLMOptions:
         Needs("vllm_mode", "colocate", "give --model-impl to boresight vllm-serve"),
     ] = option(
         "vllm",
-        "'vllm': vLLM's own model classes. 'transformers': transformers' inside vLLM; colocated it runs in a process of its own, since it "
-        "patches the class that is trained.",
+        "'vllm': vLLM's own model classes. 'transformers': those of transformers inside vLLM; colocated, it runs in a separate process, "
+        "because it patches the class that is trained.",
     )
     vllm_enable_sleep_mode: Annotated[bool, Engine, Colocate] = option(
-        False, "colocate: give the engine's GPU memory up while weights are trained."
+        False, "colocate: free the engine's GPU memory during training."
     )
     vllm_lora_sync: Annotated[Literal["merged", "adapter"], Engine] = option(
         "merged",
-        "LoRA: 'merged' sends the modules that the adapter changes, merged. 'adapter' sends the adapter, which vLLM applies (a server "
-        "needs --enable-lora --max-lora-rank).",
+        "LoRA: 'merged' sends the modules that the adapter changes, with the adapter merged. 'adapter' sends only the adapter, which vLLM "
+        "applies (a server needs --enable-lora --max-lora-rank).",
     )
     vllm_structured_outputs_regex: Annotated[str | None, Engine] = option(
-        None, "Sample only what this regular expression allows. The sampler correction accounts for it."
+        None, "Sample only text that matches this regular expression. The sampler correction accounts for it."
     )
     vllm_server_base_url: Annotated[str | None, Engine, Server] = option(
         None, "server: its address, such as http://127.0.0.1:8000, instead of host and port."
@@ -77,26 +76,26 @@ class VLLMOptions:
     vllm_server_host: Annotated[str, Engine, Server] = option("127.0.0.1", "server: its host.")
     vllm_server_port: Annotated[int, Port, Engine, Server] = option(8000, "server: its port.")
     vllm_server_timeout: Annotated[float, Seconds, Engine, OtherProcess] = option(
-        240.0, "server: seconds to wait for it to be up, at the start and when it died."
+        240.0, "server: seconds to wait until it is up, at the start and after a failure."
     )
     vllm_request_timeout: Annotated[float, Seconds, Engine, OtherProcess] = option(
-        600.0, "server: seconds that one call may take: a batch of completions, or a sync."
+        600.0, "server: time limit for one call in seconds, for a batch of completions or a sync."
     )
     vllm_group_port: Annotated[int, Port, Engine, Server] = option(
         51216, "server with NCCL transfer: the port of the weight update group."
     )
     vllm_sync_dir: Annotated[str | None, Engine, OtherProcess] = option(
         None,
-        "server with file transfer: a folder that trainer and server both see. None: /dev/shm, or the temporary folder.",
+        "server with file transfer: a folder that trainer and server can both access. None: /dev/shm, or the temporary folder.",
         metavar="FOLDER",
     )
     vllm_gpu_memory_utilization: Annotated[float, Range(above=0, at_most=1), Engine, Colocate] = option(
-        0.3, "colocate: share of the memory of the GPU (or of the machine) that the engine may use."
+        0.3, "colocate: share of GPU memory (on a CPU: of main memory) that the engine may use."
     )
     vllm_max_model_length: Annotated[int | None, Range(at_least=1), Engine, Colocate] = option(
         None,
-        "colocate: longest prompt and completion together, in tokens. None: the data's longest prompt and max_completion_length, where all "
-        "rows were measured before training, else the model's limit.",
+        "colocate: most tokens of prompt and completion together. None: the data's longest prompt plus max_completion_length if all rows "
+        "were measured before training, otherwise the model's limit.",
     )
     vllm_tensor_parallel_size: Annotated[
         int,
@@ -106,7 +105,7 @@ class VLLMOptions:
         Needs(
             "vllm_model_impl",
             ("vllm", "auto"),
-            "vllm_model_impl='transformers' colocates an engine in a process of its own, so give --tensor-parallel-size to boresight "
+            "vllm_model_impl='transformers' colocates an engine in a separate process, so give --tensor-parallel-size to boresight "
             "vllm-serve and set vllm_mode='server'",
         ),
     ] = option(1, "colocate: training processes that share one engine, each with a part of the weights.")
@@ -116,19 +115,19 @@ class VLLMOptions:
 
 
 def check_vllm(config: VLLMOptions, *, corrects: bool) -> None:
-    """Refuse what `check_options` cannot know.
+    """Check what `check_options` cannot.
 
     Args:
-        config: checked by `check_options`.
-        corrects: whether the loss corrects for what the sampler did (`vllm_importance_sampling_correction`).
+        config: options that `check_options` has checked.
+        corrects: whether the loss corrects for the sampler's distribution (`vllm_importance_sampling_correction`).
 
     Raises:
-        ConfigError: a reserved engine option, or sampled from another distribution without a correction; the message prints the fix.
+        ConfigError: an engine option is reserved, or structured outputs are used without the correction; the message gives the fix.
     """
     for name in {*(config.vllm_engine_kwargs or {})} & RESERVED.keys():
         raise ConfigError(f"vllm_engine_kwargs[{name!r}] is boresight's to set: {RESERVED[name]}.")
     if config.vllm_structured_outputs_regex is not None and not corrects:
         raise ConfigError(
-            "vllm_structured_outputs_regex bends what is sampled from, which only the sampler correction accounts for: leave "
+            "vllm_structured_outputs_regex changes the sampled distribution, and only the sampler correction accounts for it: leave "
             "vllm_importance_sampling_correction=True."
         )

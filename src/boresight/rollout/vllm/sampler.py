@@ -1,4 +1,4 @@
-"""Prompts to completions by vLLM, with every output checked against its request."""
+"""Prompts to completions with vLLM. Every output is checked against its request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from boresight.types import Adapter, Completion, EncodedImage, Group, ModelFacts
 logger = logging.getLogger(__name__)
 
 MAX_REDONE = 3
-"""How often one sync, or one batch, is repeated because the engine went away meanwhile."""
+"""How often a sync or a batch is repeated because the engine restarted during it."""
 
 
 class State(enum.Enum):
@@ -38,22 +38,22 @@ class State(enum.Enum):
 
 
 class VLLMSampler:
-    """Samples from a vLLM engine, which is sent the policy's weights and refuses to sample with older ones.
+    """Samples from a vLLM engine. It sends the policy's weights to the engine, and refuses to sample with older ones.
 
-    Each prompt is one request for n completions, so prompt and images are read once. It is sent with one placeholder per image and must
-    come back as the trainer expanded it.
+    Each prompt is one request for n completions, so prompt and images are processed once. The request has one placeholder per image. The
+    engine returns the expanded prompt, which must equal the trainer's.
 
     Args:
-        engine: in this process or a server.
-        weights: the policy's.
+        engine: an engine in this process, or a server.
+        weights: the policy's weights.
         facts: stop ids and banned ids.
-        tokenizer: decodes completions, and names tokens in messages.
-        decode_image: the image as the trainer's processor gets it.
-        name: of this run; it and the step name the weights of a server.
+        tokenizer: decodes completions, and tokens for messages.
+        decode_image: decodes an image as for the trainer's processor.
+        name: the run's name; with the step it labels the weights of a server.
         sleeps: free the engine's memory between rollouts.
         structured: vLLM's structured outputs (`{"regex": …}`), for every completion.
-        adapter: sent by itself at every sync, after the weights without it, which are sent once.
-        pushes: whether this process sends the weights; where another does, `adopt` is given their name.
+        adapter: the policy's adapter, if it is sent alone at every sync. `weights` are then sent once, without it.
+        pushes: whether this process sends the weights. If another does, pass their label to `adopt`.
     """
 
     def __init__(
@@ -84,19 +84,19 @@ class VLLMSampler:
         self._sync = AdapterSync(engine, weights, adapter) if adapter else WeightSync(engine, weights)
         self._num_syncs = 0
         self.version = ""
-        """The name of the weights that the engine must hold."""
+        """The label of the weights that the engine must hold."""
         self.engine_facts = self._checked_facts()
 
     @property
     def dtype(self) -> str:
-        """The type that the engine computes in."""
+        """The dtype that the engine computes in."""
         return self.engine_facts.dtype
 
     def _checked_facts(self) -> EngineFacts:
-        """How the engine is set.
+        """The engine's facts, after a check of its settings.
 
         Raises:
-            ConfigError: it cannot be relied on.
+            ConfigError: a setting would make completions or log-probabilities wrong.
         """
         facts, where = self.engine.call(GetFacts()), self.engine.where
         if not facts.bans_ids:
@@ -109,23 +109,23 @@ class VLLMSampler:
         return facts
 
     def _update_facts(self) -> None:
-        """Read the engine's facts again, and count a restart if it is another process than before."""
+        """Read the engine's facts again, and count a restart if its instance id has changed."""
         before, self.engine_facts = self.engine_facts, self._checked_facts()
         if self.engine_facts.instance_id != before.instance_id:
-            logger.warning("%s was restarted, and is sent all weights.", self.engine.where)
+            logger.warning("%s was restarted; all weights are sent again.", self.engine.where)
             self.counts["restarts"] += 1
 
     def outdate(self) -> None:
-        """The policy has moved on, or the engine's weights are in doubt."""
+        """Mark the engine's weights as stale: the policy has changed, or the engine may have lost them."""
         if self.state is State.FRESH:
             self.state = State.STALE
 
     def sync(self, step: int) -> SyncReport | None:
-        """Wake the engine and send it the policy's weights, if it does not have them; repeat it when the engine goes away meanwhile.
+        """Wake the engine and send it the policy's weights, if it does not have them. The sync is repeated if the engine restarts.
 
         Raises:
-            SyncError: they did not arrive as they were sent.
-            EngineError: the engine is gone for good.
+            SyncError: weights did not arrive as they were sent.
+            EngineError: the engine did not recover.
         """
         for attempt in itertools.count():
             try:
@@ -143,12 +143,12 @@ class VLLMSampler:
         if self.state is State.FRESH:
             return None
         self._update_facts()
-        # An engine that holds other weights than it was sent last gets all of them, whoever changed them.
+        # If the engine's label differs from that of the last sync, its weights are unknown, and all are sent.
         everything = self.engine.version() != self.version
         return self._push(f"{self.name}/{step}/{self._num_syncs}", everything=everything)
 
     def adopt(self, version: str) -> None:
-        """Note that the engine was sent the policy's weights under this name, by whichever process."""
+        """Record that some process has sent the policy's weights to the engine under this label."""
         self.version, self.state = version, State.FRESH
 
     def _push(self, version: str, *, everything: bool = False) -> SyncReport:
@@ -167,16 +167,16 @@ class VLLMSampler:
         """`settings.num_completions` completions of each prompt, prompts in order, with the engine's log-probabilities.
 
         Raises:
-            EngineRestartedError: the engine went away, or lost the policy's weights: sync, and sample again.
-            EngineError: the weights are not the policy's, the engine read another prompt than the trainer, or its output is not what
-                was requested.
+            EngineRestartedError: the engine restarted, or lost the policy's weights: sync, and sample again.
+            EngineError: the weights are not the policy's, the engine read another prompt than the trainer, or its output does not match
+                the request.
         """
         return self.completed(prompts, self.requests(prompts, settings), settings)
 
     def completed(
         self, prompts: Sequence[Prompt], requests: Sequence[Request], settings: SamplingSettings
     ) -> list[Group]:
-        """As `sample`, given the requests."""
+        """As `sample`, with requests that are already built."""
         if self.state is not State.FRESH:
             raise EngineError(f"{self.engine.where} is {self.state.value}: it must be synced before it samples.")
         outputs = self.engine.generate(requests)
@@ -198,7 +198,7 @@ class VLLMSampler:
         """The requests for these prompts.
 
         Raises:
-            ConfigError: the engine cannot take it.
+            ConfigError: a request exceeds the engine's limits.
         """
         if settings.num_completions > self.engine_facts.max_num_seqs:
             raise ConfigError(
@@ -212,7 +212,7 @@ class VLLMSampler:
         for prompt in prompts:
             self._check_length(prompt, settings)
             index = prompt.row.index
-            # As for transformers' sampler: the seed depends on the row and how often it came before, not on what it is batched with.
+            # As in `HFSampler`, the seed depends on the row and how often it occurred before, not on the other prompts of the batch.
             name = f"{base} {index} {seen[index]}".encode()
             seen[index] += 1
             seed = int.from_bytes(hashlib.sha256(name).digest()[:4]) >> 1
@@ -222,7 +222,7 @@ class VLLMSampler:
 
     def _common(self, settings: SamplingSettings) -> dict[str, Any]:
         options = {
-            # Greedy completions are all the same, and vLLM samples one.
+            # Greedy completions are all equal, so vLLM samples one.
             "n": settings.num_completions if settings.temperature else 1,
             "max_tokens": settings.max_completion_length,
             "temperature": settings.temperature,
@@ -231,8 +231,8 @@ class VLLMSampler:
             "min_p": settings.min_p or 0.0,
             "repetition_penalty": settings.repetition_penalty,
             "stop_token_ids": list(self.facts.stop_ids),
-            "ignore_eos": True,  # the stop ids are complete
-            "logprobs": 0,  # of the sampled token alone
+            "ignore_eos": True,  # stop_token_ids lists all end tokens
+            "logprobs": 0,  # only of the sampled token
             "detokenize": False,
             "extra_args": {BANNED: list(self.facts.modality_ids)},
         }
@@ -243,7 +243,7 @@ class VLLMSampler:
         if longest > most:
             raise ConfigError(
                 f"row {prompt.row.index}: {len(prompt.ids)} tokens of prompt and max_completion_length={settings.max_completion_length} "
-                f"do not fit into the {most} of {self.engine.where}: raise vllm_max_model_length (a server: --max-model-len)."
+                f"exceed the {most} tokens that {self.engine.where} allows: raise vllm_max_model_length (a server: --max-model-len)."
             )
 
     # ---- Outputs ----------------------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ class VLLMSampler:
         requested = k if settings.temperature else 1
         if len(output.completions) != requested:
             raise EngineError(
-                f"row {prompt.row.index}: {self.engine.where} returned {len(output.completions)} completions of {requested}."
+                f"row {prompt.row.index}: {self.engine.where} returned {len(output.completions)} completions instead of {requested}."
             )
         completions = tuple(self._completion(prompt, *each) for each in output.completions)
         return Group(prompt, completions if settings.temperature else completions * k)
@@ -269,8 +269,8 @@ class VLLMSampler:
         pair = [self._token(ids, place) for ids in (ours, theirs)]
         raise EngineError(
             f"row {prompt.row.index}: {self.engine.where} read another prompt than the trainer: {len(theirs)} tokens instead of "
-            f"{len(ours)}, the first difference at token {place} ({pair[1]} instead of {pair[0]}). The two have different processors or "
-            "pixel budgets: give the server the trainer's min_pixels and max_pixels "
+            f"{len(ours)}; the first difference is at token {place} ({pair[1]} instead of {pair[0]}). Their processors or pixel budgets "
+            "differ: give the server the trainer's min_pixels and max_pixels "
             "(boresight vllm-serve --min_pixels … --max_pixels …) and the same model folder."
         )
 

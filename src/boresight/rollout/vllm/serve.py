@@ -1,4 +1,4 @@
-"""Starting stock vLLM with what training needs, and starting it again when it dies."""
+"""Starts stock vLLM with the settings that training needs, and restarts it when it dies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from boresight.errors import ConfigError
 from boresight.rollout.vllm.protocol.messages import BAN, ENGINE, EXTENSION, NCCL_ENGINE, STARTED_BY
 
 MAX_RESTARTS = 5
-"""How often a server is started again within `RESTART_WINDOW_S`; the next time it is given up."""
+"""How often a server is restarted within `RESTART_WINDOW_S`. After one more death, boresight gives up."""
 RESTART_WINDOW_S = 600.0
 
 OURS = {
@@ -29,7 +29,7 @@ OURS = {
     "--logprobs-mode": "processed_logprobs",
     "--generation-config": "vllm",
 }
-"""Flags that boresight sets, and a user may not."""
+"""Flags that boresight sets, and users may not."""
 
 
 def server_command(
@@ -44,14 +44,14 @@ def server_command(
 
     Args:
         model: a folder or a hub id.
-        flags: further flags of vLLM's server, passed on as they are.
-        nccl: take weights by NCCL instead of by file.
-        min_pixels, max_pixels: the image budget, as the trainer has it.
+        flags: further flags of vLLM's server, passed on unchanged.
+        nccl: receive weights by NCCL instead of by file.
+        min_pixels, max_pixels: the image budget, equal to the trainer's.
 
     Raises:
         ConfigError: a flag is boresight's to set.
     """
-    import torch  # here, because the command line reads this file's numbers for `boresight --help`
+    import torch  # here, because torch is slow to import and `boresight --help` imports this file for its constants
 
     given = {flag.partition("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")}
     if taken := given & {*OURS, "--weight-transfer-config"}:
@@ -62,7 +62,7 @@ def server_command(
     if budget and "--mm-processor-kwargs" in given:
         raise ConfigError("--min_pixels and --max_pixels are written into --mm-processor-kwargs: drop one of the two.")
     transfer = {"backend": NCCL_ENGINE if nccl else ENGINE}
-    # The server's module, not the command `vllm`, which needs the metadata of a package that a CPU build does not have.
+    # The server's module instead of the command `vllm`, which needs package metadata that a CPU build lacks.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--enable-scale-out"]
     command += [part for pair in OURS.items() for part in pair]
     command += ["--weight-transfer-config", json.dumps(transfer)]
@@ -86,11 +86,11 @@ def server_environment() -> dict[str, str]:
 
 
 class Server:
-    """A server process of one's own, ended with its children when it is closed. On Linux it also ends when the thread that started it
-    ends, for whatever reason.
+    """A server process that this process starts, and ends with its children on `close`. On Linux it also ends when the thread that
+    started it ends, for any reason.
 
     Args:
-        log: a file to which its output is appended; None: the output of this process.
+        log: a file to which its output is appended; None writes to this process's output.
     """
 
     def __init__(self, command: Sequence[str], *, log: Path | None = None) -> None:
@@ -99,7 +99,7 @@ class Server:
             if log is not None:
                 log.parent.mkdir(parents=True, exist_ok=True)
                 output = stack.enter_context(log.open("ab"))
-            # A session of its own: Ctrl-C reaches only this process, which ends the server in order.
+            # In a new session, Ctrl-C reaches only this process, which then shuts the server down cleanly.
             self.process = subprocess.Popen(
                 command,
                 env=server_environment(),
@@ -122,22 +122,22 @@ class Server:
             except subprocess.TimeoutExpired:
                 continue
             if sent is signal.SIGTERM:
-                # Its workers have had their time as well.
+                # Workers that still run have had the same time to end.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signal.SIGKILL)
             return
 
 
 def serve(command: Sequence[str], *, max_restarts: int = MAX_RESTARTS, report: Callable[[str], object] = print) -> int:
-    """Run a server until this process is asked to end (Ctrl-C, or SIGTERM); start it again when it dies.
+    """Run a server until this process receives a signal to end (Ctrl-C or SIGTERM), and restart it when it dies.
 
     Args:
         command: from `server_command`.
-        max_restarts: how often within `RESTART_WINDOW_S`.
-        report: gets a line for every death.
+        max_restarts: most restarts within `RESTART_WINDOW_S`.
+        report: is called with one line for every death.
 
     Returns:
-        The exit code: 0 when it was asked to end, 1 when it was given up, because it died too often or never came up.
+        The exit code: 0 after a signal; 1 if the server died too often or never started.
     """
     deaths: deque[float] = deque(maxlen=max_restarts + 1)
     with _asked_to_end() as asked:
@@ -150,19 +150,19 @@ def serve(command: Sequence[str], *, max_restarts: int = MAX_RESTARTS, report: C
             deaths.append(now)
             died = f"boresight: vLLM ended ({_reason(code)}) after {now - started:.0f} s"
             if not was_up and code >= 0:
-                report(f"{died} before it was up, and is given up; its output is above.")
+                report(f"{died} before it was up; boresight gives up. The output of vLLM is above.")
                 return 1
             if len(deaths) > max_restarts and now - deaths[0] < RESTART_WINDOW_S:
                 report(
-                    f"{died}; it died {len(deaths)} times within {RESTART_WINDOW_S / 60:g} minutes, and is given up."
+                    f"{died}; it died {len(deaths)} times within {RESTART_WINDOW_S / 60:g} minutes, so boresight gives up."
                 )
                 return 1
-            report(f"{died} and is started again.")
+            report(f"{died} and is restarted.")
 
 
 @contextlib.contextmanager
 def _asked_to_end() -> Iterator[list[int]]:
-    """Collects signals to end, instead of what they did before."""
+    """Collect SIGINT and SIGTERM in a list; afterwards restore the former handlers."""
     asked: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(kind, lambda number, frame: asked.append(number)) for kind in kinds]
@@ -174,7 +174,7 @@ def _asked_to_end() -> Iterator[list[int]]:
 
 
 def _run(command: Sequence[str], asked: Sequence[int]) -> tuple[int, bool]:
-    """One server from start to end: its exit code, and whether it was ever up."""
+    """Run one server until it ends: its exit code, and whether it was ever up."""
     server, was_up = Server(command), False
     address = _address(command)
     try:
@@ -191,7 +191,7 @@ def _reason(code: int) -> str:
 
 
 def _address(command: Sequence[str]) -> tuple[str, int]:
-    """The host and port on which a server will listen, by its flags."""
+    """The host and port that a server will listen on, read from its flags."""
     words = [part for word in command for part in (word.split("=", 1) if word.startswith("--") else [word])]
     given = dict(itertools.pairwise(words))
     host = given.get("--host", "127.0.0.1")

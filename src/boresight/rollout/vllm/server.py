@@ -25,33 +25,33 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 MAX_ATTACHED = 3
-"""How often a server is checked again, because it went away meanwhile."""
+"""How often a server's checks are attempted, if it restarts during them."""
 
 NEEDED = {
     "/collective_rpc": "VLLM_SERVER_DEV_MODE=1",
-    "/start_weight_update": f"a vLLM that takes weights ({TESTED_LOCK}, or any from 0.30)",
+    "/start_weight_update": f"a vLLM that accepts weights ({TESTED_LOCK}, or any version from 0.30)",
     GENERATE: "--enable-scale-out",
 }
-"""Paths that training calls, and what makes a server have them."""
+"""Paths that training calls → what a server needs to have them."""
 
 
 class ServerEngine:
-    """A vLLM server, which may be restarted at any time, and serve another trainer afterwards.
+    """A vLLM server, which may restart at any time, and may serve another trainer afterwards.
 
-    Every call has a deadline. A server that went away is waited for. What it holds when it is up again is unknown, which
-    `EngineRestartedError` says.
+    Every call has a deadline. If the server becomes unavailable, the call waits until it is up again. Its weights are then unknown, so
+    the call raises `EngineRestartedError`.
 
     Args:
-        url: its address.
+        url: the server's address.
         timeout_s: how long to wait for a server that is not up.
-        request_timeout_s: how long one call may take, or a batch of completions.
-        sync_dir: a folder that both sides see, for weights by file; None: memory (/dev/shm), or the temporary folder.
-        group_port: for weights by NCCL.
-        alive: whether a server of one's own is still there, so that a dead one is not waited for.
+        request_timeout_s: the time limit for one call, or a batch of completions.
+        sync_dir: a folder that both sides can access, for weights by file; None: memory (/dev/shm), or the temporary folder.
+        group_port: the port of the NCCL group, for weights by NCCL.
+        alive: whether the trainer's own server still runs, so that nothing waits for a dead one.
 
     Raises:
         EngineError: no server is up in time.
-        ConfigError: it lacks what training needs.
+        ConfigError: the server lacks a path or setting that training needs.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ServerEngine:
         self._nccl: Any = None
         self._nccl_instance_id = ""
         self._adapter: str | None = None
-        """What the server calls the adapter that completions are sampled with."""
+        """The server's name of the adapter to sample with."""
         self._adapter_folder: tempfile.TemporaryDirectory[str] | None = None
         self._num_adapters = itertools.count()
         self.client.wait()
@@ -80,7 +80,7 @@ class ServerEngine:
     # ---- Attaching --------------------------------------------------------------------------------------------------------------
 
     def _attach(self) -> EngineFacts:
-        """Make sure that training can rely on this server, and undo what an earlier trainer left unfinished."""
+        """Check that the server has what training needs, and undo what an earlier trainer left unfinished."""
         for attempt in itertools.count(1):
             try:
                 facts = self._checked_facts()
@@ -93,7 +93,7 @@ class ServerEngine:
         raise AssertionError
 
     def _checked_facts(self) -> EngineFacts:
-        """The facts of a server that has what training needs. Others are refused with what to do."""
+        """The server's facts, after a check that it has what training needs. The error for others gives the fix."""
         paths = self.client.send("GET", "/openapi.json").get("paths", {})
         for path, needs in NEEDED.items():
             if path not in paths:
@@ -106,11 +106,11 @@ class ServerEngine:
             raise
         except EngineError as error:
             raise ConfigError(
-                f"{self.where} does not know boresight: start it with boresight vllm-serve --model …. ({error})"
+                f"{self.where} has no boresight plugin: start it with boresight vllm-serve --model …. ({error})"
             ) from error
         if facts.transport is None:
             raise ConfigError(
-                f"{self.where} takes weights in a way that keeps no record: start it with boresight vllm-serve --model …."
+                f"{self.where} uses a weight transfer that keeps no record: start it with boresight vllm-serve --model …."
             )
         for flag, count in (
             ("--pipeline-parallel-size", facts.num_stages),
@@ -118,17 +118,17 @@ class ServerEngine:
         ):
             if count > 1:
                 raise ConfigError(
-                    f"{self.where} has {flag} {count}, over which no sync can be verified: start it with --tensor-parallel-size alone."
+                    f"{self.where} has {flag} {count}, with which a sync cannot be verified: use only --tensor-parallel-size."
                 )
         return facts
 
     def _tidy(self) -> None:
-        """Undo what an earlier trainer left: an unfinished sync, its files, a pause, sleep."""
+        """Undo what an earlier trainer left behind: an unfinished sync, its files, a pause, or sleep."""
         remove_left_behind(self._sync_dir)
         if self.call(AbandonUpdate()).was_active:
-            logger.warning("%s was in the middle of a sync that its trainer never finished.", self.where)
+            logger.warning("%s was in the middle of a sync that its last trainer did not finish.", self.where)
         if self.client.send("GET", "/is_paused")["is_paused"]:
-            logger.warning("%s was paused, and goes on.", self.where)
+            logger.warning("%s was paused, and is resumed.", self.where)
             self.client.send("POST", "/resume")
         if self.client.send("GET", "/is_sleeping")["is_sleeping"]:
             logger.warning("%s was asleep, and is woken.", self.where)
@@ -146,7 +146,7 @@ class ServerEngine:
         except EngineRestartedError:
             raise
         except EngineError as error:
-            # A server that was restarted does not know the adapter any more.
+            # A restarted server has lost the adapter.
             if self._adapter is not None and self._adapter not in self._adapters():
                 raise EngineRestartedError(f"{self.where} has lost the adapter.") from error
             raise
@@ -178,8 +178,8 @@ class ServerEngine:
                 raise EngineRestartedError(f"{self.where} was restarted during a sync.") from error
             self.call(AbandonUpdate())
             raise EngineError(
-                f"{error} Where it says that a file is missing: the server must see the trainer's {self._sync_dir}; name a folder that "
-                "both see with vllm_sync_dir."
+                f"{error} If a file is missing: the server must see the trainer's {self._sync_dir}; set vllm_sync_dir to a folder that "
+                "both can access."
             ) from error
 
     def load_adapter(self, save: Callable[[Path], None], version: str) -> None:
@@ -192,8 +192,8 @@ class ServerEngine:
             raise
         except EngineError as error:
             raise EngineError(
-                f"{error} The server must see the trainer's {self._sync_dir} (else name a folder that both see with vllm_sync_dir) and be "
-                "started by boresight vllm-serve; where vLLM cannot serve the adapter, set vllm_lora_sync='merged'."
+                f"{error} The server must see the trainer's {self._sync_dir} (or set vllm_sync_dir to a folder that both can access) and "
+                "be started by boresight vllm-serve; if vLLM cannot serve the adapter, set vllm_lora_sync='merged'."
             ) from error
         for old in self._adapters():
             if old != name:
@@ -202,12 +202,12 @@ class ServerEngine:
         self.client.send("POST", "/update_weight_version", json={"new_version": version})
 
     def _adapters(self) -> list[str]:
-        """Names of adapters that trainers have loaded."""
+        """Names of the adapters that trainers have loaded."""
         served = self.client.send("GET", "/v1/models")["data"]
         return [each["id"] for each in served if each["id"].startswith("boresight/")]
 
     def _broadcast(self, tensors: Tensors, instance_id: str) -> None:
-        if self._nccl is None or self._nccl_instance_id != instance_id:  # a group of which a part has died is of no use
+        if self._nccl is None or self._nccl_instance_id != instance_id:  # a group with a dead member cannot be used
             self._nccl_instance_id = instance_id
             workers = self.client.send("GET", "/get_world_size")["world_size"]
             nccl = importlib.import_module("boresight.rollout.vllm.nccl")  # here, because it imports vLLM
@@ -229,11 +229,11 @@ class ServerEngine:
         self.client.send("POST", "/wake_up")
 
     def close(self) -> None:
-        """Leave the server to the next trainer."""
+        """Remove the adapter's folder. The server keeps running for the next trainer."""
         if self._adapter_folder is not None:
             self._adapter_folder.cleanup()
 
 
 def address(options: Mapping[str, Any]) -> str:
-    """The server's address, from base URL or host and port."""
+    """The server's address, from its base URL or from host and port."""
     return options["vllm_server_base_url"] or f"http://{options['vllm_server_host']}:{options['vllm_server_port']}"

@@ -1,8 +1,8 @@
-"""New weights to an engine, and the verification that they arrived.
+"""Sends new weights to an engine, and verifies that they arrived.
 
-A sync is verified when every tensor that was sent went somewhere, no module was covered in part, and the engine's modules do the same to
-fixed vectors as the trainer's weights (`tensors.projected`): all modules after the first sync, a sample of every part that was sent after
-each later one.
+A sync is verified if every tensor that was sent reached a parameter, no module received only a part of its tensors, and the engine's
+modules and the trainer's weights map fixed vectors to the same numbers (`tensors.projected`). The first sync compares all modules, each
+later one a sample of every part that was sent.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from boresight.rollout.vllm.protocol.tensors import fixed_vector, projected
 from boresight.types import Weights
 
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
-"""How far an engine's fingerprint may be from the trainer's, as a share of the vectors' lengths."""
+"""Largest allowed difference between an engine's fingerprint and the trainer's, relative to the vectors' lengths."""
 
 SAMPLE = 8
-"""Parameters of each part that are compared after a later sync. Every sync takes the next ones."""
+"""How many parameters of each part are compared after a later sync. Every sync compares the next ones."""
 
 
 class SyncError(EngineError):
-    """Weights did not arrive as they were sent; the message names them."""
+    """Weights did not arrive as they were sent. The message names them."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What a sync did."""
+    """The result of a sync."""
 
     num_sent: int
-    """Tensors under their saved names."""
+    """How many tensors were sent, counted by saved name."""
     num_compared: int
-    """Parameters of the engine whose fingerprints were compared with the trainer's."""
+    """How many of the engine's parameters had their fingerprints compared with the trainer's."""
     seconds: float
 
 
 class WeightSync:
-    """Sends a policy's weights to an engine: all of them once, then those that training moves.
+    """Sends a policy's weights to an engine: all of them once, then those that training changes.
 
-    Tensors that share a module of the engine with a moved one (q and k beside a trained v) are sent too, since it loads whole modules.
+    The engine loads whole modules. So tensors that share one with a trained tensor (q and k besides a trained v) are sent too.
 
     Args:
         engine: the receiver.
-        weights: the policy's.
+        weights: the policy's weights.
     """
 
     def __init__(self, engine: Engine, weights: Weights) -> None:
@@ -68,10 +68,10 @@ class WeightSync:
         self._count = 0
 
     def push(self, version: str, *, everything: bool = False) -> SyncReport:
-        """Send what training may have moved since the last push, or everything, and verify it.
+        """Send the weights that training may have changed since the last push, or all weights, and verify them.
 
         Raises:
-            SyncError: something did not arrive, or not where it belongs.
+            SyncError: weights did not arrive, or not where they belong.
         """
         start = time.perf_counter()
         everything = everything or not self._sources
@@ -86,7 +86,7 @@ class WeightSync:
         return SyncReport(len(names), num_compared, time.perf_counter() - start)
 
     def _moved(self) -> set[str]:
-        """The trained tensors, and what shares a module with them."""
+        """The trained tensors, and all tensors that share a module with them."""
         modules: dict[str, set[str]] = {}
         for parameter, names in self._sources.items():
             modules.setdefault(parameter.rpartition(".")[0], set()).update(names)
@@ -96,19 +96,21 @@ class WeightSync:
     def _check_report(self, report: UpdateReport | None, names: Collection[str], everything: bool) -> None:
         where = self.engine.where
         if report is None:
-            raise EngineRestartedError(f"{where} knows of no sync.")
+            raise EngineRestartedError(f"{where} has no record of a sync.")
         if lost := report.not_received:
-            raise SyncError(f"{where} has no place for {listed(lost)}: they were sent and went nowhere.")
+            raise SyncError(f"{where} has no parameter for {listed(lost)}, which were sent.")
         if partly := report.partly_covered:
             parts = [f"{module} (missing {listed(missing)})" for module, missing in partly.items()]
-            raise SyncError(f"{where} got parts of modules, which would compute nonsense: {listed(parts)}.")
+            raise SyncError(
+                f"{where} received only parts of modules, which would compute wrong results: {listed(parts)}."
+            )
         if missing := sorted(set(names) - set(report.received) - set(report.left_out)):
-            raise SyncError(f"{where} never got {listed(missing)}.")
+            raise SyncError(f"{where} did not receive {listed(missing)}.")
         if everything and (untouched := report.untouched):
-            raise SyncError(f"{where} got no weights for {listed(untouched)}.")
+            raise SyncError(f"{where} received no weights for {listed(untouched)}.")
 
     def _compared(self, names: Collection[str], everything: bool) -> list[str]:
-        """The engine's parameters to compare: all, or a sample of the vision tower and projector's and of the language model's."""
+        """The engine's parameters to compare: all, or a sample of vision tower and projector and a sample of the language model."""
         touched = [parameter for parameter, sources in self._sources.items() if set(sources) <= set(names)]
         if everything:
             return touched
@@ -123,7 +125,7 @@ class WeightSync:
         found = self.engine.call(GetFingerprints(list(parameters))).parameters
         fingerprints = {name: each for name, each in found.items() if each is not None}
         if unknown := set(parameters) - found.keys():
-            raise SyncError(f"{self.engine.where} has no parameter {listed(sorted(unknown))} any more.")
+            raise SyncError(f"{self.engine.where} no longer has the parameter {listed(sorted(unknown))}.")
         tensors = dict(self.weights.tensors({source for name in fingerprints for source in self._with_bias(name)}))
         wrong = []
         for name, fingerprint in fingerprints.items():
@@ -133,7 +135,7 @@ class WeightSync:
                     f"{name} ({listed(self._sources[name])}): {fingerprint.value:.6g} instead of {expected:.6g}"
                 )
         if wrong:
-            raise SyncError(f"{self.engine.where} does not hold the weights that it was sent: {'; '.join(wrong[:5])}.")
+            raise SyncError(f"{self.engine.where} does not hold the weights that were sent: {'; '.join(wrong[:5])}.")
         return len(fingerprints)
 
     def _bias(self, parameter: str) -> list[str]:
@@ -144,11 +146,11 @@ class WeightSync:
         return [*self._sources[parameter], *self._bias(parameter)]
 
     def _expected(self, name: str, found: Fingerprint, tensors: Mapping[str, Tensor]) -> tuple[float, float]:
-        """The fingerprint of the trainer's weights, and how large one could be."""
+        """The fingerprint of the trainer's weights, and its largest possible value."""
         rows, columns = found.rows, found.columns
         weight = torch.cat([tensors[source].reshape(-1) for source in self._sources[name]]).to(self.dtype)
         weight = weight[: rows * columns].reshape(rows, columns)
-        # The fingerprint of a matrix includes its bias, that of a vector (a norm's weight) does not.
+        # The fingerprint of a matrix includes its bias; that of a vector (a norm's weight) does not.
         bias = (
             torch.cat([tensors[source] for source in self._bias(name)]).to(self.dtype)
             if columns > 1 and self._bias(name)
@@ -167,6 +169,6 @@ class WeightSync:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first five names, and the number of further ones."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,4 +1,4 @@
-"""Folders in which weights pass from trainers to a server, as files."""
+"""Folders that pass weights from trainers to a server, as files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torch import Tensor
 from boresight.rollout.vllm.protocol.tensors import Tensors
 
 FILE_BYTES = 2**31
-"""Weights that one file holds at most."""
+"""Most bytes of weights in one file."""
 
 
 def own_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:
-    """A new folder of this process's, which holds nothing of other trainers'."""
+    """A new folder that belongs to this process alone."""
     return tempfile.TemporaryDirectory(prefix=f"{_prefix()}{os.getpid()}-", dir=parent, ignore_cleanup_errors=True)
 
 
 def remove_left_behind(parent: Path) -> None:
-    """Remove the folders of this machine's trainers that were killed."""
+    """Remove the folders of trainers on this machine that no longer run."""
     for folder in parent.glob(f"{_prefix()}*"):
         pid = int(folder.name.removeprefix(_prefix()).partition("-")[0])
         if not _is_running(pid):
@@ -33,7 +33,7 @@ def remove_left_behind(parent: Path) -> None:
 
 
 def saved_files(tensors: Tensors, folder: Path) -> Iterator[Path]:
-    """Safetensors files of up to `FILE_BYTES`. Each is removed when the next one is asked for."""
+    """Write safetensors files of up to `FILE_BYTES`, one at a time. Each is removed before the next one is written."""
     for number, part in enumerate(_parts(tensors)):
         path = folder / f"{number}.safetensors"
         save_file(part, path)
@@ -42,7 +42,7 @@ def saved_files(tensors: Tensors, folder: Path) -> Iterator[Path]:
 
 
 def _parts(tensors: Tensors) -> Iterator[dict[str, Tensor]]:
-    """Tensors on the CPU, each with memory of its own."""
+    """Copies of the tensors on the CPU, in parts of up to `FILE_BYTES`. No two tensors share memory."""
     part: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors():
@@ -56,7 +56,7 @@ def _parts(tensors: Tensors) -> Iterator[dict[str, Tensor]]:
 
 
 def _prefix() -> str:
-    """How the names of the folders of this machine's trainers begin; a process id follows."""
+    """The prefix of the folder names of this machine's trainers; a process id follows."""
     return f"boresight-sync-{socket.gethostname()}-"
 
 

@@ -1,7 +1,7 @@
-"""What runs inside the engine's process. vLLM imports it by name; the trainer's side never does.
+"""Code that runs inside the engine's process. vLLM imports it by name; the trainer's side never imports it.
 
-plugin          makes vLLM know the rest
-delivery        how weights arrive, and where each went
-fingerprints    what modules do to fixed vectors, by which a sync is verified
-worker          what a trainer can call, and which ids are never sampled
+plugin          registers the rest with vLLM
+delivery        receives weights, and records where each tensor went
+fingerprints    the numbers that verify a sync, from products of modules and fixed vectors
+worker          the methods that a trainer can call, and the logits processor that bans ids
 """

@@ -1,6 +1,6 @@
-"""How weights arrive inside vLLM: at first none, later by updates, with a record of where each tensor went.
+"""How weights arrive inside vLLM. The engine starts without weights, and updates bring them, with a record of where each tensor went.
 
-vLLM finds this through `plugin`.
+`plugin` registers this file with vLLM.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from boresight.rollout.vllm.protocol.messages import LOAD_FORMAT, UpdateReport
 from boresight.rollout.vllm.protocol.tensors import SHARED_TENSORS, TensorLocation
 
 QKV = {"q": 0, "k": 1, "v": 2}
-"""Where the parts of a fused attention projection stand; other fused layers number theirs."""
+"""The order of the parts of a fused attention projection. Other fused layers number their parts."""
 
 
 @register_model_loader(LOAD_FORMAT)
 class AwaitingLoader(DummyModelLoader):
     """Random parameters, which the trainer's first sync replaces.
 
-    vLLM's own dummy loader also overwrites buffers that no checkpoint holds (the scale and shift of a vision tower's input, say), and no
-    later sync would repair them.
+    vLLM's own dummy loader also overwrites buffers that no checkpoint holds, such as the scale and shift of a vision tower's input. No
+    later sync would restore them.
     """
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
@@ -59,7 +59,7 @@ class Update(TensorLocation, WeightTransferUpdateInfo):
     """Tensors in this process's memory, or in a safetensors file."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name, as in a checkpoint, and tensor."""
+        """The tensors with their names in a checkpoint."""
         if self.shared is not None:
             yield from SHARED_TENSORS[self.shared]()
         elif self.path is not None:
@@ -69,10 +69,10 @@ class Update(TensorLocation, WeightTransferUpdateInfo):
 
 
 class Recorded:
-    """A weight transfer engine that records where each tensor went. The class that it is mixed into is the transport.
+    """A weight transfer engine that records where each tensor went. It is a mixin; the other base class is the transport.
 
-    A module gets all of its tensors or none: a fused projection that got q and k but no v would be completed with whatever was in
-    memory. Such a module keeps the weights it had, and `report` names what is missing.
+    A module receives all of its tensors or none. If a fused projection received q and k but no v, v would be arbitrary memory. Such a
+    module keeps its old weights, and `report` names the missing tensors.
     """
 
     model: Any
@@ -81,9 +81,9 @@ class Recorded:
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.sources: dict[str, list[str]] = {}
-        """The engine's parameter → checkpoint names that make it up, in the order of its rows."""
+        """The engine's parameter → the checkpoint names of its parts, in the order of its rows."""
         self.report: UpdateReport | None = None
-        """Of the last update; None while one is under way."""
+        """The report of the last update; None while one is in progress."""
         self._sent: list[str] = []
         self._arrived: dict[str, dict[str, int]] = {}
 
@@ -104,7 +104,7 @@ class Recorded:
             self.model = model
 
     def _recorded(self, parameter: str, loader: Callable[..., Any]) -> Callable[..., Any]:
-        """The loader, which also notes that the tensor that was sent last goes to `parameter`."""
+        """Wrap the loader so that it also records that the last sent tensor goes to `parameter`."""
 
         @functools.wraps(loader)  # vLLM unwraps by name and __wrapped__
         def noting(*args: Any, **kwargs: Any) -> Any:
@@ -130,7 +130,7 @@ class Recorded:
         )
 
     def _is_left_out(self, name: str) -> bool:
-        """Whether a tensor is of a vision tower's last layers, which vLLM does not build where an earlier layer's features are used."""
+        """Whether a tensor belongs to a vision tower's last layers. vLLM does not build them if an earlier layer's features are used."""
         name = tower_name(self.model, name)
         modules = dict(self.model.named_modules())
         if re.fullmatch(r"vision_tower\..*post_layernorm\.(weight|bias)", name):
@@ -140,9 +140,9 @@ class Recorded:
         return isinstance(layers, nn.ModuleList) and found is not None and int(found[2]) >= len(layers)
 
     def _refresh_tied(self) -> None:
-        """Process modules again whose weight belongs to another module and has arrived there.
+        """Process modules again whose weight is tied to another module that has received it.
 
-        A tied head is sent no weights of its own, so one that keeps them packed (as vLLM does on a CPU) would go on with the old ones.
+        A tied head receives no weights of its own. If it keeps them packed (as vLLM does on a CPU), it would keep using the old ones.
         """
         owner = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for module_name, module in self.model.named_modules():
@@ -155,7 +155,7 @@ class Recorded:
                     module.quant_method.process_weights_after_loading(module)
 
     def _restore_partly_covered(self) -> dict[str, list[str]]:
-        """Modules that got some of their tensors and not others, and what is missing of each; they keep the weights they had."""
+        """Restore the old weights of modules that received only some of their tensors, and return each one's missing tensors."""
         partly = {}
         for module_name, module in self.model.named_modules():
             info = get_layerwise_info(module)
@@ -171,7 +171,7 @@ class Recorded:
     def _missing(self, module_name: str, module: nn.Module, info: Any) -> list[str]:
         sent, missing, never = set(self._sent), [], 0
         for name, tensor in _own_tensors(module):
-            if name in info.kernel_non_persistent_buffers:  # no checkpoint holds it, and vLLM keeps its own
+            if name in info.kernel_non_persistent_buffers:  # no checkpoint holds it, and vLLM keeps its value
                 never += tensor.numel()
                 continue
             full = full_name(module_name, name)
@@ -180,7 +180,7 @@ class Recorded:
                 missing += [source for source in known if source not in sent]
             elif full not in self._arrived:
                 missing.append(full)
-        if not missing and not isinstance(module, VocabParallelEmbedding):  # whose padding never comes
+        if not missing and not isinstance(module, VocabParallelEmbedding):  # its padding is never sent
             short = info.load_numel_total - info.load_numel - never
             if short:
                 missing.append(f"{short} numbers besides {', '.join(self._names(module_name))}")
@@ -195,7 +195,7 @@ class Recorded:
         ]
 
     def abandon(self) -> None:
-        """Undo an update that was started and never finished."""
+        """Undo an update that was started but not finished."""
         for module in self.model.modules():
             info = get_layerwise_info(module)
             if info.can_load():
@@ -204,7 +204,7 @@ class Recorded:
         self._finalize()
 
     def _finalize(self) -> None:
-        # Modules that got nothing keep their weights on purpose; vLLM would warn of each.
+        # Modules that received nothing keep their weights by design; vLLM would log a warning for each.
         log = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
         before = log.level
         log.setLevel(logging.ERROR)
@@ -215,7 +215,7 @@ class Recorded:
 
 
 class _Noting:
-    """A model whose `load_weights` notes the name of each tensor that goes in."""
+    """A model whose `load_weights` records the name of each tensor."""
 
     def __init__(self, model: Any, sent: list[str]) -> None:
         self._model = model
@@ -234,7 +234,7 @@ class _Noting:
 
 
 def tower_name(model: Any, name: str) -> str:
-    """The name that vLLM knows. transformers 5 saves LLaVA's vision towers one level flatter than checkpoints on the hub are."""
+    """The name that vLLM expects. transformers 5 saves LLaVA's vision towers one level flatter than checkpoints on the hub."""
     tower = getattr(model, "vision_tower", None)
     flat = name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model.")
     if flat and isinstance(getattr(tower, "vision_model", None), nn.Module):
@@ -263,11 +263,11 @@ class Delivery(Recorded, _MemoryOrFile):
 
 
 class NCCLDelivery(Recorded, NCCLWeightTransferEngine):
-    """Tensors by vLLM's own NCCL broadcast. It needs GPUs: untested here."""
+    """Tensors by vLLM's own NCCL broadcast. It needs GPUs, and is not covered by tests."""
 
 
 def full_name(module: str, name: str) -> str:
-    """A parameter's name, also where it is the model's own."""
+    """A parameter's full name; `module` is empty for the model's own parameters."""
     return f"{module}.{name}" if module else name
 
 

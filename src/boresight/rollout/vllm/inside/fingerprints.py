@@ -1,6 +1,6 @@
-"""What modules inside vLLM do to fixed vectors, so that even repacked or divided weights can be compared with a trainer's.
+"""Fingerprints: products of vLLM's modules and fixed vectors. They compare even repacked or sharded weights with a trainer's.
 
-Where workers share a model (tensor parallelism), each computes its part, and every worker returns the sum of the parts.
+If workers share a model (tensor parallelism), each computes its part, and every worker returns the sum of the parts.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from boresight.rollout.vllm.protocol.tensors import fixed_vector, projected
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one worker holds of a matrix."""
+    """The part of a matrix that one worker holds."""
 
     rows: int
     columns: int
-    """Of the whole matrix."""
+    """The size of the whole matrix."""
     places: Tensor
-    """[rows held] their indices in the whole matrix."""
+    """[rows held] the rows' indices in the whole matrix."""
     shares: Tensor
-    """[rows held] their weights in the sum over workers: less than 1 where several hold the same row."""
+    """[rows held] the rows' weights in the sum over workers: less than 1 if several workers hold the same row."""
     first_column: int = 0
     num_columns: int | None = None
 
@@ -50,8 +50,8 @@ class Part:
         """This worker's part of the fingerprint.
 
         Args:
-            output: W r, from [columns held] to [rows held].
-            bias: [rows held], where this worker adds it.
+            output: r ↦ W r, from [columns held] to [rows held].
+            bias: [rows held] if this worker adds it, otherwise None.
         """
         vector = fixed_vector(self.columns, phase=0.5, like=like)
         vector = vector.narrow(0, self.first_column, self.num_columns or self.columns)
@@ -63,9 +63,9 @@ class Part:
 
 
 def parameter_fingerprints(model: nn.Module, wanted: Collection[str]) -> dict[str, Fingerprint | None]:
-    """Parameter → fingerprint; None where it has none of its own.
+    """Parameter → fingerprint, or None if it has none of its own.
 
-    All workers of the model must call this at once.
+    All workers of the model must call this together.
     """
     found: dict[str, Fingerprint | None] = {}
     for module_name, module in model.named_modules():
@@ -89,11 +89,11 @@ def _summed(parts: dict[str, Fingerprint | None]) -> dict[str, Fingerprint | Non
 
 def _fingerprint(module: nn.Module, name: str, tensor: Tensor) -> Fingerprint | None:
     if name == "bias" and isinstance(module, LinearBase):
-        return None  # it is a part of its weight's fingerprint
-    # A short convolution is kept in a linear layer that is never run as one.
+        return None  # the weight's fingerprint includes it
+    # A short convolution is stored in a linear layer, but never runs as one.
     if isinstance(module, LinearBase) and tensor.ndim < 3:
         part = linear_part(module)
-        # A layer that divides its input adds the bias once, not with every part.
+        # A layer that splits its input adds the bias once, not with every part.
         alone = not isinstance(module, RowParallelLinear) or module.tp_rank == 0
         return part and _run(module, part, module.bias if alone else None)
     if isinstance(module, ParallelLMHead):
@@ -105,13 +105,13 @@ def _fingerprint(module: nn.Module, name: str, tensor: Tensor) -> Fingerprint | 
     if not tensor.numel():
         return None
     rows = tensor.shape[0] if tensor.ndim > 1 else tensor.numel()
-    # Every worker has a norm's weight; the first one's counts.
+    # Every worker holds a norm's weight, so only the first worker's counts.
     part = Part.whole(rows, tensor.numel() // rows, 1.0 if get_tp_group().rank_in_group == 0 else 0.0)
     return part.fingerprint(lambda vector: tensor.reshape(rows, -1) @ vector, tensor)
 
 
 def linear_part(module: Any) -> Part | None:
-    """What this worker holds of a linear layer; None for a kind that divides its rows in another way."""
+    """The part of a linear layer that this worker holds; None for layer types that split their rows in another way."""
     size, rank = module.tp_size, module.tp_rank
     copies = get_tp_group().world_size // size
     if size == 1:
@@ -123,7 +123,7 @@ def linear_part(module: Any) -> Part | None:
     if type(module) not in (ReplicatedLinear, ColumnParallelLinear, MergedColumnParallelLinear, QKVParallelLinear):
         return None
     replicas = [1] * len(module.output_partition_sizes)
-    if isinstance(module, QKVParallelLinear):  # more workers than key-value heads hold the same ones
+    if isinstance(module, QKVParallelLinear):  # with more workers than key-value heads, several hold the same head
         replicas = [1, module.num_kv_head_replicas, module.num_kv_head_replicas]
     places, shares, start = [], [], 0
     for held, copied in zip(module.output_partition_sizes, replicas, strict=True):
@@ -141,7 +141,7 @@ def _vocab_part(module: Any) -> Part:
 
 
 def _run(module: Any, part: Part, bias: Tensor | None) -> Fingerprint:
-    """A layer's fingerprint by its own kernel: its weight may be packed in a way that nothing else reads."""
+    """A layer's fingerprint, computed by its own kernel, because only that kernel can read a packed weight."""
     device = next((each.device for each in module.parameters()), torch.device("cpu"))
     like = torch.empty(0, dtype=module.params_dtype, device=device)
     kernel, held = module.quant_method, len(part.places)
@@ -153,7 +153,7 @@ def _run(module: Any, part: Part, bias: Tensor | None) -> Fingerprint:
 def factor_fingerprints(
     manager: Any, adapter: Any, slot: int, name: str, sizes: FactorSizes
 ) -> FactorFingerprints | None:
-    """What the two factors of an adapter's module do to fixed vectors; None where nothing was bound to it."""
+    """Fingerprints of the two factors of an adapter's module; None if the engine bound no factors to it."""
     mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
     mapper = mapper and mapper.get_rename_mapper()
     module_name, _ = parse_fine_tuned_lora_name(f"base_model.model.{name}.lora_A.weight", mapper)

@@ -1,4 +1,4 @@
-"""What a trainer can call inside vLLM's workers, and which ids are never sampled. vLLM imports this by the names in `messages`."""
+"""The methods that a trainer can call in vLLM's workers, and the logits processor that bans ids. `messages` has their names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INSTANCE_ID = secrets.token_hex(8)
 
 
 class Extension:
-    """Methods that vLLM gives its workers, one for each call in `messages`. They take JSON and return the answer as JSON's types."""
+    """Methods that vLLM adds to its workers, one per call in `messages`. They take a JSON string and return the answer as JSON types."""
 
     model_runner: Any
     weight_transfer_engine: Any
@@ -83,7 +83,7 @@ class Extension:
 
 
 class BanIds(LogitsProcessor):
-    """Gives ids of a request's `extra_args["boresight_banned"]` no probability. (`logit_bias` is clipped and would be no ban.)"""
+    """Gives zero probability to the ids in a request's `extra_args["boresight_banned"]`. (`logit_bias` is clipped, so it cannot ban.)"""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.device = device

@@ -1,6 +1,6 @@
-"""What the trainer's side and the engine's process share. It imports neither.
+"""Code that the trainer's side and the engine's process share. It imports neither.
 
-messages    the names under which vLLM finds boresight, and the calls of its workers with their answers
-codec       these records as JSON, and back with every field checked
-tensors     how tensors pass between the two, and the numbers by which they are compared
+messages    the names under which vLLM finds boresight, and the calls of vLLM's workers with their answers
+codec       converts these records to JSON and back, and checks every field
+tensors     how tensors pass between the two sides, and the numbers that compare them
 """

@@ -1,4 +1,4 @@
-"""Records to JSON and back. What comes back is checked field by field: the other side may run another version of boresight."""
+"""Converts records to JSON and back. Every field is checked on reading, because the other side may run another boresight version."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ Record = TypeVar("Record")
 
 
 class PayloadError(BoresightError, ValueError):
-    """A payload is not the record that it should be. The message names the field."""
+    """A payload does not match its record. The message names the field."""
 
 
 def to_dict(record: Any) -> dict[str, Any]:
-    """A dataclass as JSON's types."""
+    """Convert a dataclass to JSON types."""
     return asdict(record)
 
 
 def to_json(record: Any) -> str:
-    """A dataclass as a JSON text."""
+    """Convert a dataclass to a JSON string."""
     return json.dumps(asdict(record))
 
 
 def from_dict(kind: type[Record], value: object) -> Record:
-    """A dataclass from JSON's types.
+    """Read a dataclass from JSON types.
 
     Raises:
-        PayloadError: a field is missing, unknown, or of another type.
+        PayloadError: a field is missing, unknown, or of the wrong type.
     """
     return cast("Record", _read(kind, value, kind.__name__))
 
 
 def from_json(kind: type[Record], text: str) -> Record:
-    """A dataclass from a JSON text.
+    """Read a dataclass from a JSON string.
 
     Raises:
-        PayloadError: it is no JSON, or as for `from_dict`.
+        PayloadError: the string is not JSON, or as for `from_dict`.
     """
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise PayloadError(f"{kind.__name__} is no JSON: {text[:100]!r}") from error
+        raise PayloadError(f"{kind.__name__} is not JSON: {text[:100]!r}") from error
     return from_dict(kind, value)
 
 
 def _read(kind: Any, value: object, place: str) -> object:
-    """`value` as an instance of the annotation `kind`."""
+    """Convert `value` to the annotation `kind`."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):  # only with None
         if value is None and NoneType in arguments:
@@ -82,7 +82,7 @@ def _read_record(kind: Any, value: object, place: str) -> object:
 
 
 def _read_plain(kind: type, value: object, place: str) -> object:
-    if kind is float and type(value) is int:  # JSON knows one kind of number
+    if kind is float and type(value) is int:  # JSON does not distinguish int and float
         return float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise PayloadError(f"{place} is {value!r:.100} instead of {kind.__name__}")

@@ -1,6 +1,6 @@
-"""The names under which vLLM finds boresight, and the calls that a trainer makes of vLLM's workers, each with its answer.
+"""The names under which vLLM finds boresight, and the calls that a trainer sends to vLLM's workers, each with its answer.
 
-A call is a record: its type names the method (`inside.worker.Extension`) and the type of the answer, its fields are the arguments.
+A call is a record. Its type gives the method (`inside.worker.Extension`) and the type of the answer; its fields are the arguments.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ NCCL_ENGINE = "boresight_nccl"
 LOAD_FORMAT = "boresight"
 """The load format that reads no weights, since the trainer sends them all."""
 EXTENSION = "boresight.rollout.vllm.inside.worker.Extension"
-"""The methods that vLLM's workers get."""
+"""The class whose methods vLLM adds to its workers."""
 BAN = "boresight.rollout.vllm.inside.worker:BanIds"
 """The logits processor."""
 PLUGIN = "boresight.rollout.vllm.inside.plugin"
-"""vLLM's plugin, which pyproject.toml names as an entry point."""
+"""The vLLM plugin, an entry point in pyproject.toml."""
 BANNED = "boresight_banned"
 """The key of a request's `extra_args` that `BAN` reads."""
 STARTED_BY = "BORESIGHT_STARTED_BY"
-"""The environment variable that holds the id of the process that a server must not outlive."""
+"""The environment variable with the id of the process that a server must not outlive."""
 
 Answer = TypeVar("Answer", covariant=True)
 
 
 class WorkerCall(Generic[Answer]):
-    """One call of vLLM's workers, `collective_rpc(method, json)`."""
+    """One call to vLLM's workers, `collective_rpc(method, json)`."""
 
     __slots__ = ()
     method: ClassVar[str]
     answer: ClassVar[type[Any]]
-    """The type of the answer, again: a type parameter is not there at run time."""
+    """The type of the answer, repeated because the type parameter does not exist at run time."""
 
 
 # ---- What an engine is -----------------------------------------------------------------------------------------------------------
@@ -45,9 +45,9 @@ class EngineFacts:
     """What a trainer must know before it relies on an engine."""
 
     instance_id: str
-    """Differs from process to process: a server that was started again has another."""
+    """Unique to the engine's process, so a restarted server has a new one."""
     transport: Literal["file", "nccl"] | None
-    """How weights arrive. None: by none of boresight's ways."""
+    """How weights arrive. None: by no transport of boresight."""
     world_size: int
     num_stages: int
     """Pipeline stages."""
@@ -58,14 +58,14 @@ class EngineFacts:
     max_model_len: int
     max_num_seqs: int
     max_lora_rank: int | None
-    """None: it takes no adapters."""
+    """None: the engine accepts no adapters."""
     bans_ids: bool
-    """Whether the logits processor `BAN` is there."""
+    """Whether the engine uses the logits processor `BAN`."""
 
 
 @dataclass(frozen=True, slots=True)
 class GetFacts(WorkerCall[EngineFacts]):
-    """What the engine is, and how it is set."""
+    """The engine's instance and its settings."""
 
     method: ClassVar[str] = "boresight_facts"
     answer: ClassVar[type[Any]] = EngineFacts
@@ -76,18 +76,18 @@ class GetFacts(WorkerCall[EngineFacts]):
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """Where the tensors of an update went. Tensors have their saved names; modules and parameters have the engine's."""
+    """Where the tensors of an update went. Tensors have their saved names; modules and parameters have the engine's names."""
 
     received: list[str]
-    """Tensors that became a part of some parameter."""
+    """Tensors that were loaded into a parameter."""
     not_received: list[str]
-    """Tensors that no parameter took."""
+    """Tensors that were loaded into no parameter."""
     left_out: list[str]
     """Tensors of layers that this engine does not build."""
     partly_covered: dict[str, list[str]]
-    """Modules that got some of their tensors, which then keep all they had → what was missing."""
+    """Modules that received only some of their tensors, and so keep their old weights → the missing tensors."""
     untouched: list[str]
-    """Parameters that got nothing."""
+    """Parameters that received nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +95,12 @@ class LastUpdate:
     """The report of the last finished update."""
 
     report: UpdateReport | None
-    """None: no update was finished since the engine started, or one is under way."""
+    """None: no update has finished since the engine started, or one is in progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class GetLastUpdate(WorkerCall[LastUpdate]):
-    """What became of the last update."""
+    """The report of the last update."""
 
     method: ClassVar[str] = "boresight_last_update"
     answer: ClassVar[type[Any]] = LastUpdate
@@ -108,15 +108,15 @@ class GetLastUpdate(WorkerCall[LastUpdate]):
 
 @dataclass(frozen=True, slots=True)
 class ParameterSources:
-    """What the engine's parameters are made of."""
+    """The saved tensors that make up the engine's parameters."""
 
     sources: dict[str, list[str]]
-    """Every parameter that was ever sent → the saved names that make it up, in the order of its rows."""
+    """Every parameter that was ever sent → the saved names of its parts, in the order of its rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class GetParameterSources(WorkerCall[ParameterSources]):
-    """What the engine's parameters are made of."""
+    """The saved tensors that make up the engine's parameters."""
 
     method: ClassVar[str] = "boresight_parameter_sources"
     answer: ClassVar[type[Any]] = ParameterSources
@@ -124,17 +124,17 @@ class GetParameterSources(WorkerCall[ParameterSources]):
 
 @dataclass(frozen=True, slots=True)
 class AbandonedUpdate:
-    """What was left of an unfinished update."""
+    """The result of undoing an unfinished update."""
 
     was_active: bool
-    """Whether there was one."""
+    """Whether an update was unfinished."""
     instance_id: str
     """As in `EngineFacts`."""
 
 
 @dataclass(frozen=True, slots=True)
 class AbandonUpdate(WorkerCall[AbandonedUpdate]):
-    """Undo an update that a trainer started and never finished."""
+    """Undo an update that a trainer started but did not finish."""
 
     method: ClassVar[str] = "boresight_abandon_update"
     answer: ClassVar[type[Any]] = AbandonedUpdate
@@ -145,11 +145,11 @@ class AbandonUpdate(WorkerCall[AbandonedUpdate]):
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What a matrix does to fixed vectors."""
+    """A number that identifies a matrix, from its product with fixed vectors."""
 
     rows: int
     columns: int
-    """Of the whole matrix, also where workers hold parts of it."""
+    """The size of the whole matrix, even if workers hold parts of it."""
     value: float
     """r₂ · (W r₁ + b), see `tensors.projected`."""
 
@@ -190,15 +190,15 @@ class FactorFingerprints:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFingerprints:
-    """Fingerprints of the adapter that came last."""
+    """Fingerprints of the adapter that was loaded last."""
 
     modules: dict[str, FactorFingerprints | None] | None
-    """By saved name; None for a module to which the engine bound nothing. None for all: no adapter is active."""
+    """By saved name; None for a module to which the engine bound no factors. None instead of the dict: no adapter is active."""
 
 
 @dataclass(frozen=True, slots=True)
 class GetAdapterFingerprints(WorkerCall[AdapterFingerprints]):
-    """Fingerprints of these modules of the adapter that came last, by saved name."""
+    """Fingerprints of these modules of the adapter that was loaded last, by saved name."""
 
     method: ClassVar[str] = "boresight_adapter_fingerprints"
     answer: ClassVar[type[Any]] = AdapterFingerprints
@@ -213,4 +213,4 @@ CALLS: tuple[type[WorkerCall[Any]], ...] = (
     GetFingerprints,
     GetAdapterFingerprints,
 )
-"""All of them."""
+"""All calls."""
