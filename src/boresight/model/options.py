@@ -10,20 +10,20 @@ from boresight.options import Range, option
 
 @dataclass
 class ModelOptions:
-    """How a model is loaded, and how groups run through it."""
+    """How a model is loaded, and how its forward pass runs."""
 
     heading: ClassVar[str] = "model"
 
     model_init_kwargs: dict[str, Any] | str | None = option(
-        None, "Further arguments of `from_pretrained`, where the model is given by id or folder."
+        None, "Additional arguments of `from_pretrained`, for a model given by id or folder."
     )
     trust_remote_code: bool = option(False, "Run model code that comes with a checkpoint.")
     layout: Literal["auto", "shared", "rows"] = option(
         "auto",
-        "'shared' runs a prompt once with its completions as branches, 'rows' repeats it for each, 'auto' shares for the families that "
-        "are proven to. The results are the same.",
+        "'shared' processes a prompt once, with its completions as branches; 'rows' repeats the prompt for each completion; 'auto' uses "
+        "'shared' for the verified model families. The results are the same.",
     )
-    max_logit_mib: Annotated[int, Range(at_least=1)] = option(256, "Logits that may be alive at once, in MiB.")
+    max_logit_mib: Annotated[int, Range(at_least=1)] = option(256, "Maximum memory of logits held at once, in MiB.")
     vision_cache_gib: Annotated[float, Range(at_least=0)] = option(
-        2.0, "Image features kept while nothing that made them is trained, in GiB."
+        2.0, "Size of the cache of image features, in GiB. It is used while the modules that compute them are frozen."
     )

@@ -1,4 +1,4 @@
-"""The options of sampling, whatever samples."""
+"""The options of sampling, for every engine."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ class SamplingOptions:
     heading: ClassVar[str] = "rollout"
 
     num_generations: Annotated[int, Range(at_least=1)] = option(
-        8, "Completions of each prompt: the group's size, G or K."
+        8, "Completions per prompt: the group size (G in papers, K in boresight)."
     )
     num_generations_eval: Annotated[int | None, Range(at_least=1)] = option(
-        None, "Completions of each prompt in evaluation; None: as in training."
+        None, "Completions per prompt in evaluation. None: as in training."
     )
     max_completion_length: Annotated[int, Range(at_least=1)] = option(
-        512, "Most tokens of a completion, its end token included."
+        512, "Maximum tokens of a completion, including its end token."
     )
     temperature: Annotated[float, Range(at_least=0)] = option(
-        1.0, "Divides the logits, in the sampler and in the loss alike. 0 takes the likeliest token."
+        1.0, "Divisor of the logits, in the sampler and in the loss. 0 takes the most likely token."
     )
     top_p: Annotated[float, Range(above=0, at_most=1)] = option(
-        1.0, "Keep the likeliest tokens that together have this probability; 1 keeps all."
+        1.0, "Keep the most likely tokens that together have this probability; 1 keeps all."
     )
-    top_k: Annotated[int, Range(at_least=0)] = option(0, "Keep this many of the likeliest tokens; 0 keeps all.")
+    top_k: Annotated[int, Range(at_least=0)] = option(0, "Keep this many of the most likely tokens; 0 keeps all.")
     min_p: Annotated[float | None, Range(at_least=0, at_most=1)] = option(
-        None, "Keep tokens with at least this share of the likeliest one's probability."
+        None, "Keep tokens with at least this share of the most likely token's probability."
     )
     repetition_penalty: Annotated[float, Range(above=0)] = option(
-        1.0, "Above 1, tokens of the prompt and of the completion so far become less likely."
+        1.0, "Values above 1 make tokens of the prompt and of the completion so far less likely."
     )
