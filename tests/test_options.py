@@ -74,10 +74,10 @@ def test_without_a_heading_it_is_the_rooms() -> None:
     ("given", "message"),
     [
         ({"size": 1}, "size=1: it must be at least 2."),
-        ({"size": 2.5}, "size=2.5 is no whole number: give one at least 2."),
-        ({"size": True}, "size=True is no number"),
-        ({"size": "8"}, "size='8' is no number"),
-        ({"size": None}, "size=None is no number"),
+        ({"size": 2.5}, "size=2.5 is not an integer: give one at least 2."),
+        ({"size": True}, "size=True is not a number"),
+        ({"size": "8"}, "size='8' is not a number"),
+        ({"size": None}, "size=None is not a number"),
         ({"share": 0}, "share=0: it must be above 0 and at most 1."),
         ({"share": math.nan}, "share=nan: it must be"),
         ({"share": -math.inf}, "share=-inf: it must be"),
@@ -132,5 +132,5 @@ def test_json_becomes_a_dictionary() -> None:
     read_json(read, declarations(Options))
     assert read.extra == {"a": [1]}
     for text in ("a=1", "[1]", "{"):
-        with pytest.raises(ConfigError, match=r"^extra=.* is no JSON object: write it like"):
+        with pytest.raises(ConfigError, match=r"^extra=.* is not a JSON object: write it like"):
             read_json(Options(extra=text), declarations(Options))

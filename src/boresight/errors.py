@@ -1,17 +1,17 @@
-"""Every error that boresight raises on purpose.
+"""The exception hierarchy of boresight.
 
 BoresightError
-├── UserError (also ValueError)     an input that cannot be used; the message names it and the way out
+├── UserError (also ValueError)     an input that cannot be used; the message names it and the fix
 │   ├── DataError                   a row, a column, a file
 │   │   ├── SplitError            a data set has no split of that name
 │   │   └── ImageError            an image is missing, broken, too large, or miscounted
 │   ├── ConfigError                 an option that is unknown, contradictory or unsupported
-│   ├── ModelError                  a model or processor that cannot do what is asked of it
+│   ├── ModelError                  a model or processor that lacks a required ability
 │   └── RewardError                 a reward function that broke its contract
 ├── EngineError (also RuntimeError)   a generation engine failed, or disagrees with the trainer
 │   └── EngineRestartedError        it was restarted, or lost the policy's weights: sync, and sample again
 ├── StoppedError                    the user ended a run; the message says how to resume
-└── ShapeError (also AssertionError)   a defect of boresight: a tensor of the wrong shape
+└── ShapeError (also AssertionError)   a bug in boresight: a tensor of the wrong shape
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 
 class BoresightError(Exception):
-    """The root of the tree."""
+    """The base class of all of boresight's errors."""
 
 
 class UserError(BoresightError, ValueError):
@@ -29,7 +29,7 @@ class UserError(BoresightError, ValueError):
 
 
 class DataError(UserError):
-    """A row cannot become a group. The message starts with the row's name."""
+    """A row cannot be turned into a group. The message starts with the row's name."""
 
 
 class SplitError(DataError):
@@ -41,11 +41,11 @@ class ImageError(DataError):
 
 
 class ConfigError(UserError):
-    """An option is unknown, contradicts another, or is not supported where it was given."""
+    """An option is unknown, contradicts another, or is not supported here."""
 
 
 class ModelError(UserError):
-    """A model or processor cannot do what is asked of it."""
+    """A model or processor lacks a required ability."""
 
 
 class RewardError(UserError):
@@ -57,18 +57,18 @@ class EngineError(BoresightError, RuntimeError):
 
 
 class EngineRestartedError(EngineError):
-    """An engine was restarted, or holds other weights than it was sent: sync it and redo what was under way."""
+    """An engine was restarted, or holds other weights than those sent to it: sync it and repeat the interrupted call."""
 
 
 class StoppedError(BoresightError):
-    """The user ended a run before its end. The message says what was saved and how to resume."""
+    """The user stopped a run early. The message states what was saved and how to resume."""
 
 
 class ShapeError(BoresightError, AssertionError):
-    """A tensor does not have the shape that its interface states. Always a defect of boresight."""
+    """A tensor does not have the shape that its interface states. This is always a bug in boresight."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: ``" Did you mean 'beta'?"``, or nothing when no name is near."""
+    """A hint for an unknown name, such as ``" Did you mean 'beta'?"``; empty if no known name is similar."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {match[0]!r}?" if match else ""

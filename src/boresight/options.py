@@ -9,10 +9,10 @@ class SamplingOptions:
     vllm_mode: Annotated[Literal["colocate", "server"], Needs("use_vllm", True)] = option("colocate", "Where vLLM runs.")
 ```
 
-The annotation holds what there is to know of an option beside its default and its help: its type (`Literal` or `OneOf` for choices),
-the range of its values, what it needs of other options to have an effect, and the source of its default. `check_options` turns that
-into errors; flags, `--help` and the reference pages are derived from the same declarations. This module imports nothing heavy, and
-neither may a module that declares options: `--help` reads them.
+The annotation holds everything about an option except its default and its help: its type (`Literal` or `OneOf` for choices), the range
+of its values, the other options that it needs to have an effect, and the source of its default. `check_options` turns these into
+errors. Flags, `--help` and the reference pages are derived from the same declarations. This module and the modules that declare options
+must not import slow libraries, because `--help` imports them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from boresight.errors import ConfigError, nearest
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The values that a number, or each number of a list, may have. NaN and infinities are never among them."""
+    """The values that a number, or each number of a list, may have. NaN and infinities are never allowed."""
 
     at_least: float | None = None
     above: float | None = None
@@ -54,14 +54,14 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What another option must be for this one to have an effect.
+    """The value that another option must have for this one to have an effect.
 
-    A value that is neither the default nor has an effect is an error; the default never is one.
+    A value without effect is an error, unless it is the default.
 
     Args:
         option: the other option's name.
-        wanted: the values that it may have: one of them, a collection, a `Range`, or anything but None (`SET`).
-        way_out: what the error says to do; None: "set OPTION to WANTED".
+        wanted: the values that it may have: a single value, a collection, a `Range`, or anything but None (`SET`).
+        way_out: the fix that the error message prints; None: "set OPTION=WANTED".
     """
 
     option: str
@@ -70,7 +70,7 @@ class Needs:
 
     @property
     def values(self) -> tuple[object, ...]:
-        """The values that do, where they can be listed."""
+        """The accepted values, if they can be listed."""
         wanted: Any = self.wanted
         if isinstance(wanted, Collection) and not isinstance(wanted, str):
             return tuple(cast("Collection[object]", wanted))
@@ -90,7 +90,7 @@ class Needs:
 
     @property
     def condition(self) -> str:
-        """What must hold."""
+        """The condition as text."""
         if self.wanted is SET:
             return self.option
         if isinstance(self.wanted, Range):
@@ -107,7 +107,7 @@ SET: Any = object()
 
 @dataclass(frozen=True, slots=True)
 class NeedsEither:
-    """Several needs of which one must be met."""
+    """Several needs, of which at least one must be met."""
 
     needs: tuple[Needs, ...]
 
@@ -128,33 +128,33 @@ class NeedsEither:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """Choices that a table holds, where a `Literal` would name them twice. The table must be cheap to import."""
+    """Choices that are the keys of a table; a `Literal` would repeat them. The table must be cheap to import."""
 
     table: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a default is from when it is not TRL's, or what in a paper an option is."""
+    """The source of a default that differs from TRL's, or the paper that defines an option."""
 
     text: str
 
 
 def option(
     default: Any = MISSING,
-    help: str = "",  # noqa: A002 -- argparse's and transformers' own word
+    help: str = "",  # noqa: A002 -- the name that argparse and transformers use
     *,
     factory: Callable[[], Any] | None = None,
     metavar: str | None = None,
     aliases: Collection[str] = (),
 ) -> Any:
-    """A dataclass field with what transformers' `HfArgumentParser` reads of it.
+    """A dataclass field with the metadata that transformers' `HfArgumentParser` reads.
 
     Args:
-        default: or `factory`, which makes one for each configuration.
-        help: one or two sentences: what the option does.
-        metavar: what stands for its value in `--help`.
-        aliases: further flags for it.
+        default: the default value; or pass `factory`, which creates one for each configuration.
+        help: one or two sentences on what the option does.
+        metavar: the placeholder for its value in `--help`.
+        aliases: additional flags for it.
     """
     metadata: dict[str, Any] = {"help": help}
     if metavar is not None:
@@ -167,7 +167,7 @@ def option(
 
 
 def default_of(found: Field[Any]) -> Any:
-    """The value an option has when nobody sets it; `MISSING` where it must be set."""
+    """The default value of an option; `MISSING` if the option must be set."""
     return found.default_factory() if found.default_factory is not MISSING else found.default
 
 
@@ -181,8 +181,8 @@ class Declaration:
     default: Any
     help: str
     heading: str
-    """What it stands under in `--help` and on reference pages: the `heading` of the class that was the first to declare it; where that has
-    none, the name of its room."""
+    """Its section in `--help` and on reference pages: the `heading` of the first class that declares it, or the name of its room if that
+    class has no heading."""
     choices: tuple[str, ...] = ()
     range: Range | None = None
     needs: tuple[Needs | NeedsEither, ...] = ()
@@ -192,12 +192,12 @@ class Declaration:
 
     @property
     def kinds(self) -> tuple[Any, ...]:
-        """The members of a union, or the one type."""
+        """The members of a union, or the single type."""
         return get_args(self.kind) if get_origin(self.kind) in (Union, types.UnionType) else (self.kind,)
 
     @property
     def elements(self) -> tuple[Any, ...]:
-        """The same, with what a list holds in the list's place."""
+        """As `kinds`, with each list type replaced by its element type."""
         return tuple(get_args(kind)[0] if get_origin(kind) is list else kind for kind in self.kinds)
 
     @property
@@ -210,23 +210,23 @@ class Declaration:
 
     @property
     def is_switch(self) -> bool:
-        """Whether it is true or false, or None as well, and nothing else."""
+        """Whether its type is bool, or bool and None."""
         return {*self.kinds} - {types.NoneType} == {bool}
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is an integer, or None as well, and nothing else."""
+        """Whether its type is int, or int and None."""
         return {*self.kinds} - {types.NoneType} == {int}
 
     @property
     def is_json(self) -> bool:
-        """Whether it is a dictionary, which a command line writes as JSON."""
+        """Whether it accepts a dictionary, which is written as JSON on the command line."""
         return any(kind is dict or get_origin(kind) is dict for kind in self.kinds)
 
 
 @functools.cache
 def declarations(cls: type) -> tuple[Declaration, ...]:
-    """Every option of a dataclass, inherited ones included, in the order of its fields."""
+    """Every option of a dataclass, including inherited ones, in the order of its fields."""
     hints = get_type_hints(cls, include_extras=True)
     return tuple(_declaration(cls, found, hints[found.name]) for found in fields(cls))
 
@@ -260,10 +260,10 @@ def _literals(kind: Any) -> Iterator[str]:
 
 
 def read_json(config: object, declared: Collection[Declaration]) -> None:
-    """Put a dictionary in the place of JSON, which is what a command line gives.
+    """Replace JSON strings, which the command line passes, by dictionaries.
 
     Raises:
-        ConfigError: a value is no JSON object.
+        ConfigError: a value is not a JSON object.
     """
     for each in declared:
         value = getattr(config, each.name)
@@ -277,24 +277,24 @@ def _json_object(name: str, text: str) -> dict[str, Any]:
     except json.JSONDecodeError:
         found = None
     if not isinstance(found, dict):
-        raise ConfigError(f'{name}={text!r} is no JSON object: write it like {{"key": 1}}.')
+        raise ConfigError(f'{name}={text!r} is not a JSON object: write it like {{"key": 1}}.')
     return cast("dict[str, Any]", found)
 
 
 def check_options(config: object, ranges: Mapping[str, Range] | None = None) -> None:
-    """Refuse values that cannot be meant, in the order of the options.
+    """Check every value, in the order of the options.
 
     Args:
         config: an instance of a dataclass of options.
-        ranges: of options that a library declares, without a range of their own.
+        ranges: ranges of options that a library declares without one.
 
     Raises:
-        ConfigError: a value is of another kind, not one of the choices, out of range, or has no effect beside the other options; the
-            message names the option and the way out.
+        ConfigError: a value has the wrong type, is not one of the choices, is out of range, or has no effect with the other options; the
+            message names the option and the fix.
     """
     for declared in declarations(type(config)):
         value = getattr(config, declared.name)
-        # None that is not declared may be a library's own way to say "off", as for max_grad_norm.
+        # A library may accept an undeclared None as "off", for example for max_grad_norm.
         if value is None and (declared.allows_none or not (declared.range or declared.choices)):
             continue
         _check_switch(declared, value)
@@ -326,8 +326,8 @@ def _check_number(declared: Declaration, value: Any, allowed: Range | None) -> N
         return
     for each in cast("Collection[Any]", value) if isinstance(value, list | tuple) else [value]:
         if isinstance(each, bool) or not isinstance(each, Real):
-            raise ConfigError(f"{declared.name}={each!r} is no number: give one {allowed}.")
+            raise ConfigError(f"{declared.name}={each!r} is not a number: give one {allowed}.")
         if declared.is_whole and not isinstance(each, Integral):
-            raise ConfigError(f"{declared.name}={each!r} is no whole number: give one {allowed}.")
+            raise ConfigError(f"{declared.name}={each!r} is not an integer: give one {allowed}.")
         if not math.isfinite(each) or float(each) not in allowed:
             raise ConfigError(f"{declared.name}={each!r}: it must be {allowed}.")

@@ -1,4 +1,4 @@
-"""The records that pass from room to room, and the interfaces between rooms.
+"""The records that rooms exchange, and the interfaces between rooms.
 
 Shape letters, everywhere in boresight:
 
@@ -38,7 +38,7 @@ Conversation = Sequence[Message]
 class EncodedImage:
     """One image, still encoded: it occupies its file size until a worker decodes it.
 
-    Two images are equal when their encoded bytes are, however they reached us.
+    Two images are equal if their encoded bytes are equal, whatever their source.
     """
 
     source: bytes | str = field(compare=False, repr=False)
@@ -51,18 +51,18 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One validated row of a data set, whatever format it came in.
+    """One validated row of a data set, independent of its original format.
 
     A conversation's messages carry explicit content parts (``{"type": "text", "text": …}``, ``{"type": "image"}``)
     with exactly one ``image`` part per image; a plain-text prompt stays a string.
     """
 
     index: int
-    """Its place in the data set; errors say ``row {index}``."""
+    """Its position in the data set; error messages print ``row {index}``."""
     prompt: str | Conversation
-    """What is asked. Empty for the `messages` format, whose whole conversation is the one completion."""
+    """The prompt. Empty for the `messages` format, where the whole conversation is the only completion."""
     completions: tuple[str | Conversation, ...]
-    """Nothing (GRPO), the demonstration (SFT), or chosen and rejected (DPO)."""
+    """Empty (GRPO), the demonstration (SFT), or chosen and rejected (DPO)."""
     images: tuple[EncodedImage, ...]
     """In the order of their placeholders: the prompt's first."""
     columns: Mapping[str, Any]
@@ -79,9 +79,9 @@ class Prompt:
     token_types: Ids
     """[P] 0 for text, 1 for an image's placeholder, 2 for a video's."""
     vision: Mapping[str, Tensor]
-    """The processor's further tensors (`pixel_values`, `image_grid_thw`, …), as the model takes them. Empty without images."""
+    """The processor's other tensors (`pixel_values`, `image_grid_thw`, …), as the model takes them. Empty without images."""
     unexpanded_ids: Int[Tensor, "U"]
-    """The same prompt before images were expanded: what a generation engine is sent."""
+    """The same prompt before images were expanded, as it is sent to a generation engine."""
 
     @property
     def images(self) -> tuple[EncodedImage, ...]:
@@ -93,7 +93,7 @@ class Completion:
     """One completion of a prompt."""
 
     ids: Ids
-    """[C] token ids, the end token included if one was produced."""
+    """[C] token ids, including the end token if one was produced."""
     mask: Bool[Tensor, "C"]
     """[C] true where the token counts in the loss."""
     text: str
@@ -103,7 +103,7 @@ class Completion:
     truncated: bool = False
     """True when generation hit the length limit before a stop token."""
     token_types: Ids | None = None
-    """[C] as `Prompt.token_types`; given only for K = 1, where images may stand anywhere."""
+    """[C] as `Prompt.token_types`; set only for K = 1, where images may occur anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,32 +139,32 @@ class TokenStats:
     """What a forward pass returns for every completion token, completions in the order of their groups."""
 
     logp: PerToken
-    """[B, T] log-probability of each token given all before it."""
+    """[B, T] log-probability of each token given all tokens before it."""
     mask: Mask
     """[B, T] true where the token counts."""
     entropy: PerToken | None = None
     """[B, T] entropy of the distribution each token was sampled from; None unless requested. It carries a gradient only on request."""
     greedy: Mask | None = None
-    """[B, T] true where the token is the most likely of its distribution; given with `entropy`."""
+    """[B, T] true where the token is the most likely one of its distribution; set together with `entropy`."""
     log_collision: PerToken | None = None
     """[B, T] log Σ_v p_v² of the distribution each token was sampled from, no gradient; None unless requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What other rooms need to know of a model."""
+    """The facts about a model that other rooms need."""
 
     stop_ids: tuple[int, ...]
-    """Every id that ends a completion, from the checkpoint's generation config and the tokenizer."""
+    """Every id that ends a completion, from the checkpoint's generation config and from the tokenizer."""
     pad_id: int
     modality_ids: tuple[int, ...]
     """Ids that only the processor may place (image, video and audio placeholders, vision start and end); banned in sampling."""
     image_token_id: int | None
-    """The placeholder that the tower's features replace; None for a text-only model."""
+    """The placeholder that the vision tower's features replace; None for a text-only model."""
     vocab_size: int
     """Columns of the language-model head."""
     family: Family = UNKNOWN
-    """What is special about the model's family, for rooms that have no model to ask."""
+    """The properties of the model's family, for rooms that have no access to the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,26 +173,26 @@ class SamplingSettings:
 
     num_completions: int = 8
     max_completion_length: int = 512
-    """In tokens, the end token included."""
+    """In tokens, including the end token."""
     temperature: float = 1.0
-    """0 is greedy."""
+    """0: greedy decoding."""
     top_p: float = 1.0
     top_k: int = 0
-    """0 keeps all."""
+    """0 keeps all tokens."""
     min_p: float | None = None
     repetition_penalty: float = 1.0
     seed: int | None = None
-    """None uses torch's global generator, which checkpoints save."""
+    """None: torch's global generator, whose state checkpoints save."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What a sync must know of one tensor of a saved policy."""
+    """The facts about one tensor of a saved policy that a sync needs."""
 
     trained: bool
-    """Whether training moves it."""
+    """Whether training changes it."""
     images: bool
-    """Whether features of images depend on it: it belongs to the tower or the projector."""
+    """Whether image features depend on it: it belongs to the vision tower or to the projector."""
 
 
 class Weights(Protocol):
@@ -202,30 +202,30 @@ class Weights(Protocol):
     def listed(self) -> Mapping[str, Weight]: ...
 
     def tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of these names as they are now."""
+        """The current tensors of these names."""
         ...
 
 
 class Adapter(Protocol):
-    """The policy's low-rank adapter: module W gets W + B A."""
+    """The policy's low-rank adapter: it replaces a module's weight W by W + B A."""
 
     @property
     def rank(self) -> int:
-        """The largest of its modules'."""
+        """The largest rank of its modules."""
         ...
 
     @property
     def images(self) -> bool:
-        """Whether features of images depend on it."""
+        """Whether image features depend on it."""
         ...
 
     def factors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Module, by its name in a saved folder, A [rank, in] and B [out, rank] as they are now, the scaling in B."""
+        """For each module: its name in a saved folder, and the current A [rank, in] and B [out, rank]; B includes the scaling."""
         ...
 
 
 class Sampler(Protocol):
-    """Samples completions from the policy: with transformers, or with an engine of its own."""
+    """Samples completions from the policy, with transformers or with a separate engine."""
 
     counts: Counter[str]
     """Work done since it was last cleared, by name: `prompt_tokens`, `completion_tokens`, …"""
@@ -233,52 +233,52 @@ class Sampler(Protocol):
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
         """`settings.num_completions` completions of each prompt, prompts in order, each with the sampler's log-probabilities.
 
-        An engine is sent the policy's weights first, where they have moved. All ranks call this together.
+        If the policy's weights have changed, they are sent to the engine first. All ranks call this together.
 
         Raises:
-            EngineError: on all ranks, when an engine failed one of them for good.
+            EngineError: on all ranks, if the engine of any rank failed permanently.
         """
         ...
 
     def weights_moved(self) -> None:
-        """The policy's weights may have changed, by an optimizer step or by loading a checkpoint."""
+        """Note that the policy's weights may have changed, through an optimizer step or a loaded checkpoint."""
         ...
 
     def rest(self) -> None:
-        """No completions are wanted under these weights any more: memory may be given back until the next `sample`."""
+        """Note that these weights are not sampled from again: memory may be freed until the next `sample`."""
         ...
 
     def close(self) -> None:
-        """Release the engine, if there is one. The sampler cannot be used again."""
+        """Release the engine, if any. The sampler cannot be used afterwards."""
         ...
 
 
 @runtime_checkable
 class Phases(Protocol):
-    """Where the seconds of a step are charged."""
+    """Records the time of a step by phase."""
 
     def phase(self, name: str) -> AbstractContextManager[None]: ...
 
 
 @runtime_checkable
 class Totals(Protocol):
-    """Where counts go that the next log line reports."""
+    """Collects counts for the next log line."""
 
     def sum(self, name: str, values: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingHooks:
-    """What a sampler with an engine of its own needs of training, and all that it gets."""
+    """The interface through which a sampler with a separate engine accesses training."""
 
     logp: Callable[[Sequence[Group]], list[Tensor]]
-    """[K, C] of each group: log-probabilities under the policy's weights as they are now, without gradient."""
+    """[K, C] for each group: log-probabilities under the policy's current weights, without gradient."""
     step: Callable[[], int]
     """Optimizer steps done so far."""
     timeline: Phases
     metrics: Totals
     log_once: Callable[[str], None]
-    """Prints a line, on one rank."""
+    """Prints a line on one rank."""
 
 
 LayoutName = Literal["shared", "rows"]

@@ -106,11 +106,11 @@ class TestFile:
         ("text", "message"),
         [
             ("learning_rat: 1", "there is no option 'learning_rat'. Did you mean 'learning_rate'?"),
-            ("- a\n- b", "holds a list"),
-            ("a: [", "is no YAML"),
+            ("- a\n- b", "contains a list"),
+            ("a: [", "is not valid YAML"),
             ("max_steps: few", "invalid int value: 'few'"),
-            ("datasets: shapes.csv", "datasets is a list of mappings"),
-            ("datasets: [{path: a.csv}]", "both say what to learn from"),
+            ("datasets: shapes.csv", "datasets must be a list of mappings"),
+            ("datasets: [{path: a.csv}]", "both set the training data"),
         ],
     )
     def test_bad_files(self, tmp_path: Path, text: str, message: str) -> None:
@@ -147,7 +147,7 @@ class TestFile:
         (
             "sft",
             ["--resume_from_checkpoint", "last", "--output_dir", "nowhere"],
-            "nowhere has no checkpoint to go on from",
+            "nowhere has no checkpoint to resume from",
         ),
         ("sft", ["--resume_from_checkpoint", "nowhere"], "there is no such folder"),
         ("sft", ["--load_best_model_at_end"], "the save and eval strategy"),  # transformers' own words
@@ -166,8 +166,8 @@ def test_what_contradicts_or_has_no_effect(name: str, words: list[str], message:
     ("base", "message"),
     [
         ([], "Which model?"),
-        (["--model_name_or_path", "m"], "What should it learn from?"),
-        (["--model_name_or_path", "m", "--dataset_name", "d"], "What is a completion worth?"),
+        (["--model_name_or_path", "m"], "Which training data?"),
+        (["--model_name_or_path", "m", "--dataset_name", "d"], "How is a completion scored?"),
     ],
 )
 def test_what_is_missing_is_asked_for(base: list[str], message: str) -> None:

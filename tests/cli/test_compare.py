@@ -125,11 +125,11 @@ def test_an_interrupt_says_what_is_kept(
         (["--model", "a=MODEL", *OWN[:6]], "6 rows have no solution"),
         (["--model", "a=MODEL", "--dataset", "geometry", "--image_root", "."], "--image_root has no effect"),
         (["--model", "a=MODEL", "--dataset", "geometry_sample", "--solution_column", "x"], "--solution_column has no effect"),
-        (["--model", "a=MODEL", *OWN, "--output", "page"], "give it an ending"),
+        (["--model", "a=MODEL", *OWN, "--output", "page"], "add a suffix"),
         (["--model", "a=MODEL", *OWN, "--batch_size", "0"], "batch_size=0"),
         ([], "holds no comparison"),
-        (["--num_rows", "3"], "--num_rows has no effect where no model is asked"),
-        (["--prompt_column", "ask"], "--prompt_column has no effect where no model is asked"),
+        (["--num_rows", "3"], "--num_rows has no effect when no model is asked"),
+        (["--prompt_column", "ask"], "--prompt_column has no effect when no model is asked"),
     ],
 )  # fmt: skip
 def test_bad_input_is_exit_code_2(

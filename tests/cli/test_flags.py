@@ -68,7 +68,10 @@ def test_the_rooms_are_the_headings_in_the_order_of_causation() -> None:
         (["--num_generations", "4"], "boresight sft has no option --num_generations"),
         (["--learn", "1"], "boresight sft has no option --learn."),  # no abbreviations
         (["extra"], "'extra' belongs to no option"),
-        (["--load_in_4bit"], "--load_in_4bit is TRL's and not here: quantised weights are not tried yet."),
+        (
+            ["--load_in_4bit"],
+            "--load_in_4bit is an option of TRL that boresight does not have: quantised weights are not tested yet.",
+        ),
         (["--max_steps", "many"], "invalid int value: 'many'"),
         (["--lr_scheduler_type", "cosin"], "'cosin' is not one of linear, cosine"),
         (["--lr_scheduler_type", "cosin"], "Did you mean 'cosine'? See boresight sft --help."),

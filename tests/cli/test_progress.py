@@ -11,7 +11,7 @@ def test_the_line_has_what_people_watch_and_fits_a_terminal() -> None:
     }  # fmt: skip
     line = progress_line(20, logs)
     assert line == (
-        "step   20  loss 0.0123  reward 0.5  ± 0.25  kl 0.001  entropy 2  length 1234  cut 0  think_format 1  accuracy 0.125"
+        "step   20  loss 0.0123  reward 0.5  ± 0.25  kl 0.001  entropy 2  length 1234  truncated 0  think_format 1  accuracy 0.125"
     )
 
 

@@ -112,7 +112,7 @@ def test_plain_prompts_stay_plain_as_in_trl_and_that_is_said(folder: Path, capsy
     ("words", "message"),
     [
         (["--prompt_column", "questoin"], "has no such column, only photo, question, answer, amount. Did you mean 'question'?"),
-        ([], "the columns photo, question, answer, amount. Say which is which: --prompt_column NAME"),
+        ([], "the columns photo, question, answer, amount. Map them with: --prompt_column NAME"),
         (["--system_prompt", "x", "--solution_column", "answer"], "--prompt_column NAME"),
         (["--prompt_column", "question", "--dataset_train_split", "dev"], "has no split 'dev', only train"),
         (["--prompt_column", "question", "--dataset_train_split", "train[a:b]"], "write a part as train[:1000]"),

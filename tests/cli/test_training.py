@@ -58,7 +58,7 @@ def test_once_ends_after_the_step_with_a_checkpoint(model_folder: Path, tmp_path
 
 
 def test_twice_ends_at_once_and_names_the_newest_checkpoint(model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoppedError, match=r"at once, after step 2. Go on from .*checkpoint-2 with: boresight sft"):
+    with pytest.raises(StoppedError, match=r"at once, after step 2. Resume from .*checkpoint-2 with: boresight sft"):
         trained(model_folder, tmp_path, Press(3, signal.SIGINT, times=2), "--save_steps", "2")
     assert not (tmp_path / "checkpoint-3").exists()
 

@@ -89,7 +89,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_printed_command_goes_on(
     (checkpoint,) = run.glob("checkpoint-*")
     step = int(checkpoint.name.partition("-")[2])
     assert f"interrupted after step {step} of 100000; everything is in {checkpoint}." in said
-    command = shlex.split(said.partition("Go on with: boresight ")[2].splitlines()[0])
+    command = shlex.split(said.partition("Resume with: boresight ")[2].splitlines()[0])
     assert main([*command, "--max_steps", str(step + 2)]) == 0
     assert json.loads((run / "trainer_state.json").read_text())["global_step"] == step + 2
     assert [line["step"] for line in map(json.loads, (run / "timeline.jsonl").read_text().splitlines())][-3:] == [

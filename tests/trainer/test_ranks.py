@@ -78,5 +78,5 @@ def test_an_error_of_one_rank_reaches_all(runs: dict[int, Path]) -> None:
         "On rank 1: reward function 'broken_on_the_second_rank' returned 3 values for 4"
     )
     assert told[1]["reward"] == told[0]["reward"].removeprefix("On rank 1: ")
-    assert told[0]["gold"].startswith("The rewards do not know the gold answers")
+    assert told[0]["gold"].startswith("The rewards do not accept the gold answers")
     assert told[1]["gold"] == f"On rank 0: {told[0]['gold']}"

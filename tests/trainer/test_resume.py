@@ -86,7 +86,7 @@ def test_a_new_run_in_an_old_folder_starts_with_empty_files(grpo: Run, capsys: p
     assert "is removed" not in capsys.readouterr().out
     again = grpo(max_steps=2, **options)
     again.train()
-    assert "what an earlier run left of steps after 0" in capsys.readouterr().out
+    assert "removed the output of an earlier run about steps after 0" in capsys.readouterr().out
     run = Path(again.args.output_dir)
     assert [line["step"] for line in _steps(run)] == [1, 2]
     assert [line["step"] for line in read_lines(run / "timeline.jsonl")] == [1, 2]

@@ -60,6 +60,6 @@ def test_an_option_declared_anew_keeps_its_place(cls: type) -> None:
         ours["learning_rate"].default,
     )
     assert both["max_length" if cls is not GRPOOptions else "max_prompt_length"].heading == "trainer"
-    assert both["save_steps"].help.startswith("Save a checkpoint every so many steps")
+    assert both["save_steps"].help.startswith("Optimizer steps between checkpoints")
     assert both["log_level"].choices == LOG_LEVELS
     assert all(declared.help.endswith(".") for declared in both.values())

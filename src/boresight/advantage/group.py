@@ -1,11 +1,11 @@
-"""Advantages: what a completion earned beyond the others of its group.
+"""Advantages: the reward of a completion relative to its group.
 
-Two steps. `compared` weights the rewards and compares each completion with its group alone, so it is done once for every group that
-was sampled, whatever becomes of the others. `advantage` is what the groups to learn from make of it together: batch statistics, where
-the options ask for them. Call both on groups of all ranks.
+There are two steps. `compared` weights the rewards and compares each completion with its own group only. It runs once for every sampled
+group and does not depend on other groups. `advantage` then applies batch statistics over the groups to learn from, if the options
+request them. Call both on the groups of all ranks.
 
-A reward of NaN is *unscored*: it takes no part in any mean, and its advantage is 0. A group with no spread, or with fewer than two
-scored completions, has advantages of exactly 0.
+A reward of NaN is *unscored*: it enters no mean, and its advantage is 0. A group with no spread, or with fewer than two scored
+completions, has advantages of exactly 0.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class Comparison:
     """The completions of some groups, each compared with the others of its group."""
 
     group: GroupIndex
-    """[B] of each completion, from 0; completions of a group need not be neighbours."""
+    """[B] group number of each completion, from 0; completions of a group need not be adjacent."""
     reward: PerSequence
     """[B] the weighted sum of its rewards; NaN where unscored."""
     relative: Float[Tensor, "B"]
-    """[B] float64: what it earned beyond its group; NaN where unscored, exactly 0 in a group without spread."""
+    """[B] float64: its reward relative to its group; NaN where unscored, exactly 0 in a group without spread."""
     mean: PerGroup
-    """[G] mean reward of the scored completions; NaN where none is."""
+    """[G] mean reward of the scored completions; NaN if none is scored."""
     std: PerGroup
-    """[G] unbiased standard deviation of the scored completions; NaN where fewer than two are."""
+    """[G] unbiased standard deviation of the scored completions; NaN if fewer than two are scored."""
     zero_spread: Bool[Tensor, "G"]
-    """[G] true where every advantage of the group is exactly 0, so that it teaches nothing."""
+    """[G] true where every advantage of the group is exactly 0, so that the group gives no learning signal."""
 
     def __add__(self, later: Comparison) -> Comparison:
-        """These groups, and after them further ones."""
+        """These groups followed by later ones."""
         return Comparison(
             torch.cat([self.group, later.group + len(self.zero_spread)]),
             torch.cat([self.reward, later.reward]),
@@ -59,7 +59,7 @@ class Comparison:
         )
 
     def of(self, groups: Sequence[int]) -> Comparison:
-        """Some of the groups, in that order, numbered from 0; the completions of a group keep theirs."""
+        """The given groups in the given order, renumbered from 0; the order of completions within a group is kept."""
         places = [(self.group == number).nonzero().flatten() for number in groups]
         own, chosen = torch.cat(places), torch.tensor(list(groups), device=self.group.device)
         sizes = torch.tensor([len(place) for place in places], device=self.group.device)
@@ -93,7 +93,7 @@ def _spread(rewards: PerSequence, group: GroupIndex, num_groups: int) -> _Spread
 
 
 def _batch_std(value: PerSequence) -> Float[Tensor, ""]:
-    """Unbiased standard deviation over the batch of what is not NaN; 0 where fewer than two are not."""
+    """Unbiased standard deviation over the batch, without NaN; 0 if fewer than two values remain."""
     scored = value[~value.isnan()].double()
     return scored.std() if len(scored) > 1 else scored.new_zeros(())
 
@@ -102,7 +102,7 @@ def combine_rewards(table: Table, weights: Sequence[float] | None, failed: Faile
     """The weighted sum of each completion's rewards.
 
     Args:
-        table: one column per reward function; NaN where it does not apply, and then the others are summed.
+        table: one column per reward function; NaN where a reward does not apply, and then only the others are summed.
         weights: one per column; None: 1 each.
         failed: true where a reward function raised or ran out of time: the whole completion is unscored.
 
@@ -111,7 +111,7 @@ def combine_rewards(table: Table, weights: Sequence[float] | None, failed: Faile
 
     Raises:
         RewardError: a reward is infinite.
-        ConfigError: not one weight per column.
+        ConfigError: the number of weights is not the number of columns.
     """
     infinite = table.isinf().nonzero()
     if len(infinite):
@@ -123,7 +123,7 @@ def combine_rewards(table: Table, weights: Sequence[float] | None, failed: Faile
     scale = table.new_ones(table.shape[1]) if weights is None else table.new_tensor(list(weights))
     if len(scale) != table.shape[1]:
         raise ConfigError(
-            f"reward_weights has {len(scale)} numbers for {table.shape[1]} reward functions: give one each."
+            f"reward_weights has {len(scale)} numbers for {table.shape[1]} reward functions: give one for each."
         )
     unscored = table.isnan().all(-1)
     if failed is not None:
@@ -134,7 +134,7 @@ def combine_rewards(table: Table, weights: Sequence[float] | None, failed: Faile
 def _normalised(
     rewards: PerSequence, group: GroupIndex, spread: _Spread, config: AdvantageOptions
 ) -> Float[Tensor, "B"]:
-    """Rewards beyond their group's baseline, over its spread where asked for: float64, NaN where unscored."""
+    """Rewards minus their group's baseline, divided by its spread if configured: float64, NaN where unscored."""
     value = rewards.double() - spread.mean[group]
     if config.advantage_baseline == "leave_one_out":
         count = spread.num_scored[group]
@@ -145,25 +145,25 @@ def _normalised(
 
 
 def compared(table: Table, group: GroupIndex, config: AdvantageOptions, failed: Failed | None = None) -> Comparison:
-    r"""Each completion's weighted reward, and how it compares with its group's.
+    r"""Each completion's weighted reward, and its reward relative to its group.
 
-    $(R_i - \mathrm{mean}_G)/(\mathrm{std}_G + 10^{-4})$, with an unbiased std; not divided, for other `scale_rewards` than "group"; for
+    $(R_i - \mathrm{mean}_G)/(\mathrm{std}_G + 10^{-4})$, with an unbiased std. The division is done only for `scale_rewards="group"`. For
     `advantage_baseline="leave_one_out"` the mean is that of the other completions. For
-    `multi_objective_aggregation="normalize_then_sum"` this is done for each reward function, and then the weighted sum is taken, so that
-    a reward of small spread is not drowned by one of large spread.
+    `multi_objective_aggregation="normalize_then_sum"` each reward function is normalised separately before the weighted sum, so that a
+    reward of large spread does not dominate one of small spread.
 
     Args:
         table: [B, R] one row per completion, one column per reward function; NaN where a reward does not apply.
-        group: [B] of each completion, from 0; completions of a group need not be neighbours.
+        group: [B] group number of each completion, from 0; completions of a group need not be adjacent.
         failed: [B] true where a reward function raised or ran out of time.
 
     Raises:
         RewardError: a reward is infinite.
-        ConfigError: not one weight per reward function.
+        ConfigError: the number of weights is not the number of reward functions.
 
     Reference:
-        GRPO, arXiv 2402.03300, § 4.1.2; no division: Dr. GRPO, arXiv 2503.20783; leave one out: RLOO, arXiv 2402.14740; each reward for
-        itself: GDPO, arXiv 2601.05242.
+        GRPO, arXiv 2402.03300, § 4.1.2; no division: Dr. GRPO, arXiv 2503.20783; leave one out: RLOO, arXiv 2402.14740; each reward
+        separately: GDPO, arXiv 2601.05242.
     """
     num_groups = int(group.max()) + 1 if len(group) else 0
     reward = combine_rewards(table, config.reward_weights, failed)
@@ -180,7 +180,7 @@ def compared(table: Table, group: GroupIndex, config: AdvantageOptions, failed: 
 def _decoupled(
     table: Table, unscored: Bool[Tensor, "B"], group: GroupIndex, num_groups: int, config: AdvantageOptions
 ) -> Float[Tensor, "B"]:
-    """The weighted sum of rewards that were normalised one by one."""
+    """The weighted sum of separately normalised rewards."""
     columns = [column.masked_fill(unscored, torch.nan) for column in table.unbind(-1)]
     normalised = [_normalised(column, group, _spread(column, group, num_groups), config) for column in columns]
     together = torch.stack(normalised, dim=-1).nan_to_num(nan=0.0).to(table.dtype)
@@ -188,13 +188,13 @@ def _decoupled(
 
 
 def advantage(comparison: Comparison, config: AdvantageOptions) -> PerSequence:
-    r"""[B] Advantage of each completion among the groups to learn from; 0 where unscored.
+    r"""[B] Advantage of each completion of the groups to learn from; 0 where unscored.
 
-    What `compared` found, divided by the standard deviation of all rewards for `scale_rewards="batch"`, and normalised once more for
-    `multi_objective_aggregation="normalize_then_sum"`: $(A - \mathrm{mean})/(\mathrm{std} + 10^{-4})$ over the batch.
+    The result of `compared` is divided by the standard deviation of all rewards for `scale_rewards="batch"`. For
+    `multi_objective_aggregation="normalize_then_sum"` it is normalised over the batch: $(A - \mathrm{mean})/(\mathrm{std} + 10^{-4})$.
 
     Args:
-        comparison: of the groups of the whole batch, over all ranks.
+        comparison: the groups of the whole batch, over all ranks.
 
     Reference:
         By the batch: arXiv 2508.08221; GDPO, arXiv 2601.05242. TRL: ``multi_objective_aggregation="normalize_then_sum"``.
@@ -202,7 +202,7 @@ def advantage(comparison: Comparison, config: AdvantageOptions) -> PerSequence:
     value = comparison.relative
     if config.multi_objective_aggregation == "normalize_then_sum":
         value = (value - value.nanmean()) / (_batch_std(value) + EPSILON)
-        # The mean is 0 but for rounding, which must not reach a group that has no spread.
+        # The mean is 0 up to rounding, and the rounding error must not reach a group without spread.
         value = value.masked_fill(comparison.zero_spread[comparison.group], 0.0)
     elif config.scale_rewards == "batch":
         value = value / (_batch_std(comparison.reward) + EPSILON)

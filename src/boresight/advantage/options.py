@@ -1,4 +1,4 @@
-"""The options of advantages, under TRL's names, and what may not be combined."""
+"""The options of advantages, under TRL's names, and the combinations that are refused."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from boresight.errors import ConfigError
 from boresight.options import OneOf, Source, option
 
 SCALES = {"group": "group", "batch": "batch", "none": "none", "true": "group", "false": "none"}
-"""What `scale_rewards` may be → what it means: TRL's booleans are group and none."""
+"""Accepted value of `scale_rewards` → its meaning. TRL's booleans mean group and none."""
 
 
 @dataclass
 class AdvantageOptions:
     """Options of `boresight.advantage`; a mixin of the trainer's configuration.
 
-    Names and defaults are TRL 1.16's `GRPOConfig`; `advantage_baseline` is what TRL has a trainer of its own for, RLOO.
+    Names and defaults are those of `GRPOConfig` in TRL 1.16, except `advantage_baseline`: TRL has a separate trainer for RLOO.
     """
 
     heading: ClassVar[str] = "advantage"
 
     scale_rewards: Annotated[str, OneOf(SCALES)] = option(
         "group",
-        "What R - baseline is divided by: the standard deviation of the group, of the batch, or none (Dr. GRPO). True means group, False "
+        "Divisor of R - baseline: the standard deviation of the group, of the batch, or none (Dr. GRPO). True means group, False means "
         "none.",
     )
     advantage_baseline: Annotated[Literal["mean", "leave_one_out"], Source("RLOO, arXiv 2402.14740: leave_one_out")] = (
         option(
             "mean",
-            "What is subtracted from a reward: the group's mean, or leave_one_out, the mean of the others (RLOO).",
+            "Baseline subtracted from a reward: the group's mean, or leave_one_out, the mean of the others (RLOO).",
         )
     )
     multi_objective_aggregation: Annotated[
         Literal["sum_then_normalize", "normalize_then_sum"], Source("GDPO, arXiv 2601.05242: normalize_then_sum")
     ] = option(
         "sum_then_normalize",
-        "sum_then_normalize: weighted sum of the rewards, then advantage. normalize_then_sum: each reward normalised in its group, "
-        "weighted sum, then normalised over the batch (GDPO).",
+        "sum_then_normalize: sum the weighted rewards, then normalise. normalize_then_sum: normalise each reward within its group, take "
+        "the weighted sum, then normalise over the batch (GDPO).",
     )
     reward_weights: list[float] | None = option(None, "Weight of each reward function; unset: 1 each.")
 
     def __post_init__(self) -> None:
-        # TRL's booleans, and what a command line makes of them, become names here, so that nobody else need know of them.
+        # Convert TRL's booleans, also as strings from a command line, to names, so that other code sees names only.
         self.scale_rewards = SCALES.get(str(self.scale_rewards).lower(), self.scale_rewards)
         following = getattr(super(), "__post_init__", None)
         if following is not None:
@@ -50,10 +50,10 @@ class AdvantageOptions:
 
 
 def check_advantage(config: AdvantageOptions) -> None:
-    """Refuse options that contradict one another; `check_options` has checked each by itself.
+    """Refuse options that contradict one another; `check_options` has checked each one separately.
 
     Raises:
-        ConfigError: options at odds; the message prints the fix.
+        ConfigError: two options conflict; the message prints the fix.
     """
     if config.advantage_baseline == "leave_one_out" and config.scale_rewards == "group":
         raise ConfigError(

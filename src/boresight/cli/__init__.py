@@ -1,14 +1,14 @@
-"""`boresight`: what people type.
+"""`boresight`: the command line.
 
-    sft, dpo, mpo, grpo, gspo   train: methods (the commands), options and flags (their arguments), help, config_file, command (all that
-                                read), rows and adapter (what it names), launch (through accelerate), training (a run from start to end),
-                                summary
-    vllm-serve, demo, …         each a file of its name
+    sft, dpo, mpo, grpo, gspo   train. The modules are methods (the commands), options and flags (their arguments), help, config_file,
+                                command (the arguments as read), rows and adapter (loaded from them), launch (through accelerate),
+                                training (a run from start to end) and summary
+    vllm-serve, demo, …         each in the file of its name
 
-A script of one's own takes the same flags: `read_command("grpo")` reads them; `load_datasets`, `peft_config` and `train` do what they
-say; `exit_code` makes errors what a shell expects.
+Your own scripts can take the same flags. `read_command("grpo")` reads them, `load_datasets` loads the rows, `peft_config` builds the
+adapter's configuration, `train` trains, and `exit_code` converts errors to exit codes.
 
-Imports within functions, here and in the commands, keep `boresight --help` and the help of every command from importing torch.
+Imports inside functions, here and in the commands, keep `boresight --help` and the help of every command from importing torch.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def _run(words: list[str]) -> int | None:
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """Do some work, and return the exit code: its own number, or 0 done, 1 failed, 2 bad input, 130 interrupted. Errors of the
-    user's are printed."""
+    """Call a function and return the exit code: the integer that it returns, or 0 done, 1 failed, 2 bad input, 130 interrupted. User
+    errors are printed."""
     try:
         result = work()
     except UserError as error:
@@ -79,7 +79,7 @@ def exit_code(work: Callable[[], object]) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"\nboresight: {error}", file=sys.stderr)
         return INTERRUPTED
-    except BoresightError as error:  # an engine that is gone, say; its notes tell how to go on
+    except BoresightError as error:  # for example a failed engine; its notes describe how to continue
         print("\n".join([f"\nboresight: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
@@ -89,11 +89,11 @@ def exit_code(work: Callable[[], object]) -> int:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser of all commands, and those of each that does not train, which also has one in `flags`."""
+    """The parser of all commands, and the parsers of the commands that do not train. Training commands are parsed in `flags`."""
     parser = argparse.ArgumentParser(
         prog="boresight",
         description="Align vision-language models.",
-        epilog="The options of a command: boresight COMMAND --help.",
+        epilog="For the options of a command: boresight COMMAND --help.",
         formatter_class=_Wide,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -109,7 +109,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 
 class _Wide(argparse.HelpFormatter):
-    """Lines up the commands beside what they do."""
+    """Aligns the commands and their descriptions in two columns."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=18, width=80)
@@ -117,7 +117,7 @@ class _Wide(argparse.HelpFormatter):
 
 
 def _as_declared(word: str, command: argparse.ArgumentParser | None) -> str:
-    """A flag in the spelling that its command has, with hyphens or underscores."""
+    """A flag in the spelling that its command declares, with hyphens or underscores."""
     flag, equals, value = word.partition("=")
     if command is None or not flag.startswith("--"):
         return word

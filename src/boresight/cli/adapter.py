@@ -1,4 +1,4 @@
-"""The adapter that flags describe."""
+"""The adapter's configuration, built from flags."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from boresight.families import UNKNOWN
 
 
 def peft_config(command: Command) -> Any:
-    """The adapter, or None where the weights themselves are trained."""
+    """The adapter's configuration, or None if the weights themselves are trained."""
     return lora_config(command.adapter) if command.adapter.use_peft else None
 
 
 def lora_config(adapter: AdapterFlags) -> Any:
-    """PEFT's configuration. Without target modules every linear layer of the language model gets an adapter, vision tower and projector
-    get none, so that an image's features can be kept."""
+    """PEFT's configuration. Without target modules, every linear layer of the language model gets an adapter. The vision tower and the
+    projector get none, so that image features can be cached."""
     targets: Any = [name for word in adapter.lora_target_modules or [] if (name := word.strip(", "))]
     return LoraConfig(
         r=adapter.lora_r,

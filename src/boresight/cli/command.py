@@ -1,6 +1,6 @@
-"""A training command as people typed it: flags, a file of options and a preset, read into the configurations of the rooms.
+"""A training command: flags, a file of options and a preset, read into the rooms' configurations.
 
-Nothing here needs torch before all flags are read, so that `--help` and most mistakes are answered at once.
+torch is imported only after all flags are read, so that `--help` and most errors are printed at once.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from boresight.options import check_options
 from boresight.trainer.presets import PRESETS, Setting
 
 LAST = "last"
-"""What `--resume_from_checkpoint` takes beside a folder."""
+"""The value of `--resume_from_checkpoint` that selects the newest checkpoint."""
 
 Flags = TypeVar("Flags")
 
 
 @dataclass
 class Command:
-    """Everything that a training command was given.
+    """The arguments of a training command.
 
-    A script of one's own reads it by `read_command`, and hands it to `load_datasets`, `peft_config` and `train`.
+    Your own script reads it with `read_command`, and passes it to `load_datasets`, `peft_config` and `train`.
     """
 
     name: str
@@ -46,15 +46,15 @@ class Command:
     words: tuple[str, ...] = ()
     """The options as typed."""
     program: tuple[str, ...] = ()
-    """What was typed before them."""
+    """The words before the options."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """What a column is called here → what it is called in the data set."""
+    """boresight's name of a column → its name in the data set."""
     parts: tuple[Mapping[str, Any], ...] = ()
     """The data sets of a mixture."""
     preset: str | None = None
-    """The published algorithm by name."""
+    """The name of the published algorithm."""
     recipe: Mapping[str, Setting] = field(default_factory=dict)
-    """What that sets."""
+    """The options that the preset sets."""
 
     @property
     def method(self) -> Method:
@@ -62,7 +62,7 @@ class Command:
 
     @property
     def settings(self) -> str:
-        """What the command's preset sets, each value with its paper, and where the user's own stands instead."""
+        """The options that the preset sets, one line each: its value, the user's value if that differs, and the source."""
         lines = []
         for option, setting in self.recipe.items():
             value = getattr(self.training, option)
@@ -75,16 +75,16 @@ class Command:
 def read_command(name: str, words: Sequence[str] | None = None, **defaults: Any) -> Command:
     """Read a training command.
 
-    What is typed wins over `--config`, that over `defaults`, and those over a preset, which is printed with what it sets. `--help` prints
-    and leaves; `--accelerate_config` starts the same command again through accelerate.
+    Typed options override `--config`, which overrides `defaults`, which override a preset. The options that a preset sets are printed.
+    `--help` prints the help and exits. `--accelerate_config` restarts the same command through accelerate.
 
     Args:
         name: sft, dpo, mpo, grpo or gspo.
-        words: the options of `boresight NAME`; None: those that this script was started with.
-        defaults: options that a script sets otherwise than boresight does.
+        words: the options of `boresight NAME`; None: the arguments of this script.
+        defaults: a script's own defaults, where they differ from boresight's.
 
     Raises:
-        ConfigError: an option is unknown, of the wrong kind, missing, contradictory or without effect.
+        ConfigError: an option is unknown, missing, contradictory or without effect, or its value has the wrong type.
     """
     program = ("python", sys.argv[0]) if words is None else ("boresight", name)
     words = list(sys.argv[1:] if words is None else words)
@@ -103,7 +103,7 @@ def read_command(name: str, words: Sequence[str] | None = None, **defaults: Any)
     recipe = _recipe(preset, method)
     start = _flags(StartFlags, given)
     if start.accelerate_config:
-        from boresight.cli.launch import launch  # accelerate, which imports torch
+        from boresight.cli.launch import launch  # imports accelerate, which imports torch
 
         launch(start, program, words)
     command = _command(method, given, recipe, file, start)
@@ -129,12 +129,12 @@ def _recipe(preset: str | None, method: Method) -> Mapping[str, Setting]:
 
 
 def _displaced(given: Mapping[str, Any]) -> set[str]:
-    """Options of a preset that another one says in other words."""
+    """Options of a preset that an equivalent option of the user replaces."""
     return {"steps_per_generation"} if given.get("generation_batch_size") is not None else set()
 
 
 def _flags(cls: type[Flags], given: Mapping[str, Any]) -> Flags:
-    """A dataclass of flags with what was given of it, checked."""
+    """A checked instance of a dataclass of flags, with the values that were passed."""
     found = cls(**{option.name: given[option.name] for option in fields(cls) if option.name in given})  # pyright: ignore[reportArgumentType]
     check_options(found)
     return found
@@ -148,10 +148,10 @@ def _command(
     _check_what(model, data, file)
     _check_evaluation(given, data)
     if method.samples and not rewards.reward_funcs:
-        from boresight.rewards.function import BUILT_IN  # torch
+        from boresight.rewards.function import BUILT_IN  # imports torch
 
         raise ConfigError(
-            f"What is a completion worth? Name reward functions: --reward_funcs {next(iter(BUILT_IN))} or "
+            f"How is a completion scored? Name reward functions: --reward_funcs {next(iter(BUILT_IN))} or "
             f"my_module.my_reward. Built in: {', '.join(BUILT_IN)}."
         )
     preset = {option: setting.value for option, setting in recipe.items() if option not in _displaced(given)}
@@ -183,11 +183,9 @@ def _check_what(model: ModelFlags, data: DatasetFlags, file: ConfigFile) -> None
     if not model.model_name_or_path:
         raise ConfigError("Which model? Give a folder or a hub id: --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct.")
     if data.dataset_name is not None and file.datasets:
-        raise ConfigError(f"--dataset_name and the datasets of {file.path} both say what to learn from: leave one out.")
+        raise ConfigError(f"--dataset_name and the datasets of {file.path} both set the training data: leave one out.")
     if data.dataset_name is None and not file.datasets:
-        raise ConfigError(
-            "What should it learn from? Give a file, a folder or a hub id: --dataset_name data/train.csv."
-        )
+        raise ConfigError("Which training data? Give a file, a folder or a hub id: --dataset_name data/train.csv.")
 
 
 def _check_evaluation(given: Mapping[str, Any], data: DatasetFlags) -> None:
@@ -196,19 +194,19 @@ def _check_evaluation(given: Mapping[str, Any], data: DatasetFlags) -> None:
             if getattr(data, name) is not None:
                 raise ConfigError(f"--{name} has no effect while nothing is evaluated: add --eval_strategy steps.")
     if data.test_split_size is not None and data.dataset_test_split is not None:
-        raise ConfigError("--dataset_test_split and --test_split_size both say what to evaluate on: leave one out.")
+        raise ConfigError("--dataset_test_split and --test_split_size both set the evaluation data: leave one out.")
 
 
 def _init_kwargs(model: ModelFlags, training: Any) -> dict[str, Any] | None:
-    """What `from_pretrained` is passed, the user's own words on top."""
+    """The arguments of `from_pretrained`; `model_init_kwargs` override the flags."""
     named = {"dtype": model.dtype, "revision": model.model_revision, "attn_implementation": model.attn_implementation}
     found = {name: value for name, value in named.items() if value is not None and (name, value) != ("dtype", "auto")}
     return {**found, **(training.model_init_kwargs or {})} or None
 
 
 def _resolve_checkpoint(training: Any) -> None:
-    """The newest checkpoint of the run folder, where the user gave `last`."""
-    from transformers.trainer_utils import get_last_checkpoint  # torch
+    """Replace `last` by the newest checkpoint of the run folder."""
+    from transformers.trainer_utils import get_last_checkpoint  # imports torch
 
     asked = training.resume_from_checkpoint
     if asked is None or asked.lower() in ("none", "false"):
@@ -216,9 +214,9 @@ def _resolve_checkpoint(training: Any) -> None:
     elif asked.lower() in (LAST, "true"):
         found = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
         if found is None:
-            raise ConfigError(f"{training.output_dir} has no checkpoint to go on from: drop --resume_from_checkpoint.")
+            raise ConfigError(f"{training.output_dir} has no checkpoint to resume from: drop --resume_from_checkpoint.")
         training.resume_from_checkpoint = found
     elif not Path(asked).is_dir():
         raise ConfigError(
-            f"--resume_from_checkpoint {asked}: there is no such folder. `last` is the newest of {training.output_dir}."
+            f"--resume_from_checkpoint {asked}: there is no such folder. `last` means the newest of {training.output_dir}."
         )

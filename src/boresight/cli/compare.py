@@ -1,4 +1,4 @@
-"""`boresight compare`: the same questions to several models, side by side."""
+"""`boresight compare`: the answers of several models to the same questions, side by side."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from boresight.errors import ConfigError, StoppedError
 if TYPE_CHECKING:
     from boresight.compare.comparison import Comparison
 
-HELP = "ask several models the same questions, and show who is right, who fixes and who breaks what"
+HELP = "ask several models the same questions, and show which are right and which answers improve or get worse"
 
 ASKING: dict[str, dict[str, Any]] = {
-    "max_completion_length": {"type": int, "help": "most tokens of an answer (512)"},
-    "temperature": {"type": float, "help": "0 takes the likeliest token; above 0, answers are sampled (0)"},
+    "max_completion_length": {"type": int, "help": "maximum tokens of an answer (512)"},
+    "temperature": {"type": float, "help": "0 takes the most likely token; above 0, answers are sampled (0)"},
     "top_p": {
         "type": float,
-        "help": "with a temperature above 0: keep the likeliest tokens that together have this probability (1)",
+        "help": "with a temperature above 0: keep the most likely tokens that together have this probability (1)",
     },
-    "batch_size": {"type": int, "help": "questions answered together; it changes no answer (16)"},
+    "batch_size": {"type": int, "help": "questions answered in one batch; it does not affect the answers (16)"},
     "dtype": {"help": "type of the weights, such as bfloat16 (auto: the checkpoint's)"},
     "min_pixels": {"type": int, "help": "smallest area an image is resized to, as in training"},
     "max_pixels": {"type": int, "help": "largest area an image is resized to, as in training"},
@@ -31,23 +31,23 @@ ASKING: dict[str, dict[str, Any]] = {
 
 
 COLUMNS = {
-    "prompt": "a column of plain text that asks: it becomes what the user says to the model",
+    "prompt": "a column of plain-text questions: each becomes the user's message",
     "solution": "the column with the right answer (solution)",
     "image": "the column with the image, or its path (image or images)",
 }
-"""Columns of a table of one's own."""
+"""Columns of the user's table."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Which models, which questions, how to ask, how to mark, what to write. None stands for what was not given."""
+    """Options for models, questions, sampling, scoring and output. None means that an option was not passed."""
     models = parser.add_argument_group("models")
     _add(
         models,
         "model",
         action="append",
         metavar="NAME=FOLDER",
-        help="a model or an adapter: a folder or a hub id, and what to call it; once for each. The others are measured by the first. "
-        "None at all: write the page anew from the answers that are kept",
+        help="a name, and a model or an adapter: a folder or a hub id. Repeat the option for each model; the others are compared with the "
+        "first. Without it, the page is written again from the stored answers",
     )
     data = parser.add_argument_group("questions")
     _add(
@@ -63,19 +63,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         data,
         "image_root",
         metavar="FOLDER",
-        help="where paths of images start (the folder of the file that names them)",
+        help="the folder that image paths are relative to (the folder of the file that contains them)",
     )
-    _add(data, "system_prompt", metavar="TEXT", help="what the system says before every question")
+    _add(data, "system_prompt", metavar="TEXT", help="the system message before every question")
     _add(data, "dataset_config", metavar="NAME", help="which configuration of a data set on the hub")
     _add(
         data,
         "split",
         metavar="SPLIT",
-        help="which split (the only one, or else test, validation or train, whichever there is first)",
+        help="which split (the only one, otherwise the first of test, validation and train that exists)",
     )
-    _add(data, "num_rows", type=int, metavar="N", help="so many of them, chosen at random (all; 1,000 of geometry)")
-    _add(data, "seed", type=int, metavar="N", help="of the choice of rows, and of sampled answers (0)")
-    _add(data, "kind_column", metavar="NAME", help="break accuracies down by this column (kind, where there is one)")
+    _add(data, "num_rows", type=int, metavar="N", help="number of questions, chosen at random (all; 1,000 of geometry)")
+    _add(data, "seed", type=int, metavar="N", help="seed of the choice of rows, and of sampled answers (0)")
+    _add(
+        data, "kind_column", metavar="NAME", help="report accuracies by the values of this column (kind, if it exists)"
+    )
     asking = parser.add_argument_group("answers")
     for name, how in ASKING.items():
         _add(asking, name, **({"metavar": "N"} | how))
@@ -83,10 +85,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add(
         marks,
         "reward",
-        help="marks the answers: a name of boresight.rewards or my_module.my_function. By default what suits the solutions: "
-        "choice_letter_reward for letters, numeric_answer_reward for numbers, accuracy_reward for formulas, else exact_answer_reward",
+        help="the reward function that scores answers: a name of boresight.rewards or my_module.my_function. The default depends on the "
+        "solutions: choice_letter_reward for letters, numeric_answer_reward for numbers, accuracy_reward for formulas, otherwise "
+        "exact_answer_reward",
     )
-    _add(marks, "right_at", type=float, metavar="X", help="the least reward of a right answer (1)")
+    _add(marks, "right_at", type=float, metavar="X", help="the lowest reward of a right answer (1)")
     page = parser.add_argument_group("what is written")
     _add(page, "output", type=Path, default=Path("compare.html"), metavar="FILE", help="the page (%(default)s)")
     _add(
@@ -96,12 +99,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         const=Path(),
         type=Path,
         metavar="FILE",
-        help="tables for a paper or an issue, as Markdown (without FILE: beside the page)",
+        help="write tables for a paper or an issue, as Markdown (without FILE: next to the page)",
     )
     _add(
-        page, "answers", type=Path, metavar="FOLDER", help="where answers are kept (the page's name without its ending)"
+        page,
+        "answers",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of stored answers (the page's name without its suffix)",
     )
-    _add(page, "title", help="of the page")
+    _add(page, "title", help="title of the page")
 
 
 def _add(group: Any, *names: str, **how: Any) -> None:
@@ -109,7 +116,7 @@ def _add(group: Any, *names: str, **how: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Ask, mark, write the page, and print the accuracies."""
+    """Generate answers, score them, write the page, and print the accuracies."""
     from rich.console import Console
 
     from boresight.compare.markdown import as_markdown
@@ -119,14 +126,12 @@ def run(options: argparse.Namespace) -> None:
 
     folder = options.answers or options.output.with_suffix("")
     if folder == options.output:
-        raise ConfigError(
-            f"--output {options.output}: give it an ending, such as .html, or name a folder with --answers."
-        )
+        raise ConfigError(f"--output {options.output}: add a suffix, such as .html, or name a folder with --answers.")
     try:
         comparison = _asked(options, folder) if options.model else _stored(options, folder)
     except KeyboardInterrupt:
         raise StoppedError(
-            f"interrupted; the answers so far are kept in {folder}, and the same command goes on."
+            f"interrupted; the answers so far are kept in {folder}, and the same command continues from there."
         ) from None
     console = Console()
     for table in tables(comparison):
@@ -135,11 +140,13 @@ def run(options: argparse.Namespace) -> None:
     if options.markdown is not None:
         path = options.output.with_suffix(".md") if options.markdown == Path() else options.markdown
         console.print(f"markdown: {write_whole(path, as_markdown(comparison))}", soft_wrap=True)
-    console.print(f"answers: {folder} (the same command with one more --model asks that model alone)", soft_wrap=True)
+    console.print(
+        f"answers: {folder} (the same command with an additional --model asks only that model)", soft_wrap=True
+    )
 
 
 def _stored(options: argparse.Namespace, folder: Path) -> Comparison:
-    """The comparison that a folder keeps; options that say how to ask have no effect then, and are refused."""
+    """The comparison stored in a folder. Options on how to ask have no effect here, and are refused."""
     from dataclasses import replace
 
     from boresight.compare import stored_comparison
@@ -147,14 +154,14 @@ def _stored(options: argparse.Namespace, folder: Path) -> Comparison:
     unused = [name for name in vars(options) if name in _NEEDS_MODELS and getattr(options, name) is not None]
     if unused:
         raise ConfigError(
-            f"--{unused[0]} has no effect where no model is asked: name the models with --model NAME=FOLDER."
+            f"--{unused[0]} has no effect when no model is asked: name the models with --model NAME=FOLDER."
         )
     found = stored_comparison(folder)
     return replace(found, title=options.title) if options.title else found
 
 
 HELD_OUT = ("test", "validation", "train")
-"""Which split is asked where nobody says: questions that a model did not learn from, where there are any."""
+"""The default splits in order of preference: held-out questions first."""
 
 _NEEDS_MODELS = {
     *ASKING, *(f"{name}_column" for name in COLUMNS), "dataset", "dataset_config", "split", "num_rows", "seed", "kind_column",
@@ -200,7 +207,7 @@ def _asked(options: argparse.Namespace, folder: Path) -> Comparison:
 
 
 def _questions(options: argparse.Namespace) -> tuple[Any, Sequence[int] | None]:
-    """The records, and which of them are asked; None for all."""
+    """The records, and the numbers of those to ask; None for all."""
     from boresight.data.mixture import readable
     from boresight.data.sources import load_rows
     from boresight.demo.built_in import NAMES, load_built_in

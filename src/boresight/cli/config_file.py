@@ -1,4 +1,4 @@
-"""Options in a YAML file, read as if they had been typed."""
+"""Options in a YAML file, read as if they were typed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from boresight.errors import ConfigError, nearest
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """What a file says."""
+    """The content of a file of options."""
 
     path: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -25,11 +25,11 @@ class ConfigFile:
 
     @property
     def nulls(self) -> list[str]:
-        """Options that the file sets to nothing."""
+        """Options that the file sets to null."""
         return [name for name, value in self.options.items() if value is None]
 
     def words(self) -> list[str]:
-        """The command line that says the same, but for the nulls."""
+        """The equivalent command line, without the nulls."""
         return [word for name, value in self.options.items() if value is not None for word in as_words(name, value)]
 
 
@@ -37,11 +37,11 @@ def read_config(path: str | Path, known: Mapping[str, Any]) -> ConfigFile:
     """Read a file of options.
 
     Args:
-        path: of the file.
-        known: the options that there are.
+        path: the file.
+        known: all options of the command.
 
     Raises:
-        ConfigError: the file is not there, is no mapping, or has an option that is unknown.
+        ConfigError: the file does not exist, is not a mapping, or has an unknown option.
     """
     path = Path(path).expanduser()
     try:
@@ -49,12 +49,12 @@ def read_config(path: str | Path, known: Mapping[str, Any]) -> ConfigFile:
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror} (looked in {Path.cwd()}).") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from error
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if content is None:
         return ConfigFile(path)
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{path} holds a {type(content).__name__}: write one option a line, such as `learning_rate: 1e-6`."
+            f"{path} contains a {type(content).__name__}: write one option per line, such as `learning_rate: 1e-6`."
         )
     options = {str(name).replace("-", "_"): value for name, value in content.items()}
     datasets = options.pop("datasets", None) or []
@@ -62,12 +62,12 @@ def read_config(path: str | Path, known: Mapping[str, Any]) -> ConfigFile:
         if name == "config" or name not in known:
             raise ConfigError(f"{path}: there is no option {name!r}.{nearest(name, known)}")
     if not isinstance(datasets, list) or not all(isinstance(part, dict) for part in datasets):
-        raise ConfigError(f"{path}: datasets is a list of mappings, each with a path.")
+        raise ConfigError(f"{path}: datasets must be a list of mappings, each with a path.")
     return ConfigFile(path, options, tuple(datasets))
 
 
 def as_words(name: str, value: Any) -> Iterator[str]:
-    """What one would type for it."""
+    """The words that set an option on the command line."""
     if isinstance(value, list | tuple) and not any(isinstance(item, dict | list) for item in value):
         yield f"--{name}"
         yield from map(as_word, value)

@@ -1,4 +1,4 @@
-"""`boresight demo`: the main job on real images, start to end."""
+"""`boresight demo`: a complete training job on real images."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ STAGES = {"blind": "blind guesser", "start": "at the start", "sft": "after SFT",
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Where, how long, and which method."""
+    """The run folder, the time limit and the method."""
     parser.add_argument(
         "--output-dir", type=Path, default=Path("runs/demo"), help="the run folder (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, rows and samples (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, rows and samples (default: %(default)s)")
     parser.add_argument(
-        "--minutes", type=float, default=9.0, help="stop training after this long (default: %(default)s)"
+        "--minutes", type=float, default=9.0, help="stop training after this many minutes (default: %(default)s)"
     )
     parser.add_argument(
-        "--method", choices=("grpo", "gspo"), default="grpo", help="what follows SFT (default: %(default)s)"
+        "--method", choices=("grpo", "gspo"), default="grpo", help="the method after SFT (default: %(default)s)"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the job and print what became of the model."""
+    """Run the job and print the model's accuracy at each stage."""
     from rich.console import Console
 
     from boresight.demo.job import run_demo

@@ -1,4 +1,4 @@
-"""`boresight env`: what a bug report should say."""
+"""`boresight env`: versions and hardware for a bug report."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ PACKAGES = (
 )
 
 DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/kfd"))
-"""What a driver of NVIDIA's or AMD's leaves where there is a GPU."""
+"""Paths that exist if a GPU driver of NVIDIA or AMD is loaded."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """None."""
+    """This command has no options."""
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print one line a fact."""
+    """Print one line per fact."""
     facts = {"python": platform.python_version(), "platform": platform.platform(), "cpu cores": str(os.cpu_count())}
     for package in PACKAGES:
         try:
@@ -50,7 +50,7 @@ def gpus() -> list[str]:
     """The names of the GPUs that torch sees."""
     if shutil.which("nvidia-smi") is None and not any(path.exists() for path in DRIVERS):
         return []
-    import torch  # which takes seconds, and only it knows what it can use
+    import torch  # slow to import, and only torch knows which GPUs it can use
 
     if not torch.cuda.is_available():
         return []

@@ -1,4 +1,4 @@
-"""A command line read by what the options declare, with errors that help."""
+"""A command-line parser built from option declarations, with helpful errors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class FlagParser(argparse.ArgumentParser):
     """A parser of declared options. Every option has two spellings, `--like_this` and `--like-this`.
 
     Args:
-        command: what people type, for messages.
+        command: the command as typed, for messages.
         options: name → declaration.
-        hidden: options that are there and refused, which no error proposes.
+        hidden: options that exist but are refused, and that no error suggests.
     """
 
     def __init__(self, command: str, options: Mapping[str, Declaration], *, hidden: Collection[str] = ()) -> None:
@@ -41,15 +41,15 @@ class FlagParser(argparse.ArgumentParser):
             self.add_argument(*spellings(f"no_{declared.name}"), dest=declared.name, action="store_false")
 
     def error(self, message: str) -> NoReturn:
-        """What argparse itself finds wrong."""
+        """Raise argparse's own errors as `ConfigError`."""
         sentence = message.removeprefix("argument ").rstrip(".")
         raise ConfigError(f"{sentence}{'' if sentence.endswith('?') else '.'} See {self.prog} --help.")
 
     def read(self, words: Sequence[str]) -> dict[str, Any]:
-        """Option → value, of those that the words name.
+        """Option → value, for the options that the words set.
 
         Raises:
-            ConfigError: a flag that is not there, with the nearest that is, or a value of the wrong kind.
+            ConfigError: a flag does not exist (the message suggests the nearest), or a value has the wrong type.
         """
         found, unknown = self.parse_known_args(list(words))
         if unknown:
@@ -57,7 +57,7 @@ class FlagParser(argparse.ArgumentParser):
         return {name: self._single(name, value) for name, value in vars(found).items()}
 
     def _single(self, name: str, value: Any) -> Any:
-        """One word of an option that takes a word or a list of them is that word, and a list of nothing is None."""
+        """A list of one word as that word, if the option also accepts a single word; a list of one None as None."""
         if not isinstance(value, list):
             return value
         given = cast("list[Any]", value)
@@ -66,11 +66,11 @@ class FlagParser(argparse.ArgumentParser):
 
     def _unknown(self, word: str) -> str:
         if not word.startswith("-"):
-            return f"{word!r} belongs to no option of {self.prog}: options begin with --."
+            return f"{word!r} belongs to no option of {self.prog}: options start with --."
         flag = word.split("=")[0]
         name = flag.lstrip("-").replace("-", "_")
         if name in NOT_HERE:
-            return f"{flag} is TRL's and not here: {NOT_HERE[name]}."
+            return f"{flag} is an option of TRL that boresight does not have: {NOT_HERE[name]}."
         known = [name for name in self.options if name not in self.hidden]
         return f"{self.prog} has no option {flag}.{nearest_flag(name, known)} All of them: {self.prog} --help-all."
 
@@ -80,7 +80,7 @@ def spellings(name: str) -> list[str]:
 
 
 def reader(declared: Declaration) -> Callable[[str], Any]:
-    """What makes a value of a word."""
+    """The function that converts a word to a value."""
     kinds = declared.elements
     if declared.choices:
         read = one_of(declared.choices)
@@ -90,13 +90,13 @@ def reader(declared: Declaration) -> Callable[[str], Any]:
         read = name_or_switch
     else:
         read = next((kind for kind in (str, int, float) if kind in kinds), str)
-    # None may be a name too, where names are not known.
+    # For free text, "None" may be a name.
     takes_none = declared.allows_none and (declared.choices or str not in declared.kinds)
     return or_none(read) if takes_none else read
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    """A reader of one of some words, in capitals too: TRL's `--scale_rewards False`."""
+    """A reader that accepts only the given words, also capitalised, as in TRL's `--scale_rewards False`."""
 
     def read(word: str) -> str:
         if found := next((choice for choice in (word, word.lower()) if choice in choices), None):
@@ -117,7 +117,7 @@ def name_or_switch(word: str) -> str | bool:
 
 
 def or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A reader of values that takes the word None too."""
+    """A reader that also accepts the word None."""
 
     def read_or_none(word: str) -> Any:
         return None if word.lower() in ("none", "null") else read(word)
@@ -127,6 +127,6 @@ def or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def nearest_flag(name: str, known: Sequence[str]) -> str:
-    """A hint for an unknown flag, spelt as people type it."""
+    """A hint for an unknown flag, in the spelling of the command line."""
     hint = nearest(name, known)
     return hint.replace("'", "--", 1).replace("'", "", 1)

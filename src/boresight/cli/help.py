@@ -1,4 +1,4 @@
-"""What `--help` and `--help-all` of a training command print."""
+"""The output of `--help` and `--help-all` of a training command."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from boresight.options import Declaration
 ORDER = (
     "model", "adapter (LoRA)", "data", "rollout", "rewards", "advantage", "loss", "trainer", "report", "start",
 )  # fmt: skip
-"""Headings of `--help-all`: the rooms in the order of causation. transformers' own come after them, in its order."""
+"""Headings of `--help-all`: the rooms in the order of the data flow. transformers' headings follow in their own order."""
 
 MAX_CHOICES = 48
-"""Characters of a list of choices that still stands beside its flag."""
+"""Maximum length, in characters, of a list of choices after its flag."""
 WIDTH = 79
 """Columns of `--help`."""
 INDENT = 24
 
 
 def help_text(method: Method, command: str, *, everything: bool) -> str:
-    """What `--help` shows, or `--help-all`.
+    """The output of `--help` or `--help-all`.
 
     Args:
-        command: what people type.
+        command: the command as typed.
     """
     options = options_of(method.name)
     sections = by_heading(options.values(), method.unsupported) if everything else first_options(method)
     blocks = [f"usage: {command} {_usage(options)}", f"{method.help[:1].upper()}{method.help[1:]}."]
     for title, names in sections.items():
         blocks.append("\n".join([f"{title}:", *(line for name in names for line in described(options[name]))]))
-    closing = "Every option may also be written with hyphens, --like-this. "
+    closing = "Every option can also be written with hyphens, --like-this. "
     if everything:
-        closing += f"Options that are refused, each with its reason: {', '.join(sorted(method.unsupported))}."
+        closing += f"Options that are refused, each with a reason: {', '.join(sorted(method.unsupported))}."
     else:
         shown = {name for names in sections.values() for name in names}
         closing += f"{len(options.keys() - method.unsupported.keys() - shown)} more options: {command} --help-all."
@@ -56,7 +56,7 @@ def by_heading(options: Iterable[Declaration], unsupported: Mapping[str, str]) -
 
 
 def described(declared: Declaration) -> Iterator[str]:
-    """The lines of one option: its flag, then what it does beside or below."""
+    """The lines of one option: its flag, followed by its help on the same line or below."""
     words, is_on = declared.help, declared.default is True
     value = value_text(declared)
     if declared.choices and not value.startswith("{"):
@@ -80,7 +80,7 @@ def default_text(default: object) -> str:
 
 
 def value_text(declared: Declaration) -> str:
-    """What stands for the option's value; nothing for a switch."""
+    """The placeholder for the option's value; empty for a switch."""
     if declared.is_switch:
         return "true|false" if declared.allows_none else ""
     value = _value(declared)

@@ -1,4 +1,4 @@
-"""The same command once more, through `accelerate launch`."""
+"""Restarting a command through `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from accelerate.commands.launch import (
-    _validate_launch_command,  # what `launch` makes of its file and flags; there is no public function for it
+    _validate_launch_command,  # merges the file and flags of `launch`; there is no public function for it
     launch_command,
     launch_command_parser,
 )
@@ -37,11 +37,11 @@ def shipped() -> dict[str, Path]:
 
 
 def launch(start: StartFlags, program: Sequence[str], words: Sequence[str]) -> None:
-    """Start the command through accelerate and end as it ends, unless accelerate has started this process.
+    """Start the command through accelerate and exit with its exit code, unless accelerate has started this process.
 
     Args:
-        start: how to start, of which accelerate reads `LAUNCH`.
-        program: what was typed before the options: `boresight` and a command, or `python` and a script.
+        start: how to start; accelerate reads the flags in `LAUNCH`.
+        program: the words before the options: `boresight` and a command, or `python` and a script.
         words: the command line.
 
     Raises:
@@ -54,12 +54,12 @@ def launch(start: StartFlags, program: Sequence[str], words: Sequence[str]) -> N
     options = launch_command_parser().parse_args(words)
     checked = _validate_launch_command(launch_command_parser().parse_args(words))[0]
     if not (checked.multi_gpu or checked.use_fsdp or checked.use_deepspeed or checked.use_megatron_lm or checked.tpu):
-        # One process: it takes this one's place, so that signals reach it and its exit code is ours.
+        # A single process replaces this one, so that it receives signals and its exit code is returned.
         command, environment = prepare_simple_launcher_cmd_env(checked)
         os.execvpe(command[0], command, environment)
     try:
         launch_command(options)
-    except SignalException:  # the workers got it too, and have saved a checkpoint
+    except SignalException:  # the workers received the signal too, and have saved a checkpoint
         sys.exit(130)
     except ChildFailedError as error:
         sys.exit(error.get_first_failure()[1].exitcode)

@@ -1,6 +1,6 @@
-"""The training commands: what each is for, which options it has, and which of them people use first.
+"""The training commands: the purpose of each, its options, and the options that `--help` shows.
 
-Trainers and configurations are named and not imported here, since they take seconds to import and `--help` needs neither.
+Trainers and configurations are named here and not imported, because importing them takes seconds and `--help` does not need them.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ class Method:
     name: str
     help: str
     trainer: str
-    """Its trainer among boresight's public names."""
+    """The public name of its trainer."""
     config: str
-    """Its configuration among boresight's public names."""
+    """The public name of its configuration."""
     options: type
-    """What its configuration adds to transformers'."""
+    """The options that its configuration adds to transformers'."""
     own: tuple[type, ...]
     """Dataclasses of flags that only this kind of method has."""
     learns_from: tuple[tuple[str, ...], ...]
-    """Columns of its rows, one way or another; the last is what flags can map a table to."""
+    """The accepted sets of columns of its rows. Flags can map a table to the last one."""
     about_loss: tuple[str, ...]
     """Options of the objective that `--help` shows."""
     recipe: str | None = None
-    """The preset that the command stands for."""
+    """The preset that the command applies."""
 
     @property
     def samples(self) -> bool:
-        """Whether it learns from completions of its own."""
+        """Whether it samples completions and learns from them."""
         return RewardFlags in self.own
 
     @property
     def unsupported(self) -> Mapping[str, str]:
-        """Options that are there to say why not."""
+        """Options that are refused, each with its reason."""
         return self.options.unsupported  # pyright: ignore[reportAttributeAccessIssue]
 
     def config_class(self) -> Any:
@@ -65,7 +65,7 @@ class Method:
         return getattr(boresight, self.trainer)
 
     def flags(self) -> tuple[type, ...]:
-        """The dataclasses of its options beside the configuration's."""
+        """The dataclasses of its options that are not in the configuration."""
         return (ModelFlags, AdapterFlags, DatasetFlags, *self.own, StartFlags)
 
     @property
@@ -103,13 +103,13 @@ _ALL = (
     ),
     _with_pairs(
         name="mpo",
-        help="DPO with a quality and a generation loss beside (mixed preference optimisation)",
+        help="DPO plus a quality and a generation loss (mixed preference optimisation)",
         about_loss=("loss_weights", "beta", "max_length", "precompute_ref_log_probs"),
         recipe="mpo",
     ),
     _with_samples(
         name="grpo",
-        help="sample several answers, reward them, and learn from how they compare",
+        help="sample several answers, score them, and learn from their comparison",
         own=(RewardFlags, PresetFlags),
         about_loss=("preset", "loss_type", "beta", "epsilon", "scale_rewards"),
     ),
@@ -134,7 +134,7 @@ def options_of(name: str) -> Mapping[str, Declaration]:
 
 
 def first_options(method: Method) -> dict[str, tuple[str, ...]]:
-    """What `--help` shows: heading → options, in the order of causation."""
+    """The options that `--help` shows: heading → options, in the order of the data flow."""
     own = {declared.name for cls in method.own for declared in declarations(cls)}
     columns = ("completion_column", "chosen_column", "rejected_column", "solution_column")
     sections = {

@@ -1,6 +1,6 @@
-"""Options of the training commands that belong to no room: which model, which data, which rewards, how to start.
+"""Options of the training commands that belong to no room: the model, the data, the rewards, and how to start.
 
-Names are those of TRL's `ModelConfig`, `ScriptArguments` and `DatasetMixtureConfig` where the meaning is the same.
+Names are those of TRL's `ModelConfig`, `ScriptArguments` and `DatasetMixtureConfig` if the meaning is the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Launched = Needs("accelerate_config", SET, "add --accelerate_config multi_gpu")
 
 @dataclass
 class ModelFlags:
-    """Which model."""
+    """The model."""
 
     heading: ClassVar[str] = "model"
 
@@ -27,18 +27,18 @@ class ModelFlags:
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(
         None,
-        "Keep all weights in this type, trained ones too. None: frozen weights as the checkpoint has them, trained ones in float32 (under "
-        "--bf16 computed in bfloat16).",
+        "Type of all weights, including trained ones. None: frozen weights keep the checkpoint's type, and trained weights are float32 "
+        "(with --bf16, computation is in bfloat16).",
         aliases=["--torch_dtype", "--torch-dtype"],
     )
     attn_implementation: str | None = option(
-        None, "Attention of the vision tower, and of the whole model where --layout is rows.", metavar="NAME"
+        None, "Attention implementation of the vision tower, and of the whole model with --layout rows.", metavar="NAME"
     )
 
 
 @dataclass
 class AdapterFlags:
-    """Whether the weights are trained, or an adapter beside them."""
+    """Whether to train the weights or an adapter."""
 
     heading: ClassVar[str] = "adapter (LoRA)"
 
@@ -48,23 +48,23 @@ class AdapterFlags:
     lora_dropout: Annotated[float, Range(at_least=0, below=1), Adapter] = option(0.05, "Dropout before the adapter.")
     lora_target_modules: Annotated[list[str] | None, Adapter] = option(
         None,
-        "Layers that get an adapter, by the end of their names, or all-linear. None: every linear layer of the language model; the vision "
-        "tower and its projector stay as they are.",
+        "Layers that get an adapter, by the end of their names, or all-linear. None: every linear layer of the language model, and none of "
+        "the vision tower and its projector.",
         metavar="LAYER",
     )
     lora_target_parameters: Annotated[list[str] | None, Adapter] = option(
-        None, "Parameters that get an adapter, for layers of experts.", metavar="NAME"
+        None, "Parameters that get an adapter, for mixture-of-experts layers.", metavar="NAME"
     )
     lora_modules_to_save: Annotated[list[str] | None, Adapter] = option(
-        None, "Layers that are trained whole and saved beside the adapter.", metavar="LAYER"
+        None, "Layers that are fully trained and saved with the adapter.", metavar="LAYER"
     )
     use_rslora: Annotated[bool, Adapter] = option(False, "Scale the adapter by alpha / √r instead of alpha / r.")
-    use_dora: Annotated[bool, Adapter] = option(False, "Learn magnitude and direction apart (DoRA).")
+    use_dora: Annotated[bool, Adapter] = option(False, "Learn magnitude and direction separately (DoRA).")
 
 
 @dataclass
 class DatasetFlags:
-    """Which rows, and what their columns are called."""
+    """The rows and the names of their columns."""
 
     heading: ClassVar[str] = "data"
 
@@ -84,24 +84,24 @@ class DatasetFlags:
         None, "Which split to evaluate on, with --eval_strategy. None: test.", metavar="SPLIT"
     )
     test_split_size: Annotated[float | None, Range(above=0)] = option(
-        None, "Instead of a test split: a share of the training rows (below 1), or so many of them, chosen at random."
+        None, "Instead of a test split: a share of the training rows (below 1), or a number of them, chosen at random."
     )
-    dataset_streaming: bool = option(False, "Read rows as they come instead of loading them first; needs --max_steps.")
+    dataset_streaming: bool = option(False, "Stream the rows instead of loading them first; needs --max_steps.")
     image_root: str | None = option(
-        None, "Where paths of images start. None: the folder of the file that names them.", metavar="FOLDER"
+        None, "Folder that image paths are relative to. None: that of the file that contains them.", metavar="FOLDER"
     )
     image_column: str | None = option(
         None, "The column with the image, or its path. None: image or images.", metavar="NAME"
     )
     prompt_column: str | None = option(
-        None, "A column of plain text that asks: it becomes what the user says to the model.", metavar="NAME"
+        None, "A column of plain-text questions: each becomes the user's message.", metavar="NAME"
     )
-    system_prompt: str | None = option(None, "What the system says before every conversation.")
+    system_prompt: str | None = option(None, "The system message before every conversation.")
 
 
 @dataclass
 class DemonstrationColumns:
-    """Columns of a table to imitate."""
+    """Columns of a table of demonstrations."""
 
     heading: ClassVar[str] = "data"
 
@@ -120,7 +120,7 @@ class PreferenceColumns:
 
 @dataclass
 class RewardFlags:
-    """What completions are worth."""
+    """The rewards of completions."""
 
     heading: ClassVar[str] = "rewards"
 
@@ -140,21 +140,19 @@ class StartFlags:
 
     heading: ClassVar[str] = "start"
 
-    config: str | None = option(None, "Read options from a YAML file; the command line wins over it.", metavar="FILE")
+    config: str | None = option(None, "Read options from a YAML file; the command line overrides it.", metavar="FILE")
     accelerate_config: str | None = option(
         None,
-        "Start through accelerate: single_gpu, multi_gpu, cpu, or a file of `accelerate config`.",
+        "Start through accelerate: single_gpu, multi_gpu, cpu, or a file written by `accelerate config`.",
         metavar="NAME",
     )
     num_processes: Annotated[int | None, Range(at_least=1), Launched] = option(
-        None, "Processes over all machines, with --accelerate_config."
+        None, "Number of processes over all machines, with --accelerate_config."
     )
     num_machines: Annotated[int | None, Range(at_least=1), Launched] = option(
-        None, "Machines, with --accelerate_config."
+        None, "Number of machines, with --accelerate_config."
     )
-    machine_rank: Annotated[int | None, Range(at_least=0), Launched] = option(
-        None, "Which of the machines this is, from 0."
-    )
+    machine_rank: Annotated[int | None, Range(at_least=0), Launched] = option(None, "Number of this machine, from 0.")
     main_process_ip: Annotated[str | None, Launched] = option(None, "Address of machine 0.", metavar="ADDRESS")
     main_process_port: Annotated[int | None, Range(at_least=0, at_most=65535), Launched] = option(
         None, "Port of machine 0."
@@ -163,37 +161,37 @@ class StartFlags:
 
 @dataclass
 class PresetFlags:
-    """A published algorithm by name."""
+    """The preset of a published algorithm."""
 
     heading: ClassVar[str] = "loss"
 
     preset: str | None = option(
         None,
-        f"Set what a paper sets: {', '.join(name for name in PRESETS if name != 'mpo')}. Your own flags win over it.",
+        f"Use the options of a paper: {', '.join(name for name in PRESETS if name != 'mpo')}. Your own flags override them.",
         metavar="NAME",
     )
 
 
 NOT_HERE = {
     "activation_offloading": "gradient_checkpointing saves memory instead",
-    "bnb_4bit_quant_storage": "quantised weights are not tried yet",
-    "bnb_4bit_quant_type": "quantised weights are not tried yet",
+    "bnb_4bit_quant_storage": "quantised weights are not tested yet",
+    "bnb_4bit_quant_type": "quantised weights are not tested yet",
     "cast_lm_head_to_fp32": "log-probabilities are computed in float32 already",
     "dataset_num_proc": "rows are read as they are needed",
     "dataset_text_field": "rename the column to messages, or use --prompt_column and --completion_column",
-    "eval_packing": "groups are packed by themselves, see --max_tokens_per_pass",
-    "generation_kwargs": "each option of sampling has a flag of its own",
-    "ignore_bias_buffers": "no model here needs it",
-    "load_in_4bit": "quantised weights are not tried yet",
-    "load_in_8bit": "quantised weights are not tried yet",
-    "lora_task_type": "every model here is a causal language model",
+    "eval_packing": "groups are packed automatically, see --max_tokens_per_pass",
+    "generation_kwargs": "each sampling option has its own flag",
+    "ignore_bias_buffers": "no supported model needs it",
+    "load_in_4bit": "quantised weights are not tested yet",
+    "load_in_8bit": "quantised weights are not tested yet",
+    "lora_task_type": "every supported model is a causal language model",
     "log_unique_prompts": "every completion is kept in the run folder",
-    "packing": "groups are packed by themselves, see --max_tokens_per_pass",
-    "packing_strategy": "groups are packed by themselves, see --max_tokens_per_pass",
+    "packing": "groups are packed automatically, see --max_tokens_per_pass",
+    "packing_strategy": "groups are packed automatically, see --max_tokens_per_pass",
     "padding_free": "groups are packed without padding already",
     "reward_model_name_or_path": "wrap the reward model in a function and name it in --reward_funcs",
-    "truncation_mode": "text is cut from its end, images never",
-    "use_bnb_nested_quant": "quantised weights are not tried yet",
+    "truncation_mode": "text is cut from its end, images are never cut",
+    "use_bnb_nested_quant": "quantised weights are not tested yet",
     "use_transformers_paged": "sampling shares the prompt's cache already",
 }
-"""Flags of TRL that boresight does without, and why."""
+"""Flags of TRL that boresight does not have, each with the reason."""

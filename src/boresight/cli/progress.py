@@ -1,4 +1,4 @@
-"""A progress bar, and one line of numbers at every log: the few that say how it goes. All of them are in `trainer_state.json`."""
+"""A progress bar, and one line with the main metrics at every log. `trainer_state.json` has all metrics."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ SHOWN = {
     "eval_reward": "reward",
     "reward_std": "±",
     "kl": "kl",
-    "rewards/accuracies": "told apart",
+    "rewards/accuracies": "accuracy",
     "rewards/margins": "margin",
-    "mean_token_accuracy": "tokens right",
+    "mean_token_accuracy": "token accuracy",
     "entropy": "entropy",
     "completions/mean_length": "length",
-    "completions/clipped_ratio": "cut",
+    "completions/clipped_ratio": "truncated",
 }
-"""Metric → what the line calls it, in the order of the line."""
+"""Metric → its label in the line, in the order of the line."""
 
 
 def show_progress(trainer: Any) -> None:
-    """Put our line in the place of the dictionaries that transformers prints."""
+    """Replace the dictionaries that transformers prints by `progress_line`."""
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)

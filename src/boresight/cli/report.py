@@ -1,4 +1,4 @@
-"""`boresight report`: a run in one HTML file, or watched while it goes on."""
+"""`boresight report`: a run as one HTML file, or as a live page during training."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ HELP = "write the page of a run: curves, time, verdicts, completions"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Which run, and where its page goes."""
+    """The run, and where its page is written."""
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="the run folder (output_dir of a trainer)")
     parser.add_argument("--output", type=Path, help="the file to write (default: RUN/report.html)")
     parser.add_argument(
         "--max-completions",
         type=int,
         default=20_000,
-        help="most completions in the page; of more, whole steps are left out evenly (default: %(default)s)",
+        help="maximum completions in the page; beyond it, whole steps are dropped evenly (default: %(default)s)",
     )
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="serve the page on this machine alone, and refresh it while training goes on",
+        help="serve the page on this machine only, and refresh it during training",
     )
-    parser.add_argument("--port", type=int, default=0, help="where --watch serves (default: any free port)")
+    parser.add_argument("--port", type=int, default=0, help="the port of --watch (default: any free port)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
 
     say = Console().print
     if options.max_completions < 1:
-        raise ConfigError(f"--max-completions {options.max_completions} leaves nothing to browse: name at least 1.")
+        raise ConfigError(f"--max-completions {options.max_completions} leaves nothing to show: set at least 1.")
     if options.watch:
         if options.output is not None:
             raise ConfigError("--watch serves the page and writes no file: leave out --output.")
@@ -48,6 +48,6 @@ def run(options: argparse.Namespace) -> None:
         )
         return
     if options.port:
-        raise ConfigError("--port is where --watch serves: add --watch, or leave it out.")
+        raise ConfigError("--port has no effect without --watch: add --watch, or leave it out.")
     path = write_report(options.run_folder, options.output, max_completions=options.max_completions)
     say(f"{path} ({path.stat().st_size / 2**20:.1f} MiB; it opens from disk, offline)", soft_wrap=True)

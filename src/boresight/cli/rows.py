@@ -1,4 +1,4 @@
-"""The rows that a command's flags name, to train on and to evaluate on."""
+"""The training and evaluation rows that a command's flags name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from boresight.errors import ConfigError, DataError, SplitError, nearest
 
 
 def load_datasets(command: Command) -> tuple[Any, Any]:
-    """The rows to train on, and those to evaluate on, or None where nobody asked for an evaluation.
+    """The training rows and the evaluation rows, the latter None without an evaluation.
 
     Raises:
-        DataError: nothing is there, a split or a column is not, or the rows have not what the method learns from.
+        DataError: the data, a split or a column does not exist, or the rows lack columns that the method needs.
         ConfigError: a part of a mixture has an unknown or contradictory option.
     """
     asked = command.data
@@ -33,8 +33,8 @@ def load_datasets(command: Command) -> tuple[Any, Any]:
     splits = get_dataset(mixture, seed=command.training.seed, check=check)
     if not command.parts and is_text(splits["train"], "prompt") and os.environ.get("RANK", "0") == "0":
         print(
-            "boresight: the prompts are plain text and reach the model as they are, without its chat template. "
-            "--prompt_column prompt makes them what a user says."
+            "boresight: the prompts are plain text and are passed to the model unchanged, without its chat template. "
+            "--prompt_column prompt turns them into user messages."
         )
     if not evaluates or "test" in splits:
         return splits["train"], splits.get("test")
@@ -61,7 +61,7 @@ def mixture_of(command: Command) -> DatasetMixtureConfig:
 
 
 def data_set(source: str | None, split: str | None, command: Command) -> DatasetConfig:
-    """The data set of that name, as the flags describe it."""
+    """The data set of this name, configured by the flags."""
     asked = command.data
     named: dict[str, Any] = {f"{ours}_column": theirs for ours, theirs in command.columns.items()}
     found = DatasetConfig(str(source), asked.dataset_config, split, image_root=asked.image_root, **named)
@@ -69,7 +69,7 @@ def data_set(source: str | None, split: str | None, command: Command) -> Dataset
 
 
 def part_of(given: Mapping[str, Any], command: Command) -> DatasetConfig:
-    """A part of a mixture as a file of options describes it; flags stand in for what it leaves out of columns and images."""
+    """A part of a mixture, configured by the file of options. Flags set the columns and the image root that the file leaves out."""
     known = [field.name for field in fields(DatasetConfig)]
     for name in given:
         if name not in known:
@@ -77,13 +77,13 @@ def part_of(given: Mapping[str, Any], command: Command) -> DatasetConfig:
                 f"datasets: a part has no option {name!r}.{nearest(name, known)} Options: {', '.join(known)}."
             )
     if "path" not in given:
-        raise ConfigError("datasets: every part has a path: a file, a folder or a hub id.")
+        raise ConfigError("datasets: every part needs a path: a file, a folder or a hub id.")
     part = replace(data_set(given["path"], given.get("split"), command), name=None)
     return replace(part, **{name: value for name, value in given.items() if name != "path" and value is not None})
 
 
 def built_in(source: str, split: str | None) -> Any:
-    """The built-in data set of that name (`demo.built_in.NAMES`) with the one split that is asked for; else the source as it is."""
+    """The requested split of the built-in data set of this name (`demo.built_in.NAMES`); any other source unchanged."""
     if source not in NAMES:
         return source
     which = (split or "train").partition("[")[0]
@@ -91,10 +91,10 @@ def built_in(source: str, split: str | None) -> Any:
 
 
 def check_columns(command: Command, found: Sequence[str]) -> None:
-    """Check that the rows have what the method learns from.
+    """Check that the rows have the columns that the method needs.
 
     Raises:
-        DataError: they do not; the message has the columns found and the flags that map them.
+        DataError: columns are missing; the message lists the columns found and the flags that map them.
     """
     ways = command.method.learns_from
     if any(set(wanted) <= set(found) for wanted in ways):
@@ -102,5 +102,5 @@ def check_columns(command: Command, found: Sequence[str]) -> None:
     flags = " ".join(f"--{name}_column NAME" for name in ways[-1] if name not in found)
     raise DataError(
         f"{command.name} learns from {' or '.join(' + '.join(names) for names in ways)}, and the rows have the columns {', '.join(found)}. "
-        f"Say which is which: {flags}."
+        f"Map them with: {flags}."
     )

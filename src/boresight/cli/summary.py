@@ -1,4 +1,4 @@
-"""The last words of a training command."""
+"""The summary that a training command prints at its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from boresight.cli.progress import SHOWN
 
 
 def print_summary(command: Command, trainer: Any, seconds: float) -> None:
-    """What was done, where it is, and what to type next."""
+    """Print the result, where it is saved, and the next commands."""
     folder = command.training.output_dir
     state = trainer.state
     kind = "adapter" if command.adapter.use_peft else "model"
@@ -21,20 +21,20 @@ def print_summary(command: Command, trainer: Any, seconds: float) -> None:
         "trained": f"{state.global_step} steps in {_duration(seconds)}, {state.epoch or 0:.3g} epochs",
         "first → last log": _change(state.log_history),
         "saved": f"{folder} (the {kind}, which plain transformers loads)",
-        "look at the run": shlex.join(["boresight", "report", folder]),
-        "beside the start": comparison(command),
+        "view the run": shlex.join(["boresight", "report", folder]),
+        "compare with base": comparison(command),
     }
     console = Console(highlight=False)
     console.print()
     for title, text in lines.items():
-        if text:  # a command must be copied whole, so the terminal wraps it
+        if text:  # soft wrapping keeps a command in one line, so that it can be copied
             console.print(f"[bold]{title:<18}[/bold]{escape(text)}", soft_wrap=True)
 
 
 def comparison(command: Command) -> str:
-    """The command that puts the trained model beside the one it came from, on the same kind of rows."""
+    """The command that compares the trained model with its base model, on the same kind of rows."""
     data, columns = command.data, dict(command.columns)
-    if "completion" in columns:  # what was imitated is the right answer
+    if "completion" in columns:  # the demonstration is the right answer
         columns["solution"] = columns.pop("completion")
     words = ["boresight", "compare", "--model", f"base={command.model.model_name_or_path}"]
     words += ["--model", f"{command.name}={command.training.output_dir}", "--dataset", data.dataset_name or "DATA"]
@@ -50,7 +50,7 @@ def comparison(command: Command) -> str:
 
 
 def _change(history: list[dict[str, Any]]) -> str:
-    """The numbers that people watch, at the first log and at the last."""
+    """The main metrics at the first and at the last log."""
     logs = [entry for entry in history if "loss" in entry]
     if len(logs) < 2:
         return ""

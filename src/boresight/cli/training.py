@@ -1,4 +1,4 @@
-"""The training commands, and what happens around a trainer's `train`: interrupts, saving, the last words."""
+"""The training commands: they wrap a trainer's `train` with interrupt handling, saving and a summary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from boresight.errors import StoppedError
 
 
 def run(command: Command) -> None:
-    """A training command from its rows to its saved model."""
+    """Run a training command, from loading its rows to saving its model."""
     train_dataset, eval_dataset = load_datasets(command)
     sampled = {"reward_funcs": command.rewards.reward_funcs} if command.rewards.reward_funcs else {}
     trainer = command.method.trainer_class()(
@@ -44,13 +44,13 @@ def run(command: Command) -> None:
 
 
 def train(command: Command, trainer: Any) -> None:
-    """Train, save, and say what to type next.
+    """Train, save, and print a summary.
 
     Raises:
-        StoppedError: somebody pressed Ctrl-C, or the process was asked to end. The message names the checkpoint.
+        StoppedError: training was interrupted by SIGINT (Ctrl-C) or SIGTERM. The message names the checkpoint.
     """
     begun = time.perf_counter()
-    # Processes that just end may be ended by threads of their group instead, after all was well.
+    # Without this, threads of the process group may abort the process at exit after a successful run.
     atexit.register(trainer.accelerator.state.destroy_process_group)
     logging.disable_progress_bar()  # a checkpoint's shards would break into the line of the training bar
     show_progress(trainer)
@@ -60,13 +60,13 @@ def train(command: Command, trainer: Any) -> None:
             trainer.train(resume_from_checkpoint=command.training.resume_from_checkpoint)
         except KeyboardInterrupt as error:
             newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-            ways = f"Go on from {newest} with: {resuming(command)}" if newest else "There is no checkpoint."
+            ways = f"Resume from {newest} with: {resuming(command)}" if newest else "There is no checkpoint."
             raise StoppedError(f"interrupted at once, after step {trainer.state.global_step}. {ways}") from error
     if stop.obeyed:
         checkpoint = folder / f"checkpoint-{trainer.state.global_step}"
         raise StoppedError(
             f"interrupted after step {trainer.state.global_step} of {trainer.state.max_steps}; everything is in {checkpoint}.\n"
-            f"Go on with: {resuming(command)}"
+            f"Resume with: {resuming(command)}"
         )
     trainer.save_model(str(folder))
     trainer.save_state()
@@ -75,20 +75,20 @@ def train(command: Command, trainer: Any) -> None:
 
 
 class Stop(TrainerCallback):
-    """Ends training after the step in which somebody asked for it, with a checkpoint. All ranks end at the same step."""
+    """Ends training, with a checkpoint, after the step in which a signal arrived. All ranks end at the same step."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.asked = False
         self.obeyed = False
         self._process = os.getpid()
-        # A launcher of several processes passes on the Ctrl-C that the terminal has sent to all of them already.
+        # With several processes, the launcher forwards a Ctrl-C that the terminal has already sent to all of them.
         self._grace_s = 2.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
         self._asked_at = 0.0
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """What a signal does: once asks, twice ends at once."""
-        if os.getpid() != self._process:  # a loader's worker, which ends with its parent
+        """Handle a signal: the first ends training after the step, the second ends it at once."""
+        if os.getpid() != self._process:  # a loader's worker ends with its parent
             return
         if self.asked:
             if time.monotonic() - self._asked_at < self._grace_s:
@@ -97,7 +97,7 @@ class Stop(TrainerCallback):
         self.asked, self._asked_at = True, time.monotonic()
         if self.trainer.is_world_process_zero():
             print(
-                "\nboresight: stopping after this step, with a checkpoint (once more: at once, without)",
+                "\nboresight: stopping after this step, with a checkpoint (press again to stop at once, without one)",
                 file=sys.stderr,
                 flush=True,
             )
@@ -112,7 +112,7 @@ class Stop(TrainerCallback):
 
 @contextmanager
 def saving_when_interrupted(trainer: Any) -> Iterator[Stop]:
-    """Turns Ctrl-C and a polite kill into a checkpoint after the step that is under way."""
+    """Turns SIGINT and SIGTERM into a stop with a checkpoint after the current step."""
     stop = Stop(trainer)
     trainer.add_callback(stop)
     if threading.current_thread() is not threading.main_thread():
@@ -127,7 +127,7 @@ def saving_when_interrupted(trainer: Any) -> Iterator[Stop]:
 
 
 def resuming(command: Command) -> str:
-    """The command line that goes on from the newest checkpoint."""
+    """The command line that resumes from the newest checkpoint."""
     words = list(command.words)
     for place, word in enumerate(words):
         if word.split("=")[0].replace("-", "_") == "__resume_from_checkpoint":

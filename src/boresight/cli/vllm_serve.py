@@ -1,4 +1,4 @@
-"""`boresight vllm-serve`: a stock vLLM server that trainers can use."""
+"""`boresight vllm-serve`: an unmodified vLLM server for trainers."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ from collections.abc import Sequence
 
 from boresight.rollout.vllm import serve
 
-HELP = "serve a model by vLLM, for trainers with vllm_mode=server"
+HELP = "serve a model with vLLM, for trainers with vllm_mode=server"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The few options that are boresight's. All others are vLLM's, and handed on."""
+    """boresight's own options. All others are passed on to vLLM."""
     parser.epilog = (
         "All other flags are vLLM's own (--tensor-parallel-size, --gpu-memory-utilization, --max-model-len, --port, --model-impl …), in "
         "either spelling, with or without TRL's prefix vllm_."
     )
     parser.add_argument("--model", required=True, help="a folder or a hub id: the model that will be trained")
-    parser.add_argument("--min_pixels", "--min-pixels", type=int, help="fewest pixels of an image, as for the trainer")
-    parser.add_argument("--max_pixels", "--max-pixels", type=int, help="most pixels of an image, as for the trainer")
+    parser.add_argument(
+        "--min_pixels", "--min-pixels", type=int, help="smallest area of an image in pixels, as for the trainer"
+    )
+    parser.add_argument(
+        "--max_pixels", "--max-pixels", type=int, help="largest area of an image in pixels, as for the trainer"
+    )
     parser.add_argument(
         "--max_restarts",
         "--max-restarts",
         type=int,
         default=serve.MAX_RESTARTS,
-        help=f"how often a server that died is started again within {serve.RESTART_WINDOW_S / 60:g} minutes (default: %(default)s)",
+        help=f"maximum restarts of a crashed server within {serve.RESTART_WINDOW_S / 60:g} minutes (default: %(default)s)",
     )
-    parser.add_argument("--nccl", action="store_true", help="take weights by NCCL (GPUs) instead of by file")
+    parser.add_argument("--nccl", action="store_true", help="receive weights over NCCL (GPUs) instead of from files")
 
 
 def run(options: argparse.Namespace, further: Sequence[str] = ()) -> int:
-    """Serve until interrupted; a server that dies is started again."""
+    """Serve until interrupted. A crashed server is restarted."""
     command = serve.server_command(
         options.model,
         [_vllm_flag(word) for word in further],

@@ -15,13 +15,13 @@ class DataOptions:
     heading: ClassVar[str] = "data"
 
     min_pixels: Annotated[int | None, Range(at_least=1)] = option(
-        None, "Smallest area an image is resized to, in pixels. None: the processor's own."
+        None, "Smallest area an image is resized to, in pixels. None: the processor's default."
     )
     max_pixels: Annotated[int | None, Range(at_least=1)] = option(
         None,
-        "Largest area an image is resized to, in pixels, for training and sampling alike. None: the processor's own.",
+        "Largest area an image is resized to, in pixels, for training and sampling. None: the processor's default.",
     )
     chat_template_kwargs: dict[str, Any] | str | None = option(
-        None, "Further arguments of the chat template, such as {'enable_thinking': false}."
+        None, "Additional arguments of the chat template, such as {'enable_thinking': false}."
     )
-    shuffle_dataset: bool = option(True, "Draw the training rows in a new random order each epoch.")
+    shuffle_dataset: bool = option(True, "Shuffle the training rows before each epoch.")

@@ -1,1 +1,1 @@
-"""Losses: arrays in, one number out. Nothing here knows of models, images or samplers."""
+"""Losses: functions from tensors to a scalar. They do not depend on models, images or samplers."""

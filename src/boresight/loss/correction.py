@@ -1,7 +1,7 @@
-"""What to do about the gap between the sampler's log-probabilities and the trainer's under the same weights.
+"""The correction for the gap between the sampler's log-probabilities and the trainer's under the same weights.
 
-$\\rho = \\exp(lp_{old} - lp_{sampler})$ multiplies the surrogate, detached. A sampler in other kernels or another
-precision makes ρ drift from one although nobody meant to go off-policy.
+$\\rho = \\exp(lp_{old} - lp_{sampler})$ multiplies the surrogate, detached. If the sampler uses other kernels or another
+precision, ρ differs from one even when the training is on-policy.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def sequence_log_rho(old: PerToken, sampler: PerToken, mask: Mask) -> PerToken:
 
 
 def geometric_log_rho(old: PerToken, sampler: PerToken, mask: Mask) -> PerToken:
-    """log (Π ρ_t)^{1/T}, repeated over the tokens: the drift of the completion whatever its length."""
+    """log (Π ρ_t)^{1/T}, repeated over the tokens: the drift of the completion, independent of its length."""
     return over_tokens(token_log_rho(old, sampler, mask).sum(-1) / lengths(mask), mask)
 
 
 def truncated(rho: PerToken, low: float | None, high: float | None) -> PerToken:
-    """ρ held within [low, high]: truncated importance sampling (TIS)."""
+    """ρ clamped to [low, high]: truncated importance sampling (TIS)."""
     return rho.clamp(low, high) if low is not None or high is not None else rho
 
 
@@ -47,7 +47,7 @@ def banded(rho: PerToken, low: float | None, high: float | None) -> PerToken:
 LOG_RHO = {"token": token_log_rho, "sequence": sequence_log_rho, "geometric": geometric_log_rho}
 BOUND = {"truncate": truncated, "mask": banded}
 CORRECTIONS = {f"{over}_{bound}": (LOG_RHO[over], BOUND[bound]) for over in LOG_RHO for bound in BOUND}
-"""`vllm_importance_sampling_mode` → (log ρ, bound). TRL's four, and two by the geometric mean."""
+"""`vllm_importance_sampling_mode` → (log ρ, bound). Four modes are TRL's; two use the geometric mean."""
 
 
 def correction_weights(
@@ -62,7 +62,7 @@ def correction_weights(
 def on_policy_enough(
     policy: PerToken, sampler: PerToken, advantage: PerSequence, mask: Mask, threshold: float
 ) -> PerSequence:
-    """1 for completions to keep, 0 for those with A < 0 that the policy has left by over `threshold` nats per token.
+    """0 for completions with A < 0 whose log-probability has dropped by over `threshold` nats per token, else 1.
 
     Reference:
         DeepSeek-V3.2, arXiv 2512.02556, eq. 9. TRL: ``off_policy_mask_threshold``.

@@ -1,4 +1,4 @@
-"""What to log of an objective under TRL's names: ``Float[Tensor, "B T"]`` by name, to be averaged over tokens or completions."""
+"""Diagnostics of the objectives under TRL's names: ``Float[Tensor, "B T"]`` by name, to be averaged over tokens or completions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def _clip_shares(terms: Terms, low: float, high: float) -> dict[str, PerToken]:
 
 
 def clipped_shares(terms: Terms, config: PolicyLossOptions) -> dict[str, PerToken]:
-    """1 where `clipped` holds the ratio at its lower bound, at its upper bound, and at either; else 0."""
+    """1 where `clipped` clips the ratio at its lower bound, at its upper bound, and at either bound; else 0."""
     return _clip_shares(terms, 1 - config.epsilon, 1 + upper_epsilon(config))
 
 
 def gmpo_shares(terms: Terms, config: PolicyLossOptions) -> dict[str, PerToken]:
-    """The same for `gmpo`, whose bounds are e^±ε."""
+    """As `clipped_shares`, for `gmpo`, whose bounds are e^±ε."""
     return _clip_shares(terms, math.exp(-config.gmpo_epsilon), math.exp(config.gmpo_epsilon))
 
 

@@ -10,12 +10,12 @@ Divergence = Callable[[PerToken, PerToken], PerToken]
 
 
 def k1(policy: PerToken, reference: PerToken) -> PerToken:
-    """lp − lp_ref: unbiased, of either sign. Its own gradient has mean zero: it steers only in the unbiased form."""
+    """lp − lp_ref: unbiased, of either sign. Its gradient has mean zero, so it has an effect only in the `unbiased` form."""
     return policy - reference
 
 
 def k2(policy: PerToken, reference: PerToken) -> PerToken:
-    """½(lp − lp_ref)²: never negative; its gradient on policy is that of the KL."""
+    """½(lp − lp_ref)²: never negative; its on-policy gradient is that of the KL."""
     return (policy - reference).square() / 2
 
 
@@ -26,7 +26,7 @@ def k3(policy: PerToken, reference: PerToken) -> PerToken:
 
 
 def unbiased(divergence: PerToken, token_log_ratio: PerToken) -> PerToken:
-    """r_t · divergence, with the gradient of r_t; for k3 that of the reverse KL (DeepSeek-V3.2, arXiv 2512.02556)."""
+    """r_t · divergence, with gradient through r_t; for k3 it is that of the reverse KL (DeepSeek-V3.2, arXiv 2512.02556)."""
     return token_log_ratio.exp() * divergence
 
 

@@ -9,10 +9,10 @@ from boresight.types import Mask, PerToken
 
 
 def likelihood_total(mask: Mask) -> Scalar:
-    """This batch's share of the total, its tokens: sum it over micro-batches and ranks before the first backward."""
+    """This batch's share of the total: its number of tokens. Sum it over micro-batches and ranks before the first backward."""
     return mask.sum().float()
 
 
 def likelihood_loss(logp: PerToken, mask: Mask, total: float | Tensor) -> Scalar:
-    """−Σ m_t lp_t / total, in nats per token; `total` is the tokens of the whole optimizer step over all ranks."""
+    """−Σ m_t lp_t / total, in nats per token; `total` is the number of tokens of the optimizer step over all ranks."""
     return aggregated(-logp, token_weights(mask), total)

@@ -1,7 +1,7 @@
-"""Every loss as a row of data: which functions it is made of, which options it reads, and its paper.
+"""Every loss as a row of data: its functions, the options that it reads, and its paper.
 
-A new loss is one pure function and one row here. A row names its functions, and `policy_loss` and `preference_loss` look them up when
-they compute; it may also hold a function itself. This module imports no torch: the command line and the documentation read the rows.
+A new loss is one pure function and one row here. A row names its functions, which `policy_loss` and `preference_loss` look up when they
+compute; it may also hold a function itself. This module does not import torch, because the command line and the documentation read it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A policy-gradient objective: surrogate × aggregate, with the ratios that it is defined for."""
+    """A policy-gradient objective: a surrogate, an aggregate, and the ratios that it is defined for."""
 
     surrogate: Function
     """In `surrogate.py`: ``(Terms, PolicyLossOptions) -> Float[Tensor, "B T"]``."""
@@ -37,9 +37,9 @@ class Objective:
     source: str
     """The paper, for the documentation."""
     diagnostics: Function | None = None
-    """In `diagnostics.py`: ``(Terms, PolicyLossOptions) -> dict[str, Float[Tensor, "B T"]]``, what to log under TRL's names."""
+    """In `diagnostics.py`: ``(Terms, PolicyLossOptions) -> dict[str, Float[Tensor, "B T"]]``, to be logged under TRL's names."""
     per_sequence: bool = False
-    """Whether the diagnostics are one value per completion, so that each completion weighs the same in their mean."""
+    """Whether the diagnostics are one value per completion, so that each completion has the same weight in their mean."""
     corrects_itself: bool = False
     """Whether the surrogate applies the sampler correction itself."""
 
@@ -175,7 +175,7 @@ def row_of(table: Mapping[str, Entry], name: str, option: str) -> Entry:
     """A row by its name.
 
     Raises:
-        ConfigError: there is none; the message names the nearest.
+        ConfigError: there is no such row; the message suggests the nearest name.
     """
     if name not in table:
         raise ConfigError(f"{option}={name!r} is not one of {', '.join(map(repr, table))}.{nearest(name, table)}")
@@ -187,10 +187,10 @@ def function_of(function: Function, module: ModuleType) -> Callable[..., Any]:
 
     Args:
         function: its name, or the function itself.
-        module: where a name is looked up.
+        module: the module in which a name is looked up.
 
     Raises:
-        ConfigError: the module has no such function; the message names the nearest.
+        ConfigError: the module has no such function; the message suggests the nearest name.
     """
     if not isinstance(function, str):
         return function
@@ -213,16 +213,16 @@ def check_read(
     table: Mapping[str, Objective] | Mapping[str, Preference],
     chosen: Collection[str],
 ) -> None:
-    """Refuse options that only other rows than the chosen ones read.
+    """Refuse options that no chosen row reads.
 
     Args:
-        config: has the options.
-        options: the class that declares them, with the defaults.
+        config: the configuration with the values.
+        options: the class that declares the options and their defaults.
         table: the rows.
-        chosen: names of the rows that are used.
+        chosen: names of the chosen rows.
 
     Raises:
-        ConfigError: an option is set and none of the chosen rows reads it; the message names the rows that do.
+        ConfigError: an option is set and no chosen row reads it; the message names the rows that do.
     """
     for declared in declarations(options):
         readers = [name for name, row in table.items() if declared.name in row.reads]

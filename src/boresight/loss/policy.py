@@ -1,4 +1,4 @@
-"""The policy loss of a micro-batch, and what to log of it.
+"""The policy loss of a micro-batch and its metrics.
 
 L = Σ weight · (ρ · surrogate + β · divergence) / total  −  entropy_coef · mean entropy
 """
@@ -33,16 +33,16 @@ Given = TypeVar("Given")
 
 @dataclass(frozen=True, slots=True)
 class LogProbs:
-    """Log-probabilities of the completions' tokens, [B, T], in nats. What stands in the padding does not matter."""
+    """Log-probabilities of the completions' tokens, [B, T], in nats. Values in the padding are ignored."""
 
     policy: PerToken
     """Under the weights being trained; carries the gradient."""
     old: PerToken
-    """Under the trainer's weights at rollout; `policy.detach()` where no update came between."""
+    """Under the trainer's weights at rollout; `policy.detach()` if there was no update since."""
     sampler: PerToken | None = None
-    """As the sampler reported; NaN where it could not. None: no correction."""
+    """As reported by the sampler; NaN where it reported none. None: no correction."""
     reference: PerToken | None = None
-    """Under the reference; needed where `beta` is not 0."""
+    """Under the reference; required if `beta` is not 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +50,27 @@ class Entropy:
     """Entropies of the distributions that the completions' tokens were sampled from."""
 
     values: PerToken
-    """[B, T] in nats; with their gradient where `entropy_coef` is not 0."""
+    """[B, T] in nats; with gradient if `entropy_coef` is not 0."""
     threshold: float | None = None
-    """`high_entropy_threshold` over the optimizer step; needed where `top_entropy_quantile` is below 1."""
+    """`high_entropy_threshold` over the optimizer step; required if `top_entropy_quantile` is below 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
-    """The loss of one micro-batch, divided by the step's total already, and what to log."""
+    """The loss of one micro-batch, already divided by the step's total, and its metrics."""
 
     loss: Scalar
     metrics: dict[str, Metric]
     """Name → (sum, count), additive over micro-batches and ranks: divide at the end."""
     minima: dict[str, Scalar]
-    """Name → least value, +∞ where nothing counted."""
+    """Name → minimum, +∞ if no token counts."""
     maxima: dict[str, Scalar]
-    """Name → greatest value, −∞ where nothing counted."""
+    """Name → maximum, −∞ if no token counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyObjective:
-    """The functions of the row that the options choose."""
+    """The functions of the chosen row."""
 
     ratio: Ratio
     surrogate: Callable[[Terms, PolicyLossOptions], PerToken]
@@ -86,7 +86,7 @@ def policy_objective(config: PolicyLossOptions) -> PolicyObjective:
     """The functions that the options choose.
 
     Raises:
-        ConfigError: as `resolved_names`, or the row names a function that is not there.
+        ConfigError: as `resolved_names`, or the row names a function that does not exist.
     """
     loss_type, level = resolved_names(config)
     row = OBJECTIVES[loss_type]
@@ -105,12 +105,12 @@ def _no_diagnostics(terms: Terms, config: PolicyLossOptions) -> dict[str, PerTok
 
 
 def counted_mask(config: PolicyLossOptions, mask: Mask, is_truncated: Flags) -> Mask:
-    """The mask without truncated completions, where `mask_truncated_completions` asks for that."""
+    """The mask; without truncated completions if `mask_truncated_completions` is set."""
     return mask & ~is_truncated[:, None] if config.mask_truncated_completions else mask
 
 
 def high_entropy_threshold(entropy: Float[Tensor, "N"], share: float) -> float:
-    """The entropy, in nats, at and above which lie the top `share` of the step's tokens.
+    """The entropy, in nats, that the top `share` of the step's tokens reach or exceed.
 
     Args:
         entropy: of every counted token of the step, gathered over micro-batches and ranks.
@@ -135,14 +135,14 @@ def _high_entropy(config: PolicyLossOptions, entropy: Entropy | None, mask: Mask
 def policy_total(
     config: PolicyLossOptions, mask: Mask, max_completion_length: int, entropy: Entropy | None = None
 ) -> PolicyTotal:
-    """This batch's share of what the step's sums are divided by: of the objective, and of the entropy bonus.
+    """This batch's share of the two totals of the step: that of the objective and that of the entropy bonus.
 
-    Add the shares of every micro-batch and rank of the optimizer step, groups that are skipped included, before the
-    first backward, and pass the sum to `policy_loss`.
+    Add the shares of all micro-batches and ranks of the optimizer step, including skipped groups, before the first
+    backward, and pass the sum to `policy_loss`.
 
     Args:
         mask: [B, T] true where a token counts, after `counted_mask`.
-        entropy: read only where `top_entropy_quantile` is below 1.
+        entropy: read only if `top_entropy_quantile` is below 1.
     """
     tokens = _high_entropy(config, entropy, mask).sum()
     share = policy_objective(config).aggregate.total_share(mask, max_completion_length)
@@ -165,8 +165,8 @@ def policy_loss(
         advantage: [B] one number per completion.
         mask: [B, T] true where a token counts, after `counted_mask`.
         total: [2] the sum of `policy_total` over the step and all ranks.
-        entropy: needed where `entropy_coef` is not 0 or `top_entropy_quantile` is below 1; else only logged.
-        has_image: [B] where given, the sampler's drift is logged apart for prompts with images and without.
+        entropy: required if `entropy_coef` is not 0 or `top_entropy_quantile` is below 1; otherwise only logged.
+        has_image: [B] if passed, the sampler's drift is logged separately for prompts with and without images.
 
     Raises:
         ShapeError: a tensor that an option needs was not passed.
@@ -225,7 +225,7 @@ def _needed(given: Given | None, option: str, what: str) -> Given:
 
 
 class _Log:
-    """Gathers what to log of one micro-batch as sums, counts and extremes, which add up over any cut of the step."""
+    """Collects the metrics of one micro-batch as sums, counts and extremes, which combine over any cut of the step."""
 
     def __init__(self, mask: Mask) -> None:
         self.mask = mask

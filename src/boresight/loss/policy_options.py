@@ -1,4 +1,4 @@
-"""The options of the policy-gradient objectives, under TRL's names, and what may not be combined."""
+"""The options of the policy-gradient objectives, under TRL's names, and the combinations that are refused."""
 
 from __future__ import annotations
 
@@ -25,37 +25,38 @@ WITH_CORRECTION = Needs("vllm_importance_sampling_correction", True)
 class PolicyLossOptions:
     """Options of `boresight.loss.policy`; a mixin of the trainer's configuration.
 
-    Names and defaults are TRL 1.16's `GRPOConfig`, except: the sampler correction (`token_truncate` at 2 instead of
-    `sequence_mask` at 3), and `loss_type` and `importance_sampling_level`, which unset (None) follow one another and
-    together mean TRL's `dapo` and `token`. `gmpo_epsilon`, `kl_estimator` and the modes `geometric_*` are not in TRL.
+    Names and defaults are those of `GRPOConfig` in TRL 1.16, with two exceptions. The sampler correction is `token_truncate` at 2 instead
+    of `sequence_mask` at 3. `loss_type` and `importance_sampling_level` are unset (None) by default: each follows the other, and both
+    unset mean TRL's `dapo` and `token`. `gmpo_epsilon`, `kl_estimator` and the modes `geometric_*` are not in TRL.
     """
 
     heading: ClassVar[str] = "loss"
 
     loss_type: Annotated[str | None, OneOf(OBJECTIVES)] = option(
         None,
-        "Objective. Unset: grpo where importance_sampling_level is over the sequence, rloo for sequence_sum, else dapo.",
+        "Objective. Unset: grpo if importance_sampling_level is sequence or sequence_token, rloo if it is sequence_sum, else dapo.",
     )
     importance_sampling_level: Level | None = option(
         None,
-        "Importance ratio: of the token; of the sequence (GSPO: length-normalised, one per completion); sequence_token (GSPO-token: the "
-        "sequence's value, each token's own gradient); or sequence_sum (RLOO: not normalised). Unset: what loss_type is defined with.",
+        "Level of the importance ratio: token; sequence (GSPO: length-normalised, one per completion); sequence_token (GSPO-token: the "
+        "sequence's value, each token's own gradient); or sequence_sum (RLOO: not normalised). Unset: the level that loss_type is "
+        "defined with.",
     )
     epsilon: Annotated[float, NOT_NEGATIVE] = option(0.2, "The ratio is clipped from below at 1 - epsilon where A < 0.")
     epsilon_high: Annotated[float | None, NOT_NEGATIVE, Source("DAPO, arXiv 2503.14476: 0.28")] = option(
         None,
-        "The ratio is clipped from above at 1 + epsilon_high where A > 0; unset: epsilon. DAPO: 0.28. For loss_type=cispo the absolute "
-        "cap of the weight, at least 1 (ScaleRL: 5.0).",
+        "The ratio is clipped from above at 1 + epsilon_high where A > 0; unset: epsilon. DAPO: 0.28. For loss_type=cispo it is the "
+        "absolute cap of the weight, at least 1 (ScaleRL: 5.0).",
     )
     delta: Annotated[float | None, Range(above=1), Source("INTELLECT-2, arXiv 2505.07291: 4")] = option(
         None,
-        "Two-sided clip: the ratio is at most delta where A < 0 (INTELLECT-2). Above 1 + epsilon_high.",
+        "Two-sided clip: the ratio is at most delta where A < 0 (INTELLECT-2). It must be above 1 + epsilon_high.",
     )
     beta: Annotated[float, NOT_NEGATIVE] = option(0.0, "Weight of the KL to the reference. 0: no reference is loaded.")
     kl_estimator: Annotated[KLEstimator, WITH_KL] = option("k3", "Estimator of the KL; k3 is GRPO's.")
     use_bias_correction_kl: Annotated[bool, WITH_KL, Source("DeepSeek-V3.2, arXiv 2512.02556")] = option(
         True,
-        "Multiply the KL by the token's importance ratio, which makes its gradient that of the reverse KL (DeepSeek-V3.2).",
+        "Multiply the KL by the token's importance ratio, so that its gradient is that of the reverse KL (DeepSeek-V3.2).",
     )
     sapo_temperature_pos: Annotated[float, POSITIVE] = option(1.0, "SAPO: temperature of the gate where A > 0.")
     sapo_temperature_neg: Annotated[float, POSITIVE] = option(1.05, "SAPO: temperature of the gate where A <= 0.")
@@ -67,27 +68,27 @@ class PolicyLossOptions:
         0.4, "GMPO: clip of each token's log ratio, on both sides."
     )
     mask_truncated_completions: bool = option(
-        False, "Leave completions that reached the length limit out of the loss (DAPO)."
+        False, "Exclude completions that reached the length limit from the loss (DAPO)."
     )
     top_entropy_quantile: Annotated[
         float, Range(at_least=0, at_most=1), Source("Beyond the 80/20 Rule, arXiv 2506.01939: 0.2")
     ] = option(
         1.0,
-        "Share of tokens, those of highest entropy in the step, that keep their policy loss; 1 keeps all (Beyond the 80/20 Rule: 0.2).",
+        "Share of the step's tokens, those of highest entropy, that keep their policy loss; 1 keeps all (Beyond the 80/20 Rule: 0.2).",
     )
     entropy_coef: Annotated[float, NOT_NEGATIVE] = option(
-        0.0, "Weight of the entropy bonus: the mean entropy per token, whatever the loss_type."
+        0.0, "Weight of the entropy bonus: the mean entropy per token, for every loss_type."
     )
     off_policy_mask_threshold: Annotated[
         float | None, NOT_NEGATIVE, Source("DeepSeek-V3.2, arXiv 2512.02556, eq. 9")
     ] = option(
         None,
-        "Leave out completions with A < 0 from which the policy has moved away by more than this many nats per token (DeepSeek-V3.2, "
-        "eq. 9).",
+        "Exclude completions with A < 0 whose mean log-probability per token has dropped by more than this, in nats, since they were "
+        "sampled (DeepSeek-V3.2, eq. 9).",
     )
     vllm_importance_sampling_correction: bool = option(
         True,
-        "Correct for the gap between the sampler's log-probabilities and the trainer's, whatever the sampler.",
+        "Correct for the gap between the sampler's log-probabilities and the trainer's, for every sampler.",
     )
     vllm_importance_sampling_mode: Annotated[
         CorrectionMode,
@@ -95,8 +96,8 @@ class PolicyLossOptions:
         Source("TRL: sequence_mask, whose product over the tokens grows with the length"),
     ] = option(
         "token_truncate",
-        "The correction's ratio over the token, the sequence (product) or the sequence's geometric mean, truncated to the bounds or set to "
-        "zero outside.",
+        "Ratio of the correction: of the token, the sequence (product) or the sequence's geometric mean. It is truncated to the bounds, or "
+        "set to zero outside of them (mask).",
     )
     vllm_importance_sampling_clip_max: Annotated[float | None, POSITIVE, WITH_CORRECTION] = option(
         2.0, "Upper bound of the correction's ratio; None: no bound."
@@ -113,7 +114,7 @@ UNSET_LOSS_TYPE: dict[Level | None, str] = {
     "sequence_token": "grpo",
     "sequence_sum": "rloo",
 }
-"""What an unset `loss_type` means at each `importance_sampling_level`."""
+"""`importance_sampling_level` → the meaning of an unset `loss_type`."""
 
 
 def upper_epsilon(config: PolicyLossOptions) -> float:
@@ -122,7 +123,7 @@ def upper_epsilon(config: PolicyLossOptions) -> float:
 
 
 def resolved_names(config: PolicyLossOptions) -> tuple[str, Level]:
-    """`loss_type` and `importance_sampling_level` after what was left unset is filled in.
+    """`loss_type` and `importance_sampling_level`, with unset values filled in.
 
     Raises:
         ConfigError: an unknown name, or a ratio that the objective is not defined for; the message prints the fix.
@@ -135,7 +136,7 @@ def resolved_names(config: PolicyLossOptions) -> tuple[str, Level]:
         reason = (
             "would weight each completion by its length"
             if row.aggregate in ("token_mean", "constant")
-            else "is not what its paper defines"
+            else "is not defined in its paper"
         )
         raise ConfigError(
             f"loss_type={loss_type!r} with importance_sampling_level={level!r} {reason}. Set "
@@ -145,7 +146,7 @@ def resolved_names(config: PolicyLossOptions) -> tuple[str, Level]:
 
 
 def check_policy_loss(config: PolicyLossOptions) -> None:
-    """Refuse options that contradict one another; `check_options` has checked each by itself.
+    """Refuse options that contradict one another; `check_options` has checked each one separately.
 
     Raises:
         ConfigError: a ratio that the objective is not defined for, an option that it does not read, or bounds that cross; the message
@@ -180,6 +181,6 @@ def _check_correction(config: PolicyLossOptions, loss_type: str) -> None:
     corrected = config.vllm_importance_sampling_correction and OBJECTIVES[loss_type].corrects_itself
     if corrected and not mode.startswith("token_"):
         raise ConfigError(
-            f"loss_type={loss_type!r} takes the correction into the ratio of the sequence itself: set "
+            f"loss_type={loss_type!r} includes the correction in its own sequence ratio: set "
             f"vllm_importance_sampling_mode='token_truncate' or 'token_mask', not {mode!r}."
         )

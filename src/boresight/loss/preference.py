@@ -1,6 +1,6 @@
-"""Weighted sums of preference losses: DPO is one loss, MPO three.
+"""Weighted sums of preference losses: DPO is one loss, MPO is three.
 
-Completions come in pairs, chosen then rejected: rows 0, 2, 4 … of a batch are chosen, rows 1, 3, 5 … rejected.
+Completions come in pairs, chosen then rejected: rows 0, 2, 4 … of a batch are chosen, rows 1, 3, 5 … are rejected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PairTable = Float[Tensor, "N 4"]
 
 
 def completion_logps(logp: PerToken, mask: Mask, ld_alpha: float | None = None) -> PerSequence:
-    """Log-probability of each completion: the sum over its tokens, [B]. This is what to precompute for the reference.
+    """Log-probability of each completion: the sum over its tokens, [B]. These are the values to precompute for the reference.
 
     Args:
         ld_alpha: weight of the tokens by which one completion of the pair is longer (LD-DPO, arXiv 2409.06411).
@@ -39,12 +39,12 @@ def completion_logps(logp: PerToken, mask: Mask, ld_alpha: float | None = None) 
 
 
 def preference_total(mask: Mask) -> Scalar:
-    """This batch's share of the total: its pairs. Sum it over micro-batches and ranks before the first backward."""
+    """This batch's share of the total: its number of pairs. Sum it over micro-batches and ranks before the first backward."""
     return torch.tensor(len(mask) / 2, device=mask.device)
 
 
 def pair_table(policy: PerSequence, reference: PerSequence) -> PairTable:
-    """What coupled losses need of every pair of the step: its two log-probabilities under policy and reference.
+    """The input of coupled losses for every pair of the step: its two log-probabilities under policy and reference.
 
     Args:
         policy: `completion_logps` of the batch, from a pass without gradient over the whole step.
@@ -54,12 +54,13 @@ def pair_table(policy: PerSequence, reference: PerSequence) -> PairTable:
 
 
 def aot_partners(table: PairTable) -> Partners:
-    """For each pair of the step, what it is matched with by rank.
+    """For each pair of the step, its partners of the same rank in sorted order.
 
-    Of its policy margin, a reference margin; of its chosen log ratio, a rejected one; of its rejected one, a chosen one.
+    The policy margin is matched with a reference margin, the chosen log ratio with a rejected one, and the rejected log ratio with a
+    chosen one.
 
     Args:
-        table: `pair_table` of every micro-batch and rank of the step, in one.
+        table: `pair_table` of all micro-batches and ranks of the step, concatenated.
     """
     policy_chosen, policy_rejected, reference_chosen, reference_rejected = table.unbind(-1)
     chosen, rejected = policy_chosen - reference_chosen, policy_rejected - reference_rejected
@@ -75,13 +76,13 @@ def aot_partners(table: PairTable) -> Partners:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceLoss:
-    """The loss of one micro-batch, divided by the step's total already, and what to log."""
+    """The loss of one micro-batch, already divided by the step's total, and its metrics."""
 
     loss: Scalar
     metrics: dict[str, Metric]
     """Name → (sum, count), additive over micro-batches and ranks: divide at the end."""
     reward_sum: Float[Tensor, "2"]
-    """Σ (R_c + R_r)/2 over the pairs, and their number: summed over the step and ranks, what moves `RewardShift`."""
+    """Σ (R_c + R_r)/2 over the pairs, and their number. Summed over the step and ranks, it is the input of `RewardShift.update`."""
 
 
 def preference_loss(
@@ -95,19 +96,19 @@ def preference_loss(
     log_collision: PerToken | None = None,
     partners: Partners | None = None,
 ) -> PreferenceLoss:
-    """The weighted sum of losses that `config` chose, on one micro-batch of pairs.
+    """The weighted sum of the chosen losses on one micro-batch of pairs.
 
     Args:
         policy_logp: under the weights being trained; carries the gradient.
-        reference: `completion_logps` under the reference, of the same `ld_alpha`.
+        reference: `completion_logps` under the reference, with the same `ld_alpha`.
         mask: true where a token counts.
         total: pairs of the optimizer step over all ranks.
         shift: δ, `RewardShift.value`.
         log_collision: log Σ_v p_v² of each position under the policy; needed by `use_weighting`.
-        partners: this batch's rows of `aot_partners` over the step; coupled losses match within the batch without.
+        partners: this batch's rows of `aot_partners` over the step. None: coupled losses match within the batch.
 
     Raises:
-        ShapeError: an odd number of completions, or no `log_collision` where it is needed.
+        ShapeError: an odd number of completions, or a required `log_collision` is missing.
         ConfigError: a coupled loss on part of a step without partners.
     """
     if len(mask) % 2:

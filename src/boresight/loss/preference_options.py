@@ -1,4 +1,4 @@
-"""The options of the preference losses, under TRL's names, and what may not be combined."""
+"""The options of the preference losses, under TRL's names, and the combinations that are refused."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_diverg
 ShiftMode = Literal["running", "ema", "none"]
 
 MPO: Mapping[str, Any] = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}
-"""Mixed Preference Optimization, Wang et al., arXiv 2411.10442, and its recipe's weights."""
+"""Mixed Preference Optimization, Wang et al., arXiv 2411.10442, with the weights of its recipe."""
 
 
 @dataclass
 class PreferenceLossOptions:
     """Options of `boresight.loss.preference`; a mixin of the trainer's configuration.
 
-    Names and defaults are TRL 1.16's `DPOConfig`; `bco_shift` is not in TRL.
+    Names and defaults are those of `DPOConfig` in TRL 1.16; `bco_shift` is not in TRL.
     """
 
     heading: ClassVar[str] = "loss"
@@ -31,14 +31,14 @@ class PreferenceLossOptions:
     )
     loss_weights: list[float] | None = option(None, "Weight of each loss; unset: 1 each. MPO: 0.8 0.2 1.0.")
     beta: Annotated[float, Range(above=0)] = option(
-        0.1, "Strength of the tie to the reference; the implicit reward is beta times the log ratio."
+        0.1, "Strength of the regularisation towards the reference; the implicit reward is beta times the log ratio."
     )
     label_smoothing: Annotated[float, Range(at_least=0, below=0.5)] = option(
         0.0,
-        "Share of preferences taken to be flipped: for sigmoid (cDPO), robust, exo_pair (above 0; paper: 1e-3), aot and aot_unpaired.",
+        "Assumed share of flipped preferences, for sigmoid (cDPO), robust, exo_pair (above 0; paper: 1e-3), aot and aot_unpaired.",
     )
     f_divergence_type: FDivergence = option(
-        "reverse_kl", "Divergence that ties the policy to the reference, for losses of the margin."
+        "reverse_kl", "Divergence between policy and reference, for losses of the margin."
     )
     f_alpha_divergence_coef: Annotated[float, Needs("f_divergence_type", "alpha_divergence")] = option(
         0.5, "Alpha of f_divergence_type=alpha_divergence."
@@ -47,13 +47,15 @@ class PreferenceLossOptions:
         None, "Weight of the tokens by which one answer of a pair is longer than the other (LD-DPO); unset: 1."
     )
     use_weighting: Annotated[bool, Source("WPO, arXiv 2406.11827")] = option(
-        False, "Weight each pair by how likely the policy itself is to write it (WPO)."
+        False, "Weight each pair by the probability of its answers under the policy (WPO)."
     )
-    discopop_tau: Annotated[float, Range(above=0)] = option(0.05, "Temperature of the blend in loss_type=discopop.")
+    discopop_tau: Annotated[float, Range(above=0)] = option(
+        0.05, "Temperature of the mixing weight in loss_type=discopop."
+    )
     bco_shift: Annotated[ShiftMode, Source("BCO, arXiv 2404.04656, and MPO, arXiv 2411.10442: running; TRL: none")] = (
         option(
             "running",
-            "Reward shift of bco_pair: the running mean over training (BCO's and MPO's papers), ema (decay 0.99) or none (TRL).",
+            "Reward shift of bco_pair: running, the mean over training (papers of BCO and MPO); ema (decay 0.99); or none (TRL).",
         )
     )
 
@@ -62,7 +64,7 @@ def weighted_rows(config: PreferenceLossOptions) -> dict[str, float]:
     """Each loss of the sum and its weight.
 
     Raises:
-        ConfigError: an unknown or repeated loss, or not one weight per loss.
+        ConfigError: a loss is unknown or repeated, or the number of weights is not the number of losses.
     """
     names = [config.loss_type] if isinstance(config.loss_type, str) else list(config.loss_type)
     weights = [1.0] * len(names) if config.loss_weights is None else list(config.loss_weights)
@@ -80,21 +82,21 @@ def weighted_rows(config: PreferenceLossOptions) -> dict[str, float]:
 
 
 def is_coupled(config: PreferenceLossOptions) -> bool:
-    """Whether some loss of the sum compares a pair with the other pairs of the optimizer step."""
+    """Whether a loss of the sum compares a pair with the other pairs of the optimizer step."""
     return any(PREFERENCES[name].is_coupled for name in weighted_rows(config))
 
 
 def reads_shift(config: PreferenceLossOptions) -> bool:
-    """Whether some loss of the sum is centred on the running mean of rewards, `RewardShift`."""
+    """Whether a loss of the sum is centred on the running mean of rewards, `RewardShift`."""
     return any("bco_shift" in PREFERENCES[name].reads for name in weighted_rows(config))
 
 
 def check_preference_loss(config: PreferenceLossOptions) -> None:
-    """Refuse options that contradict one another; `check_options` has checked each by itself.
+    """Refuse options that contradict one another; `check_options` has checked each one separately.
 
     Raises:
-        ConfigError: not one weight per loss, an option that no chosen loss reads, or a combination that is not defined; the message
-            prints the fix.
+        ConfigError: the number of weights is not the number of losses, no chosen loss reads an option, or a combination is not defined;
+            the message prints the fix.
     """
     rows = {name: PREFERENCES[name] for name in weighted_rows(config)}
     check_read(config, PreferenceLossOptions, PREFERENCES, list(rows))
@@ -108,7 +110,7 @@ def check_preference_loss(config: PreferenceLossOptions) -> None:
     coupled = [name for name, row in rows.items() if row.is_coupled]
     if config.use_weighting and coupled:
         raise ConfigError(
-            f"use_weighting weights pairs, and {', '.join(coupled)} takes them apart: set use_weighting=False."
+            f"use_weighting weights whole pairs, and {', '.join(coupled)} matches across pairs: set use_weighting=False."
         )
     if "exo_pair" in rows and config.label_smoothing == 0:
         raise ConfigError("loss_type='exo_pair' needs label_smoothing above 0: its paper sets label_smoothing=1e-3.")

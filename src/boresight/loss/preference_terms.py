@@ -23,7 +23,7 @@ Partners = Float[Tensor, "N 3"]
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """What a preference loss may read; each [N], in nats."""
+    """The inputs of a preference loss; each [N], in nats."""
 
     chosen: PerPair
     """Log ratio of the chosen answer to the reference."""
@@ -31,15 +31,15 @@ class Pairs:
     margin: PerPair
     """Chosen minus rejected, after the f-divergence."""
     mean_margin: PerPair
-    """The same of the per-token means."""
+    """As `margin`, of the per-token means."""
     chosen_logp: PerPair
-    """Sum over the chosen answer's tokens under the policy, every token in full."""
+    """Sum over the chosen answer's tokens under the policy, each with weight 1."""
     chosen_length: PerPair
     """Tokens of the chosen answer, at least one."""
     policy_margin: PerPair
     """lp(chosen) − lp(rejected) under the policy."""
     partners: Partners
-    """[N, 3] as `preference.aot_partners` returns; read by coupled losses alone."""
+    """[N, 3] as `preference.aot_partners` returns; read only by coupled losses."""
     shift: float
     """δ, the running mean of rewards."""
 
@@ -60,7 +60,7 @@ def sigmoid_norm(pairs: Pairs, config: PreferenceLossOptions) -> PerPair:
 
 
 def robust(pairs: Pairs, config: PreferenceLossOptions) -> PerPair:
-    """[−(1−ε) log σ(h) + ε log σ(−h)] / (1−2ε): unbiased where a share ε of labels is flipped. arXiv 2403.00409."""
+    """[−(1−ε) log σ(h) + ε log σ(−h)] / (1−2ε): unbiased if a share ε of labels is flipped. arXiv 2403.00409."""
     h, epsilon = config.beta * pairs.margin, config.label_smoothing
     return (-(1 - epsilon) * logsigmoid(h) + epsilon * logsigmoid(-h)) / (1 - 2 * epsilon)
 
@@ -96,52 +96,52 @@ def bco_pair(pairs: Pairs, config: PreferenceLossOptions) -> PerPair:
 
 
 def sppo_hard(pairs: Pairs, config: PreferenceLossOptions) -> PerPair:
-    """(s_c − 1/(2β))² + (s_r + 1/(2β))²: certain preferences. SPPO, Wu et al., arXiv 2405.00675, eq. 4.7."""
+    """(s_c − 1/(2β))² + (s_r + 1/(2β))²: hard preferences (probability 1). SPPO, Wu et al., arXiv 2405.00675, eq. 4.7."""
     return (pairs.chosen - 0.5 / config.beta).square() + (pairs.rejected + 0.5 / config.beta).square()
 
 
 def apo_zero(pairs: Pairs, config: PreferenceLossOptions) -> PerPair:
-    """1 − σ(R_c) + σ(R_r): for chosen answers better than the policy's. APO, arXiv 2408.06266, eq. 7."""
+    """1 − σ(R_c) + σ(R_r): for chosen answers that are better than the policy's. APO, arXiv 2408.06266, eq. 7."""
     return 1 - (config.beta * pairs.chosen).sigmoid() + (config.beta * pairs.rejected).sigmoid()
 
 
 def apo_down(pairs: Pairs, config: PreferenceLossOptions) -> PerPair:
-    """σ(R_c) + 1 − σ(R_c − R_r): for chosen answers worse than the policy's. APO, arXiv 2408.06266, eq. 8."""
+    """σ(R_c) + 1 − σ(R_c − R_r): for chosen answers that are worse than the policy's. APO, arXiv 2408.06266, eq. 8."""
     return (config.beta * pairs.chosen).sigmoid() + 1 - (config.beta * (pairs.chosen - pairs.rejected)).sigmoid()
 
 
 def discopop(pairs: Pairs, config: PreferenceLossOptions) -> PerPair:
-    """Logistic and exponential loss blended by σ(h/τ). DiscoPOP, Lu et al., arXiv 2406.08414, eq. 5."""
+    """Logistic and exponential loss, mixed with weight σ(h/τ). DiscoPOP, Lu et al., arXiv 2406.08414, eq. 5."""
     h = config.beta * pairs.margin
     blend = (h / config.discopop_tau).sigmoid()
     return -logsigmoid(h) * (1 - blend) + (-h).exp() * blend
 
 
 def sft(pairs: Pairs, config: PreferenceLossOptions) -> PerPair:
-    """−lp(y_c)/|y_c|: the mean over its tokens of each chosen answer. MPO, Wang et al., arXiv 2411.10442."""
+    """−lp(y_c)/|y_c|: the mean over the tokens of the chosen answer. MPO, Wang et al., arXiv 2411.10442."""
     return -pairs.chosen_logp / pairs.chosen_length
 
 
 def aot(pairs: Pairs, config: PreferenceLossOptions) -> PerPair:
-    """Logistic loss of lp_c − lp_r against the reference's of the same rank in the step. AOT, arXiv 2406.05882."""
+    """Logistic loss of the policy's margin lp_c − lp_r minus the reference's of the same rank in the step. AOT, arXiv 2406.05882."""
     return _logistic(pairs.policy_margin - pairs.partners[:, 0], config)
 
 
 def aot_unpaired(pairs: Pairs, config: PreferenceLossOptions) -> PerPair:
     """Logistic loss of each chosen answer against the rejected one of the same rank in the step. AOT, arXiv 2406.05882.
 
-    A partner carries no gradient; that of the rejected answers is added by a second term of value zero.
+    Partners carry no gradient. A second term of value zero adds the gradient of the rejected answers.
     """
     loss = _logistic(pairs.chosen - pairs.partners[:, 1], config)
     mirrored = _logistic(pairs.partners[:, 2] - pairs.rejected, config)
     return loss + mirrored - mirrored.detach()
 
 
-# ---- What pairs are made of -----------------------------------------------------------------------------------------------------
+# ---- Parts of pairs -------------------------------------------------------------------------------------------------------------
 
 
 def divergence_scores(log_ratio: PerSequence, config: PreferenceLossOptions) -> PerSequence:
-    """f'(π/π_ref) of a log ratio, up to a constant: what stands in DPO's margin under another divergence.
+    """f'(π/π_ref) of a log ratio, up to a constant: it replaces the log ratio in DPO's margin under another divergence.
 
     The α-divergence at α = 1 is the reverse KL.
 
@@ -161,14 +161,14 @@ def divergence_scores(log_ratio: PerSequence, config: PreferenceLossOptions) -> 
 def rank_partners(values: PerPair, others: PerPair) -> PerPair:
     """For each value, the element of `others` with the same rank. Ties keep their order. No gradient.
 
-    Optimal transport on a line matches sorted with sorted: AOT, Melnyk et al., arXiv 2406.05882.
+    Optimal transport in one dimension matches sorted values: AOT, Melnyk et al., arXiv 2406.05882.
     """
     rank = values.detach().argsort(stable=True).argsort()
     return others.detach().sort().values[rank]
 
 
 def wpo_weight(logp: PerToken, log_collision: PerToken, mask: Mask) -> PerSequence:
-    """exp of the mean of lp − log Σ_v p_v² over each completion: how much it is the policy's own. No gradient.
+    """exp of the mean of lp − log Σ_v p_v² over each completion: how likely it is under the policy. No gradient.
 
     Reference:
         WPO, Zhou et al., arXiv 2406.11827, eq. 2.

@@ -1,7 +1,7 @@
-"""Log importance ratios of the policy against the policy that sampled.
+"""Log importance ratios of the policy to the old policy.
 
-Every function takes log-probabilities in nats and a mask, and returns ``Float[Tensor, "B T"]``, zero where the mask is
-false, so what stands in the padding never matters.
+Every function takes log-probabilities in nats and a mask, and returns ``Float[Tensor, "B T"]``. The result is zero where
+the mask is false, so values in the padding are ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Ratio = Callable[[PerToken, PerToken, Mask], PerToken]
 
 
 def lengths(mask: Mask) -> PerSequence:
-    """Tokens that count in each completion, at least one so that it can divide: one with none has weight zero."""
+    """Number of tokens that count in each completion. The minimum is 1, so that it can be a divisor; empty completions have weight 0."""
     return mask.sum(-1).clamp(min=1).float()
 
 
@@ -43,7 +43,7 @@ def sequence_log_ratio(policy: PerToken, old: PerToken, mask: Mask) -> PerToken:
 
 
 def sequence_sum_log_ratio(policy: PerToken, old: PerToken, mask: Mask) -> PerToken:
-    """Log ratio of each whole completion, not divided by its length, repeated over its tokens (RLOO, 2402.14740)."""
+    """Log ratio of each whole completion, not divided by its length, repeated over its tokens (RLOO, arXiv 2402.14740)."""
     return over_tokens(token_log_ratio(policy, old, mask).sum(-1), mask)
 
 
@@ -68,5 +68,5 @@ RATIOS: dict[str, Ratio] = {
 
 
 def detached(log_ratio: PerToken) -> Tensor:
-    """The ratio itself, without a gradient, for metrics and fixed weights."""
+    """The ratio itself, without gradient, for metrics and fixed weights."""
     return log_ratio.detach().exp()

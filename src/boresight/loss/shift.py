@@ -1,4 +1,4 @@
-"""δ, the running mean of implicit rewards that `bco_pair` is centred on."""
+"""δ, the running mean of implicit rewards, which `bco_pair` subtracts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ EMA_DECAY = 0.99
 
 
 class RewardShift:
-    """δ for the pairs of one optimizer step, from the steps before it.
+    """δ for the pairs of one optimizer step, computed from the earlier steps.
 
-    It is 0 at the first step, exactly, because there R = β (lp − lp_ref) = 0. Update it once per training step with
-    sums over the whole step and all ranks; never in evaluation. So how a step is cut changes nothing, and no second
-    forward is needed; the reference code of MPO includes the current micro-batch, one step sooner.
+    At the first step it is exactly 0, because there R = β (lp − lp_ref) = 0. Update it once per training step with sums
+    over the whole step and all ranks, and never in evaluation. So it does not depend on how a step is cut, and needs no
+    second forward pass. The reference code of MPO also includes the current micro-batch, so its δ is one step ahead.
 
     Args:
-        mode: `running` is the mean over all steps so far (BCO and MPO), `ema` decays by 0.99 a step, `none` stays 0
-        (TRL ≥ 0.29).
+        mode: `running` is the mean over all steps so far (BCO and MPO), `ema` decays by 0.99 per step, `none` stays 0
+            (TRL ≥ 0.29).
 
     Reference:
         BCO, arXiv 2404.04656; MPO, arXiv 2411.10442.
@@ -31,11 +31,11 @@ class RewardShift:
         self.num_pairs = 0.0
 
     def update(self, reward_sum: float, num_pairs: float) -> None:
-        """Take in one optimizer step.
+        """Add one optimizer step.
 
         Args:
             reward_sum: Σ over the step's pairs and all ranks of (R_c + R_r)/2.
-            num_pairs: of the step over all ranks.
+            num_pairs: pairs of the step over all ranks.
         """
         if num_pairs == 0 or self.mode == "none":
             return
@@ -45,7 +45,7 @@ class RewardShift:
         self.value += (mean - self.value) * share
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to continue exactly."""
+        """The state that a checkpoint needs for an exact continuation."""
         return {"mode": self.mode, "value": self.value, "num_pairs": self.num_pairs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ class RewardShift:
         """
         if state["mode"] != self.mode:
             raise ConfigError(
-                f"The checkpoint was trained with bco_shift={state['mode']!r}, this run asks for {self.mode!r}: set "
+                f"The checkpoint was trained with bco_shift={state['mode']!r}, and this run sets {self.mode!r}: set "
                 f"bco_shift={state['mode']!r}, or start from the weights alone."
             )
         self.value, self.num_pairs = float(state["value"]), float(state["num_pairs"])

@@ -1,7 +1,7 @@
-"""Surrogate losses: what each token adds, given its log ratio and its completion's advantage. To be minimised.
+"""Surrogate losses: the loss of each token, given its log ratio and its completion's advantage. They are minimised.
 
-Every surrogate is a function of `Terms` and the options, and returns ``Float[Tensor, "B T"]`` in nats times advantage. The gradient of
-each, where the policy is still the one that sampled, is REINFORCE's: −A ∇ log π. (SAPO's too: its gate has slope one there.)
+Every surrogate is a function of `Terms` and the options, and returns ``Float[Tensor, "B T"]`` in nats times advantage. On-policy, the
+gradient of each is that of REINFORCE: −A ∇ log π. This includes SAPO, whose gate has slope one there.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from boresight.types import Mask, PerSequence, PerToken
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a surrogate may read."""
+    """The inputs of a surrogate."""
 
     log_ratio: PerToken
     """[B, T] log of the importance ratio r, in nats, at the level that the options choose; zero in the padding."""
     policy: PerToken
     """[B, T] log-probabilities under the weights being trained, in nats; zero in the padding."""
     advantage: PerSequence
-    """[B] A."""
+    """[B] the advantage A."""
     mask: Mask
     """[B, T] true where a token counts."""
     correction: PerToken | None = None
-    """[B, T] the sampler correction ρ, one in the padding; None where there is none."""
+    """[B, T] the sampler correction ρ, one in the padding; None: no correction."""
 
 
 def clipped(terms: Terms, config: PolicyLossOptions) -> PerToken:
@@ -48,7 +48,7 @@ def clipped(terms: Terms, config: PolicyLossOptions) -> PerToken:
 
 
 def cispo(terms: Terms, config: PolicyLossOptions) -> PerToken:
-    r"""$-sg[\min(r, \epsilon_{high})]\,A \log\pi_\theta$: the weight is capped, no token loses its gradient.
+    r"""$-sg[\min(r, \epsilon_{high})]\,A \log\pi_\theta$: the weight is capped, and every token keeps its gradient.
 
     Reference:
         MiniMax-M1, arXiv 2506.13585; the cap of 5 is ScaleRL's, arXiv 2510.13786.
@@ -57,7 +57,7 @@ def cispo(terms: Terms, config: PolicyLossOptions) -> PerToken:
 
 
 def sapo(terms: Terms, config: PolicyLossOptions) -> PerToken:
-    r"""$-\frac{4}{\tau}\sigma(\tau(r-1))A$: a soft gate in place of the clip, narrower where A ≤ 0.
+    r"""$-\frac{4}{\tau}\sigma(\tau(r-1))A$: a soft gate instead of the clip, narrower where A ≤ 0.
 
     Reference:
         Soft Adaptive Policy Optimization, arXiv 2511.20347.

@@ -10,7 +10,7 @@ from boresight.options import Range, option
 
 @dataclass
 class ModelOptions:
-    """How a model is loaded, and how groups run through it."""
+    """How a model is loaded, and how its forward pass runs."""
 
     heading: ClassVar[str] = "model"
 

@@ -12,26 +12,27 @@ GOLD_TEMPLATE = "<think></think><answer>{solution}</answer>"
 
 @dataclass
 class RewardOptions:
-    """How reward functions are called, and tried before training. None of these options is in TRL."""
+    """How reward functions are called, and tested before training. None of these options is in TRL."""
 
     heading: ClassVar[str] = "rewards"
 
     gold_check: Literal["warn", "error", "off"] = option(
         "warn",
-        "Before training, have answer rewards mark the gold answers of up to 256 rows: 'warn' names rows without full marks, 'error' stops "
-        "there, 'off' does not look.",
+        "Before training, score the gold answers of up to 256 rows with the answer rewards: 'warn' names rows below the full reward, "
+        "'error' stops the run, 'off' skips the check.",
     )
     gold_template: Annotated[str, Needs("gold_check", ("warn", "error"))] = option(
-        GOLD_TEMPLATE, "The completion that the gold check puts {solution} into."
+        GOLD_TEMPLATE, "Template of the completion that the gold check scores; {solution} is the gold answer."
     )
     reward_workers: Annotated[int, Range(at_least=0)] = option(
         0,
-        "Processes for each sync reward function, which then sees one completion at a time and can hang or crash without harm to others. "
-        "0: called in the training process on the whole batch, as in TRL.",
+        "Worker processes for each sync reward function, which then gets one completion per call; a hang or crash affects only that "
+        "completion. 0: it runs in the training process on the whole batch, as in TRL.",
     )
     reward_timeout: Annotated[float, Range(above=0)] = option(
-        60.0, "Seconds that a reward worker has for a completion, and an async reward function for a batch."
+        60.0,
+        "Time limit in seconds of a reward worker for one completion, and of an async reward function for a batch.",
     )
     max_failed_rate: Annotated[float, Range(at_least=0, at_most=1)] = option(
-        0.5, "Share of completions on which a reward function may fail before the run stops."
+        0.5, "Largest share of completions on which a reward function may fail; above it, the run stops."
     )

@@ -15,13 +15,13 @@ class SamplingOptions:
     heading: ClassVar[str] = "rollout"
 
     num_generations: Annotated[int, Range(at_least=1)] = option(
-        8, "Completions of each prompt: the group's size, G or K."
+        8, "Completions per prompt: the group size (G in papers, K in boresight)."
     )
     num_generations_eval: Annotated[int | None, Range(at_least=1)] = option(
-        None, "Completions of each prompt in evaluation; None: as in training."
+        None, "Completions per prompt in evaluation. None: as in training."
     )
     max_completion_length: Annotated[int, Range(at_least=1)] = option(
-        512, "Most tokens of a completion, its end token included."
+        512, "Maximum tokens of a completion, including its end token."
     )
     temperature: Annotated[float, Range(at_least=0)] = option(
         1.0, "Divides the logits, in the sampler and in the loss alike. 0 chooses the most likely token."
@@ -34,5 +34,5 @@ class SamplingOptions:
         None, "Keep tokens with at least this share of the most likely token's probability."
     )
     repetition_penalty: Annotated[float, Range(above=0)] = option(
-        1.0, "Above 1, tokens of the prompt and of the completion so far become less likely."
+        1.0, "Values above 1 make tokens of the prompt and of the completion so far less likely."
     )

@@ -1,8 +1,8 @@
 """transformers' training loop, in units of groups.
 
-One item of the loader is this rank's share of a whole optimizer step. `training_step` counts what the loss is divided by over
-that step and all ranks, cuts the share into micro-batches, runs them, and synchronises gradients at the last. So the result depends
-neither on how a step is cut nor over how many ranks, and transformers' own accumulation stays at 1.
+One item of the loader is this rank's share of a whole optimizer step. `training_step` sums the loss's divisor over the step and all
+ranks, cuts the share into micro-batches, runs them, and synchronises gradients at the last one. So the result depends neither on how a
+step is cut nor on the number of ranks. transformers' own accumulation stays at 1.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ Config = TypeVar("Config", bound=TrainerConfig)
 
 
 class GroupTrainer(CheckpointedTrainer, Generic[Item]):
-    """What all methods share. A method defines how a row is encoded, what a step's loss is divided by, and the loss.
+    """The trainer that all methods share. A method defines how a row is encoded, the loss, and its divisor.
 
     Args:
         model: a hub id, a folder, or a loaded model.
         args: the method's configuration.
-        train_dataset, eval_dataset: anything `data.sources.load_rows` takes; `eval_dataset` may be a dict of them.
-        processing_class: the processor, a bare tokenizer, or None (both load the processor from the model's folder).
+        train_dataset, eval_dataset: any input of `data.sources.load_rows`; `eval_dataset` may be a dict of such inputs.
+        processing_class: the processor, a bare tokenizer, or None (the last two load the processor from the model's folder).
         callbacks, optimizers: as in transformers.
-        peft_config: trains an adapter of this configuration instead of the weights.
+        peft_config: trains an adapter with this configuration instead of the weights.
     """
 
     args: Any
     train_dataset: Any
     eval_dataset: Any
     reference: Reference | None = None
-    """The model that the policy is compared with, where the method has one."""
+    """The model that the policy is compared with; None if the method has none."""
 
     def __init__(
         self,
@@ -120,10 +120,10 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         self.add_callback(CleanFolder(self.discard_after, self.log_once, self.accelerator.wait_for_everyone))
         self._check_data()
 
-    # ---- What a method defines -----------------------------------------------------------------------------------------------------
+    # ---- Defined by a method -------------------------------------------------------------------------------------------------------
 
     def encoder_options(self, args: Any) -> dict[str, Any]:
-        """Further arguments of the `Encoder`."""
+        """Additional arguments of the `Encoder`."""
         return {
             "min_pixels": args.min_pixels,
             "max_pixels": args.max_pixels,
@@ -131,23 +131,23 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         }
 
     def encode(self, row: Row) -> Any:
-        """The item that a row becomes; it runs in a loader's worker."""
+        """Convert a row to an item. Runs in a loader's worker."""
         raise NotImplementedError
 
     def prepare(self, inputs: list[Any]) -> list[Item]:
-        """The items that one optimizer step learns from, made of what the loader supplied for it."""
+        """The items that one optimizer step learns from, given the loader's item for that step."""
         return inputs
 
     def total(self, items: Sequence[Item]) -> Tensor:
-        """This rank's share of what the loss is divided by: a scalar or a vector, summed over all ranks."""
+        """This rank's share of the loss's divisor: a scalar or a vector, to be summed over all ranks."""
         raise NotImplementedError
 
     def loss(self, model: nn.Module, items: Sequence[Item], total: Tensor, metrics: MeanMetrics) -> Tensor:
-        """The loss of one micro-batch, divided by the step's `total`; sums of micro-batches over all ranks are the step's loss."""
+        """The loss of one micro-batch, divided by the step's `total`. The sum over micro-batches and ranks is the step's loss."""
         raise NotImplementedError
 
     def learns_from(self, item: Item) -> bool:
-        """Whether an item can have a gradient. One that cannot is left out of the passes, though not of `total`."""
+        """Whether an item can have a gradient. Other items are left out of the passes, but not of `total`."""
         return True
 
     def evaluate_step(self, inputs: list[Any], metrics: MeanMetrics) -> None:
@@ -166,7 +166,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
     # ---- Reference --------------------------------------------------------------------------------------------------------------
 
     def add_reference(self, ref_model: str | Path | nn.Module | None, config: ReferenceSyncOptions) -> None:
-        """Compare the policy with a reference from now on; with `sync_ref_model` the reference follows the policy.
+        """Set the reference that the policy is compared with; with `sync_ref_model` it follows the policy.
 
         Args:
             ref_model: see `load_reference`.
@@ -184,14 +184,14 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
 
     @contextlib.contextmanager
     def without_gradient(self) -> Iterator[None]:
-        """No gradient, no dropout, and the precision of training: how log-probabilities are computed before an update."""
+        """Disable gradients and dropout, in the precision of training, to compute log-probabilities before an update."""
         with torch.no_grad(), evaluating(self.policy.outer), self.compute_loss_context_manager():
             yield
 
     # ---- Data -------------------------------------------------------------------------------------------------------------------
 
     def _check_data(self) -> None:
-        """Find bad rows before the first step, where the set can be indexed."""
+        """Find bad rows before the first step, if the data set can be indexed."""
         with self.timeline.phase("data"):
             datasets = [each for each in (self.train_dataset, *values(self.eval_dataset)) if each is not None]
             checks = [None if is_stream(dataset) else RowCheck(self.encoder) for dataset in datasets]
@@ -200,7 +200,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
                     check_rows(dataset, check=check)
                     if check.num_tried < check.num_seen:
                         self.log_once(
-                            f"{check.num_tried} of {check.num_seen} rows were tried in full before training, the rest by their columns."
+                            f"{check.num_tried} of {check.num_seen} rows were fully checked before training, the others by their columns."
                         )
             self.extent = Extent.of(checks)
         if self.train_dataset is not None and not is_stream(self.train_dataset):
@@ -211,7 +211,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
                 )
 
     def log_once(self, message: str) -> None:
-        """Print a line, on the first rank alone."""
+        """Print a line on the first rank only."""
         if self.is_world_process_zero():
             self.accelerator.print(f"boresight: {message}")
 
@@ -248,14 +248,14 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One whole optimizer step's gradients; transformers clips and applies them."""
+        """Compute the gradients of one whole optimizer step. transformers clips and applies them."""
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         items = self.prepare(inputs)
         with self.timeline.phase("update"):
             total: Any = self.accelerator.reduce(self.total(items).to(self.args.device), reduction="sum")
-            # A step with nothing to learn still runs one pass: gradients of zero are not the same as none to an optimizer.
+            # A step without a learning signal still runs one pass: an optimizer treats zero gradients and missing gradients differently.
             learning = [item for item in items if self.learns_from(item)] or items[:1]
             loss = self._backward(model, learning, total)
         self._tokens_seen += sum(item.num_tokens for item in items)
@@ -263,10 +263,10 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         return loss * self.accelerator.num_processes
 
     def _backward(self, model: nn.Module, items: Sequence[Item], total: Tensor) -> Tensor:
-        """This rank's loss and gradients. When a micro-batch does not fit in memory, its step starts anew in smaller ones.
+        """This rank's loss and gradients. If a micro-batch does not fit in memory, the step restarts with smaller ones.
 
         Raises:
-            torch.OutOfMemoryError: one completion alone does not fit, or the ranks are already exchanging gradients.
+            torch.OutOfMemoryError: a single completion does not fit, or the ranks are already exchanging gradients.
         """
         while True:
             passes = micro_batches(items, self.plan, self._max_tokens)
@@ -288,7 +288,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
             else:
                 self.metrics.absorb(metrics)
                 return loss
-            # Outside of `except`, whose traceback holds the activations; part of the gradients is there already.
+            # This runs outside `except`, whose traceback keeps the activations alive. It clears the partly accumulated gradients.
             model.zero_grad(set_to_none=True)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -311,12 +311,12 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
     _exchanging = False
 
     def begin_passes(self) -> None:
-        """Called before the first micro-batch of a step, and again when the step starts anew."""
+        """Called before the first micro-batch of a step, and again when the step restarts."""
 
     _tokens_seen = 0
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Two for each weight and token forward, four backward."""
+        """Operations per weight and token: two in the forward pass, four in the backward pass."""
         tokens, self._tokens_seen = self._tokens_seen, 0
         if self.args.include_num_input_tokens_seen != "no":
             everywhere: Any = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device), "sum")
@@ -327,7 +327,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         """Counted with the floating-point operations."""
 
     def own_sampler(self) -> HFSampler:
-        """A sampler of the model being trained, which shares the image features that its passes keep."""
+        """A sampler of the model being trained. It shares the cache of image features with the training passes."""
         return HFSampler(
             lambda: self.policy.outer,
             self.facts,
@@ -340,7 +340,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
     def evaluation_loop(
         self, dataloader: Any, description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any
     ) -> EvalLoopOutput:
-        """Metrics over the evaluation set. Leaves every random state as it found it."""
+        """Metrics over the evaluation set. Every random state is restored afterwards."""
         metrics = MeanMetrics()
         self.model.eval()  # pyright: ignore[reportOptionalMemberAccess]
         num_groups = 0
@@ -355,11 +355,11 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
     # ---- Logs ---------------------------------------------------------------------------------------------------
 
     def _run_file(self, name: str) -> Path | None:
-        """Where the first rank keeps a file of the run; the others keep none."""
+        """The path of a run file on the first rank; None on the others, which write none."""
         return Path(self.args.output_dir) / name if self.is_world_process_zero() else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the metrics of the steps since the last log, and append all that is logged to RUN/metrics.jsonl."""
+        """Add the metrics of the steps since the last log, and append the log entry to RUN/metrics.jsonl."""
         if "loss" in logs:
             logs = {**logs, **self.metrics.flush(gather=self._gather)}
         super().log(logs, start_time)
@@ -367,27 +367,30 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         self.metric_lines.add(int(logged.pop("step")), logged)
 
     def discard_after(self, step: int) -> int:
-        """Remove what an earlier process wrote to the run folder about later steps, on the first rank alone; how many lines and files."""
+        """Remove an earlier process's output about later steps from the run folder, and return the number of removed lines and files.
+
+        Runs on the first rank only.
+        """
         files = (self.timeline, self.metric_lines, self.verdict_lines)
         return sum(file.discard_after(step) for file in files)
 
     def _gather(self, own: Any) -> list[Any]:
-        """The same object of every rank, on every rank."""
+        """The objects of all ranks, on every rank."""
         return gather_object([own])
 
     def _note_step(self) -> None:
-        """Add the work of a step to the metrics: tokens and images through policy and reference, and seconds by phase."""
+        """Add the work of a step to the metrics: tokens and images of policy and reference, and seconds by phase."""
         forwards = [self.policy] if self.reference is None else [self.policy, self.reference.forward]
         for forward in forwards:
             for name, count in forward.counts.items():
                 self.metrics.sum(f"work/{name}", count)
-            forward.counts.clear()  # a reference that is the policy without its adapter finds nothing left
+            forward.counts.clear()  # so that a reference that is the policy without its adapter is not counted twice
         for name, seconds in self.timeline.end_step(self.state.global_step + 1).items():
             self.metrics.mean(name, seconds)
 
 
 def _one_pass_a_step(args: Config, plan: StepPlan, eval_groups: int) -> Config:
-    """The configuration as transformers' loop must see it: one loader item is one optimizer step. The user's object is left as it is."""
+    """The configuration for transformers' loop, in which one loader item is one optimizer step. The user's object is not changed."""
     inner = copy.copy(args)
     inner.gradient_accumulation_steps = 1
     inner.per_device_train_batch_size = plan.groups_per_step
@@ -396,6 +399,6 @@ def _one_pass_a_step(args: Config, plan: StepPlan, eval_groups: int) -> Config:
 
 
 def from_pretrained_options(args: TrainerConfig) -> dict[str, Any]:
-    """The arguments of `from_pretrained` that follow from the options."""
+    """The arguments of `from_pretrained` that the options set."""
     given: Any = args.model_init_kwargs or {}
     return {**given, "trust_remote_code": True} if args.trust_remote_code else dict(given)

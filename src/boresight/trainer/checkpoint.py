@@ -1,4 +1,4 @@
-"""Checkpoints that a run goes on from, and the folder that it ends with."""
+"""Checkpoints that a run resumes from, and the final model folder."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from boresight.errors import ConfigError
 from boresight.modules import unwrap
 
 STATE_FILE = "boresight_state.pt"
-"""Of each rank, in a checkpoint: what a method keeps beside weights, optimizer and random states."""
+"""Each rank's file in a checkpoint: the method's state other than weights, optimizer and random states."""
 
 
 class CheckpointedTrainer(Trainer):
-    """transformers' `Trainer` with checkpoints that hold a method's own state, and weights that are loaded strictly."""
+    """transformers' `Trainer` whose checkpoints hold a method's own state, and whose weights are loaded strictly."""
 
     args: Any
     checkpoint_dtypes: dict[str, torch.dtype]
     """Name of a weight → its dtype in the checkpoint that training started from."""
 
     def state_of_method(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside weights, optimizer and random states, for a resumed run to go on with the same bits."""
+        """The state that a checkpoint needs for bit-exact resuming, other than weights, optimizer and random states."""
         return {}
 
     def restore_method(self, state: dict[str, Any]) -> None:
@@ -37,16 +37,16 @@ class CheckpointedTrainer(Trainer):
         torch.save(self.state_of_method(), folder / f"{self.args.process_index}_{STATE_FILE}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load weights the way `from_pretrained` does, every one of them.
+        """Load all weights strictly, as `from_pretrained` does.
 
-        transformers' own loop loads state dictionaries by name. Families that are saved under other names than their modules have
-        (Qwen2.5-VL among them) would match nothing and train on from where they happen to be.
+        transformers' own loop loads state dictionaries by name. Some families, such as Qwen2.5-VL, are saved under other names than their
+        modules have. No name would match, and training would continue from the current weights.
         """
         target = unwrap(self.model if model is None else model)  # pyright: ignore[reportArgumentType]
         if isinstance(self.model, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        # float32 holds every narrower value exactly, and copying narrows it back.
+        # float32 represents every narrower value exactly, and copying converts it back.
         saved = type(target).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         target.load_state_dict(saved.state_dict(), strict=True)
 
@@ -64,9 +64,9 @@ class CheckpointedTrainer(Trainer):
             self.restore_method(torch.load(file, weights_only=True))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save a folder that plain transformers loads, weights in the checkpoint's own dtype.
+        """Save a folder that plain transformers loads, with weights in the dtype of the original checkpoint.
 
-        Checkpoints, which transformers' loop saves by itself, keep the float32 weights that a resumed run needs.
+        Checkpoints of transformers' loop keep the float32 weights that a resumed run needs.
         """
         self._exporting = not _internal_call
         super().save_model(output_dir, _internal_call)

@@ -1,4 +1,4 @@
-"""Rows tried before the first step."""
+"""Checks of rows before the first step."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from boresight.rewards.score import Scorer
 from boresight.types import Prompt, Row
 
 GOLD_ROWS = 256
-"""Rows whose gold answers the rewards are tried on before training."""
+"""Maximum rows whose gold answers are scored before training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How large the rows of some data sets are. None: not all of them could be measured before training."""
+    """The largest sizes in some data sets. None: not all rows could be measured before training."""
 
     max_prompt_tokens: int | None
-    """Of prompt and completions, where there are any."""
+    """Tokens of the prompt and of any completions in the row."""
     max_images: int | None
 
     @classmethod
     def of(cls, checks: Sequence[RowCheck | None]) -> Extent:
-        """Over data sets; None stands for one that can only be walked through."""
+        """The extent over several data sets; None stands for one that can only be iterated."""
         if not checks or any(check is None for check in checks):
             return cls(None, None)
         known = [check for check in checks if check is not None]
@@ -44,11 +44,11 @@ class Extent:
 class RowCheck:
     """Renders and tokenises a row and decodes its images, each image once.
 
-    Reading a row has found what its columns and its images' headers say already. This finds what only the processor and the decoder
-    know, within a time limit; a row beyond it is checked when it is used.
+    Reading a row has already checked its columns and its images' headers. This runs the processor and the decoder too, within a time
+    limit. Rows beyond the limit are checked when they are used.
 
     Args:
-        seconds: how long all calls together may take.
+        seconds: time limit of all calls together.
     """
 
     def __init__(self, encoder: Encoder, *, seconds: float = 20.0) -> None:
@@ -57,9 +57,9 @@ class RowCheck:
         self.num_tried = 0
         self.num_seen = 0
         self.max_tokens = 0
-        """Of the rows that were tried: prompt and completions together."""
+        """Over the checked rows: prompt and completions together."""
         self.max_images = 0
-        """Of all rows."""
+        """Over all rows."""
         self._decoded: set[str] = set()
 
     def __call__(self, row: Row) -> None:
@@ -68,7 +68,7 @@ class RowCheck:
         if self.seconds <= 0:
             return
         start = time.perf_counter()
-        # What sizes alone leave out is a few tokens an image.
+        # A count from image sizes alone misses a few tokens per image.
         self.max_tokens = max(self.max_tokens, self.encoder.count_tokens(row) + 16 * len(row.images))
         for image in row.images:
             if image.digest not in self._decoded:
@@ -79,10 +79,10 @@ class RowCheck:
 
 
 def gold_findings(scorer: Scorer, records: Any, template: str, *, seed: int, is_error: bool) -> list[str]:
-    """How the answer rewards mark the gold answers of up to `GOLD_ROWS` rows, a line for each reward.
+    """The results of the answer rewards on the gold answers of up to `GOLD_ROWS` rows, one line per reward.
 
     Raises:
-        RewardError: `is_error`, and a reward does not give full marks to all of them, or gives them to nonsense too.
+        RewardError: `is_error` is set, and a reward does not give the full score to all gold answers, or also gives it to nonsense.
     """
     rows = RowDataset(records)
     picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:GOLD_ROWS].tolist()
@@ -90,13 +90,13 @@ def gold_findings(scorer: Scorer, records: Any, template: str, *, seed: int, is_
     unsound = [str(check) for check in checks if not check.is_sound]
     if unsound and is_error:
         raise RewardError(
-            f"The rewards do not know the gold answers. {' '.join(unsound)}. Mend these rows, or set gold_template to how a right answer "
-            "looks, or gold_check='warn'."
+            f"The rewards do not accept the gold answers. {' '.join(unsound)}. Fix these rows, or set gold_template to the format of a "
+            "right answer, or set gold_check='warn'."
         )
     return [f"gold check: {check}." for check in checks if check.num_rows]
 
 
 def _unprocessed(row: Row) -> Prompt:
-    """A prompt that only reward functions read: its images stay unprocessed, and it has no tokens."""
+    """A prompt for reward functions only: its images are not processed, and it has no tokens."""
     nothing = torch.empty(0, dtype=torch.long)
     return Prompt(row=row, ids=nothing, token_types=nothing, vision={}, unexpanded_ids=nothing)

@@ -1,6 +1,6 @@
 """The configurations of trainers: the options of a method and `transformers.TrainingArguments`, flat, under TRL's names.
 
-An unknown option is an error with the nearest name; so is an option that this trainer does not support, or a value out of range.
+An unknown option is an error that suggests the nearest name. An unsupported option and a value out of range are errors too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Config = TypeVar("Config", bound=type)
 
 
 def strict(cls: Config) -> Config:
-    """A dataclass that answers an unknown option with the nearest known one."""
+    """Make a dataclass raise `ConfigError` for an unknown option and suggest the nearest known one."""
     init = cls.__init__
 
     @functools.wraps(init)
@@ -63,14 +63,15 @@ class TrainerConfig(TrainerOptions, TrainingArguments):  # pyright: ignore[repor
 @strict
 @dataclass
 class SFTConfig(SFTOptions, TrainerConfig):
-    """Options of `SFTTrainer`. Names and defaults are TRL's, except `max_length`: no limit, since a cut image is no image."""
+    """Options of `SFTTrainer`. Names and defaults are TRL's, except that `max_length` has no limit, because images must not be cut."""
 
 
 @strict
 @dataclass
 class DPOConfig(DPOOptions, TrainerConfig):
-    """Options of `DPOTrainer`, for DPO, MPO and every other sum of preference losses. Names and defaults are TRL's, except `max_length`: no
-    limit, since a cut image is no image.
+    """Options of `DPOTrainer`, for DPO, MPO and every other sum of preference losses.
+
+    Names and defaults are TRL's, except that `max_length` has no limit, because images must not be cut.
 
     `per_device_train_batch_size` counts pairs.
     """
@@ -80,5 +81,5 @@ class DPOConfig(DPOOptions, TrainerConfig):
         check_preference_loss(self)
         if self.precompute_ref_log_probs and self.sync_ref_model:
             raise ConfigError(
-                "precompute_ref_log_probs=True computes the reference once, and sync_ref_model=True moves it: set one of them."
+                "precompute_ref_log_probs=True computes the reference once, and sync_ref_model=True updates it: set one of them."
             )

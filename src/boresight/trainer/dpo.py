@@ -34,16 +34,16 @@ from boresight.types import Group, PerSequence, Row, TokenStats
 
 
 class DPOTrainer(GroupTrainer[Pair]):
-    """Learn from pairs of answers of which one is preferred.
+    """Learn from pairs of answers, of which one is preferred.
 
     Rows are `prompt`, `chosen` and `rejected`, with any number of images. `DPOConfig(**MPO)` is mixed preference optimisation.
 
     Args:
         model: a hub id, a folder, or a loaded model.
-        ref_model: what to compare with; None: the policy before training, or with its adapter off.
+        ref_model: the reference model; None: the policy before training, or with its adapter disabled.
         args: options; None: the defaults.
         train_dataset: a `datasets` object, a list of rows, a file, a folder, or a hub id.
-        eval_dataset: the same, to evaluate on; or several of them by name.
+        eval_dataset: a data set to evaluate on, in the same forms; or a dict of several by name.
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights.
     """
@@ -90,7 +90,7 @@ class DPOTrainer(GroupTrainer[Pair]):
         return self.encoder.preference(row, max_length=self.args.max_length)
 
     def _check_data(self) -> None:
-        """Also decide what becomes of overlong pairs, before the first step."""
+        """Also apply `overlong_pairs`, before the first step."""
         super()._check_data()
         self.train_dataset = each(lambda records: self._fitting(records, "training"), self.train_dataset)
         self.eval_dataset = each(lambda records: self._fitting(records, "evaluation"), self.eval_dataset)
@@ -100,7 +100,7 @@ class DPOTrainer(GroupTrainer[Pair]):
         if is_stream(records):
             if args.overlong_pairs == "drop":
                 raise ConfigError(
-                    "overlong_pairs='drop' needs a data set that can be counted before training: use 'truncate_completion', or filter "
+                    "overlong_pairs='drop' needs a data set with a length, not a stream: use 'truncate_completion', or filter "
                     "the stream."
                 )
             return records
@@ -120,10 +120,10 @@ class DPOTrainer(GroupTrainer[Pair]):
     # ---- Reference --------------------------------------------------------------------------------------------------------------
 
     def _precompute(self, ref_model: str | Path | nn.Module | None) -> PrecomputedReference:
-        """Reference log-probabilities of every pair: read from disk, or computed now, each rank a share, and kept there."""
+        """Reference log-probabilities of every pair: read from disk, or computed now, each rank a share, and saved to disk."""
         args = self.args
         size: int = args.precompute_ref_batch_size or args.per_device_train_batch_size
-        # Before the first step the policy is its own reference: no copy is made of it.
+        # Before the first step the policy equals its reference, so no copy is needed.
         is_own = ref_model is None and not isinstance(self.policy.outer, PeftModel)
 
         def logps() -> Callable[[Sequence[Row]], PerSequence]:
@@ -158,7 +158,7 @@ class DPOTrainer(GroupTrainer[Pair]):
     def _logps(
         self, groups: Sequence[Group], model: Callable[..., TokenStats], plan: StepPlan | None = None
     ) -> PerSequence:
-        """[2 · groups] `completion_logps` under a model, no gradient, no dropout."""
+        """[2 · groups] `completion_logps` under a model, without gradient and dropout."""
         found = []
         with self.without_gradient():
             for part in micro_batches(
@@ -171,7 +171,7 @@ class DPOTrainer(GroupTrainer[Pair]):
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
     def prepare(self, inputs: list[Group]) -> list[Pair]:
-        """The step's pairs with what the reference says of them."""
+        """The step's pairs with their log-probabilities under the reference."""
         with self.timeline.phase("logp"):
             if self.precomputed is not None:
                 reference = self.precomputed([group.prompt.row for group in inputs])
@@ -181,7 +181,7 @@ class DPOTrainer(GroupTrainer[Pair]):
         return [Pair(*each) for each in zip(inputs, reference.view(-1, 2), partners, strict=True)]
 
     def _partners(self, groups: Sequence[Group], reference: PerSequence) -> Sequence[Tensor | None]:
-        """Of each pair, what coupled losses match it with among the pairs of the step on all ranks."""
+        """The partners of each pair for coupled losses, among the step's pairs on all ranks."""
         if not is_coupled(self.args):
             return [None] * len(groups)
         own = pair_table(self._logps(groups, self.policy), reference)
@@ -190,7 +190,7 @@ class DPOTrainer(GroupTrainer[Pair]):
         return list(aot_partners(torch.cat(tables))[first : first + len(own)])
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One optimizer step's gradients, under the shift of the steps before; then this step moves the shift."""
+        """Compute one optimizer step's gradients with the shift of the earlier steps, then update the shift."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if reads_shift(self.args):
             everywhere = torch.stack(gather_object([self._reward_sum])).sum(0)
@@ -237,7 +237,7 @@ class DPOTrainer(GroupTrainer[Pair]):
 
 
 def switch_off_dropout(model: nn.Module) -> None:
-    """Set every dropout's probability to 0."""
+    """Set the probability of every dropout module to 0."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -1,4 +1,4 @@
-"""What reference log-probabilities depend on, as digests: weights, adapter, processor, chat template."""
+"""Digests of everything that reference log-probabilities depend on: weights, adapter, processor, chat template."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def reference_fingerprint(
     options: Mapping[str, Any],
     settings: Mapping[str, str],
 ) -> dict[str, str]:
-    """Everything but the samples that reference log-probabilities depend on, by names that a person understands.
+    """Everything that reference log-probabilities depend on, except the samples, under readable names.
 
     Args:
         policy: the model being trained, before its first step.
-        ref_model: the reference; None: the policy, or with its adapter off.
-        encoder: what samples are encoded with.
-        template_variables: of the chat template.
-        options: of `from_pretrained`.
+        ref_model: the reference; None: the policy, or the policy with its adapter disabled.
+        encoder: the encoder of the samples.
+        template_variables: variables of the chat template.
+        options: arguments of `from_pretrained`.
         settings: options of the method that change log-probabilities.
     """
     if isinstance(ref_model, str | Path):
-        # By its files, or on the hub by its commit: the model need not be loaded.
+        # A saved model is identified by its files, or on the hub by its commit, so it need not be loaded.
         weights, adapter = saved_model_digest(str(ref_model), options), "none"
     else:
         weights = weights_digest(policy if ref_model is None else ref_model)
@@ -52,7 +52,7 @@ def reference_fingerprint(
 
 
 def weights_digest(model: nn.Module, *, adapter: bool = False) -> str:
-    """SHA-256 of every weight and buffer with its name, shape and dtype: of the base, or else of its adapter alone."""
+    """SHA-256 of every weight and buffer with its name, shape and dtype: those of the base model, or only those of its adapter."""
     prefix = model.base_model.prefix if isinstance(model, PeftModel) else None  # pyright: ignore[reportAttributeAccessIssue]
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -64,15 +64,15 @@ def weights_digest(model: nn.Module, *, adapter: bool = False) -> str:
 
 
 def saved_model_digest(name: str, options: Mapping[str, Any]) -> str:
-    """SHA-256 of a saved model's weight files and configuration, or of its id and commit where it is on the hub.
+    """SHA-256 of a saved model's weight files and configuration, or of its id and commit if it is on the hub.
 
     Args:
-        options: of `from_pretrained`.
+        options: arguments of `from_pretrained`.
     """
     digest = hashlib.sha256()
     folder = Path(name)
     if not folder.is_dir():
-        # Not tried against a real hub here: transformers keeps a commit's files in a folder named after it.
+        # Not tested against a real hub: transformers keeps a commit's files in a folder named after it.
         where = {key: options[key] for key in WHERE if key in options}
         digest.update(f"{name} {Path(str(cached_file(name, 'config.json', **where))).parent.name}".encode())
         return digest.hexdigest()
@@ -84,7 +84,7 @@ def saved_model_digest(name: str, options: Mapping[str, Any]) -> str:
 
 
 def processor_digest(processor: Any) -> str:
-    """SHA-256 of what the processor does to text and images, pixel budget included."""
+    """SHA-256 of the processor's tokenizer and image settings, including the pixel budget."""
     return _digest([_tokenizer(processor), _plain(getattr(processor, "image_processor", None))])
 
 

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation and its kin: sample, score, compare within the group, learn."""
+"""Group-relative policy optimisation and its variants: sample, score, compare within the group, learn."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class GRPOTrainer(GroupTrainer[Scored]):
         reward_funcs: one or several reward functions: callables `f(prompts, completions, **columns) -> list[float | None]`, sync or async,
             or names of `boresight.rewards`, or dotted paths.
         args: options; None: the defaults.
-        train_dataset: rows with a `prompt`, images, and whatever columns the reward functions read.
-        eval_dataset: the same, to evaluate on; or several of them by name.
+        train_dataset: rows with a `prompt`, images, and the columns that the reward functions read.
+        eval_dataset: a data set to evaluate on, in the same forms; or a dict of several by name.
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights; the reference is then the model without it.
-        ref_model: what to compare with where `beta` is not 0; None: the policy before training.
+        ref_model: the reference model, used if `beta` is not 0; None: the policy before training.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             log_once=self.log_once,
         )
         self.experience: list[Scored] = []
-        """The groups of the latest rollout, in the order its optimizer steps learn from them."""
+        """The groups of the latest rollout, in the order in which its optimizer steps learn from them."""
         self._entropy_threshold: float | None = None
 
     def _engine_sampler(self) -> Sampler:
@@ -127,18 +127,18 @@ class GRPOTrainer(GroupTrainer[Scored]):
         return self.encoder.prompt(row)
 
     def _check_data(self) -> None:
-        """Also have the answer rewards mark the gold answers."""
+        """Also score the gold answers with the answer rewards."""
         super()._check_data()
         if self.args.dynamic_sampling and is_stream(self.train_dataset):
             raise ConfigError(
-                "dynamic_sampling takes further prompts by the numbers of their rows, which a streamed data set has not: load it whole, "
-                "or set dynamic_sampling=False."
+                "dynamic_sampling takes further prompts by row number, and a streamed data set has no row numbers: load it without "
+                "streaming, or set dynamic_sampling=False."
             )
         on_every_rank(self._check_gold)
 
     def _check_gold(self) -> None:
         args, records = self.args, self.train_dataset
-        # One rank is enough; the others hear of what it refuses.
+        # One rank checks; an error is raised on all of them.
         if args.gold_check != "off" and records is not None and not is_stream(records) and self.is_world_process_zero():
             is_error = args.gold_check == "error"
             for found in gold_findings(self.scorer, records, args.gold_template, seed=args.seed, is_error=is_error):
@@ -147,7 +147,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
     def prepare(self, inputs: list[Prompt]) -> list[Scored]:
-        """This optimizer step's groups; a new rollout where the loader brought prompts."""
+        """This optimizer step's groups, after a new rollout if the loader supplied prompts."""
         if inputs:
             try:
                 self.experience = self.collect(inputs)
@@ -159,7 +159,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         return self._with_entropy(items) if self.args.top_entropy_quantile < 1 else items
 
     def collect(self, prompts: Sequence[Prompt]) -> list[Scored]:
-        """Sample completions of prompts, score them, compare each with its group, and add the log-probabilities that the loss needs."""
+        """Sample completions of prompts, score them, compute advantages, and add the log-probabilities that the loss needs."""
         scored, rows = self.rollouts.collect(prompts, self.state)
         with self.timeline.phase("logp"):
             scored = self._with_logp(scored)
@@ -170,7 +170,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         return scored
 
     def _with_entropy(self, items: Sequence[Scored]) -> list[Scored]:
-        """The items with their tokens' entropies, from whose quantile over the whole step and all ranks the threshold is taken."""
+        """The items with their tokens' entropies. The threshold is set from their quantile over the whole step and all ranks."""
         groups = [item.group for item in items]
         with self.timeline.phase("logp"):
             rows = self._token_rows(groups, self.policy, "entropy")
@@ -181,10 +181,10 @@ class GRPOTrainer(GroupTrainer[Scored]):
         return [replace(item, entropy=block) for item, block in zip(items, per_group(rows, groups), strict=True)]
 
     def _with_logp(self, scored: Sequence[Scored]) -> list[Scored]:
-        """The items with their log-probabilities before the update and under the reference; those to learn nothing from without."""
+        """The items with their log-probabilities before the update and under the reference. Items without a gradient get none."""
         learned = [item for item in scored if self.learns_from(item)]
         groups = [item.group for item in learned]
-        # One update per rollout: the policy is its own old self, and no pass is needed.
+        # With one update per rollout, the old policy is the policy, and no pass is needed.
         old = self.logp(groups, self.policy) if self.plan.rollout_period > 1 else [None] * len(groups)
         reference = self.logp(groups, self.reference) if self.reference is not None else [None] * len(groups)
         known = {
@@ -193,24 +193,24 @@ class GRPOTrainer(GroupTrainer[Scored]):
         return [known.get(id(item), item) for item in scored]
 
     def _keep_what_was_learned(self, error: EngineError) -> None:
-        """The engine is gone for good: a checkpoint of the last finished step, for a run that goes on later."""
+        """Save a checkpoint of the last finished step after a permanent engine failure, so that the run can be resumed."""
         if self.state.global_step:
             self._save_checkpoint(self.model, trial=None)  # pyright: ignore[reportArgumentType]
             error.add_note(
-                f"boresight: what was learned is in {self.args.output_dir}/checkpoint-{self.state.global_step}; go on with "
+                f"boresight: the training state is saved in {self.args.output_dir}/checkpoint-{self.state.global_step}; resume with "
                 "trainer.train(resume_from_checkpoint=True)."
             )
 
     def _prompt(self, row: int) -> Prompt:
-        """A training row's prompt, encoded here."""
+        """The prompt of a training row, encoded in this process."""
         return EncodedRows(self.train_dataset, self.encode)[row]
 
     def logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
-        """Log-probabilities of every group under a model, no gradient, no dropout."""
+        """Log-probabilities of every group under a model, without gradient and dropout."""
         return per_group(self._token_rows(groups, model, "logp"), groups)
 
     def _token_rows(self, groups: Sequence[Group], model: Callable[..., TokenStats], wanted: str) -> list[Tensor]:
-        """One row per completion of what a model says of its tokens: `logp` or `entropy`."""
+        """One row per completion with its tokens' `logp` or `entropy` under a model."""
         rows: list[Tensor] = []
         with self.without_gradient():
             for part in micro_batches(groups, self.plan, self.args.max_tokens_per_pass):
@@ -220,7 +220,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     @property
     def _temperature(self) -> float:
-        """What divides the logits in the loss: the sampler's temperature, 1 where that is 0."""
+        """The divisor of the logits in the loss: the sampler's temperature, or 1 if that is 0."""
         return self.args.temperature or 1.0
 
     def learns_from(self, item: Scored) -> bool:
@@ -294,7 +294,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
     # ---- Report -----------------------------------------------------------------------------------------------------------------
 
     def _show(self, rows: pa.Table) -> None:
-        """Print a step's completions and pass them to the trackers, when asked to."""
+        """Print a step's completions and send them to the trackers, if `log_completions` is set."""
         step, args = self.state.global_step + 1, self.args
         every = max(1, int(self.state.logging_steps or 1))
         if args.log_completions and self.is_world_process_zero() and (step % every == 0 or step == 1):
@@ -324,7 +324,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
 
 class WeightsMoved(TrainerCallback):
-    """Tells a sampler whenever the policy's weights may have changed: by a step, or by loading."""
+    """Notifies a sampler whenever the policy's weights may have changed: after a step, or after loading."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler

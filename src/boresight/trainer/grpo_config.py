@@ -1,4 +1,4 @@
-"""The configuration of GRPO and its kin, and the arithmetic of their steps."""
+"""The configuration of GRPO and its variants, and the arithmetic of their steps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from boresight.trainer.steps import StepPlan
 @strict
 @dataclass
 class GRPOConfig(GRPOOptions, TrainerConfig):
-    """Options of `GRPOTrainer`. Names and defaults are TRL's; the deviations stand in the rooms' own configurations.
+    """Options of `GRPOTrainer`. Names and defaults are TRL's; the rooms' own option classes document the deviations.
 
     `per_device_train_batch_size` counts completions, as in TRL: a rank's optimizer step holds per_device_train_batch_size ×
-    gradient_accumulation_steps / num_generations groups. `num_prompts_per_step` says it directly.
+    gradient_accumulation_steps / num_generations groups. `num_prompts_per_step` sets the number of groups over all ranks directly.
     """
 
     def __post_init__(self) -> None:
@@ -29,17 +29,17 @@ class GRPOConfig(GRPOOptions, TrainerConfig):
         check_vllm(self, corrects=self.vllm_importance_sampling_correction)
         if self.num_generations < 2:
             raise ConfigError(
-                f"num_generations={self.num_generations}: an advantage compares completions of one prompt, so at least 2."
+                f"num_generations={self.num_generations}: an advantage compares completions of one prompt, so it must be at least 2."
             )
         if isinstance(self.steps_per_generation, OptimizerSteps):
             self.steps_per_generation = int(self.steps_per_generation) * self.gradient_accumulation_steps
         self.step_plan()
 
     def step_plan(self) -> StepPlan:
-        """How many groups a step, a pass and a generation hold on this rank.
+        """The number of groups of a step, a pass and a rollout on this rank.
 
         Raises:
-            ConfigError: the numbers do not come out whole, or contradict one another; the message names the nearest that do.
+            ConfigError: the numbers do not divide evenly, or contradict one another; the message suggests the nearest valid numbers.
         """
         groups = self._groups_per_step()
         return StepPlan(
@@ -78,11 +78,13 @@ class GRPOConfig(GRPOOptions, TrainerConfig):
         return groups
 
     def _steps_per_rollout(self, groups: int) -> int:
-        """Optimizer steps that one generation serves."""
+        """Optimizer steps that one rollout serves."""
         accumulation = self.gradient_accumulation_steps
         if self.generation_batch_size is not None:
             if self.steps_per_generation is not None:
-                raise ConfigError("generation_batch_size and steps_per_generation say the same thing: set one of them.")
+                raise ConfigError(
+                    "generation_batch_size and steps_per_generation both set the size of a rollout: set one of them."
+                )
             completions = groups * self.num_generations * self.world_size
             steps, rest = divmod(self.generation_batch_size, completions)
             if rest or not steps:
@@ -92,7 +94,7 @@ class GRPOConfig(GRPOOptions, TrainerConfig):
                 )
             return steps
         if self.steps_per_generation is None or accumulation % self.steps_per_generation == 0:
-            # Several generations within one optimizer step have the same weights: one serves them all.
+            # Several rollouts within one optimizer step would use the same weights, so a single one serves them all.
             return 1
         steps, rest = divmod(self.steps_per_generation, accumulation)
         if rest:

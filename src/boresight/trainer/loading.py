@@ -14,7 +14,7 @@ from boresight.types import Row
 
 
 class EncodedRows(Dataset[Any]):
-    """Rows by number, encoded where they are asked for: in a loader's worker."""
+    """Rows by number, encoded on access, in a loader's worker."""
 
     def __init__(self, records: Any, encode: Callable[[Row], Any]) -> None:
         self.rows = RowDataset(records)
@@ -28,7 +28,7 @@ class EncodedRows(Dataset[Any]):
 
 
 class StepLoader(DataLoader[Any]):
-    """A loader of optimizer steps. Its workers' seeds come from a generator of its own, so that loading uses no global random number."""
+    """A loader of optimizer steps. Its workers' seeds come from its own generator, so that loading does not use the global one."""
 
     def set_epoch(self, epoch: int) -> None:
         if isinstance(self.batch_sampler, StepBatches):
@@ -41,8 +41,8 @@ def step_loader(
     """A loader whose items are this rank's shares of optimizer steps.
 
     Args:
-        batches: which rows each step gets; None where records can only be walked through.
-        args: transformers' options of loading.
+        batches: the rows of each step; None if records can only be iterated.
+        args: transformers' data loading options.
     """
     options: dict[str, Any] = {"generator": torch.Generator().manual_seed(args.seed)}
     if workers := args.dataloader_num_workers:
@@ -54,7 +54,7 @@ def step_loader(
     if batches is not None:
         return StepLoader(EncodedRows(records, encode), batch_sampler=batches, collate_fn=list, **options)
     if workers > 1:
-        # Every worker would walk through all of it.
+        # Each additional worker would iterate over the whole stream.
         options["num_workers"] = 1
     rows = StreamedBatches(RowStream(records), plan, encode=encode, rank=args.process_index, world_size=args.world_size)
     return StepLoader(rows, batch_size=None, **options)
@@ -69,7 +69,7 @@ def values(datasets: Any) -> list[Any]:
 
 
 def each(function: Any, datasets: Any) -> Any:
-    """Apply to a data set, or to each of a plain dict of them; None stays None."""
+    """Apply a function to a data set, or to each of a plain dict of data sets; None stays None."""
     if datasets is None:
         return None
     if type(datasets) is dict:

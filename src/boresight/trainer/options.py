@@ -1,7 +1,7 @@
-"""The options of each method: what the trainers themselves read, with the options of the rooms beside it.
+"""The options of each method: the trainers' own options and those of the rooms.
 
 These are plain dataclasses, so that the command line and the reference pages read them without transformers. `SFTConfig`, `DPOConfig`
-and `GRPOConfig` are these and `transformers.TrainingArguments`; ranges and refusals of its options are in `training_arguments`.
+and `GRPOConfig` combine them with `transformers.TrainingArguments`, whose ranges and refusals are in `training_arguments`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from boresight.rollout.vllm.options import VLLMOptions
 from boresight.trainer.training_arguments import UNSUPPORTED
 
 NOTHING_SAMPLED = dict.fromkeys(("log_completions", "num_completions_to_print"), "it samples no completions")
-"""Options that mean nothing to a trainer which learns from what others wrote."""
-NARROWED = "the objective would need log-probabilities of the narrowed distribution"
+"""Options without effect for a trainer that does not sample."""
+NARROWED = "the objective would need log-probabilities of the truncated distribution"
 
 Count = Range(at_least=1)
 Rate = Range(at_least=0)
@@ -40,13 +40,13 @@ class ReferenceSyncOptions:
     heading: ClassVar[str] = "trainer"
 
     sync_ref_model: Annotated[bool, Needs("beta", Range(above=0), "set beta above 0 (else there is no reference)")] = (
-        option(False, "Move the reference towards the policy now and then (TR-DPO).")
+        option(False, "Move the reference towards the policy at regular intervals (TR-DPO).")
     )
     ref_model_mixup_alpha: Annotated[float, Range(above=0, at_most=1), Needs("sync_ref_model", True)] = option(
-        0.6, "Share of the policy in each move: reference = α policy + (1 − α) reference."
+        0.6, "Share α of the policy in each update: reference = α policy + (1 − α) reference."
     )
     ref_model_sync_steps: Annotated[int, Count, Needs("sync_ref_model", True)] = option(
-        512, "Optimizer steps from one move to the next."
+        512, "Optimizer steps between updates of the reference."
     )
 
 
@@ -57,12 +57,13 @@ class DynamicSamplingOptions:
     heading: ClassVar[str] = "rollout"
 
     dynamic_sampling: bool = option(
-        False, "Replace groups whose rewards are all equal, which teach nothing, by groups of further prompts (DAPO)."
+        False,
+        "Replace groups whose rewards are all equal, which give no learning signal, by groups of further prompts (DAPO).",
     )
     max_sampling_rounds: Annotated[int, Range(at_least=2), Needs("dynamic_sampling", True)] = option(
         10,
-        "Most rounds of sampling in a rollout, including the first, which replaces nothing. At the limit the groups without spread that "
-        "are still needed stay in the step, and the log reports it.",
+        "Maximum rounds of sampling in a rollout, including the first, which replaces nothing. At the limit, groups without spread stay in "
+        "the step as needed, and the log reports it.",
     )
 
 
@@ -76,15 +77,16 @@ class TrainerOptions(DataOptions, ModelOptions, ReportOptions):
     output_dir: str | None = option(
         "trainer_output", "The run folder: checkpoints, completions, images, metrics.", metavar="FOLDER"
     )
-    bf16: bool | None = option(None, "Compute in bfloat16. None: where the hardware has it (CUDA; never on a CPU).")
+    bf16: bool | None = option(None, "Compute in bfloat16. None: if the hardware supports it (CUDA; never on a CPU).")
     gradient_checkpointing: bool = option(True, "Recompute activations in the backward pass to save memory.")
-    logging_steps: Annotated[float, Rate] = option(10, "Log every so many optimizer steps.")
+    logging_steps: Annotated[float, Rate] = option(10, "Optimizer steps between logs.")
     remove_unused_columns: bool = option(False, "Must stay False: reward functions receive every column.")
-    dataloader_pin_memory: bool = option(False, "Groups are moved when they are packed, so pinning helps nothing.")
+    dataloader_pin_memory: bool = option(
+        False, "Pin the loader's memory. Without benefit here, because groups are moved when they are packed."
+    )
     max_tokens_per_pass: Annotated[int | None, Count] = option(
         None,
-        "Cut a step into micro-batches of at most so many tokens, counted as they are packed. None: of as many groups as "
-        "per_device_train_batch_size asks for.",
+        "Maximum packed tokens of a micro-batch. None: the size of a micro-batch follows from per_device_train_batch_size.",
     )
 
 
@@ -96,13 +98,13 @@ class SFTOptions(TrainerOptions):
 
     learning_rate: Annotated[float, Rate] = option(2e-5, "Peak learning rate of AdamW.")
     assistant_only_loss: bool = option(
-        False, "In `messages` rows, count only the assistant's turns. The chat template stays as it is."
+        False, "In `messages` rows, compute the loss only on the assistant's turns. The chat template is not changed."
     )
     completion_only_loss: bool | None = option(
-        None, "In `prompt`/`completion` rows, count only the completion. None: yes."
+        None, "In `prompt`/`completion` rows, compute the loss only on the completion. None: yes."
     )
     max_length: Annotated[int | None, Count] = option(
-        None, "Most tokens of a row; text is cut from the end, images never. None: no limit."
+        None, "Maximum tokens of a row; text is cut from the end, images are never cut. None: no limit."
     )
 
 
@@ -114,26 +116,26 @@ class DPOOptions(PreferenceLossOptions, ReferenceSyncOptions, TrainerOptions):
     unsupported: ClassVar[dict[str, str]] = UNSUPPORTED | NOTHING_SAMPLED
 
     learning_rate: Annotated[float, Rate] = option(1e-6, "Peak learning rate of AdamW.")
-    disable_dropout: bool = option(True, "Switch dropout off in policy and reference.")
+    disable_dropout: bool = option(True, "Disable dropout in policy and reference.")
     max_length: Annotated[int | None, Count] = option(
-        None, "Most tokens of a prompt with either answer, images expanded. None: no limit."
+        None, "Maximum tokens of a prompt with either answer, images expanded. None: no limit."
     )
     overlong_pairs: Annotated[Literal["error", "drop", "truncate_completion"], Needs("max_length", SET)] = option(
         "error",
-        "What becomes of pairs beyond max_length: 'error' names them, 'drop' leaves them out, 'truncate_completion' cuts answers from "
-        "their end, never an image. Decided and counted before training.",
+        "Handling of pairs longer than max_length, before training: 'error' stops and names them, 'drop' leaves them out, "
+        "'truncate_completion' cuts answers from the end, and never an image.",
     )
     precompute_ref_log_probs: bool = option(
         False,
-        "Compute the reference's log-probabilities of all pairs before training and keep them on disk, so that no reference model is held "
-        "beside the policy.",
+        "Compute the reference's log-probabilities of all pairs before training and store them on disk, so that no reference model stays "
+        "in memory.",
     )
     precompute_ref_batch_size: Annotated[int | None, Count, Needs("precompute_ref_log_probs", True)] = option(
-        None, "Pairs of one pass while precomputing. None: per_device_train_batch_size."
+        None, "Pairs per pass while precomputing. None: per_device_train_batch_size."
     )
     precomputed_ref_path: Annotated[str | None, Needs("precompute_ref_log_probs", True)] = option(
         None,
-        "The file that keeps precomputed log-probabilities. None: reference_logps.safetensors in the run folder.",
+        "The file of precomputed log-probabilities. None: reference_logps.safetensors in the run folder.",
         metavar="FILE",
     )
 
@@ -156,7 +158,7 @@ class GRPOOptions(
         "top_p": NARROWED,
         "top_k": NARROWED,
         "min_p": NARROWED,
-        "repetition_penalty": "the objective would need log-probabilities of the bent distribution",
+        "repetition_penalty": "the objective would need log-probabilities of the penalised distribution",
     }
 
     learning_rate: Annotated[float, Rate] = option(1e-6, "Peak learning rate of AdamW.")
@@ -166,15 +168,13 @@ class GRPOOptions(
         None, "Groups of one optimizer step over all ranks, instead of gradient_accumulation_steps."
     )
     max_prompt_length: Annotated[int | None, Count] = option(
-        None, "Longest prompt in tokens; a longer one is an error, never cut. None: no limit."
+        None, "Maximum tokens of a prompt; a longer prompt is an error and is never cut. None: no limit."
     )
-    num_iterations: Annotated[int, Count] = option(
-        1, "How often the completions of one generation are learned from (µ)."
-    )
+    num_iterations: Annotated[int, Count] = option(1, "Number of passes over the completions of one rollout (µ).")
     steps_per_generation: Annotated[int | None, Count] = option(
         None,
-        "Micro-batches that one generation serves, as TRL counts. None: one optimizer step's, gradient_accumulation_steps.",
+        "Micro-batches that one rollout serves, as TRL counts. None: those of one optimizer step, gradient_accumulation_steps.",
     )
     generation_batch_size: Annotated[int | None, Count] = option(
-        None, "Completions of one generation over all ranks, instead of steps_per_generation."
+        None, "Completions of one rollout over all ranks, instead of steps_per_generation."
     )

@@ -1,4 +1,4 @@
-"""Preference pairs on their way through a step, and what becomes of those that are too long."""
+"""Preference pairs in an optimizer step, and the handling of overlong pairs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MAX_NAMED = 10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """A group of two with what the losses need beside it. Its two branches stay in one pass: the loss compares them."""
+    """A group of two with the other inputs of the losses. Its two branches stay in one pass, because the loss compares them."""
 
     group: Group
     reference: Tensor | None = None
-    """[2] `completion_logps` under the reference; None before it was asked."""
+    """[2] `completion_logps` under the reference; None until computed."""
     partners: Tensor | None = None
-    """[3] as `aot_partners` returns; None where no loss is coupled."""
+    """[3] as `aot_partners` returns; None if no loss is coupled."""
 
     def __len__(self) -> int:
         return 1
@@ -44,19 +44,19 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class PairLengths:
-    """What a look at every pair found."""
+    """The results of checking every pair."""
 
     num_pairs: int
     overlong: tuple[tuple[int, int], ...]
     """Row and length, in tokens, of each pair whose longer side exceeds `max_length`."""
     hopeless: tuple[tuple[int, int], ...]
-    """Those of them whose prompt alone leaves no room for an answer."""
+    """The overlong pairs whose prompt alone leaves no room for an answer."""
     num_identical: int
-    """Pairs whose chosen answer is the rejected one: no loss of a margin learns from them."""
+    """Pairs whose chosen and rejected answers are equal: losses of the margin learn nothing from them."""
 
 
 def pair_lengths(encoder: Encoder, records: Any, max_length: int | None) -> PairLengths:
-    """Look at every pair before training."""
+    """Check every pair before training."""
     overlong: list[tuple[int, int]] = []
     hopeless: list[tuple[int, int]] = []
     num_identical = 0
@@ -78,7 +78,7 @@ def kept_pairs(found: PairLengths, policy: str, max_length: int | None) -> list[
     """The rows that training may use.
 
     Raises:
-        DataError: the policy is `error` and pairs are too long, or it is `truncate_completion` and prompts are, or none is left.
+        DataError: pairs are too long under `error`, prompts are too long under `truncate_completion`, or no pair is left.
     """
     refused = {"error": found.overlong, "truncate_completion": found.hopeless, "drop": ()}[policy]
     if refused:
@@ -107,6 +107,6 @@ def selected(records: Any, kept: list[int]) -> Any:
 
 
 def stacked(values: Iterable[Tensor | None], device: torch.device) -> Tensor | None:
-    """One tensor of them all, or None where there are none."""
+    """The tensors stacked, or None if there are none."""
     present = [value for value in values if value is not None]
     return torch.stack(present).to(device) if present else None

@@ -1,4 +1,4 @@
-"""Reference log-probabilities computed once and kept on disk, under a fingerprint of all that they depend on (`fingerprint`)."""
+"""Reference log-probabilities, computed once and stored on disk with a fingerprint of everything that they depend on (`fingerprint`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from boresight.types import PerSequence, Row
 
 
 def sample_digest(row: Row) -> str:
-    """SHA-256 of what a pair's log-probabilities are computed from: its texts, its images' bytes, its template variables."""
+    """SHA-256 of the inputs of a pair's log-probabilities: its texts, its images' bytes, its template variables."""
     parts = [row.prompt, *row.completions, row.columns.get("chat_template_kwargs")]
     text = json.dumps(parts, sort_keys=True, default=str) + "".join(image.digest for image in row.images)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -34,8 +34,7 @@ class PrecomputedReference:
     """`completion_logps` of pairs under the reference, by the digest of their samples.
 
     Args:
-        fingerprint: what all entries depend on, each part by a name that a person understands. A file made under another one is
-            refused.
+        fingerprint: everything that the entries depend on, each part under a readable name. A file with another fingerprint is refused.
     """
 
     def __init__(self, fingerprint: Mapping[str, str]) -> None:
@@ -44,10 +43,10 @@ class PrecomputedReference:
 
     @classmethod
     def load(cls, path: Path, fingerprint: Mapping[str, str]) -> PrecomputedReference:
-        """Read a file back.
+        """Read a table from its file.
 
         Raises:
-            ConfigError: it was made under another fingerprint; the message names what changed.
+            ConfigError: the file has another fingerprint; the message names what changed.
         """
         table = cls(fingerprint)
         with safe_open(path, "pt") as file:
@@ -56,14 +55,14 @@ class PrecomputedReference:
             changed = sorted(name for name in {*made, *fingerprint} if made.get(name) != fingerprint.get(name))
             if changed:
                 raise ConfigError(
-                    f"{path} holds reference log-probabilities made with another {' and another '.join(changed)}: delete it to have them "
-                    "computed anew, or set precomputed_ref_path to a file of its own."
+                    f"{path} holds reference log-probabilities made with another {' and another '.join(changed)}: delete it to compute "
+                    "them again, or set precomputed_ref_path to another file."
                 )
             table._logps = dict(zip(digests, file.get_tensor("logps"), strict=True))
         return table
 
     def save(self, path: Path) -> None:
-        """Write the table, replacing the file in one move."""
+        """Write the table, replacing the file atomically."""
         logps = torch.stack(list(self._logps.values())) if self._logps else torch.empty(0, 2)
         write_whole(path, save({"logps": logps}, self.fingerprint | {"digests": " ".join(self._logps)}))
 
@@ -82,7 +81,7 @@ class PrecomputedReference:
             self._logps[sample_digest(row)] = pair
 
     def update(self, entries: Mapping[str, Tensor]) -> None:
-        """Add what another rank computed."""
+        """Add the entries of another rank."""
         self._logps.update(entries)
 
     @property
@@ -96,14 +95,14 @@ class PrecomputedReference:
 
 
 def rows_of(datasets: Iterable[Any]) -> list[Row]:
-    """The rows of several data sets, None among them left out.
+    """The rows of several data sets; None is skipped.
 
     Raises:
         ConfigError: one of them is a stream.
     """
     found = [records for records in datasets if records is not None]
     if any(is_stream(records) for records in found):
-        raise ConfigError("precompute_ref_log_probs=True needs data sets that have a length.")
+        raise ConfigError("precompute_ref_log_probs=True needs data sets with a length, not streams.")
     tables = [RowDataset(records) for records in found]
     return [table[index] for table in tables for index in range(len(table))]
 
@@ -117,15 +116,16 @@ def precomputed_reference(
     batch_size: int,
     shows_progress: bool,
 ) -> PrecomputedReference:
-    """The table of some rows: read from its file, completed where rows are missing, and written back. All ranks call it together.
+    """The table of some rows: read from its file, completed if rows are missing, and written back. All ranks call it together.
 
     Args:
         path: the table's file.
         fingerprint: see `PrecomputedReference`.
-        rows: those that the table must hold.
-        logps: makes what computes rows, called only where some are missing: a reference model need not be loaded otherwise.
+        rows: the rows that the table must hold.
+        logps: returns the function that computes rows. It is called only if rows are missing, so that the reference model is loaded only
+            if needed.
         batch_size: rows of one pass.
-        shows_progress: show a bar.
+        shows_progress: show a progress bar.
     """
     table = PrecomputedReference.load(path, fingerprint) if path.exists() else PrecomputedReference(fingerprint)
     missing = table.missing(rows)

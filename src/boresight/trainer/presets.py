@@ -1,4 +1,4 @@
-"""Methods by name: the options that make the one trainer a published algorithm, each value with its place in the paper."""
+"""Presets: the options that configure the trainer as a published algorithm, each value with its source in the paper."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from boresight.trainer.options import OptimizerSteps
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One option's value, and where it is from."""
+    """One option's value and its source."""
 
     value: Any
     source: str
@@ -89,7 +89,7 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def described(name: str) -> str:
-    """What a preset sets, one line per option, with the paper."""
+    """The options that a preset sets, one line each, with the paper."""
     width = max(len(f"{option}={value.value!r}") for option, value in PRESETS[name].items())
     return "\n".join(
         f"{f'{option}={value.value!r}':<{width}}  {value.source}" for option, value in PRESETS[name].items()

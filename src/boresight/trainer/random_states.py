@@ -1,4 +1,4 @@
-"""Random generators that evaluation leaves as it found them."""
+"""Saving and restoring the random generators around evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextlib.contextmanager
 def random_states_kept() -> Iterator[None]:
-    """Put every random generator back as it was."""
+    """Restore every random generator at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):

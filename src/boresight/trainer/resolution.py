@@ -1,4 +1,4 @@
-"""Weights too coarse for the steps they are to take."""
+"""A check that the dtype of the weights resolves updates of the learning rate's size."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from boresight.errors import ConfigError
 
 WEIGHTS_PER_TENSOR = 4096
-"""Looked at of each parameter, evenly spaced."""
+"""Number of checked weights of each parameter, evenly spaced."""
 LEAST_SHARE = 0.5
-"""Of the weights that a step must be able to move."""
+"""Minimum share of the weights that a step must be able to change."""
 
 
 def check_resolution(model: nn.Module, args: Any) -> None:
-    """Refuse to train weights of which a step leaves most as they are.
+    """Refuse to train weights if a step would leave most of them unchanged.
 
-    An update under Adam is about as large as the learning rate, and one below half the distance to a weight's neighbour in its dtype is
-    rounded away: bf16 weights realise 2 % of the wanted movement in 100 steps at a learning rate of 1e-6, and 16 % at 1e-5. Other
-    optimizers' steps are as large as their gradients, which nobody knows yet; what these leave unmoved is measured during training.
+    An update under Adam is about as large as the learning rate. An update below half the distance to the next value of the dtype is
+    rounded away: bf16 weights realise 2 % of the intended change in 100 steps at a learning rate of 1e-6, and 16 % at 1e-5. The steps of
+    other optimizers depend on their gradients, which are not known yet; the unchanged share is measured during training instead.
 
     Raises:
-        ConfigError: with the share, and the ways out.
+        ConfigError: too few weights would change; the message states the share and the fixes.
     """
     if "adam" not in str(args.optim).lower():
         return
@@ -39,14 +39,14 @@ def check_resolution(model: nn.Module, args: Any) -> None:
     if share < LEAST_SHARE:
         dtype = str(coarse[0].dtype).removeprefix("torch.")
         raise ConfigError(
-            f"learning_rate={args.learning_rate:g} is below the resolution of {dtype} weights: at most {share:.0%} of them would move, the "
-            "other updates are rounded away. Leave dtype unset, so that trained weights are float32 (bf16=True still computes in "
+            f"learning_rate={args.learning_rate:g} is below the resolution of {dtype} weights: at most {share:.0%} of them would change. "
+            "All other updates would be rounded away. Leave dtype unset, so that trained weights are float32 (bf16=True still computes in "
             "bfloat16), train an adapter (use_peft), or raise learning_rate."
         )
 
 
 def _moves(parameter: Tensor, step: float) -> Tensor:
-    """Which of a parameter's weights a step of this size changes, up or down."""
+    """True for each of a parameter's weights that a step of this size changes, up or down."""
     weights = parameter.flatten()[:: max(1, parameter.numel() // WEIGHTS_PER_TENSOR)]
     exact = weights.double()
     return ((exact + step).to(weights.dtype) != weights) | ((exact - step).to(weights.dtype) != weights)

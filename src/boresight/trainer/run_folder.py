@@ -9,12 +9,12 @@ from transformers import TrainerCallback
 
 
 class CleanFolder(TrainerCallback):
-    """Before the first step, removes what an earlier process left of later steps; an interrupted run goes on from its checkpoint.
+    """Before the first step, removes an earlier process's output about later steps, because a run resumes from its checkpoint.
 
     Args:
-        discard_after: removes it, and returns how much went. Called on the first rank alone.
-        say: tells the user.
-        wait: holds every rank until all have come here.
+        discard_after: removes it, and returns the number of removed lines and files. Called on the first rank only.
+        say: prints a message to the user.
+        wait: a barrier over all ranks.
     """
 
     def __init__(
@@ -26,5 +26,7 @@ class CleanFolder(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero and self._discard_after(state.global_step):
-            self._say(f"what an earlier run left of steps after {state.global_step} in {args.output_dir} is removed.")
+            self._say(
+                f"removed the output of an earlier run about steps after {state.global_step} from {args.output_dir}."
+            )
         self._wait()

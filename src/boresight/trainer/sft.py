@@ -18,7 +18,7 @@ from boresight.types import Group, Row
 
 
 class SFTTrainer(GroupTrainer[Group]):
-    """Teach by demonstrations.
+    """Learn from demonstrations.
 
     Rows are `messages`, or `prompt` and `completion`, each with any number of images.
 
@@ -26,7 +26,7 @@ class SFTTrainer(GroupTrainer[Group]):
         model: a hub id, a folder, or a loaded model.
         args: options; None: the defaults.
         train_dataset: a `datasets` object, a list of rows, a file, a folder, or a hub id.
-        eval_dataset: the same, to evaluate on; or several of them by name.
+        eval_dataset: a data set to evaluate on, in the same forms; or a dict of several by name.
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights.
     """

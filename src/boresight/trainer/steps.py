@@ -1,4 +1,4 @@
-"""Which rows an optimizer step gets, and how a step is cut into micro-batches."""
+"""The rows of an optimizer step, and how a step is cut into micro-batches."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from boresight.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """How many groups go where."""
+    """Numbers of groups and steps on this rank."""
 
     groups_per_step: int
     """Groups of one optimizer step on this rank."""
     groups_per_pass: int
-    """Groups of one micro-batch, where tokens do not decide."""
+    """Groups of one micro-batch, if no token budget is set."""
     steps_per_rollout: int = 1
-    """Optimizer steps, with different groups, that one rollout serves."""
+    """Optimizer steps with different groups that one rollout serves."""
     num_iterations: int = 1
-    """How often the groups of one rollout are learned from."""
+    """Number of passes over the groups of one rollout."""
 
     @property
     def groups_per_rollout(self) -> int:
@@ -36,13 +36,12 @@ class StepPlan:
 
 
 class StepBatches(Sampler[list[int]]):
-    """For every optimizer step, the numbers of this rank's rows.
+    """The numbers of this rank's rows for every optimizer step.
 
-    Those of a whole rollout come at its first step, none at the others.
+    The first step of a rollout gets all of its rows, the other steps get none.
 
-    Every rank walks through the same order and takes its own share, so groups are never split over ranks and no row is used twice in
-    an epoch. The last step of an epoch may be smaller where `keep_last` allows it; totals are counted per step, so that
-    is exact.
+    Every rank iterates over the same order and takes its own share, so groups are never split over ranks and no row is used twice in an
+    epoch. The last step of an epoch may be smaller if `keep_last` is set; this is exact, because totals are computed per step.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class StepBatches(Sampler[list[int]]):
 
     @property
     def num_dropped(self) -> int:
-        """Rows that no step of an epoch uses; a shuffled order leaves out others each time."""
+        """Number of rows that no step of an epoch uses; with shuffling, other rows are left out in each epoch."""
         return self.num_rows - self.num_full * self.plan.groups_per_rollout * self.world_size - self.num_rest
 
     def set_epoch(self, epoch: int) -> None:
@@ -102,7 +101,7 @@ class StepBatches(Sampler[list[int]]):
 
 
 class StreamedBatches(IterableDataset[list[Any]]):
-    """The same for a data set that can only be walked through."""
+    """As `StepBatches`, for a data set that can only be iterated. Yields the rows instead of their numbers."""
 
     def __init__(
         self,
@@ -132,7 +131,7 @@ class StreamedBatches(IterableDataset[list[Any]]):
 
 
 class Cuttable(Protocol):
-    """Something with a prompt and branches that can be cut: a `Group`, or one with what an objective needs beside it."""
+    """A prompt with branches that can be cut: a `Group`, or a group with other inputs of an objective."""
 
     @property
     def num_tokens(self) -> int: ...
@@ -149,8 +148,8 @@ def micro_batches(items: Sequence[Item], plan: StepPlan, max_tokens: int | None 
     """Cut a step into passes, in order.
 
     Args:
-        max_tokens: tokens of a pass as they are packed. A group that is larger alone has its branches run in several passes over the same
-            prompt; a single branch is never cut. None: passes of `plan.groups_per_pass` groups.
+        max_tokens: maximum packed tokens of a pass. The branches of a larger group run in several passes over the same prompt; a single
+            branch is never cut. None: passes of `plan.groups_per_pass` groups.
     """
     if max_tokens is None:
         size = plan.groups_per_pass
@@ -176,6 +175,6 @@ def _parts(item: Item, max_tokens: int) -> Iterator[Item]:
 
 
 def smaller_budget(passes: Sequence[Sequence[Cuttable]]) -> int | None:
-    """Half the tokens of the largest pass that can be cut: what to try when one did not fit in memory. None where none can be cut."""
+    """The token budget after a pass did not fit in memory: half the tokens of the largest pass that can be cut; None if none can."""
     cuttable = [part for part in passes if len(part) > 1 or len(part[0]) > 1]
     return max((sum(item.num_tokens for item in part) for part in cuttable), default=0) // 2 or None

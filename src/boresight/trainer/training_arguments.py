@@ -1,7 +1,6 @@
 """The options of `transformers.TrainingArguments`, read from its source.
 
-Importing it takes seconds, since it imports torch, and `--help` has not got them. What is read here is compared with the class itself by a
-test.
+Importing the class imports torch, which takes seconds and is too slow for `--help`. A test compares the options read here with the class.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passiv
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What boresight says of an option of transformers."""
+    """boresight's declaration of an option of transformers."""
 
     help: str | None = None
-    """What it means, in our words; None: the first sentence of transformers'."""
+    """boresight's help; None: the first sentence of transformers' help."""
     range: Range | None = None
     metavar: str | None = None
     choices: tuple[str, ...] = ()
-    """Where transformers computes them."""
+    """The choices, if transformers computes them."""
 
 
 Count = Range(at_least=1)
@@ -43,12 +42,14 @@ NOTES: Mapping[str, Note] = {
     "adam_beta2": Note(range=Decay),
     "adam_epsilon": Note(range=NotNegative),
     "data_seed": Note(range=NotNegative),
-    "dataloader_num_workers": Note("Processes that read and prepare rows ahead.", NotNegative),
+    "dataloader_num_workers": Note("Worker processes that read and prepare rows in advance.", NotNegative),
     "dataloader_prefetch_factor": Note(range=Count),
     "ddp_bucket_cap_mb": Note(range=Count),
     "ddp_timeout": Note(range=Count),
     "eval_delay": Note(range=NotNegative),
-    "eval_steps": Note("Evaluate every so many steps; below 1, a share of all. None: as logging_steps.", NotNegative),
+    "eval_steps": Note(
+        "Optimizer steps between evaluations; below 1, a share of all steps. None: as logging_steps.", NotNegative
+    ),
     "eval_strategy": Note("When to evaluate: never, every eval_steps, or after each epoch."),
     "gradient_accumulation_steps": Note("Micro-batches of one optimizer step on a rank.", Count),
     "gradient_checkpointing_kwargs": Note(metavar="JSON"),
@@ -57,67 +58,69 @@ NOTES: Mapping[str, Note] = {
     "log_level_replica": Note(choices=LOG_LEVELS),
     "logging_steps": Note(range=NotNegative),
     "lr_scheduler_kwargs": Note(metavar="JSON"),
-    "max_grad_norm": Note("Gradients are shortened to this length; 0: not at all.", NotNegative),
+    "max_grad_norm": Note("Gradients are clipped to this norm; 0: no clipping.", NotNegative),
     "max_steps": Note(
-        "Stop after so many optimizer steps, whatever num_train_epochs says; -1: do not.", Range(at_least=-1)
+        "Stop after this many optimizer steps; overrides num_train_epochs. -1: no limit.", Range(at_least=-1)
     ),
-    "num_train_epochs": Note("How often to go through the rows.", NotNegative),
+    "num_train_epochs": Note("Number of passes over the training rows.", NotNegative),
     "per_device_eval_batch_size": Note("Rows of one evaluation batch on a rank.", Count),
     "per_device_train_batch_size": Note("Rows of one micro-batch on a rank.", Count),
     "report_to": Note(
-        "Trackers that get the metrics: tensorboard, wandb, trackio, mlflow, all or none.", metavar="NAME"
+        "Trackers that receive the metrics: tensorboard, wandb, trackio, mlflow, all or none.", metavar="NAME"
     ),
     "resume_from_checkpoint": Note(
-        "Go on from a checkpoint: its folder, or last for the newest of the run.", metavar="FOLDER|last"
+        "Resume from a checkpoint: its folder, or last for the newest of the run.", metavar="FOLDER|last"
     ),
-    "run_name": Note("What trackers call the run."),
-    "save_steps": Note("Save a checkpoint every so many steps; below 1, a share of all.", NotNegative),
-    "save_strategy": Note("When to save checkpoints: never, every save_steps, after each epoch, or whenever the best."),
-    "save_total_limit": Note("Keep only so many checkpoints, the newest."),
+    "run_name": Note("Name of the run in trackers."),
+    "save_steps": Note("Optimizer steps between checkpoints; below 1, a share of all steps.", NotNegative),
+    "save_strategy": Note(
+        "When to save checkpoints: never, every save_steps, after each epoch, or after each new best evaluation."
+    ),
+    "save_total_limit": Note("Keep only this many checkpoints, the newest."),
     "seed": Note("Seed of new adapters, of the order of rows, and of sampling.", NotNegative),
-    "use_cpu": Note("Train on the CPU even where there is a GPU."),
-    "warmup_steps": Note("Steps in which the learning rate rises from 0; below 1, a share of all.", NotNegative),
+    "use_cpu": Note("Train on the CPU even if a GPU is available."),
+    "warmup_steps": Note("Steps in which the learning rate rises from 0; below 1, a share of all steps.", NotNegative),
     "weight_decay": Note(range=NotNegative),
 }
 
 RANGES: Mapping[str, Range] = {name: note.range for name, note in NOTES.items() if note.range is not None}
-"""For `check_options`: what transformers accepts and can mean."""
+"""For `check_options`: the valid ranges of transformers' options."""
 
 UNSUPPORTED = {
-    "auto_find_batch_size": "a step is cut into micro-batches by itself",
-    "batch_eval_metrics": "metrics are sums over groups, whatever the batches",
-    "deepspeed": "it is not tried yet; use DDP",
-    "enable_jit_checkpoint": "it is not tried yet",
+    "auto_find_batch_size": "a step that does not fit in memory is cut into smaller micro-batches automatically",
+    "batch_eval_metrics": "metrics are sums over groups, independent of the batches",
+    "deepspeed": "it is not tested yet; use DDP",
+    "enable_jit_checkpoint": "it is not tested yet",
     "eval_accumulation_steps": "evaluation keeps no predictions",
     "eval_do_concat_batches": "evaluation keeps no predictions",
     "eval_use_gather_object": "evaluation keeps no predictions",
-    "fp16_full_eval": "evaluation runs as training does",
-    "bf16_full_eval": "evaluation runs as training does",
-    "fsdp": "it is not tried yet; use DDP",
-    "fsdp_config": "it is not tried yet; use DDP",
+    "fp16_full_eval": "evaluation uses the precision of training",
+    "bf16_full_eval": "evaluation uses the precision of training",
+    "fsdp": "it is not tested yet; use DDP",
+    "fsdp_config": "it is not tested yet; use DDP",
     "include_for_metrics": "evaluation keeps no predictions",
-    "label_names": "groups carry their own labels",
-    "label_smoothing_factor": "it would change the objective; DPOConfig has label_smoothing of its own",
-    "length_column_name": "micro-batches are cut by the tokens that groups really have",
+    "label_names": "groups contain their own labels",
+    "label_smoothing_factor": "it would change the objective; DPOConfig has its own label_smoothing",
+    "length_column_name": "micro-batches are cut by the actual tokens of the groups",
     "liger_kernel_config": "the language-model head is chunked already",
-    "neftune_noise_alpha": "noise on a shared prompt is not the noise on its repetitions",
-    "parallelism_config": "it is not tried yet; use DDP",
+    "neftune_noise_alpha": "noise on a shared prompt differs from noise on its repetitions",
+    "parallelism_config": "it is not tested yet; use DDP",
     "prediction_loss_only": "evaluation keeps no predictions",
     "remove_unused_columns": "every column reaches the reward functions",
-    "torch_compile": "it is not tried yet",
-    "torch_compile_backend": "it is not tried yet",
-    "torch_compile_mode": "it is not tried yet",
-    "torch_empty_cache_steps": "it is not tried yet",
-    "train_sampling_strategy": "the loader takes rows for a whole optimizer step at a time",
-    "use_liger_kernel": "its norms and MLPs are not tried with packed rows; the language-model head is chunked already",
+    "torch_compile": "it is not tested yet",
+    "torch_compile_backend": "it is not tested yet",
+    "torch_compile_mode": "it is not tested yet",
+    "torch_empty_cache_steps": "it is not tested yet",
+    "train_sampling_strategy": "the loader takes the rows of a whole optimizer step at a time",
+    "use_liger_kernel": "its norms and MLPs are not tested with packed rows; the language-model head is chunked already",
 }
-"""Options of TrainingArguments that no boresight trainer supports, and why."""
+"""Options of TrainingArguments that no boresight trainer supports, each with the reason."""
 
 
 def with_training_arguments(cls: type) -> tuple[Declaration, ...]:
-    """The options of a method, such as `GRPOOptions`, and transformers' that it does not declare anew, in our words where there are some.
+    """The options of a method, such as `GRPOOptions`, and those of transformers that it does not redeclare, with the help of `NOTES`.
 
-    An option that both declare stands under transformers' heading.
+    An option that both declare is listed under transformers' heading.
     """
     own = {declared.name: declared for declared in declarations(cls)}
     theirs = {declared.name: declared for declared in training_arguments()}
@@ -150,7 +153,7 @@ _PLAIN: Mapping[str, Any] = {"str": str, "int": int, "float": float, "bool": boo
 
 @functools.cache
 def training_arguments() -> tuple[Declaration, ...]:
-    """Every option as transformers declares it, in its order, under its section's heading."""
+    """Every option as transformers declares it, in the order of the source, with the heading of its section."""
     package = importlib.util.find_spec("transformers")
     assert package is not None
     assert package.submodule_search_locations is not None
@@ -158,7 +161,7 @@ def training_arguments() -> tuple[Declaration, ...]:
 
 
 class _Source:
-    """The file of `TrainingArguments`."""
+    """The parsed source file of `TrainingArguments`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -207,7 +210,7 @@ class _Source:
                 )
 
     def kind(self, node: ast.expr) -> Any:
-        """An annotation as a type; a class that is none of Python's stands for the word that chooses one of it."""
+        """An annotation as a type. A class that is not built in, such as an enumeration, becomes str."""
         match node:
             case ast.BinOp(left=left, right=right):
                 return Union[self.kind(left), self.kind(right)]  # noqa: UP007 -- its members are computed
@@ -222,10 +225,10 @@ class _Source:
             case ast.Subscript(value=ast.Name(id=name)):
                 return _PLAIN[name]
             case _:
-                raise AssertionError(f"{self.path}: {ast.unparse(node)} is no type that is known here")
+                raise AssertionError(f"{self.path}: {ast.unparse(node)} is not a known type")
 
     def choices(self, node: ast.expr) -> tuple[str, ...]:
-        """The values of the enumerations that an annotation names, but for those in a list, whose default is a word of another kind."""
+        """The values of the enumerations that an annotation names, except those in a list, whose default is not one of the values."""
         names = [part.id for part in _members(node) if isinstance(part, ast.Name) and part.id not in _PLAIN]
         return tuple(value for name in names for value in self.enum(name))
 
@@ -253,7 +256,7 @@ def _enums(tree: ast.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _value(node: ast.expr | None, otherwise: Any = None) -> Any:
-    """A literal, or `otherwise` where the source computes it."""
+    """The value of a literal, or `otherwise` if the source computes it."""
     try:
         return otherwise if node is None else ast.literal_eval(node)
     except ValueError:
@@ -264,9 +267,7 @@ def _default(given: Mapping[str | None, ast.expr], constants: Mapping[str, Any])
     match given.get("default"), given.get("default_factory"):
         case None, ast.Name(id="list"):
             return []
-        case ast.Name(
-            id=name
-        ), None:  # the last that the class body assigns, which is for the versions of torch that there are
+        case ast.Name(id=name), None:  # the last assignment in the class body, which is for supported versions of torch
             return constants[name]
         case node, _:
             return _value(node)

@@ -1,4 +1,4 @@
-"""What the verdicts need beside the metrics that are logged anyway, and when they are pronounced."""
+"""The additional measurements for verdicts, and the schedule of verdicts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from boresight.report.verdicts import verdicts, window_means
 from boresight.types import Group, Prompt
 
 WEIGHTS_PER_TENSOR = 1024
-"""How many weights of a parameter are watched."""
+"""Number of weights of a parameter that are compared."""
 
 MAX_SWAPS = 4
-"""Groups of a rank whose images are swapped."""
+"""Maximum groups of a rank whose images are swapped."""
 
 SWAPPED_COMPLETIONS = 2
-"""Completions of such a group that are looked at."""
+"""Number of completions of such a group that are compared."""
 
 
 def is_due(every: int, step: int, num_steps: int = 1) -> bool:
@@ -30,14 +30,14 @@ def is_due(every: int, step: int, num_steps: int = 1) -> bool:
 
 
 class Verdicts(TrainerCallback):
-    """Judges the log lines of every `every` steps, at the first log from there on, and what is left at the end.
+    """Computes verdicts from the log lines of every `every` steps, at the first log after them, and from the remaining lines at the end.
 
-    All is taken from the log, which checkpoints hold: a resumed run says what one says that was not interrupted.
+    Verdicts depend only on the log, which checkpoints contain. So a resumed run gives the same verdicts as an uninterrupted one.
 
     Args:
         every: `verdict_steps`.
         lines: RUN/verdicts.jsonl.
-        say: tells the user.
+        say: prints a message to the user.
     """
 
     def __init__(self, every: int, lines: StepLines, say: Callable[[str], None]) -> None:
@@ -67,7 +67,7 @@ class Verdicts(TrainerCallback):
             self._judge()
 
     def _is_complete_with(self, line: Mapping[str, float]) -> bool:
-        """Take a log line; whether a verdict falls on it."""
+        """Add a log line to the window, and return whether a verdict is due."""
         step, before = int(line["step"]), self._last_step
         self._window.append(line)
         self._last_step = step
@@ -86,14 +86,14 @@ class Verdicts(TrainerCallback):
 
 
 class UpdateProbe(TrainerCallback):
-    """Measures, at the steps on which a verdict falls, the share of weights that an update leaves as they are.
+    """Measures the share of weights that an update leaves unchanged, at the steps with a verdict.
 
-    Of the weights that had a gradient, up to `WEIGHTS_PER_TENSOR` of each parameter, evenly spaced. A step smaller than half the
-    resolution of a weight's dtype leaves the bits it had.
+    The share is over weights with a nonzero gradient, among about `WEIGHTS_PER_TENSOR` of each parameter, evenly spaced. A step smaller
+    than half the resolution of a weight's dtype leaves its bits unchanged.
 
     Args:
         every: `verdict_steps`.
-        metrics: where `update/frac_unmoved` is added.
+        metrics: receives `update/frac_unmoved`.
     """
 
     def __init__(self, every: int, metrics: MeanMetrics) -> None:
@@ -125,7 +125,7 @@ def _some(values: Tensor) -> Tensor:
 
 
 def swapped_images(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """Some groups with images, each also with those of another of the same shapes: as many placeholders, other things to see."""
+    """Some groups with images, each paired with a copy that has another group's images of the same shapes and number of placeholders."""
     alike: dict[Hashable, list[Group]] = {}
     for group in groups:
         if group.prompt.images:
@@ -142,7 +142,7 @@ def swapped_images(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
 
 
 def _shapes(prompt: Prompt) -> Hashable:
-    """What two prompts must share for their images to change places: shapes of floats, values of grids and sizes, placeholders."""
+    """The properties that two prompts must share to swap their images: shapes of float tensors, values of grids and sizes, placeholders."""
     tensors = tuple(
         (name, tuple(value.shape), None if value.is_floating_point() else tuple(value.flatten().tolist()))
         for name, value in sorted(prompt.vision.items())
@@ -153,11 +153,11 @@ def _shapes(prompt: Prompt) -> Hashable:
 def note_image_swap(
     metrics: MeanMetrics, groups: Sequence[Group], logp: Callable[[Sequence[Group]], Sequence[Tensor]]
 ) -> None:
-    """Measure how far the log-probabilities of completions move when their images are swapped with others of the same shapes.
+    """Measure how much the log-probabilities of completions change when their images are swapped with others of the same shapes.
 
     Args:
-        metrics: where `image/swap_gap` is added: mean |Δ log-probability| per token, in nats. Nothing where no two images fit.
-        groups: sampled ones.
+        metrics: receives `image/swap_gap`: mean |Δ log-probability| per token, in nats. Nothing is added if no images can be swapped.
+        groups: sampled groups.
         logp: one [K, C] block of log-probabilities for each group.
     """
     pairs = swapped_images(groups)

@@ -182,7 +182,7 @@ def test_a_server_that_nobody_starts_again(
         os.kill(supervised.process.pid, signal.SIGCONT)
     assert run.state.global_step == 2
     (note,) = caught.value.__notes__
-    assert re.search(r"checkpoint-2; go on with", note)
+    assert re.search(r"checkpoint-2; resume with", note)
     again = trainer(rig, tmp_path, supervised)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == STEPS

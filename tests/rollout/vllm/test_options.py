@@ -56,7 +56,7 @@ def test_without_vllm_its_options_have_no_effect(name: str) -> None:
 
 @pytest.mark.parametrize("name", COLOCATE)
 def test_a_server_has_flags_of_its_own(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}=.* has no effect: give it to boresight vllm-serve, or drop it"):
+    with pytest.raises(ConfigError, match=f"{name}=.* has no effect: pass it to boresight vllm-serve, or drop it"):
         check(use_vllm=True, vllm_mode="server", **{name: OTHER[name]})
     check(use_vllm=True, **{name: OTHER[name]})
 
@@ -64,7 +64,7 @@ def test_a_server_has_flags_of_its_own(name: str) -> None:
 def test_who_shares_an_engine_is_the_servers_to_know() -> None:
     for other in ({"vllm_mode": "server"}, {"vllm_model_impl": "transformers"}):
         with pytest.raises(
-            ConfigError, match=r"vllm_tensor_parallel_size=2 has no effect: .*give --tensor-parallel-size to boresight"
+            ConfigError, match=r"vllm_tensor_parallel_size=2 has no effect: .*pass --tensor-parallel-size to boresight"
         ):
             check(use_vllm=True, vllm_tensor_parallel_size=2, **other)
     check(use_vllm=True, vllm_tensor_parallel_size=2)
@@ -93,7 +93,7 @@ def test_what_is_out_of_range(name: str, value: float) -> None:
 
 def test_the_servers_model_classes_are_the_servers_to_choose() -> None:
     with pytest.raises(
-        ConfigError, match=r"vllm_model_impl='transformers' has no effect: give --model-impl to boresight vllm-serve"
+        ConfigError, match=r"vllm_model_impl='transformers' has no effect: pass --model-impl to boresight vllm-serve"
     ):
         check(use_vllm=True, vllm_mode="server", vllm_model_impl="transformers")
 
@@ -106,7 +106,7 @@ def test_reserved_engine_options(name: str) -> None:
 
 def test_engine_options_may_be_json() -> None:
     assert check(use_vllm=True, vllm_engine_kwargs='{"max_num_seqs": 4}').vllm_engine_kwargs == {"max_num_seqs": 4}
-    with pytest.raises(ConfigError, match="vllm_engine_kwargs='max_num_seqs=4' is no JSON object"):
+    with pytest.raises(ConfigError, match="vllm_engine_kwargs='max_num_seqs=4' is not a JSON object"):
         check(use_vllm=True, vllm_engine_kwargs="max_num_seqs=4")
 
 

@@ -229,5 +229,5 @@ def test_a_streamed_data_set_is_refused(grpo: Run) -> None:
     import datasets
 
     stream = datasets.Dataset.from_list([{"prompt": "what?", "solution": "red"}] * 8).to_iterable_dataset()
-    with pytest.raises(ConfigError, match="dynamic_sampling takes further prompts by the numbers of their rows"):
+    with pytest.raises(ConfigError, match="dynamic_sampling takes further prompts by row number"):
         grpo(**OPTIONS, train_dataset=stream)

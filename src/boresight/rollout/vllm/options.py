@@ -12,9 +12,9 @@ RESERVED = {
     "model": "the engine samples from the policy",
     "runner": "the engine generates text",
     "weight_transfer_config": "weights come from the trainer",
-    "worker_extension_cls": "the verification of a sync needs boresight's own",
-    "logits_processors": "the ban of modality ids needs boresight's own",
-    "logprobs_mode": "log-probabilities must be those of the distribution that was sampled from",
+    "worker_extension_cls": "the verification of a sync needs boresight's class",
+    "logits_processors": "the ban of modality ids needs boresight's processor",
+    "logprobs_mode": "log-probabilities must be those of the sampled distribution",
     "generation_config": "a checkpoint's sampling defaults are never used",
     "enable_sleep_mode": "set vllm_enable_sleep_mode",
     "gpu_memory_utilization": "set vllm_gpu_memory_utilization",
@@ -34,7 +34,7 @@ Seconds = Range(above=0)
 
 Engine = Needs("use_vllm", True)
 Server = Needs("vllm_mode", "server")
-Colocate = Needs("vllm_mode", "colocate", "give it to boresight vllm-serve")
+Colocate = Needs("vllm_mode", "colocate", "pass it to boresight vllm-serve")
 OtherProcess = NeedsEither((Server, Needs("vllm_model_impl", "transformers")))
 """A server, or an engine that training starts in a separate process."""
 
@@ -48,12 +48,12 @@ class VLLMOptions:
 
     use_vllm: bool = option(False, "Sample with vLLM instead of transformers.")
     vllm_mode: Annotated[Literal["colocate", "server"], Engine] = option(
-        "colocate", "'colocate': an engine in the training process. 'server': one started by boresight vllm-serve."
+        "colocate", "'colocate': an engine in the training process. 'server': a server started by boresight vllm-serve."
     )
     vllm_model_impl: Annotated[
         Literal["vllm", "transformers", "auto"],
         Engine,
-        Needs("vllm_mode", "colocate", "give --model-impl to boresight vllm-serve"),
+        Needs("vllm_mode", "colocate", "pass --model-impl to boresight vllm-serve"),
     ] = option(
         "vllm",
         "'vllm': vLLM's own model classes. 'transformers': those of transformers inside vLLM; colocated, it runs in a separate process, "
@@ -71,10 +71,10 @@ class VLLMOptions:
         None, "Sample only text that matches this regular expression. The sampler correction accounts for it."
     )
     vllm_server_base_url: Annotated[str | None, Engine, Server] = option(
-        None, "server: its address, such as http://127.0.0.1:8000, instead of host and port."
+        None, "server: the server's address, such as http://127.0.0.1:8000, instead of host and port."
     )
-    vllm_server_host: Annotated[str, Engine, Server] = option("127.0.0.1", "server: its host.")
-    vllm_server_port: Annotated[int, Port, Engine, Server] = option(8000, "server: its port.")
+    vllm_server_host: Annotated[str, Engine, Server] = option("127.0.0.1", "server: the server's host.")
+    vllm_server_port: Annotated[int, Port, Engine, Server] = option(8000, "server: the server's port.")
     vllm_server_timeout: Annotated[float, Seconds, Engine, OtherProcess] = option(
         240.0, "server: seconds to wait until it is up, at the start and after a failure."
     )
@@ -101,16 +101,16 @@ class VLLMOptions:
         int,
         Range(at_least=1),
         Engine,
-        Needs("vllm_mode", "colocate", "give --tensor-parallel-size to boresight vllm-serve"),
+        Needs("vllm_mode", "colocate", "pass --tensor-parallel-size to boresight vllm-serve"),
         Needs(
             "vllm_model_impl",
             ("vllm", "auto"),
             "vllm_model_impl='transformers' colocates an engine in a separate process, so give --tensor-parallel-size to boresight "
             "vllm-serve and set vllm_mode='server'",
         ),
-    ] = option(1, "colocate: training processes that share one engine, each with a part of the weights.")
+    ] = option(1, "colocate: number of training processes that share one engine, each with a part of the weights.")
     vllm_engine_kwargs: Annotated[dict[str, Any] | str | None, Engine, Colocate] = option(
-        None, "colocate: further engine arguments of vLLM, as a dict or JSON."
+        None, "colocate: additional engine arguments of vLLM, as a dict or JSON."
     )
 
 

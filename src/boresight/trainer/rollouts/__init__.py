@@ -1,8 +1,8 @@
 """Rollouts: a batch of completions sampled over all ranks, scored, and compared within their groups.
 
-loop               `Rollouts`: the object that owns sampler, scorer, dynamic sampling and the store of completions
-rollout            `Rollout`: what one batch over all ranks holds, and which rank learns from what
-scored             `Scored`: a group with its advantage, on its way through the optimizer steps
-dynamic_sampling   groups without spread replaced by groups of further prompts
-engines            which engine the options ask for
+loop               `Rollouts`: owns the sampler, the scorer, dynamic sampling and the store of completions
+rollout            `Rollout`: one batch over all ranks, and the assignment of groups to ranks
+scored             `Scored`: a group with its advantage and the other inputs of the objective
+dynamic_sampling   replaces groups without spread by groups of further prompts
+engines            builds the sampler of the engine that the options choose
 """

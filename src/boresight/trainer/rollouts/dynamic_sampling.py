@@ -1,9 +1,9 @@
-"""Dynamic sampling (DAPO): prompts whose completions all earn the same are replaced by others, within a limit.
+"""Dynamic sampling (DAPO): prompts whose completions all have equal rewards are replaced by others, within a limit.
 
-The loader supplies a rollout's rows as always, so epochs, steps and resuming stay what they are. Rows that replace some of them come
-from a random order of the whole training set, which the rollout's seed decides: a resumed run finds the same ones without any saved
-state. They come in addition, so with dynamic sampling an epoch may use a row more than once. DAPO's own code takes them from the
-loader instead, so that an epoch is as long as the filter lets it be.
+The loader supplies a rollout's rows as without dynamic sampling, so epochs, steps and resuming do not change. Replacement rows come from
+a random order of the whole training set. The rollout's seed determines this order, so a resumed run finds the same rows without saved
+state. Replacement rows are additional, so an epoch may use a row more than once. DAPO's own code takes them from the loader instead, so
+the length of an epoch depends on the filter.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ class Resampled:
     """The result of dynamic sampling."""
 
     rollout: Rollout
-    """All that was sampled."""
+    """All sampled groups."""
     kept: list[Place]
-    """The groups that are learned from, in the order of `step_order`; at the limit those without spread come last."""
+    """The groups to learn from, in the order of `step_order`; at the limit, groups without spread come last."""
     num_rounds: int
     num_flat: int
-    """How many of those kept have no spread."""
+    """Number of kept groups without spread."""
 
     @property
     def shortage(self) -> str:
-        """The message to log where groups without spread are kept."""
+        """The message to log if groups without spread are kept."""
         return (
             f"after {self.num_rounds} rounds and {len(self.rollout.numbers)} groups, {self.num_flat} of the {len(self.kept)} groups to "
-            "learn from still have rewards that are all equal; they stay and teach nothing. Raise max_sampling_rounds, or take "
-            "prompts that are neither too easy nor too hard."
+            "learn from still have rewards that are all equal; they are kept, without a learning signal. Raise max_sampling_rounds, or "
+            "use prompts that are neither too easy nor too hard."
         )
 
 
@@ -49,17 +49,17 @@ def resample(
     num_steps: int,
     max_rounds: int,
 ) -> Resampled:
-    """Sample further prompts until there are as many groups with spread as the rollout began with.
+    """Sample further prompts until the number of groups with spread equals the rollout's original number of groups.
 
-    Every round samples as many prompts as groups are missing, and each rank takes an equal share of them: where they do not come out
-    even, some are sampled twice and the second is ignored. So what is kept does not depend on the number of ranks.
+    Every round samples as many prompts as groups are missing, and each rank takes an equal share. If the prompts do not divide evenly,
+    some are sampled twice and the second result is ignored. So the kept groups do not depend on the number of ranks.
 
     Args:
         first: the loader's prompts, sampled and scored.
-        sample: samples and scores the prompts of some rows, given for each rank, on all ranks at once.
-        further: rows to go on with, the same on every rank; where it ends, so does the search.
+        sample: samples and scores the prompts of some rows, listed by rank, on all ranks at once.
+        further: replacement rows, the same on every rank; when they are exhausted, the search ends.
         num_steps: optimizer steps that the rollout serves.
-        max_rounds: the limit, the first round included.
+        max_rounds: the limit, including the first round.
 
     Reference:
         Yu et al., DAPO, arXiv 2503.14476, § 3.2, eq. 11.
@@ -91,7 +91,7 @@ def _by_spread(rollout: Rollout, places: Sequence[Place]) -> tuple[list[Place], 
 
 
 def further_rows(num_rows: int, taken: Collection[int], seed: int) -> Iterator[int]:
-    """The rows that a rollout has not taken, in a random order of its own, each once."""
+    """The rows that a rollout has not used, each once, in a random order specific to the rollout."""
     # torch uses only the lower 32 bits of a seed.
     mixed = int.from_bytes(hashlib.sha256(f"further rows {seed}".encode()).digest()[:4])
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(mixed))
@@ -99,7 +99,7 @@ def further_rows(num_rows: int, taken: Collection[int], seed: int) -> Iterator[i
 
 
 def note_resampling(metrics: MeanMetrics, found: Resampled, rank: int) -> None:
-    """Count what dynamic sampling took; each rank counts its own groups."""
+    """Log the work of dynamic sampling; each rank counts its own groups."""
     num_sampled, num_kept = len(found.rollout.groups), sum(source == rank for source, _ in found.kept)
     num_flat = sum(source == rank for source, _ in found.kept[len(found.kept) - found.num_flat :])
     metrics.mean("rollout/num_rounds", found.num_rounds)

@@ -1,4 +1,4 @@
-"""Which engine a policy is sampled with, built from the options."""
+"""The engine that samples from the policy, built from the options."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from boresight.types import TrainingHooks
 def engine_sampler(
     args: GRPOConfig, policy: GroupForward, encoder: Encoder, extent: Extent, training: TrainingHooks
 ) -> SyncedSampler:
-    """The sampler that `use_vllm` asks for. Another engine is one more row here, and one folder beside `rollout/vllm`.
+    """The sampler of `use_vllm`. Another engine would be built here, with its own folder next to `rollout/vllm`.
 
     Args:
         args: the options.
         policy: the forward of the model being trained.
-        encoder: what the trainer's prompts are made with.
-        extent: how large the rows are, which sizes the engine.
-        training: what the sampler gets of training.
+        encoder: the encoder of the trainer's prompts.
+        extent: the largest sizes of the rows, which determine the engine's limits.
+        training: the sampler's interface to training.
     """
     regex = args.vllm_structured_outputs_regex
     alone = args.vllm_lora_sync == "adapter"
@@ -59,7 +59,7 @@ def engine_sampler(
         sleeps=args.vllm_enable_sleep_mode,
         structured={"regex": regex} if regex else None,
         adapter=adapter,
-        # Ranks have equal weights, so one of them sends them to a server that all share.
+        # Ranks have equal weights, so one of them sends the weights to the shared server.
         pushes=args.vllm_mode == "colocate" or args.process_index == 0,
     )
     return SyncedSampler(sampler, training, distribution_differs=bool(regex))
@@ -81,15 +81,15 @@ def _engine(args: GRPOConfig, save: Callable[[Path], None], options: dict[str, A
 
 
 def _engine_options(args: GRPOConfig, extent: Extent) -> dict[str, Any]:
-    """vLLM's engine arguments for an engine on the training process's device; nothing for a server, which has its own."""
+    """vLLM's engine arguments for an engine on the training process's device; empty for a server, which has its own."""
     if args.vllm_mode == "server":
         return {}
     if args.vllm_enable_sleep_mode:
         check_sleep()
     if args.world_size % args.vllm_tensor_parallel_size:
         raise ConfigError(
-            f"vllm_tensor_parallel_size={args.vllm_tensor_parallel_size} training processes share an engine, and there are "
-            f"{args.world_size}: start a multiple of it (accelerate launch --num_processes …), or lower it."
+            f"vllm_tensor_parallel_size={args.vllm_tensor_parallel_size} training processes share an engine, and {args.world_size} are "
+            "running: start a multiple (accelerate launch --num_processes …), or lower vllm_tensor_parallel_size."
         )
     options: dict[str, Any] = {
         "dtype": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
@@ -105,7 +105,7 @@ def _engine_options(args: GRPOConfig, extent: Extent) -> dict[str, Any]:
     elif extent.max_prompt_tokens is not None:
         options["max_model_len"] = extent.max_prompt_tokens + args.max_completion_length
     if args.world_size > 1 and args.vllm_model_impl != "transformers":
-        # Every process has the engine that vLLM would start in it; those of a tensor-parallel group work together.
+        # vLLM runs an engine in every process; those of a tensor-parallel group work together.
         options |= {
             "distributed_executor_backend": "external_launcher",
             "tensor_parallel_size": args.vllm_tensor_parallel_size,
@@ -115,7 +115,7 @@ def _engine_options(args: GRPOConfig, extent: Extent) -> dict[str, Any]:
 
 
 def save_without_weights(policy: GroupForward, encoder: Encoder, folder: Path) -> None:
-    """What an engine reads of a model beside its weights: config, generation config, and the trainer's own processor."""
+    """Save the files that an engine reads in addition to weights: config, generation config, and the trainer's own processor."""
     base = unwrap(policy.outer)
     config = copy.deepcopy(base.config)
     config.architectures = [type(base).__name__]

@@ -1,4 +1,4 @@
-"""The object that turns prompts into scored groups."""
+"""`Rollouts`, which turns prompts into scored groups."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from boresight.types import Phases, Prompt, Sampler
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """The training rows as prompts, by number: what dynamic sampling takes further prompts from."""
+    """The training rows as prompts, by number. Dynamic sampling takes further prompts from them."""
 
     count: Callable[[], int]
     prompt: Callable[[int], Prompt]
@@ -34,21 +34,21 @@ class PromptRows:
 
 
 class Rollouts:
-    """Samples completions, scores them, and compares each with its group; keeps all of them in the run folder.
+    """Samples completions, scores them, compares each with its group, and stores all of them in the run folder.
 
-    All ranks call it together. A rollout that takes several turns (tools, environments) replaces `_sample` and nothing else.
+    All ranks call it together. For rollouts of several turns (tools, environments), override only `_sample`.
 
     Args:
         sampler: samples from the policy.
         scorer: the reward functions.
-        store: keeps completions in the run folder.
+        store: stores completions in the run folder.
         config: options of sampling, dynamic sampling and advantages.
-        plan: how many groups a rank's optimizer steps hold.
+        plan: the number of groups of a rank's optimizer steps.
         rows: the training rows.
-        rank: this process's.
-        timeline: where seconds are charged.
-        metrics: where a rollout's metrics are added.
-        log_once: prints a line, on one rank.
+        rank: the rank of this process.
+        timeline: records the time by phase.
+        metrics: receives a rollout's metrics.
+        log_once: prints a line on one rank.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class Rollouts:
 
         Args:
             prompts: one for each group that this rank learns from.
-            state: transformers' `TrainerState`, which reward functions may ask for.
+            state: transformers' `TrainerState`, which reward functions may request.
 
         Returns:
-            The groups in the order in which optimizer steps learn from them, and the rows that the run folder keeps of this rank's.
+            The groups in the order in which optimizer steps learn from them, and this rank's rows as stored in the run folder.
         """
-        # The seed is the rollout's own: what is sampled depends neither on the ranks nor on what ran before.
+        # Each rollout has its own seed, so the samples depend neither on the number of ranks nor on earlier work.
         seed = (self.config.seed << 32) + state.global_step
         rollout = self._sample(prompts, seed, state)
         kept = rollout.ranks
@@ -100,7 +100,7 @@ class Rollouts:
         return scored, self._keep(rollout, advantages, state.global_step + 1)
 
     def evaluate(self, prompts: Sequence[Prompt], state: Any, metrics: MeanMetrics) -> None:
-        """Reward metrics of completions sampled for one batch of an evaluation set, under a seed of their own."""
+        """Reward metrics of completions sampled for one batch of an evaluation set, with a separate seed."""
         groups = self.sampler.sample(prompts, sampling_settings(self.config, evaluating=True, seed=self.config.seed))
         table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=state))
         self._note(metrics, Rollout.of(groups, table, self.config))
@@ -117,7 +117,7 @@ class Rollouts:
             return Rollout.of(groups, table, self.config)
 
     def _resample(self, first: Rollout, seed: int, state: Any) -> tuple[Rollout, list[list[Place]]]:
-        """All that dynamic sampling sampled, and which groups each rank learns from."""
+        """The rollout after dynamic sampling, and the groups that each rank learns from."""
         num_steps = self.plan.steps_per_rollout
 
         def sample(rows: Sequence[Sequence[int]]) -> Rollout:
@@ -143,14 +143,14 @@ class Rollouts:
         return further_rows(self.rows.count(), taken, seed)
 
     def _note(self, metrics: MeanMetrics, rollout: Rollout) -> None:
-        """Metrics of all that was sampled, and of the work it took."""
+        """Log metrics of all sampled completions, and of the sampler's work."""
         rollout.note(metrics)
         for name, count in self.sampler.counts.items():
             metrics.sum(f"work/sampler_{name}", count)
         self.sampler.counts.clear()
 
     def _keep(self, rollout: Rollout, advantages: Mapping[Place, Tensor], step: int) -> pa.Table:
-        """Keep this rank's completions in the run folder, those of groups that dynamic sampling left out too."""
+        """Store this rank's completions in the run folder, including those of groups that dynamic sampling left out."""
         groups, table = rollout.groups, rollout.table
         own = [advantages.get((self.rank, place)) for place in range(len(groups))]
         blocks = [

@@ -1,4 +1,4 @@
-"""One rollout over all ranks: what was sampled, its rewards, which groups are learned from, and by which rank."""
+"""One rollout over all ranks: its groups, their rewards, and which rank learns from which group."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from boresight.trainer.rollouts.scored import group_from_state, group_state
 from boresight.types import Group, PerSequence, Prompt
 
 Place = tuple[int, int]
-"""Where a group was sampled: the rank, and its place among that rank's groups of the rollout."""
+"""Where a group was sampled: the rank, and the index among that rank's groups of the rollout."""
 
 GroupScore = tuple[Tensor, Tensor]
 """[K, R] rewards of a group's completions, and [K] true where a function failed."""
@@ -26,22 +26,22 @@ GroupScore = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What this rank sampled, and how the completions of all ranks' groups compare."""
+    """This rank's sampled groups, and the comparison of the completions of all ranks' groups."""
 
     groups: list[Group]
-    """This rank's."""
+    """This rank's groups."""
     table: RewardTable
-    """Of their completions."""
+    """The rewards of their completions."""
     comparison: Comparison
-    """Of the completions of all ranks, computed once."""
+    """The comparison of the completions of all ranks, computed once."""
     sizes: list[list[int]]
-    """Of every rank: the number of completions in each of its groups."""
+    """For every rank, the number of completions in each of its groups."""
     numbers: Mapping[Place, int]
     """Where a group was sampled → its number in `comparison`."""
 
     @classmethod
     def of(cls, groups: Sequence[Group], table: RewardTable, config: AdvantageOptions) -> Rollout:
-        """Gather the rewards of all ranks' groups. Ranks may hold unequal numbers of groups."""
+        """Gather the rewards of all ranks' groups. Ranks may have different numbers of groups."""
         sizes = [len(group) for group in groups]
         own = list(zip(table.values.split(sizes), table.failed.split(sizes), strict=True))
         return cls.gathered(groups, table, gather_object([own]), config)
@@ -54,7 +54,7 @@ class Rollout:
         scores: Sequence[Sequence[GroupScore]],
         config: AdvantageOptions,
     ) -> Rollout:
-        """A rollout of this rank's groups and the scores of every rank's, group by group."""
+        """A rollout from this rank's groups and the scores of every rank's groups."""
         sizes = [[len(values) for values, _ in own] for own in scores]
         places = [(rank, place) for rank, own in enumerate(scores) for place in range(len(own))]
         values, failed = (torch.cat(parts) for parts in zip(*(each for own in scores for each in own), strict=True))
@@ -85,13 +85,13 @@ class Rollout:
         return self.comparison.of([self.numbers[place] for place in places])
 
     def advantages(self, places: Sequence[Place], config: AdvantageOptions) -> dict[Place, Tensor]:
-        """[K] advantages of each of these groups, which alone enter the statistics of the batch."""
+        """[K] advantages of each of these groups. Only these groups enter the batch statistics."""
         values = advantage(self.compared(places), config)
         sizes = [self.sizes[rank][place] for rank, place in places]
         return dict(zip(places, values.split(sizes), strict=True))
 
     def note(self, metrics: MeanMetrics) -> None:
-        """Reward and length metrics under TRL's names, of all that was sampled."""
+        """Log reward and length metrics of all sampled completions under TRL's names."""
         table, found = self.table, self.comparison
         metrics.mean("reward", found.reward)
         metrics.mean("reward_std", _std(found.reward, 0.0))
@@ -116,13 +116,13 @@ class Rollout:
 
 
 def _std(values: PerSequence, of_fewer_than_two: float) -> float:
-    """The unbiased standard deviation of what is not NaN."""
+    """The unbiased standard deviation of the values that are not NaN."""
     scored = values[~values.isnan()]
     return float(scored.std()) if len(scored) > 1 else of_fewer_than_two
 
 
 def step_order(ranks: Sequence[Sequence[Place]], num_steps: int) -> list[Place]:
-    """The groups of all ranks in the order that one rank alone would have them in: [steps, ranks, groups] made flat."""
+    """The groups of all ranks in the order that a single rank would have: [steps, ranks, groups], flattened."""
     sizes = [len(own) // num_steps for own in ranks]
     return [
         place
@@ -133,7 +133,7 @@ def step_order(ranks: Sequence[Sequence[Place]], num_steps: int) -> list[Place]:
 
 
 def shares(order: Iterable[Place], sizes: Sequence[int], num_steps: int) -> list[list[Place]]:
-    """The inverse of `step_order`: which groups each rank learns from, `sizes` of them in a step."""
+    """The inverse of `step_order`: the groups that each rank learns from, `sizes` of them per step."""
     rest, ranks = iter(order), [list[Place]() for _ in sizes]
     for _ in range(num_steps):
         for own, size in zip(ranks, sizes, strict=True):
@@ -144,12 +144,12 @@ def shares(order: Iterable[Place], sizes: Sequence[int], num_steps: int) -> list
 def exchanged(
     groups: Sequence[Group], ranks: Sequence[Sequence[Place]], rank: int, prompt: Callable[[int], Prompt]
 ) -> list[Group]:
-    """The groups that this rank learns from, wherever they were sampled. Completions travel; prompts are encoded again by their row.
+    """The groups that this rank learns from, from any rank. Completions are transferred; prompts are encoded again from their row.
 
     Args:
-        groups: what this rank sampled.
-        ranks: which groups each rank learns from.
-        rank: this one.
+        groups: this rank's sampled groups.
+        ranks: the groups that each rank learns from.
+        rank: the rank of this process.
         prompt: encodes a row by its number.
     """
     if all(source == to for to, wanted in enumerate(ranks) for source, _ in wanted):

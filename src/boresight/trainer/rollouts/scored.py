@@ -1,4 +1,4 @@
-"""A group with its advantage, on its way through the optimizer steps that learn from it."""
+"""A group with its advantage and the other inputs of the objective."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from boresight.types import Completion, Group, PerSequence, PerToken, Prompt
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """A group with what the objective needs beside it."""
+    """A group with the other inputs of the objective."""
 
     group: Group
     advantage: PerSequence
     """[K]"""
     old: PerToken | None = None
-    """[K, C] log-probabilities under the trainer's weights at rollout; None where no update comes between."""
+    """[K, C] log-probabilities under the trainer's weights at rollout; None if there is only one update per rollout."""
     reference: PerToken | None = None
-    """[K, C] log-probabilities under the reference; None where no divergence is asked for."""
+    """[K, C] log-probabilities under the reference; None without a divergence."""
     entropy: PerToken | None = None
-    """[K, C] entropies before the optimizer step; None where no objective selects tokens by them."""
+    """[K, C] entropies before the optimizer step; None unless the objective selects tokens by entropy."""
 
     def __len__(self) -> int:
         return len(self.group)
@@ -39,7 +39,7 @@ class Scored:
 
     @property
     def is_flat(self) -> bool:
-        """Whether nothing is to be learned from it: every advantage is exactly 0."""
+        """Whether every advantage is exactly 0, so that the group gives no learning signal."""
         return not self.advantage.any()
 
     def branches(self, start: int, stop: int) -> Scored:
@@ -54,12 +54,12 @@ class Scored:
 
 
 def padded(rows: Iterable[Tensor], width: int) -> Tensor:
-    """[B, width] rows below one another, cut or filled with zeros on the right."""
+    """[B, width] the rows stacked, each cut or padded with zeros on the right."""
     return torch.stack([torch.nn.functional.pad(row[:width], (0, max(0, width - len(row)))) for row in rows])
 
 
 def sampler_logp(groups: Sequence[Group], width: int) -> PerToken | None:
-    """[B, width] what the sampler reported, NaN for completions that nobody sampled; None where that is all of them."""
+    """[B, width] the sampler's log-probabilities, NaN for completions without any; None if no completion has them."""
     completions = [completion for group in groups for completion in group.completions]
     if all(completion.sampler_logp is None for completion in completions):
         return None
@@ -68,7 +68,11 @@ def sampler_logp(groups: Sequence[Group], width: int) -> PerToken | None:
 
 
 def per_group(rows: Sequence[Tensor], groups: Sequence[Group]) -> list[Tensor]:
-    """One [K, C] block a group, as wide as its longest completion, of one row a completion, each at least as long as that."""
+    """One [K, C] block per group, as wide as its longest completion.
+
+    Args:
+        rows: one row per completion, each at least as long as the longest completion of its group.
+    """
     blocks, place = [], 0
     for group in groups:
         width = max(len(completion.ids) for completion in group.completions)
@@ -78,7 +82,7 @@ def per_group(rows: Sequence[Tensor], groups: Sequence[Group]) -> list[Tensor]:
 
 
 def group_state(group: Group) -> dict[str, Any]:
-    """Tensors and plain values that a checkpoint can hold and that can travel; prompts are left out, since rows can be encoded again."""
+    """A group as tensors and plain values, for checkpoints and transfer. Prompts are left out, because rows can be encoded again."""
     return {
         "row": group.prompt.row.index,
         "completions": [
@@ -100,7 +104,7 @@ def group_from_state(state: dict[str, Any], prompt: Callable[[int], Prompt]) -> 
 
 
 def state_of(items: Sequence[Scored]) -> list[dict[str, Any]]:
-    """As `group_state`, with what the objective needs beside the group."""
+    """As `group_state`, with the other inputs of the objective."""
     return [
         group_state(item.group) | {"advantage": item.advantage, "old": item.old, "reference": item.reference}
         for item in items
