@@ -1,4 +1,4 @@
-"""How options are declared: once, in a dataclass beside the code that reads them.
+"""How options are declared: once, in a dataclass next to the code that reads them.
 
 ```python
 @dataclass

@@ -83,7 +83,7 @@ def _reproducible(line: dict[str, Any]) -> dict[str, Any]:
 def test_a_new_run_in_an_old_folder_starts_with_empty_files(grpo: Run, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"per_device_train_batch_size": 8}
     grpo(max_steps=3, **options).train()
-    assert "is removed" not in capsys.readouterr().out
+    assert "removed the output" not in capsys.readouterr().out
     again = grpo(max_steps=2, **options)
     again.train()
     assert "removed the output of an earlier run about steps after 0" in capsys.readouterr().out

@@ -77,7 +77,7 @@ PRESETS: Mapping[str, Mapping[str, Setting]] = {
 def preset(name: str) -> dict[str, Any]:
     """The options of a preset, for a configuration: `GRPOConfig(**preset("dapo"), …)`.
 
-    GSPO's four steps per generation are optimizer steps, whatever `gradient_accumulation_steps` is; a literal
+    The four steps per generation of GSPO are optimizer steps for every `gradient_accumulation_steps`; a literal
     `steps_per_generation=4` counts micro-batches.
 
     Raises:
