@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from transformers import AutoModelForImageTextToText
 
-from boresight.demo.tiny import build_tiny
 from boresight.families import FAMILIES, UNKNOWN, family_of, why_no_branches
 from boresight.model.vision import text_parameters
 from tests.tiny import FAMILIES as TINY
+from tests.tiny import build_tiny
 
 PROJECTORS = {
     "qwen2_vl": {"visual.merger"},

@@ -183,12 +183,19 @@ class Declaration:
     heading: str
     """Its section in `--help` and on reference pages: the `heading` of the first class that declares it, or the name of its room if that
     class has no heading."""
-    choices: tuple[str, ...] = ()
+    literals: tuple[str, ...] = ()
+    """The choices that its type names."""
+    table: Mapping[str, Any] | None = None
+    """The table whose keys are its choices instead, read anew each time: a row that is added later is one of them."""
     range: Range | None = None
     needs: tuple[Needs | NeedsEither, ...] = ()
     source: str | None = None
     metavar: str | None = None
     aliases: tuple[str, ...] = ()
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return self.literals if self.table is None else tuple(self.table)
 
     @property
     def kinds(self) -> tuple[Any, ...]:
@@ -242,7 +249,8 @@ def _declaration(cls: type, found: Field[Any], annotation: Any) -> Declaration:
         default=default_of(found),
         help=" ".join(str(found.metadata.get("help", "")).split()),
         heading=getattr(first, "heading", None) or first.__module__.split(".")[1],
-        choices=tuple(_literals(kind)) if table is None else tuple(table),
+        literals=tuple(_literals(kind)),
+        table=table,
         range=next((extra for extra in extras if isinstance(extra, Range)), None),
         needs=tuple(extra for extra in extras if isinstance(extra, Needs | NeedsEither)),
         source=next((extra.text for extra in extras if isinstance(extra, Source)), None),

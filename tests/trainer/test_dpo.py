@@ -223,7 +223,7 @@ def test_a_valid_table_needs_no_reference_model(
     options = {"precompute_ref_log_probs": True, "ref_model": str(other)}
     trainer(model_folder, tmp_path / "run", **options)
     loaded: list[str] = []
-    monkeypatch.setattr("boresight.trainer.dpo.load_model", lambda name, **_: loaded.append(name))
+    monkeypatch.setattr("boresight.trainer.reference.load_model", lambda name, **_: loaded.append(name))
     again = trainer(model_folder, tmp_path / "run", **options)
     assert loaded == []
     assert again.precomputed is not None and len(again.precomputed.entries) == 24
@@ -403,7 +403,7 @@ def test_contradictions_are_refused(options: dict[str, Any], message: str) -> No
 
 def test_an_adapter_cannot_be_followed_by_itself(model_folder: Path, tmp_path: Path) -> None:
     lora = LoraConfig(target_modules=["q_proj"], r=4)
-    with pytest.raises(Exception, match="give a ref_model"):
+    with pytest.raises(Exception, match="pass a ref_model"):
         trainer(model_folder, tmp_path, peft_config=lora, sync_ref_model=True)
 
 

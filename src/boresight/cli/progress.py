@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback
 
+from boresight.trainer.base import GroupTrainer
+
 SHOWN = {
     "loss": "loss",
     "eval_loss": "loss",
@@ -24,7 +26,7 @@ SHOWN = {
 """Metric → its label in the line, in the order of the line."""
 
 
-def show_progress(trainer: Any) -> None:
+def show_progress(trainer: GroupTrainer[Any]) -> None:
     """Replace the dictionaries that transformers prints by `progress_line`."""
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)

@@ -10,9 +10,10 @@ from rich.markup import escape
 
 from boresight.cli.command import Command
 from boresight.cli.progress import SHOWN
+from boresight.trainer.base import GroupTrainer
 
 
-def print_summary(command: Command, trainer: Any, seconds: float) -> None:
+def print_summary(command: Command, trainer: GroupTrainer[Any], seconds: float) -> None:
     """Print the result, where it is saved, and the next commands."""
     folder = command.training.output_dir
     state = trainer.state

@@ -26,6 +26,7 @@ from boresight.cli.progress import show_progress
 from boresight.cli.rows import load_datasets
 from boresight.cli.summary import print_summary
 from boresight.errors import StoppedError
+from boresight.trainer.base import GroupTrainer
 
 
 def run(command: Command) -> None:
@@ -43,7 +44,7 @@ def run(command: Command) -> None:
     train(command, trainer)
 
 
-def train(command: Command, trainer: Any) -> None:
+def train(command: Command, trainer: GroupTrainer[Any]) -> None:
     """Train, save, and print a summary.
 
     Raises:
@@ -77,7 +78,7 @@ def train(command: Command, trainer: Any) -> None:
 class Stop(TrainerCallback):
     """Ends training, with a checkpoint, after the step in which a signal arrived. All ranks end at the same step."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: GroupTrainer[Any]) -> None:
         self.trainer = trainer
         self.asked = False
         self.obeyed = False
@@ -104,14 +105,15 @@ class Stop(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.trainer.accelerator.num_processes > 1:
-            asked = torch.tensor(int(self.asked), device=args.device)
-            self.asked = bool(self.trainer.accelerator.reduce(asked, reduction="sum") > 0)
+            asked: Any = torch.tensor(int(self.asked), device=args.device)
+            everywhere: Any = self.trainer.accelerator.reduce(asked, reduction="sum")
+            self.asked = bool(everywhere > 0)
         if self.asked:
             control.should_save = control.should_training_stop = self.obeyed = True
 
 
 @contextmanager
-def saving_when_interrupted(trainer: Any) -> Iterator[Stop]:
+def saving_when_interrupted(trainer: GroupTrainer[Any]) -> Iterator[Stop]:
     """Turns SIGINT and SIGTERM into a stop with a checkpoint after the current step."""
     stop = Stop(trainer)
     trainer.add_callback(stop)

@@ -141,7 +141,7 @@ def _noted(declared: Declaration) -> Declaration:
         help=note.help or sentence,
         range=note.range,
         metavar=note.metavar,
-        choices=declared.choices or note.choices,
+        literals=declared.choices or note.choices,
     )
 
 
@@ -206,7 +206,7 @@ class _Source:
                     default=_default(given, constants),
                     help=" ".join(str(_value(known.get("help"), "")).split()).replace("%%", "%"),
                     heading=headings[max(line for line in headings if line < node.lineno)],
-                    choices=tuple(_value(known.get("choices"), ())) or self.choices(node.annotation),
+                    literals=tuple(_value(known.get("choices"), ())) or self.choices(node.annotation),
                 )
 
     def kind(self, node: ast.expr) -> Any:
