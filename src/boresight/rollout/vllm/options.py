@@ -105,7 +105,7 @@ class VLLMOptions:
         Needs(
             "vllm_model_impl",
             ("vllm", "auto"),
-            "vllm_model_impl='transformers' colocates an engine in a separate process, so give --tensor-parallel-size to boresight "
+            "vllm_model_impl='transformers' colocates an engine in a separate process, so pass --tensor-parallel-size to boresight "
             "vllm-serve and set vllm_mode='server'",
         ),
     ] = option(1, "colocate: number of training processes that share one engine, each with a part of the weights.")
