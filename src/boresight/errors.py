@@ -10,6 +10,7 @@ BoresightError
 │   └── RewardError                 a reward function that broke its contract
 ├── EngineError (also RuntimeError)   a generation engine failed, or disagrees with the trainer
 │   └── EngineRestartedError        it was restarted, or lost the policy's weights: sync, and sample again
+├── NonFiniteError                 losses, gradients or weights stopped being finite numbers
 ├── StoppedError                    the user ended a run; the message says how to resume
 └── ShapeError (also AssertionError)   a bug in boresight: a tensor of the wrong shape
 """
@@ -58,6 +59,10 @@ class EngineError(BoresightError, RuntimeError):
 
 class EngineRestartedError(EngineError):
     """An engine was restarted, or holds other weights than those sent to it: sync it and repeat the interrupted call."""
+
+
+class NonFiniteError(BoresightError):
+    """Losses, gradients or weights are NaN or infinite. The message names the step and its rows."""
 
 
 class StoppedError(BoresightError):

@@ -28,6 +28,12 @@ WELL = {
 
 # name, what changes, a phrase of the text with the numbers and the option to turn; then the same just on the other side.
 CASES: list[tuple[str, dict[str, float], list[str], dict[str, float]]] = [
+    (
+        "steps_skipped",
+        {"update/num_skipped_steps": 0.1},
+        ["NaN or infinite in some steps", "learning_rate", "max_grad_norm"],
+        {"update/num_skipped_steps": 0.0},
+    ),
     ("no_gradient", {"grad_norm": 0.0}, ["gradient is exactly 0"], {"grad_norm": 1e-9}),
     (
         "rewards_failed",

@@ -15,6 +15,7 @@ from boresight.rewards import exact_answer_reward
 
 from .conftest import QUIET, Run, demonstrations, records, vowel_share
 from .test_dpo import preferences
+from .test_nonfinite import poison_loss
 
 COUNTED = {"include_num_input_tokens_seen": "all", "max_steps": 1, "verdict_steps": 1, "per_device_train_batch_size": 4}
 
@@ -28,7 +29,10 @@ def names(trainer: Any) -> set[str]:
 @pytest.fixture
 def logged(sft: Run, grpo: Run, model_folder: Path, tmp_path: Path) -> set[str]:
     """The names in the logs of short runs of all methods, each with options that log something of their own."""
-    found = names(sft(**COUNTED, eval_dataset=demonstrations(2), eval_strategy="steps", eval_steps=1))
+    bad = sft(**COUNTED, output_dir=str(tmp_path / "bad"))
+    poison_loss(bad, {0})
+    found = names(bad)
+    found |= names(sft(**COUNTED, eval_dataset=demonstrations(2), eval_strategy="steps", eval_steps=1))
     config = DPOConfig(**{**QUIET, **COUNTED, **MPO}, output_dir=str(tmp_path / "mpo"))
     found |= names(DPOTrainer(str(model_folder), args=config, train_dataset=preferences()))
     shapes = [row for row in records() if row["image"]]

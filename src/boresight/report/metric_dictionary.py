@@ -39,6 +39,8 @@ TRAINING = [
     Entry("entropy", "nats per token", "Mean entropy of the policy's next-token distribution over completions",
           "GRPO: above 0.01, and not falling to it in a few steps"),
     Entry("mean_token_accuracy", "share", "Completion tokens that are the policy's likeliest", "SFT: rises"),
+    Entry("update/num_skipped_steps", "optimizer steps", "Steps since the last log whose loss or gradient was NaN or infinite, and which "
+          "changed no weight (nan_policy)", "Always 0"),
     Entry("update/frac_unmoved", "share", "Weights with a gradient that an optimizer step left at the bits they had, of a sample; at the "
           "steps on which a verdict falls", "Below 0.1; near 1, the update is below the dtype's resolution"),
 ]  # fmt: skip

@@ -65,6 +65,14 @@ def verdicts(metrics: Metrics, before: Metrics | None = None) -> list[Verdict]:
     return found or [Verdict("fine", _progress(metrics, before or {}))]
 
 
+def _steps_skipped(metrics: Metrics) -> Iterator[str]:
+    if metrics.get("update/num_skipped_steps", 0) > 0:
+        yield (
+            "The loss or a gradient was NaN or infinite in some steps, which were skipped; the log names their rows. Lower learning_rate, "
+            "set max_grad_norm, look at these rows, or compute in float32 (bf16=False, fp16=False)."
+        )
+
+
 def _no_gradient(metrics: Metrics) -> Iterator[str]:
     if metrics.get("grad_norm") == 0:
         yield (
@@ -183,6 +191,7 @@ def _collapsed(metrics: Metrics) -> Iterator[str]:
 
 
 RULES: dict[str, Callable[[Metrics], Iterator[str]]] = {
+    "steps_skipped": _steps_skipped,
     "no_gradient": _no_gradient,
     "rewards_failed": _rewards_failed,
     "unscored": _unscored,

@@ -1,21 +1,20 @@
 """transformers' training loop, in units of groups.
 
-One item of the loader is this rank's share of a whole optimizer step. `training_step` sums the loss's divisor over the step and all
-ranks, cuts the share into micro-batches, runs them, and synchronises gradients at the last one. So the result depends neither on how a
-step is cut nor on the number of ranks. transformers' own accumulation stays at 1.
+One item of the loader is this rank's share of a whole optimizer step (`update`), and transformers' own accumulation stays at 1.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -31,24 +30,24 @@ from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
-from boresight.trainer.checkpoint import CheckpointedTrainer
 from boresight.trainer.checks import Extent, RowCheck
 from boresight.trainer.config import TrainerConfig
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
+from boresight.trainer.nonfinite import NonFiniteSteps
 from boresight.trainer.options import ReferenceSyncOptions
 from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.reference import ReferenceSync, load_reference
 from boresight.trainer.resolution import check_resolution
 from boresight.trainer.run_folder import CleanFolder
-from boresight.trainer.steps import Cuttable, StepBatches, StepPlan, micro_batches, smaller_budget
+from boresight.trainer.steps import StepBatches, StepPlan
+from boresight.trainer.update import Item, UpdatingTrainer
 from boresight.trainer.verdict_probes import UpdateProbe, Verdicts
 from boresight.types import Row
 
-Item = TypeVar("Item", bound=Cuttable)
 Config = TypeVar("Config", bound=TrainerConfig)
 
 
-class GroupTrainer(CheckpointedTrainer, Generic[Item]):
+class GroupTrainer(UpdatingTrainer[Item]):
     """The trainer that all methods share. A method defines how a row is encoded, the loss, and its divisor.
 
     Args:
@@ -102,6 +101,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         self.eval_plan = StepPlan(eval_groups, eval_groups)
         self._max_tokens: int | None = args.max_tokens_per_pass
         self.metrics = MeanMetrics()
+        self._non_finite = NonFiniteSteps(args.nan_policy)
         super().__init__(
             model=loaded,
             args=_one_pass_a_step(args, plan, eval_groups),
@@ -133,22 +133,6 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
     def encode(self, row: Row) -> Any:
         """Convert a row to an item. Runs in a loader's worker."""
         raise NotImplementedError
-
-    def prepare(self, inputs: list[Any]) -> list[Item]:
-        """The items that one optimizer step learns from, given the loader's item for that step."""
-        return inputs
-
-    def total(self, items: Sequence[Item]) -> Tensor:
-        """This rank's share of the loss's divisor: a scalar or a vector, to be summed over all ranks."""
-        raise NotImplementedError
-
-    def loss(self, model: nn.Module, items: Sequence[Item], total: Tensor, metrics: MeanMetrics) -> Tensor:
-        """The loss of one micro-batch, divided by the step's `total`. The sum over micro-batches and ranks is the step's loss."""
-        raise NotImplementedError
-
-    def learns_from(self, item: Item) -> bool:
-        """Whether an item can have a gradient. Other items are left out of the passes, but not of `total`."""
-        return True
 
     def evaluate_step(self, inputs: list[Any], metrics: MeanMetrics) -> None:
         """Add the metrics of one batch of the evaluation set."""
@@ -210,11 +194,6 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
                     f"{dropped} of {len(self.train_dataset)} training rows do not fill a rollout and are left out of each epoch."
                 )
 
-    def log_once(self, message: str) -> None:
-        """Print a line on the first rank only."""
-        if self.is_world_process_zero():
-            self.accelerator.print(f"boresight: {message}")
-
     def _train_batches(self) -> StepBatches:
         args = self.args
         return StepBatches(
@@ -244,87 +223,6 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         if not is_stream(records):
             batches = StepBatches(len(records), self.eval_plan, shuffle=False, seed=0, rank=rank, world_size=world_size)
         return step_loader(records, self.encode, self.eval_plan, batches, self.args)
-
-    # ---- A step -----------------------------------------------------------------------------------------------------------------
-
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Compute the gradients of one whole optimizer step. transformers clips and applies them."""
-        model.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-        items = self.prepare(inputs)
-        with self.timeline.phase("update"):
-            total: Any = self.accelerator.reduce(self.total(items).to(self.args.device), reduction="sum")
-            # A step without a learning signal still runs one pass: an optimizer treats zero gradients and missing gradients differently.
-            learning = [item for item in items if self.learns_from(item)] or items[:1]
-            loss = self._backward(model, learning, total)
-        self._tokens_seen += sum(item.num_tokens for item in items)
-        self._note_step()
-        return loss * self.accelerator.num_processes
-
-    def _backward(self, model: nn.Module, items: Sequence[Item], total: Tensor) -> Tensor:
-        """This rank's loss and gradients. If a micro-batch does not fit in memory, the step restarts with smaller ones.
-
-        Raises:
-            torch.OutOfMemoryError: a single completion does not fit, or the ranks are already exchanging gradients.
-        """
-        while True:
-            passes = micro_batches(items, self.plan, self._max_tokens)
-            metrics = MeanMetrics()
-            self.begin_passes()
-            try:
-                loss = self._passes(model, passes, total, metrics)
-            except torch.OutOfMemoryError as error:
-                budget = smaller_budget(passes)
-                if budget is None or self._exchanging:
-                    error.add_note(
-                        "boresight: set max_tokens_per_pass, gradient_checkpointing=True, or lower max_pixels or the lengths."
-                    )
-                    raise
-                self._max_tokens = budget
-                self.log_once(
-                    f"step {self.state.global_step + 1}: a micro-batch did not fit in memory; from now on max_tokens_per_pass={budget}."
-                )
-            else:
-                self.metrics.absorb(metrics)
-                return loss
-            # This runs outside `except`, whose traceback keeps the activations alive. It clears the partly accumulated gradients.
-            model.zero_grad(set_to_none=True)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-    def _passes(
-        self, model: nn.Module, passes: Sequence[Sequence[Item]], total: Tensor, metrics: MeanMetrics
-    ) -> Tensor:
-        loss = torch.zeros((), device=self.args.device)
-        for number, part in enumerate(passes, 1):
-            last = number == len(passes)
-            self._exchanging = last and self.accelerator.num_processes > 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
-                    share = self.loss(model, part, total, metrics)
-                # Gradients are averaged over ranks; the total already counts all of them.
-                self.accelerator.backward(share * self.accelerator.num_processes)
-            loss += share.detach()
-        return loss
-
-    _exchanging = False
-
-    def begin_passes(self) -> None:
-        """Called before the first micro-batch of a step, and again when the step restarts."""
-
-    _tokens_seen = 0
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """Operations per weight and token: two in the forward pass, four in the backward pass."""
-        tokens, self._tokens_seen = self._tokens_seen, 0
-        if self.args.include_num_input_tokens_seen != "no":
-            everywhere: Any = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device), "sum")
-            self.state.num_input_tokens_seen += int(everywhere)
-        return 6 * tokens * sum(parameter.numel() for parameter in self.policy.model.parameters())
-
-    def _track_num_input_tokens(self, inputs: Any) -> None:
-        """Counted with the floating-point operations."""
 
     def own_sampler(self) -> HFSampler:
         """A sampler of the model being trained. It shares the cache of image features with the training passes."""
@@ -362,6 +260,8 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         """Add the metrics of the steps since the last log, and append the log entry to RUN/metrics.jsonl."""
         if "loss" in logs:
             logs = {**logs, **self.metrics.flush(gather=self._gather)}
+            if self.take_lost_loss():
+                logs["loss"] = math.nan
         super().log(logs, start_time)
         logged = dict(self.state.log_history[-1])
         self.metric_lines.add(int(logged.pop("step")), logged)
@@ -378,7 +278,7 @@ class GroupTrainer(CheckpointedTrainer, Generic[Item]):
         """The objects of all ranks, on every rank."""
         return gather_object([own])
 
-    def _note_step(self) -> None:
+    def note_step(self) -> None:
         """Add the work of a step to the metrics: tokens and images of policy and reference, and seconds by phase."""
         forwards = [self.policy] if self.reference is None else [self.policy, self.reference.forward]
         for forward in forwards:

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer
 
-from boresight.errors import ConfigError
+from boresight.errors import BoresightError, ConfigError, NonFiniteError
 from boresight.modules import unwrap
 
 STATE_FILE = "boresight_state.pt"
@@ -32,9 +32,19 @@ class CheckpointedTrainer(Trainer):
         """The inverse of `state_of_method`."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._refuse_non_finite_weights()
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         torch.save(self.state_of_method(), folder / f"{self.args.process_index}_{STATE_FILE}")
+
+    def keep_what_was_learned(self, error: BoresightError) -> None:
+        """Before the run ends with an error: save a checkpoint of the last finished step, and add to the error how to resume."""
+        if self.state.global_step:
+            self._save_checkpoint(self.model, trial=None)  # pyright: ignore[reportArgumentType]
+            error.add_note(
+                f"boresight: what was learned is in {self.args.output_dir}/checkpoint-{self.state.global_step}; go on with "
+                "trainer.train(resume_from_checkpoint=True)."
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load all weights strictly, as `from_pretrained` does.
@@ -63,11 +73,26 @@ class CheckpointedTrainer(Trainer):
                 )
             self.restore_method(torch.load(file, weights_only=True))
 
+    def _refuse_non_finite_weights(self) -> None:
+        """Weights that are no numbers never replace good ones on disk.
+
+        Raises:
+            NonFiniteError: with the names of some of them.
+        """
+        named = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]  # pyright: ignore[reportOptionalMemberAccess]
+        if bad := [name for name, weight in named if not weight.detach().isfinite().all()]:
+            raise NonFiniteError(
+                f"step {self.state.global_step}: {len(bad)} of {len(named)} trained tensors hold NaN or infinite values (the first is "
+                f"{bad[0]}), so nothing is saved; earlier checkpoints stay as they are. Lower learning_rate, or set max_grad_norm."
+            )
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save a folder that plain transformers loads, with weights in the dtype of the original checkpoint.
 
         Checkpoints of transformers' loop keep the float32 weights that a resumed run needs.
         """
+        if not _internal_call:
+            self._refuse_non_finite_weights()
         self._exporting = not _internal_call
         super().save_model(output_dir, _internal_call)
 

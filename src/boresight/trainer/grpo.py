@@ -152,7 +152,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             try:
                 self.experience = self.collect(inputs)
             except EngineError as error:
-                self._keep_what_was_learned(error)
+                self.keep_what_was_learned(error)
                 raise
         place = self.state.global_step % self.plan.rollout_period % self.plan.steps_per_rollout
         items = self.experience[place * self.plan.groups_per_step : (place + 1) * self.plan.groups_per_step]
@@ -191,15 +191,6 @@ class GRPOTrainer(GroupTrainer[Scored]):
             id(item): replace(item, old=a, reference=b) for item, a, b in zip(learned, old, reference, strict=True)
         }
         return [known.get(id(item), item) for item in scored]
-
-    def _keep_what_was_learned(self, error: EngineError) -> None:
-        """Save a checkpoint of the last finished step after a permanent engine failure, so that the run can be resumed."""
-        if self.state.global_step:
-            self._save_checkpoint(self.model, trial=None)  # pyright: ignore[reportArgumentType]
-            error.add_note(
-                f"boresight: the training state is saved in {self.args.output_dir}/checkpoint-{self.state.global_step}; resume with "
-                "trainer.train(resume_from_checkpoint=True)."
-            )
 
     def _prompt(self, row: int) -> Prompt:
         """The prompt of a training row, encoded in this process."""
@@ -285,7 +276,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             return super().evaluation_loop(*args, **kwargs)
         except EngineError as error:
             if self.is_in_train:
-                self._keep_what_was_learned(error)
+                self.keep_what_was_learned(error)
             raise
 
     def evaluate_step(self, inputs: list[Prompt], metrics: MeanMetrics) -> None:

@@ -14,7 +14,7 @@ from boresight.data.options import DataOptions
 from boresight.loss.policy_options import PolicyLossOptions
 from boresight.loss.preference_options import PreferenceLossOptions
 from boresight.model.options import ModelOptions
-from boresight.options import SET, Needs, Range, option
+from boresight.options import SET, Needs, Range, Source, option
 from boresight.report.options import ReportOptions
 from boresight.rewards.options import RewardOptions
 from boresight.rollout.options import SamplingOptions
@@ -83,6 +83,11 @@ class TrainerOptions(DataOptions, ModelOptions, ReportOptions):
     remove_unused_columns: bool = option(False, "Must stay False: reward functions receive every column.")
     dataloader_pin_memory: bool = option(
         False, "Pin the loader's memory. Without benefit here, because groups are moved when they are packed."
+    )
+    nan_policy: Annotated[Literal["skip", "stop"], Source("not in TRL")] = option(
+        "skip",
+        "What to do when the loss or a gradient of an optimizer step is NaN or infinite. 'skip' leaves the weights as they are, counts the "
+        "step and names its rows, and ends the run after three such steps in a row. 'stop' ends the run at the first.",
     )
     max_tokens_per_pass: Annotated[int | None, Count] = option(
         None,

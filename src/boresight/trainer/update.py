@@ -1,0 +1,170 @@
+"""The gradients of one optimizer step.
+
+`training_step` sums the loss's divisor over the step and all ranks, cuts this rank's share into micro-batches, runs them, and synchronises
+gradients at the last one. So the result depends neither on how a step is cut nor on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from boresight.errors import NonFiniteError
+from boresight.model.forward import GroupForward
+from boresight.report.metrics import MeanMetrics
+from boresight.report.timeline import Timeline
+from boresight.trainer.checkpoint import CheckpointedTrainer
+from boresight.trainer.nonfinite import NonFiniteSteps, all_finite, gradients_of
+from boresight.trainer.steps import Cuttable, StepPlan, micro_batches, smaller_budget
+
+Item = TypeVar("Item", bound=Cuttable)
+
+
+class UpdatingTrainer(CheckpointedTrainer, Generic[Item]):
+    """Computes a step's gradients by the items, the divisor and the loss that a method defines."""
+
+    plan: StepPlan
+    policy: GroupForward
+    timeline: Timeline
+    metrics: MeanMetrics
+    _max_tokens: int | None
+    _non_finite: NonFiniteSteps
+
+    def prepare(self, inputs: list[Any]) -> list[Item]:
+        """The items that one optimizer step learns from, given the loader's item for that step."""
+        return inputs
+
+    def total(self, items: Sequence[Item]) -> Tensor:
+        """This rank's share of the loss's divisor: a scalar or a vector, to be summed over all ranks."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, items: Sequence[Item], total: Tensor, metrics: MeanMetrics) -> Tensor:
+        """The loss of one micro-batch, divided by the step's `total`. The sum over micro-batches and ranks is the step's loss."""
+        raise NotImplementedError
+
+    def learns_from(self, item: Item) -> bool:
+        """Whether an item can have a gradient. Other items are left out of the passes, but not of `total`."""
+        return True
+
+    def note_step(self) -> None:
+        """Called once a step's gradients are there."""
+
+    def log_once(self, message: str) -> None:
+        """Print a line on the first rank only."""
+        if self.is_world_process_zero():
+            self.accelerator.print(f"boresight: {message}")
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Compute the gradients of one whole optimizer step. transformers clips and applies them."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        items = self.prepare(inputs)
+        with self.timeline.phase("update"):
+            total: Any = self.accelerator.reduce(self.total(items).to(self.args.device), reduction="sum")
+            # A step without a learning signal still runs one pass: an optimizer treats zero gradients and missing gradients differently.
+            learning = [item for item in items if self.learns_from(item)] or items[:1]
+            loss = self._backward(model, learning, total)
+            self._refuse_non_finite(model, loss, learning)
+        self._tokens_seen += sum(item.num_tokens for item in items)
+        self.note_step()
+        return loss * self.accelerator.num_processes
+
+    def _refuse_non_finite(self, model: nn.Module, loss: Tensor, items: Sequence[Item]) -> None:
+        """Drop the step's gradients where the loss or one of them is not finite on any rank; an optimizer leaves weights without one alone.
+
+        Raises:
+            NonFiniteError: as `nan_policy` says, after a checkpoint of the last finished step.
+        """
+        # The loss scale of fp16 makes gradients overflow now and then; its scaler skips those steps itself.
+        gradients = [] if self.args.fp16 else gradients_of(model)
+        bad: Any = torch.stack([~loss.isfinite(), ~all_finite(gradients).to(loss.device)]).int()
+        bad_loss, bad_gradient = self.accelerator.reduce(bad, reduction="sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
+        if not bad_loss and not bad_gradient:
+            self._non_finite.finite()
+            return
+        model.zero_grad(set_to_none=True)
+        self._lost_loss |= bool(bad_loss)
+        self.metrics.sum("update/num_skipped_steps", 1 / self.accelerator.num_processes)
+        rows = [getattr(item, "group", item).prompt.row.index for item in items]
+        try:
+            what = "the loss" if bad_loss else "a gradient"
+            self.log_once(self._non_finite.skipped(self.state.global_step + 1, rows, what))
+        except NonFiniteError as error:
+            self.keep_what_was_learned(error)
+            raise
+
+    _lost_loss = False
+
+    def take_lost_loss(self) -> bool:
+        """Whether a loss was not finite since the last call. transformers' loop logs the mean of the others in its place."""
+        lost, self._lost_loss = self._lost_loss, False
+        return lost
+
+    def _backward(self, model: nn.Module, items: Sequence[Item], total: Tensor) -> Tensor:
+        """This rank's loss and gradients. If a micro-batch does not fit in memory, the step restarts with smaller ones.
+
+        Raises:
+            torch.OutOfMemoryError: a single completion does not fit, or the ranks are already exchanging gradients.
+        """
+        while True:
+            passes = micro_batches(items, self.plan, self._max_tokens)
+            metrics = MeanMetrics()
+            self.begin_passes()
+            try:
+                loss = self._passes(model, passes, total, metrics)
+            except torch.OutOfMemoryError as error:
+                budget = smaller_budget(passes)
+                if budget is None or self._exchanging:
+                    error.add_note(
+                        "boresight: set max_tokens_per_pass, gradient_checkpointing=True, or lower max_pixels or the lengths."
+                    )
+                    raise
+                self._max_tokens = budget
+                self.log_once(
+                    f"step {self.state.global_step + 1}: a micro-batch did not fit in memory; from now on max_tokens_per_pass={budget}."
+                )
+            else:
+                self.metrics.absorb(metrics)
+                return loss
+            # This runs outside `except`, whose traceback keeps the activations alive. It clears the partly accumulated gradients.
+            model.zero_grad(set_to_none=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _passes(
+        self, model: nn.Module, passes: Sequence[Sequence[Item]], total: Tensor, metrics: MeanMetrics
+    ) -> Tensor:
+        loss = torch.zeros((), device=self.args.device)
+        for number, part in enumerate(passes, 1):
+            last = number == len(passes)
+            self._exchanging = last and self.accelerator.num_processes > 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    share = self.loss(model, part, total, metrics)
+                # Gradients are averaged over ranks; the total already counts all of them.
+                self.accelerator.backward(share * self.accelerator.num_processes)
+            loss += share.detach()
+        return loss
+
+    _exchanging = False
+
+    def begin_passes(self) -> None:
+        """Called before the first micro-batch of a step, and again when the step restarts."""
+
+    _tokens_seen = 0
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Operations per weight and token: two in the forward pass, four in the backward pass."""
+        tokens, self._tokens_seen = self._tokens_seen, 0
+        if self.args.include_num_input_tokens_seen != "no":
+            everywhere: Any = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device), "sum")
+            self.state.num_input_tokens_seen += int(everywhere)
+        return 6 * tokens * sum(parameter.numel() for parameter in self.policy.model.parameters())
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Counted with the floating-point operations."""
