@@ -90,7 +90,8 @@ class UpdatingTrainer(CheckpointedTrainer, Generic[Item]):
         model.zero_grad(set_to_none=True)
         self._lost_loss |= bool(bad_loss)
         self.metrics.sum("update/num_skipped_steps", 1 / self.accelerator.num_processes)
-        rows = [getattr(item, "group", item).prompt.row.index for item in items]
+        groups: list[Any] = [getattr(item, "group", item) for item in items]  # an item is a group, or has one
+        rows = [group.prompt.row.index for group in groups]
         try:
             what = "the loss" if bad_loss else "a gradient"
             self.log_once(self._non_finite.skipped(self.state.global_step + 1, rows, what))
