@@ -190,7 +190,7 @@ def test_marks_are_beside_their_answers(page: Callable[..., Path], comparison: C
         assert seen.page.inner_text("article[data-row='12'] .answer[data-model=grpo] .final") == "<answer>2</answer>"
 
 
-def test_a_image_opens_large(page: Callable[..., Path], comparison: Comparison, chromium: Any) -> None:
+def test_an_image_opens_large(page: Callable[..., Path], comparison: Comparison, chromium: Any) -> None:
     with opened(chromium, page(comparison)) as seen:
         ready(seen.page)
         seen.page.click("article[data-row='12'] button.image")
@@ -247,7 +247,7 @@ def test_a_thousand_questions_are_drawn_as_one_reads(page: Callable[..., Path], 
         assert seen.is_quiet, (seen.requests, seen.complaints)
 
 
-def test_a_image_is_held_once_however_many_questions_ask_about_it(tmp_path: Path) -> None:
+def test_an_image_is_held_once_however_many_questions_ask_about_it(tmp_path: Path) -> None:
     html = comparison_page(made(tmp_path / "p", times=5))
     assert html.count("data:image/png;base64,") == 6
 

@@ -188,7 +188,7 @@ def test_no_template(encoder: Callable[..., Encoder]) -> None:
     assert len(encode.prompt(read_row({"prompt": "plain", "image": SQUARE}, 7)).ids) > 10
 
 
-def test_a_image_that_ends_early_is_named_by_the_worker(encoder: Callable[..., Encoder]) -> None:
+def test_an_image_that_ends_early_is_named_by_the_worker(encoder: Callable[..., Encoder]) -> None:
     stream = BytesIO()
     Image.effect_noise((64, 64), 90).convert("RGB").save(stream, format="JPEG")
     row = read_row({"prompt": ASK, "image": stream.getvalue()[:1500]}, 7)

@@ -69,7 +69,7 @@ class TestPrompt:
         assert bool((prompt.token_types[placeholders] == 1).all())
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_unexpanded_ids_keep_one_placeholder_a_image(self, family: str, encoder: Make) -> None:
+    def test_unexpanded_ids_keep_one_placeholder_an_image(self, family: str, encoder: Make) -> None:
         encode = encoder(family)
         row = read_row({"prompt": [user("compare")], "images": [noise(50, 50), noise(70, 40)]}, 0)
         prompt = encode.prompt(row)
@@ -280,7 +280,7 @@ class TestDemonstration:
         assert counted(both, encode) == f"hi{end}blue{end}yes{end}"
         assert "sure?" in counted(encode.demonstration(row), encode)
 
-    def test_a_completion_may_hold_a_image(self, encoder: Make) -> None:
+    def test_a_completion_may_hold_an_image(self, encoder: Make) -> None:
         encode = encoder()
         record = {
             "prompt": [user([{"type": "image"}, {"type": "text", "text": "draw"}])],
@@ -324,7 +324,7 @@ class TestDemonstration:
         with pytest.raises(DataError, match=r"row 3: .*nothing that counts would be left"):
             encode.demonstration(row, max_length=len(full.prompt.ids))
 
-    def test_max_length_never_cuts_a_image(self, encoder: Make) -> None:
+    def test_max_length_never_cuts_an_image(self, encoder: Make) -> None:
         encode = encoder()
         row = read_row(MESSAGES | {"image": noise(64, 64)}, 8)
         group = encode.demonstration(row)

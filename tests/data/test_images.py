@@ -121,7 +121,7 @@ def test_what_is_no_image_names_the_row(value: object, says: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_image_cut_short_fails_when_decoded(kind: str) -> None:
+def test_an_image_cut_short_fails_when_decoded(kind: str) -> None:
     data = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), kind)
     loaded = load_image(data[: len(data) // 2], where="row 0")
     with pytest.raises(ImageError, match=r"^row 9: the image cannot be decoded"):

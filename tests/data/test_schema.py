@@ -151,6 +151,6 @@ def test_the_literal_placeholder_of_other_tools_is_refused_only_where_it_would_m
     assert read_row({"prompt": [user(explicit)], "image": ONE}, 3).prompt == [user(explicit)]
 
 
-def test_a_image_given_as_such_is_taken_as_such() -> None:
+def test_an_image_given_as_such_is_taken_as_such() -> None:
     loaded = load_image(ONE, where="here")
     assert read_row({"prompt": "x", "image": loaded}, 0).images == (loaded,)

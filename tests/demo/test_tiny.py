@@ -104,7 +104,7 @@ def test_plain_transformers_loads_and_runs_it(model: Any, processor: Any, family
     assert num_images or not (inputs["input_ids"] == image_id).any()
 
 
-def test_a_image_costs_few_tokens(model: Any, processor: Any, family: str) -> None:
+def test_an_image_costs_few_tokens(model: Any, processor: Any, family: str) -> None:
     ids = inputs_of(processor, images(1))["input_ids"]
     assert (ids == model.config.image_token_id).sum() == IMAGE_TOKENS[family]
 

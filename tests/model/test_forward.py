@@ -235,7 +235,7 @@ def test_a_lone_completion_may_hold_images(subject: Subjects, family: str, layou
     assert worst_gradient(found, wanted) <= BOUND
 
 
-def test_a_image_wider_than_the_sliding_window(subject: Subjects) -> None:
+def test_an_image_wider_than_the_sliding_window(subject: Subjects) -> None:
     """Gemma 3: 36 tokens of an image under a window of 16, which bounds what lies behind but not what lies ahead."""
     it = subject("gemma3", tile_size=96)
     model, groups = it.model(), groups_of(it, "mixed")

@@ -37,7 +37,7 @@ def test_m_rope_positions_stand_still_in_time_and_go_on_from_the_largest(subject
 
 
 @pytest.mark.parametrize("family", M_ROPE)
-def test_a_image_inside_a_lone_completion_takes_its_own_positions(subject: Subjects, family: str) -> None:
+def test_an_image_inside_a_lone_completion_takes_its_own_positions(subject: Subjects, family: str) -> None:
     it = subject(family)
     whole = it.prompt(2)
     cut = int((whole.token_types == 1).nonzero()[-1]) - 30  # before the second image

@@ -199,7 +199,7 @@ def test_tokens_are_shaded_by_their_log_probability(seen: Opened, folder: Path) 
     ) == {"rgba(0, 0, 0, 0)"}
 
 
-def test_a_image_is_held_once_and_opens_large(seen: Opened, folder: Path) -> None:
+def test_an_image_is_held_once_and_opens_large(seen: Opened, folder: Path) -> None:
     held = seen.page.evaluate("Object.keys(pageImages)")
     assert sorted(held) == sorted(path.name for path in (folder / "images").iterdir())
     choose(seen, text="prompt 1 at step 3")

@@ -61,7 +61,7 @@ def test_small_images_are_kept_byte_for_byte_and_large_ones_scaled_down() -> Non
     assert data_uri(heavy).startswith("data:image/webp;") and pixels(data_uri(heavy)).size == (400, 400)
 
 
-def test_a_image_stands_upright_and_keeps_its_transparency() -> None:
+def test_an_image_stands_upright_and_keeps_its_transparency() -> None:
     buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6  # turned a quarter
@@ -117,7 +117,7 @@ def test_what_slipped_through_would_be_stopped_by_the_policy(page: Path, chromiu
         assert not seen.requests and any("Content Security Policy" in complaint for complaint in seen.complaints)
 
 
-def test_a_image_opens_large_and_closes(page: Path, chromium: Any) -> None:
+def test_an_image_opens_large_and_closes(page: Path, chromium: Any) -> None:
     with opened(chromium, page) as seen:
         thumbnail, large = seen.page.locator("button.image img"), seen.page.locator("#zoom img")
         assert thumbnail.evaluate("image => image.naturalWidth") == 6

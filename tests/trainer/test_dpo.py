@@ -338,7 +338,7 @@ def test_empty_answers_are_the_end_token(model_folder: Path, tmp_path: Path) -> 
     assert all(map(math.isfinite, logged(run, "loss")))
 
 
-def test_a_image_in_one_answer_is_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_an_image_in_one_answer_is_refused(model_folder: Path, tmp_path: Path) -> None:
     """The chosen answer shows an image, the rejected one does not: nothing says which prompt they share."""
     rows = preferences(4)
     rows[2]["chosen"] = [{"role": "assistant", "content": [{"type": "image"}, {"type": "text", "text": "red"}]}]

@@ -50,7 +50,7 @@ def test_images_are_encoded_once_a_pass(grpo: Run) -> None:
         assert log["work/padded_tokens"] == 0
 
 
-def test_a_frozen_tower_encodes_a_image_once_in_a_step(model_folder: Path, tmp_path: Path) -> None:
+def test_a_frozen_tower_encodes_an_image_once_in_a_step(model_folder: Path, tmp_path: Path) -> None:
     """Sampling, old, reference and policy passes, two updates each: one encode per image."""
     model = AutoModelForImageTextToText.from_pretrained(model_folder)
     model.model.visual.requires_grad_(False)

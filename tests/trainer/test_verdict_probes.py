@@ -63,7 +63,7 @@ def test_verdicts_change_nothing(grpo: Run) -> None:
     assert same(weights(silent), weights(loud))
 
 
-def test_a_image_that_is_not_looked_at_is_noticed(grpo: Run) -> None:
+def test_an_image_that_is_not_looked_at_is_noticed(grpo: Run) -> None:
     """The same run with and without the tower's features; the random weights of the tiny model look a little."""
     rows = [row for row in records() if row["image"]]
     options = {"max_steps": 1, "per_device_train_batch_size": 24, "verdict_steps": 1, "train_dataset": rows}

@@ -164,7 +164,7 @@ def content_policy(scripts: Sequence[str], *, connect: bool = False) -> str:
 @cache
 def _plotly() -> str:
     try:
-        from plotly.offline import get_plotlyjs
+        from plotly.offline import get_plotlyjs  # here, because it is optional: the extra `report`
     except ImportError as error:
         raise ConfigError("Run pages need plotly: pip install 'boresight[report]'") from error
     return get_plotlyjs()

@@ -77,7 +77,7 @@ def _to_wandb(callback: Any, rows: Rows, images: Sequence[Sequence[Path]], step:
 def _to_trackio(callback: Any, rows: Rows, images: Sequence[Sequence[Path]], step: int) -> bool:
     if not callback._initialized:
         return False
-    import pandas
+    import pandas  # here, because only trackio needs it, and it is slow to import
 
     trackio = callback._trackio
     frame = pandas.DataFrame(rows)

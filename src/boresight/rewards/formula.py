@@ -35,7 +35,7 @@ def accuracy_reward(
     """
     try:
         from latex2sympy2_extended import NormalizationConfig
-        from math_verify import LatexExtractionConfig, parse, verify
+        from math_verify import LatexExtractionConfig, parse, verify  # here, because it is optional: the extra `math`
     except ImportError as error:
         raise ConfigError("accuracy_reward needs math-verify: pip install 'boresight[math]'") from error
 

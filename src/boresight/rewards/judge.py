@@ -64,7 +64,7 @@ def get_judge_reward(
         ConfigError: httpx is not installed, or the scale is empty.
     """
     try:
-        import httpx
+        import httpx  # here, because it is optional: the extra `server`
     except ImportError as error:
         raise ConfigError("get_judge_reward needs httpx: pip install 'boresight[server]'") from error
     low, high = scale

@@ -50,7 +50,7 @@ def _called(func: Any, arguments: dict[str, Any]) -> bytes:
 
 def _limit_memory(limit: int) -> None:
     with contextlib.suppress(ImportError, ValueError, OSError):  # not every system has limits
-        import resource
+        import resource  # here, because Windows has none
 
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
