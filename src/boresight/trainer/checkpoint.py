@@ -42,7 +42,7 @@ class CheckpointedTrainer(Trainer):
         if self.state.global_step:
             self._save_checkpoint(self.model, trial=None)  # pyright: ignore[reportArgumentType]
             error.add_note(
-                f"boresight: what was learned is in {self.args.output_dir}/checkpoint-{self.state.global_step}; go on with "
+                f"boresight: the last finished step is saved in {self.args.output_dir}/checkpoint-{self.state.global_step}; resume with "
                 "trainer.train(resume_from_checkpoint=True)."
             )
 
