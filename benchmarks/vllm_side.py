@@ -15,11 +15,11 @@ class VLLMSide(OurSide):
 
     def make_endless(self, trainer: Any) -> None:
         """vLLM knows no id below 0, so it gets no stop ids at all."""
-        trainer.sampler.inner.facts = replace(trainer.facts, stop_ids=())
+        trainer.sampler.engine.facts = replace(trainer.facts, stop_ids=())
 
     def reset(self) -> None:
         super().reset()
-        engine = self.trainer.sampler.inner.engine
+        engine = self.trainer.sampler.engine.engine
         engine.reset_caches(images=True)
         engine._llm.reset_mm_cache()
 

@@ -57,6 +57,10 @@ class EngineError(BoresightError, RuntimeError):
     """A generation engine failed, disagreed with the trainer, or did not answer in time."""
 
 
+class SyncError(EngineError):
+    """Weights did not arrive at the engine as they were sent. The message names them."""
+
+
 class EngineRestartedError(EngineError):
     """An engine was restarted, or holds other weights than those sent to it: sync it and repeat the interrupted call."""
 

@@ -18,12 +18,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from boresight.families import UNKNOWN, Family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase  # slow to import, and reward workers read this file
 
 PerToken = Float[Tensor, "B T"]
 PerSequence = Float[Tensor, "B"]
@@ -279,6 +283,39 @@ class TrainingHooks:
     metrics: Totals
     log_once: Callable[[str], None]
     """Prints a line on one rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInputs:
+    """What an engine beside the policy is built from."""
+
+    run: str
+    """A name of this run, equal on all ranks; with the step it labels the weights on a server."""
+    weights: Callable[[bool], Weights]
+    """The policy's weights, with (True) or without (False) its adapters merged into them."""
+    adapter: Callable[[], Adapter]
+    """The policy's adapter alone.
+
+    Raises:
+        ConfigError: the policy has no adapter that an engine can apply.
+    """
+    save: Callable[[Path], None]
+    """Writes all files of a saved model but the weights: config, generation config and processor."""
+    facts: ModelFacts
+    tokenizer: PreTrainedTokenizerBase
+    decode_image: Callable[[EncodedImage], Any]
+    """Decodes an image as for the trainer's processor."""
+    dtype: str
+    """The dtype that the policy computes in."""
+    max_tokens: int | None
+    """The most tokens of a prompt and its completion; None if not all rows were measured."""
+    max_images: int | None
+    """The most images of a prompt; None if not all rows were measured."""
+    seed: int
+    rank: int
+    num_ranks: int
+    output_dir: Path
+    """For logs of the engine."""
 
 
 LayoutName = Literal["shared", "rows"]

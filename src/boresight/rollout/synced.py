@@ -1,10 +1,17 @@
-"""A `Sampler` over an engine. It syncs weights before sampling, repeats a batch if the engine restarts, and checks agreement once."""
+"""A `Sampler` over an engine. It syncs weights before sampling, repeats a batch if the engine restarts, and checks agreement once.
+
+An engine is whatever has the interface `SyncedEngine`. vLLM is one; another is a file beside the folder `vllm`, and a row of the
+trainer's table of engines.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -12,13 +19,93 @@ from torch import Tensor
 
 from boresight.errors import EngineError, EngineRestartedError
 from boresight.ranks import on_every_rank
-from boresight.rollout.vllm.sampler import MAX_REDONE, VLLMSampler
 from boresight.types import Group, Prompt, SamplingSettings, TrainingHooks
 
 logger = logging.getLogger(__name__)
 
 AGREEMENT = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 """Largest allowed difference between the engine's log-probabilities and the trainer's, in nats, averaged over a group's tokens."""
+
+
+MAX_REDONE = 3
+"""How often a sync or a batch is repeated because the engine restarted during it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """The result of a sync."""
+
+    num_sent: int
+    """How many tensors were sent, counted by saved name."""
+    num_compared: int
+    """How many of the engine's parameters had their fingerprints compared with the trainer's."""
+    seconds: float
+
+
+class SyncedEngine(Protocol):
+    """One rank's connection to an engine that holds a copy of the policy's weights."""
+
+    counts: Counter[str]
+    """Work done so far: prompt_tokens, completion_tokens, and restarts of the engine."""
+    version: str
+    """The label of the weights that the engine must hold."""
+
+    @property
+    def where(self) -> str:
+        """The engine's name for messages."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that the engine computes in."""
+        ...
+
+    @property
+    def pushes(self) -> bool:
+        """Whether this rank sends the weights. If another does, it passes their label to `adopt`."""
+        ...
+
+    def requests(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> Sequence[Any]:
+        """The engine's requests for these prompts. Nothing is sent yet.
+
+        Raises:
+            ConfigError: a request exceeds the engine's limits.
+        """
+        ...
+
+    def completed(self, prompts: Sequence[Prompt], requests: Sequence[Any], settings: SamplingSettings) -> list[Group]:
+        """The completions of these requests, each with the engine's log-probabilities, prompts in order.
+
+        Raises:
+            EngineRestartedError: the engine restarted, or lost the policy's weights: sync, and sample again.
+            EngineError: the output does not match the request.
+        """
+        ...
+
+    def sync(self, step: int) -> SyncReport | None:
+        """Send the policy's weights of this optimizer step if the engine lacks them, and verify that they arrived.
+
+        Raises:
+            SyncError: weights did not arrive as they were sent.
+            EngineError: the engine did not recover.
+        """
+        ...
+
+    def adopt(self, version: str) -> None:
+        """Record that some rank has sent the policy's weights to the engine under this label."""
+        ...
+
+    def outdate(self) -> None:
+        """Mark the engine's weights as stale: the policy has changed, or the engine may have lost them."""
+        ...
+
+    def rest(self) -> None:
+        """Note that these weights are not sampled from again: memory may be freed until the next sync."""
+        ...
+
+    def close(self) -> None:
+        """Release the engine."""
+        ...
 
 
 class SyncedSampler:
@@ -33,8 +120,8 @@ class SyncedSampler:
         distribution_differs: the engine restricts its output (structured outputs), so its log-probabilities differ by design.
     """
 
-    def __init__(self, engine: VLLMSampler, training: TrainingHooks, *, distribution_differs: bool = False) -> None:
-        self.inner = engine
+    def __init__(self, engine: SyncedEngine, training: TrainingHooks, *, distribution_differs: bool = False) -> None:
+        self.engine = engine
         self.training = training
         self.counts = engine.counts
         self._agrees = distribution_differs
@@ -43,14 +130,14 @@ class SyncedSampler:
         """As `Sampler.sample`. If the engine restarts during a batch, the batch is sampled again."""
         groups: list[Group] | None = None
         # All ranks build requests before any sends them: a rank that failed later would leave others that share its engine waiting.
-        requests = on_every_rank(lambda: self.inner.requests(prompts, settings))
-        sample = partial(self.inner.completed, prompts, requests, settings)
+        requests = on_every_rank(lambda: self.engine.requests(prompts, settings))
+        sample = partial(self.engine.completed, prompts, requests, settings)
         for attempts_left in range(MAX_REDONE, -1, -1):
             self._sync()
             groups = on_every_rank(partial(self._sampled, sample, groups, attempts_left))
             if all(gather_object([groups is not None])):
                 break
-            self.inner.outdate()
+            self.engine.outdate()
         assert groups is not None
         if not self._agrees:
             self._check_agreement(groups)
@@ -71,20 +158,20 @@ class SyncedSampler:
             return None
 
     def weights_moved(self) -> None:
-        self.inner.outdate()
+        self.engine.outdate()
 
     def rest(self) -> None:
-        self.inner.rest()
+        self.engine.rest()
 
     def close(self) -> None:
-        self.inner.close()
+        self.engine.close()
 
     def _sync(self) -> None:
         """Sync on the ranks that send weights, and pass the version's name to the others."""
         training = self.training
         with training.timeline.phase("sync"):
-            report = on_every_rank(lambda: self.inner.sync(training.step()) if self.inner.pushes else None)
-            self.inner.adopt(broadcast_object_list([self.inner.version])[0])
+            report = on_every_rank(lambda: self.engine.sync(training.step()) if self.engine.pushes else None)
+            self.engine.adopt(broadcast_object_list([self.engine.version])[0])
         if report is not None:
             training.metrics.sum("sync/tensors", report.num_sent)
             training.metrics.sum("sync/modules_compared", report.num_compared)
@@ -93,8 +180,8 @@ class SyncedSampler:
         groups = list({bool(group.prompt.images): group for group in reversed(groups)}.values())
         with self.training.timeline.phase("sync"):
             logp = self.training.logp(groups)
-        where = self.inner.engine.where
-        gap = on_every_rank(lambda: agreement(groups, logp, self.inner.dtype, where))
+        where = self.engine.where
+        gap = on_every_rank(lambda: agreement(groups, logp, self.engine.dtype, where))
         self._agrees = True
         self.training.log_once(f"{where} and the trainer agree within {gap:.1e} nats per token.")
 
@@ -127,8 +214,8 @@ def agreement(groups: Sequence[Group], logp: Sequence[Tensor], dtype: str, where
             kind = "with" if group.prompt.images else "without"
             raise EngineError(
                 f"row {group.prompt.row.index}: under the same weights, {where} and the trainer differ by {gap:.3g} nats per token on a "
-                f"prompt {kind} images (allowed: {AGREEMENT[dtype]:g} in {dtype}). Training would be silently wrong. Does this vLLM "
-                "support the model's family? Try vllm_model_impl='transformers', or use_vllm=False."
+                f"prompt {kind} images (allowed: {AGREEMENT[dtype]:g} in {dtype}). Training would be silently wrong. Does this version of "
+                "the engine support the model's family? Try vllm_model_impl='transformers', or use_vllm=False."
             )
         worst = max(worst, gap)
     return worst

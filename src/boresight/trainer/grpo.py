@@ -90,7 +90,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         )
         if args.beta != 0:
             self.add_reference(ref_model, args)
-        self.sampler: Sampler = self._engine_sampler() if args.use_vllm else self.own_sampler()
+        self.sampler: Sampler = self._engine_sampler() or self.own_sampler()
         self.add_callback(WeightsMoved(self.sampler))
         self.rollouts = Rollouts(
             self.sampler,
@@ -108,7 +108,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         """The groups of the latest rollout, in the order in which its optimizer steps learn from them."""
         self._entropy_threshold: float | None = None
 
-    def _engine_sampler(self) -> Sampler:
+    def _engine_sampler(self) -> Sampler | None:
         hooks = TrainingHooks(
             logp=lambda groups: self.logp(groups, self.policy),
             step=lambda: self.state.global_step,

@@ -16,7 +16,7 @@ from torch import distributed
 
 from boresight import GRPOConfig, GRPOTrainer
 from boresight.demo.easy_vqa import load_easy_vqa
-from boresight.rollout.vllm.sync import SyncError
+from boresight.errors import SyncError
 from tests.trainer.conftest import QUIET, Gradients, vowel_share
 
 from .conftest import START_S, children
@@ -73,7 +73,7 @@ def main(model: Path, folder: Path, engine: dict[str, Any], supervisor: int) -> 
 
 def one_rank_gets_other_weights(run: GRPOTrainer) -> None:
     """Half of a matrix is wrong, on the second rank: both are told."""
-    sampler: Any = run.sampler.inner  # pyright: ignore[reportAttributeAccessIssue]
+    sampler: Any = run.sampler.engine  # pyright: ignore[reportAttributeAccessIssue]
     load = sampler.engine.load
 
     def tampered(tensors: Any, version: str) -> None:

@@ -12,14 +12,13 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from boresight.data.images import decode
-from boresight.errors import ConfigError, EngineRestartedError
+from boresight.errors import ConfigError, EngineRestartedError, SyncError
 from boresight.model.adapter_export import PolicyAdapter
 from boresight.model.export import PolicyWeights
 from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.local import LocalEngine
 from boresight.rollout.vllm.sampler import VLLMSampler
 from boresight.rollout.vllm.server import ServerEngine
-from boresight.rollout.vllm.sync import SyncError
 from boresight.types import SamplingSettings
 
 from .conftest import ENGINE, IMAGES, START_S, Rig, Supervised

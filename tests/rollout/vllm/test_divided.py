@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from boresight.errors import SyncError
 from boresight.model.export import PolicyWeights
 from boresight.rollout.vllm.protocol.messages import GetFacts
 from boresight.rollout.vllm.server import ServerEngine
-from boresight.rollout.vllm.sync import SyncError, WeightSync
+from boresight.rollout.vllm.sync import WeightSync
 from boresight.types import SamplingSettings
 
 from .conftest import START_S, Rig, Supervised

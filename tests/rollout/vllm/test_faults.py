@@ -75,7 +75,7 @@ def trainer(rig: Rig, folder: Path, supervised: Supervised, **options: Any) -> G
 
 def before_call(run: GRPOTrainer, path: str, number: int, strike: Callable[[], None]) -> list[str]:
     """Strike just before the `number`th call (from 0) to a path; what was struck, to prove that it was."""
-    client: Any = run.sampler.inner.engine.client  # pyright: ignore[reportAttributeAccessIssue]
+    client: Any = run.sampler.engine.engine.client  # pyright: ignore[reportAttributeAccessIssue]
     send, seen, struck = client.send_all, [], []
 
     def sending(calls: Sequence[Any]) -> Any:
@@ -144,7 +144,7 @@ def assert_agrees(run: GRPOTrainer, rig: Rig) -> None:
     """Engine and trainer, after the last step."""
     sampler: Any = run.sampler
     sampler._sync()
-    groups = sampler.inner.sample(rig.prompts, SETTINGS)
+    groups = sampler.engine.sample(rig.prompts, SETTINGS)
     rows = run.logp(groups, run.policy)
     for group, block in zip(groups, rows, strict=True):
         for completion, row in zip(group.completions, block, strict=True):
@@ -302,7 +302,7 @@ class Killer(threading.Thread):
         self.doing = "between calls"
         self.struck: list[str] = []
         """What the trainer was asking for at each kill."""
-        client: Any = training.sampler.inner.engine.client  # pyright: ignore[reportAttributeAccessIssue]
+        client: Any = training.sampler.engine.engine.client  # pyright: ignore[reportAttributeAccessIssue]
         send = client.send_all
 
         def sending(calls: Sequence[Any]) -> Any:

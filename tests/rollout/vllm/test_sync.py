@@ -11,10 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from boresight.data.encode import Encoder
-from boresight.errors import EngineError
+from boresight.errors import EngineError, SyncError
 from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.protocol.messages import AbandonUpdate
-from boresight.rollout.vllm.sync import SyncError
 from boresight.types import SamplingSettings
 
 from .conftest import Rig, prompts_of

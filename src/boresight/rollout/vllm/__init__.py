@@ -2,8 +2,9 @@
 
 The trainer's side:
 
+build         the sampler, built from the options
 options       the options of vLLM
-engine        the interface of an engine, and its outputs
+engine        the interface of an engine
 local         an engine in the training process
 cleanup       the clean-up in that process when an engine ends
 server        an engine behind HTTP

@@ -14,11 +14,12 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from boresight.errors import ConfigError
+from boresight.errors import ConfigError, SyncError
+from boresight.rollout.synced import SyncReport
 from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.protocol.messages import FactorFingerprints, FactorSizes, GetAdapterFingerprints, GetFacts
 from boresight.rollout.vllm.protocol.tensors import fixed_vector, projected
-from boresight.rollout.vllm.sync import TOLERANCE, SyncError, SyncReport, WeightSync, listed
+from boresight.rollout.vllm.sync import TOLERANCE, WeightSync, listed
 from boresight.types import Adapter, Weights
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

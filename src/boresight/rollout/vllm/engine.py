@@ -1,4 +1,4 @@
-"""The interface of a vLLM engine, wherever it runs."""
+"""The interface of a vLLM engine, wherever it runs: in this process, in one that training starts, or on a server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from boresight.errors import EngineError
+from boresight.rollout.outputs import EngineOutput
 from boresight.rollout.vllm.protocol.codec import PayloadError, from_dict
 from boresight.rollout.vllm.protocol.messages import WorkerCall
 from boresight.rollout.vllm.protocol.tensors import Tensors
@@ -32,16 +33,6 @@ class Request:
     """Decoded RGB images."""
     sampling: Mapping[str, Any]
     """Arguments of vLLM's `SamplingParams`."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOutput:
-    """What an engine returned for a request."""
-
-    prompt_ids: Sequence[int]
-    """The token ids of the prompt as the engine read it, images expanded."""
-    completions: Sequence[tuple[Sequence[int], Sequence[float]]]
-    """For each completion, its token ids and their log-probabilities in nats."""
 
 
 class Engine(Protocol):

@@ -7,7 +7,8 @@ import io
 from typing import Any
 
 from boresight.errors import EngineError, EngineRestartedError
-from boresight.rollout.vllm.engine import EngineOutput, Request
+from boresight.rollout.outputs import EngineOutput
+from boresight.rollout.vllm.engine import Request
 
 PATH = "/inference/v1/generate"
 

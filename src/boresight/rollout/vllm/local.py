@@ -15,8 +15,9 @@ import torch
 from torch import distributed
 
 from boresight.errors import ConfigError, EngineError
+from boresight.rollout.outputs import EngineOutput
 from boresight.rollout.vllm.cleanup import OPEN_ENGINES, prepare_process
-from boresight.rollout.vllm.engine import TESTED_LOCK, EngineOutput, Request, read_answer
+from boresight.rollout.vllm.engine import TESTED_LOCK, Request, read_answer
 from boresight.rollout.vllm.protocol.codec import to_dict, to_json
 from boresight.rollout.vllm.protocol.messages import BAN, ENGINE, EXTENSION, LOAD_FORMAT, PLUGIN, WorkerCall
 from boresight.rollout.vllm.protocol.tensors import SHARED_TENSORS, TensorLocation, Tensors, memory_folder

@@ -14,16 +14,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from boresight.errors import ConfigError, EngineError, EngineRestartedError
+from boresight.rollout.outputs import EngineOutput, OutputReader
+from boresight.rollout.synced import MAX_REDONE, SyncReport
 from boresight.rollout.vllm.adapter import AdapterSync
-from boresight.rollout.vllm.engine import Engine, EngineOutput, Request
+from boresight.rollout.vllm.engine import Engine, Request
 from boresight.rollout.vllm.protocol.messages import BANNED, EngineFacts, GetFacts
-from boresight.rollout.vllm.sync import SyncReport, WeightSync
-from boresight.types import Adapter, Completion, EncodedImage, Group, ModelFacts, Prompt, SamplingSettings, Weights
+from boresight.rollout.vllm.sync import WeightSync
+from boresight.types import Adapter, EncodedImage, Group, ModelFacts, Prompt, SamplingSettings, Weights
 
 logger = logging.getLogger(__name__)
-
-MAX_REDONE = 3
-"""How often a sync or a batch is repeated because the engine restarted during it."""
 
 
 class State(enum.Enum):
@@ -71,8 +70,9 @@ class VLLMSampler:
         pushes: bool = True,
     ) -> None:
         self.engine = engine
+        self.where = engine.where
+        self.reader = OutputReader(engine.where, facts, tokenizer)
         self.facts = facts
-        self.tokenizer = tokenizer
         self.decode_image = decode_image
         self.name = name
         self.sleeps = sleeps
@@ -222,8 +222,7 @@ class VLLMSampler:
 
     def _common(self, settings: SamplingSettings) -> dict[str, Any]:
         options = {
-            # Greedy completions are all equal, so vLLM samples one.
-            "n": settings.num_completions if settings.temperature else 1,
+            "n": _requested(settings),
             "max_tokens": settings.max_completion_length,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
@@ -246,51 +245,11 @@ class VLLMSampler:
                 f"exceed the {most} tokens that {self.engine.where} allows: raise vllm_max_model_length (a server: --max-model-len)."
             )
 
-    # ---- Outputs ----------------------------------------------------------------------------------------------------------------
-
     def _group(self, prompt: Prompt, output: EngineOutput, settings: SamplingSettings) -> Group:
-        self._check_prompt(prompt, output.prompt_ids)
-        k = settings.num_completions
-        requested = k if settings.temperature else 1
-        if len(output.completions) != requested:
-            raise EngineError(
-                f"row {prompt.row.index}: {self.engine.where} returned {len(output.completions)} completions instead of {requested}."
-            )
-        completions = tuple(self._completion(prompt, *each) for each in output.completions)
-        return Group(prompt, completions if settings.temperature else completions * k)
+        group = self.reader.group(prompt, output, num_completions=_requested(settings))
+        return Group(prompt, group.completions * (settings.num_completions // len(group.completions)))
 
-    def _check_prompt(self, prompt: Prompt, read: Sequence[int]) -> None:
-        ours, theirs = prompt.ids.tolist(), list(read)
-        if ours == theirs:
-            return
-        place = next(
-            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-        )
-        pair = [self._token(ids, place) for ids in (ours, theirs)]
-        raise EngineError(
-            f"row {prompt.row.index}: {self.engine.where} read another prompt than the trainer: {len(theirs)} tokens instead of "
-            f"{len(ours)}; the first difference is at token {place} ({pair[1]} instead of {pair[0]}). Their processors or pixel budgets "
-            "differ: give the server the trainer's min_pixels and max_pixels "
-            "(boresight vllm-serve --min_pixels … --max_pixels …) and the same model folder."
-        )
 
-    def _token(self, ids: Sequence[int], place: int) -> str:
-        return repr(self.tokenizer.decode([ids[place]])) if place < len(ids) else "the end"
-
-    def _completion(self, prompt: Prompt, ids: Sequence[int], logp: Sequence[float]) -> Completion:
-        if len(ids) != len(logp) or not ids:
-            raise EngineError(
-                f"row {prompt.row.index}: {self.engine.where} returned {len(ids)} tokens with {len(logp)} log-probabilities."
-            )
-        if banned := set(ids) & set(self.facts.modality_ids):
-            raise EngineError(
-                f"row {prompt.row.index}: {self.engine.where} sampled {self.tokenizer.decode([min(banned)])!r}, which only a "
-                "processor may place, although it was banned."
-            )
-        return Completion(
-            ids=torch.tensor(ids),
-            mask=torch.ones(len(ids), dtype=torch.bool),
-            text=self.tokenizer.decode(list(ids), skip_special_tokens=True),  # pyright: ignore[reportArgumentType]
-            sampler_logp=torch.tensor(logp, dtype=torch.float32),
-            truncated=ids[-1] not in self.facts.stop_ids,
-        )
+def _requested(settings: SamplingSettings) -> int:
+    """How many completions vLLM samples of each prompt. Greedy ones are all equal, so it samples one."""
+    return settings.num_completions if settings.temperature else 1

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from boresight.errors import ConfigError, EngineError, EngineRestartedError
+from boresight.rollout.outputs import EngineOutput
 from boresight.rollout.vllm.client import ServerClient
-from boresight.rollout.vllm.engine import TESTED_LOCK, EngineOutput, EngineProtocolError, Request, read_answer
+from boresight.rollout.vllm.engine import TESTED_LOCK, EngineProtocolError, Request, read_answer
 from boresight.rollout.vllm.inference import PATH as GENERATE
 from boresight.rollout.vllm.inference import engine_output, request_body
 from boresight.rollout.vllm.protocol.codec import to_dict, to_json

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from boresight.errors import EngineError, EngineRestartedError
+from boresight.errors import EngineRestartedError, SyncError
+from boresight.rollout.synced import SyncReport
 from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.protocol.messages import (
     Fingerprint,
@@ -32,21 +32,6 @@ TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 
 SAMPLE = 8
 """How many parameters of each part are compared after a later sync. Every sync compares the next ones."""
-
-
-class SyncError(EngineError):
-    """Weights did not arrive as they were sent. The message names them."""
-
-
-@dataclass(frozen=True, slots=True)
-class SyncReport:
-    """The result of a sync."""
-
-    num_sent: int
-    """How many tensors were sent, counted by saved name."""
-    num_compared: int
-    """How many of the engine's parameters had their fingerprints compared with the trainer's."""
-    seconds: float
 
 
 class WeightSync:
