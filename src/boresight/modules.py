@@ -37,3 +37,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set the probability of every dropout module to 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0

@@ -140,6 +140,19 @@ class Source:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """An option of another library that changes nothing here. It is accepted with the values that mean what happens anyway.
+
+    Args:
+        reason: a clause that says why it changes nothing.
+        values: the accepted values; None: all.
+    """
+
+    reason: str
+    values: tuple[object, ...] | None = None
+
+
 def option(
     default: Any = MISSING,
     help: str = "",  # noqa: A002 -- the name that argparse and transformers use
@@ -190,6 +203,7 @@ class Declaration:
     range: Range | None = None
     needs: tuple[Needs | NeedsEither, ...] = ()
     source: str | None = None
+    ignored: Ignored | None = None
     metavar: str | None = None
     aliases: tuple[str, ...] = ()
 
@@ -254,6 +268,7 @@ def _declaration(cls: type, found: Field[Any], annotation: Any) -> Declaration:
         range=next((extra for extra in extras if isinstance(extra, Range)), None),
         needs=tuple(extra for extra in extras if isinstance(extra, Needs | NeedsEither)),
         source=next((extra.text for extra in extras if isinstance(extra, Source)), None),
+        ignored=next((extra for extra in extras if isinstance(extra, Ignored)), None),
         metavar=found.metadata.get("metavar"),
         aliases=tuple(found.metadata.get("aliases", ())),
     )
@@ -305,6 +320,9 @@ def check_options(config: object, ranges: Mapping[str, Range] | None = None) -> 
         # A library may accept an undeclared None as "off", for example for max_grad_norm.
         if value is None and (declared.allows_none or not (declared.range or declared.choices)):
             continue
+        if declared.ignored is not None and value != declared.default:
+            _check_ignored(declared, declared.ignored, value)
+            continue
         _check_switch(declared, value)
         _check_choice(declared, value)
         _check_number(declared, value, declared.range or (ranges or {}).get(declared.name))
@@ -312,6 +330,21 @@ def check_options(config: object, ranges: Mapping[str, Range] | None = None) -> 
             for need in declared.needs:
                 if not need.is_met(config):
                     raise ConfigError(f"{declared.name}={value!r} has no effect: {need}, or drop it.")
+
+
+def ignored_options(config: object) -> list[str]:
+    """A sentence for each option that was set, was accepted, and changes nothing."""
+    return [
+        f"{declared.name}={value!r} changes nothing: {declared.ignored.reason}."
+        for declared in declarations(type(config))
+        if declared.ignored is not None and (value := getattr(config, declared.name)) != declared.default
+    ]
+
+
+def _check_ignored(declared: Declaration, ignored: Ignored, value: Any) -> None:
+    if ignored.values is not None and value not in ignored.values:
+        accepted = " or ".join(repr(each) for each in (declared.default, *ignored.values))
+        raise ConfigError(f"{declared.name}={value!r} is not supported: {ignored.reason}. Leave it at {accepted}.")
 
 
 def _check_switch(declared: Declaration, value: Any) -> None:

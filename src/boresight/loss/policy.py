@@ -60,6 +60,8 @@ class PolicyLoss:
     """The loss of one micro-batch, already divided by the step's total, and its metrics."""
 
     loss: Scalar
+    policy: Scalar
+    """The loss without the entropy bonus, without gradient."""
     metrics: dict[str, Metric]
     """Name → (sum, count), additive over micro-batches and ranks: divide at the end."""
     minima: dict[str, Scalar]
@@ -197,6 +199,7 @@ def policy_loss(
         per_token = per_token + config.beta * divergence
 
     loss = aggregated(per_token, objective.aggregate.weights(mask), total[0])
+    without_bonus = loss.detach()
     if config.entropy_coef != 0:
         bonus = _needed(entropy, "entropy_coef", "the entropy").values
         loss = loss - config.entropy_coef * aggregated(bonus, token_weights(explored), total[1])
@@ -208,7 +211,7 @@ def policy_loss(
         log.drift(old, sampler, has_image)
     if correction is not None:
         log.correction(correction)
-    return PolicyLoss(loss, log.metrics, log.minima, log.maxima)
+    return PolicyLoss(loss, without_bonus, log.metrics, log.minima, log.maxima)
 
 
 def _correction(config: PolicyLossOptions, old: PerToken, sampler: PerToken | None, mask: Mask) -> PerToken | None:

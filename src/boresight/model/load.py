@@ -71,7 +71,7 @@ def load_processor(
     """The processor to use with a model.
 
     A bare tokenizer is not enough for a model that reads images. In that case the processor is loaded from the model's folder, and uses
-    the given tokenizer.
+    the given tokenizer, and its chat template if that differs from the folder's.
 
     Args:
         processing_class: a processor, a tokenizer, or None.
@@ -101,6 +101,9 @@ def load_processor(
             raise ModelError(
                 f"processing_class is a {type(processing_class).__name__}: pass a processor, a tokenizer, or None."
             )
+        own: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+        if processing_class.chat_template not in (None, own.chat_template):
+            processor.chat_template = processing_class.chat_template  # pyright: ignore[reportAttributeAccessIssue]
         processor.tokenizer = processing_class  # pyright: ignore[reportAttributeAccessIssue]
     return processor
 

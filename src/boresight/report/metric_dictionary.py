@@ -93,6 +93,8 @@ OBJECTIVE = [
     Entry("sampling/sampling_logp_difference/max/with_images", "nats", "Their furthest token", "Below 1"),
     Entry("sampling/sampling_logp_difference/mean/without_images", "nats per token", "The same over prompts without images", "As with"),
     Entry("sampling/sampling_logp_difference/max/without_images", "nats", "Their furthest token", "Below 1"),
+    Entry("sampling/narrowed", "—", "1 if completions are sampled from another distribution than the policy's (`top_p`, `top_k`, `min_p`, "
+          "`repetition_penalty`, structured outputs); the differences above are then by design", "—"),
     Entry("sampling/frac_unreported", "share", "Tokens whose log-probability the sampler did not report; they are not corrected", "0"),
     Entry("sampling/importance_sampling_ratio/mean", "—", "The correction's weight (`vllm_importance_sampling_mode`)", "Within 0.02 of 1"),
     Entry("sampling/importance_sampling_ratio/min", "—", "The smallest", "Above 0.5"),

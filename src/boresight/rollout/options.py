@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from boresight.options import Range, option
+from boresight.errors import ConfigError, nearest
+from boresight.options import Range, declarations, option, read_json
 
 
 @dataclass
 class SamplingOptions:
-    """How completions are sampled. Names and defaults are TRL's (`GRPOConfig`)."""
+    """How completions are sampled. Names and defaults are TRL's (`GRPOConfig`).
+
+    `top_p`, `top_k`, `min_p` and `repetition_penalty` sample from another distribution than the policy's. The sampler reports
+    log-probabilities of the distribution that it sampled from, and the loss corrects for the difference
+    (`vllm_importance_sampling_correction`).
+    """
 
     heading: ClassVar[str] = "rollout"
 
@@ -26,6 +32,11 @@ class SamplingOptions:
     temperature: Annotated[float, Range(at_least=0)] = option(
         1.0, "Divides the logits, in the sampler and in the loss alike. 0 chooses the most likely token."
     )
+    generation_kwargs: dict[str, Any] | str | None = option(
+        None,
+        "Further options of sampling, as in TRL: temperature, top_p, top_k, min_p, repetition_penalty. They override the options of "
+        "the same names; another key is an error.",
+    )
     top_p: Annotated[float, Range(above=0, at_most=1)] = option(
         1.0, "Keep the most likely tokens that together have this probability; 1 keeps all."
     )
@@ -36,3 +47,32 @@ class SamplingOptions:
     repetition_penalty: Annotated[float, Range(above=0)] = option(
         1.0, "Values above 1 make tokens of the prompt and of the completion so far less likely."
     )
+
+
+GENERATION_KWARGS = {
+    **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
+    "max_new_tokens": "max_completion_length",
+}
+"""Key of `generation_kwargs` → the option that it overrides."""
+
+
+def apply_generation_kwargs(config: SamplingOptions) -> None:
+    """Set the options that `generation_kwargs` overrides, before they are checked.
+
+    Raises:
+        ConfigError: a key is no option of the sampler.
+    """
+    read_json(config, [each for each in declarations(type(config)) if each.name == "generation_kwargs"])
+    given: Any = config.generation_kwargs or {}
+    for key, value in given.items():
+        if key not in GENERATION_KWARGS:
+            raise ConfigError(
+                f"generation_kwargs[{key!r}] is no option of the sampler.{nearest(key, GENERATION_KWARGS)} "
+                f"Options: {', '.join(GENERATION_KWARGS)}."
+            )
+        setattr(config, GENERATION_KWARGS[key], value)
+
+
+def narrows(config: SamplingOptions) -> bool:
+    """Whether completions are sampled from another distribution than the policy's own at this temperature."""
+    return config.top_p < 1 or config.top_k > 0 or bool(config.min_p) or config.repetition_penalty != 1

@@ -117,7 +117,8 @@ class SyncedSampler:
     Args:
         engine: this rank's connection to the engine.
         training: the trainer's hooks.
-        distribution_differs: the engine restricts its output (structured outputs), so its log-probabilities differ by design.
+        distribution_differs: the engine samples from another distribution than the policy's (structured outputs, top-p), so its
+            log-probabilities differ by design.
     """
 
     def __init__(self, engine: SyncedEngine, training: TrainingHooks, *, distribution_differs: bool = False) -> None:

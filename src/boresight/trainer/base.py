@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,8 @@ from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
 from boresight.model.reference import Reference
 from boresight.model.vision import join_features
-from boresight.modules import evaluating
+from boresight.modules import evaluating, switch_off_dropout
+from boresight.options import ignored_options
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
@@ -39,7 +40,7 @@ from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.reference import ReferenceSync, load_reference
 from boresight.trainer.resolution import check_resolution
 from boresight.trainer.run_folder import CleanFolder
-from boresight.trainer.steps import StepBatches, StepPlan
+from boresight.trainer.steps import StepBatches, StepPlan, micro_batches
 from boresight.trainer.update import Item, UpdatingTrainer
 from boresight.trainer.verdict_probes import UpdateProbe, Verdicts
 from boresight.types import Row
@@ -84,6 +85,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
         source = None if isinstance(model, nn.Module) else model
         processor = load_processor(processing_class, loaded, source, **options)
         loaded = adapt(loaded, peft_config)
+        if getattr(args, "disable_dropout", False):
+            switch_off_dropout(loaded)
         self.checkpoint_dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
         promote_trainable(loaded, keep="dtype" in options)
         if optimizers[0] is None:
@@ -102,10 +105,11 @@ class GroupTrainer(UpdatingTrainer[Item]):
         self._max_tokens: int | None = args.max_tokens_per_pass
         self.metrics = MeanMetrics()
         self._non_finite = NonFiniteSteps(args.nan_policy)
+        rows: Any = None if train_dataset is None else load_rows(train_dataset)
         super().__init__(
             model=loaded,
             args=_one_pass_a_step(args, plan, eval_groups),
-            train_dataset=each(load_rows, train_dataset),
+            train_dataset=rows,
             eval_dataset=each(load_rows, eval_dataset),
             processing_class=processor,
             callbacks=callbacks,
@@ -117,7 +121,14 @@ class GroupTrainer(UpdatingTrainer[Item]):
         if every := self.args.verdict_steps:
             self.add_callback(Verdicts(every, self.verdict_lines, self.log_once))
             self.add_callback(UpdateProbe(every, self.metrics))
+        self.add_callback(FirstAndLastLogged())
         self.add_callback(CleanFolder(self.discard_after, self.log_once, self.accelerator.wait_for_everyone))
+        for note in ignored_options(args):
+            self.log_once(note)
+        if train_dataset is None and eval_dataset is None:
+            raise ConfigError(
+                f"{type(self).__name__} has no rows: pass train_dataset, or eval_dataset to evaluate only."
+            )
         self._check_data()
 
     # ---- Defined by a method -------------------------------------------------------------------------------------------------------
@@ -130,20 +141,31 @@ class GroupTrainer(UpdatingTrainer[Item]):
             "chat_template_kwargs": args.chat_template_kwargs,
         }
 
-    def encode(self, row: Row) -> Any:
-        """Convert a row to an item. Runs in a loader's worker."""
+    def row_encoder(self) -> Callable[[Row], Any]:
+        """A function from a row to what the loader yields. It is pickled for a loader's workers, so it must not hold the trainer."""
         raise NotImplementedError
+
+    def encode(self, row: Row) -> Any:
+        return self.row_encoder()(row)
 
     def evaluate_step(self, inputs: list[Any], metrics: MeanMetrics) -> None:
         """Add the metrics of one batch of the evaluation set."""
-        items = self.prepare(inputs)
+        self.evaluate_items(self.prepare(inputs), metrics)
+
+    def evaluate_items(self, items: Sequence[Item], metrics: MeanMetrics) -> None:
+        """Add the loss of some items, and the metrics that come with it."""
         total = self.total(items)
-        metrics.mean("loss", self.loss(self.model, items, total, metrics), weight=total)  # pyright: ignore[reportArgumentType]
+        model: Any = self.model
+        parts = micro_batches(items, self.eval_plan, self._max_tokens)
+        loss = torch.stack([self.loss(model, part, total, metrics) for part in parts]).sum()
+        metrics.mean("loss", loss, weight=total.flatten()[0])
 
     def state_of_method(self) -> dict[str, Any]:
-        return {"reference": {} if self._reference_sync is None else self._reference_sync.state_dict()}
+        reference = {} if self._reference_sync is None else self._reference_sync.state_dict()
+        return {"reference": reference, "num_tokens": self._num_tokens}
 
     def restore_method(self, state: dict[str, Any]) -> None:
+        self._num_tokens = state["num_tokens"]
         if self._reference_sync is not None and state["reference"]:
             self._reference_sync.load_state_dict(state["reference"])
 
@@ -165,6 +187,13 @@ class GroupTrainer(UpdatingTrainer[Item]):
         return load_reference(self.policy, ref_model, device=self.args.device, options=options)
 
     _reference_sync: ReferenceSync | None = None
+
+    @property
+    def ref_model(self) -> nn.Module | None:
+        """The reference's model, as TRL names it; None without a reference, or if it is the policy with its adapter off."""
+        if self.reference is None or self.reference.adapter is not None:
+            return None
+        return self.reference.forward.outer
 
     @contextlib.contextmanager
     def without_gradient(self) -> Iterator[None]:
@@ -210,7 +239,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
         if self.train_dataset is None:
             raise ConfigError("Training needs a train_dataset.")
         batches = None if is_stream(self.train_dataset) else self._train_batches()
-        return step_loader(self.train_dataset, self.encode, self.plan, batches, self.args)
+        return step_loader(self.train_dataset, self.row_encoder(), self.plan, batches, self.args)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
         if isinstance(eval_dataset, str):
@@ -222,7 +251,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
         batches = None
         if not is_stream(records):
             batches = StepBatches(len(records), self.eval_plan, shuffle=False, seed=0, rank=rank, world_size=world_size)
-        return step_loader(records, self.encode, self.eval_plan, batches, self.args)
+        return step_loader(records, self.row_encoder(), self.eval_plan, batches, self.args)
 
     def own_sampler(self) -> HFSampler:
         """A sampler of the model being trained. It shares the cache of image features with the training passes."""
@@ -260,11 +289,17 @@ class GroupTrainer(UpdatingTrainer[Item]):
         """Add the metrics of the steps since the last log, and append the log entry to RUN/metrics.jsonl."""
         if "loss" in logs:
             logs = {**logs, **self.metrics.flush(gather=self._gather)}
+            if "num_tokens" in logs:
+                self._num_tokens += int(logs["num_tokens"])
+                logs["num_tokens"] = self._num_tokens
             if self.take_lost_loss():
                 logs["loss"] = math.nan
         super().log(logs, start_time)
         logged = dict(self.state.log_history[-1])
         self.metric_lines.add(int(logged.pop("step")), logged)
+
+    _num_tokens = 0
+    """Tokens that were trained on since the run began, as TRL counts them: a prompt once for each of its completions."""
 
     def discard_after(self, step: int) -> int:
         """Remove an earlier process's output about later steps from the run folder, and return the number of removed lines and files.
@@ -289,12 +324,23 @@ class GroupTrainer(UpdatingTrainer[Item]):
             self.metrics.mean(name, seconds)
 
 
+class FirstAndLastLogged(TrainerCallback):
+    """Logs the first and the last step, so that a run shorter than `logging_steps` is not without a log, and none ends without one."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        is_last = state.global_step >= state.max_steps or control.should_training_stop
+        if args.logging_strategy == "steps" and (state.global_step == 1 or is_last):
+            control.should_log = True
+
+
 def _one_pass_a_step(args: Config, plan: StepPlan, eval_groups: int) -> Config:
     """The configuration for transformers' loop, in which one loader item is one optimizer step. The user's object is not changed."""
     inner = copy.copy(args)
     inner.gradient_accumulation_steps = 1
     inner.per_device_train_batch_size = plan.groups_per_step
     inner.per_device_eval_batch_size = eval_groups
+    # transformers would act on these; `TRLOptions` accepts them because they change nothing here.
+    inner.remove_unused_columns = inner.use_liger_kernel = False
     return inner
 
 

@@ -19,6 +19,7 @@ from boresight.trainer.options import DPOOptions, SFTOptions, TrainerOptions
 from boresight.trainer.training_arguments import RANGES
 
 Config = TypeVar("Config", bound=type)
+Method = TypeVar("Method", bound="TrainerConfig")
 
 
 def strict(cls: Config) -> Config:
@@ -58,6 +59,29 @@ class TrainerConfig(TrainerOptions, TrainingArguments):  # pyright: ignore[repor
                     f"{type(self).__name__} does not support {option.name}={getattr(self, option.name)!r}: "
                     f"{self.unsupported[option.name]}. Leave it at {default_of(option)!r}."
                 )
+
+
+def as_config(args: TrainingArguments | None, cls: type[Method]) -> Method:
+    """The configuration of a method from what a user passed.
+
+    Args:
+        args: the configuration itself, None for the defaults, or plain `transformers.TrainingArguments`, as TRL accepts them. Of these,
+            the options that differ from transformers' defaults are taken.
+
+    Raises:
+        ConfigError: `args` is the configuration of another method, or an option is not supported.
+    """
+    if args is None:
+        return cls()
+    if isinstance(args, cls):
+        return args
+    if type(args) is not TrainingArguments:
+        raise ConfigError(f"args is a {type(args).__name__}: pass a {cls.__name__}.")
+    plain = {option.name: getattr(args, option.name) for option in fields(TrainingArguments) if option.init}
+    as_made = TrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu)
+    return cls(
+        **{name: value for name, value in plain.items() if name == "output_dir" or value != getattr(as_made, name)}
+    )
 
 
 @strict

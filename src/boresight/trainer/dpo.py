@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
+from boresight.data.sources import load_rows
 from boresight.errors import ConfigError
 from boresight.loss.preference import (
     aot_partners,
@@ -24,9 +27,9 @@ from boresight.loss.shift import RewardShift
 from boresight.model.packing import completion_mask
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import GroupTrainer, from_pretrained_options
-from boresight.trainer.config import DPOConfig
+from boresight.trainer.config import DPOConfig, as_config
 from boresight.trainer.fingerprint import reference_fingerprint
-from boresight.trainer.loading import each, is_stream, values
+from boresight.trainer.loading import StepLoader, each, is_stream, values
 from boresight.trainer.pairs import Pair, kept_pairs, pair_lengths, selected, stacked
 from boresight.trainer.precomputed import PrecomputedReference, precomputed_reference, rows_of
 from boresight.trainer.steps import StepPlan, micro_batches
@@ -52,7 +55,7 @@ class DPOTrainer(GroupTrainer[Pair]):
         self,
         model: str | Path | nn.Module,
         ref_model: str | Path | nn.Module | None = None,
-        args: DPOConfig | None = None,
+        args: DPOConfig | TrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
@@ -60,7 +63,7 @@ class DPOTrainer(GroupTrainer[Pair]):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
     ) -> None:
-        args = DPOConfig() if args is None else args
+        args = as_config(args, DPOConfig)
         size = args.per_device_train_batch_size
         self.shift = RewardShift(args.bco_shift)
         self._reward_sum = torch.zeros(2, dtype=torch.float64)
@@ -76,18 +79,18 @@ class DPOTrainer(GroupTrainer[Pair]):
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        if args.disable_dropout:
-            switch_off_dropout(self.policy.outer)
         self.precomputed: PrecomputedReference | None = None
+        self._precomputed_from = ref_model
         if args.precompute_ref_log_probs:
-            self.precomputed = self._precompute(ref_model)
+            rows = rows_of([*values(self.train_dataset), *values(self.eval_dataset)])
+            self.precomputed = self._precompute(ref_model, rows)
         else:
             self.add_reference(ref_model, args)
 
     # ---- Data -------------------------------------------------------------------------------------------------------------------
 
-    def encode(self, row: Row) -> Group:
-        return self.encoder.preference(row, max_length=self.args.max_length)
+    def row_encoder(self) -> Callable[[Row], Group]:
+        return partial(self.encoder.preference, max_length=self.args.max_length)
 
     def _check_data(self) -> None:
         """Also apply `overlong_pairs`, before the first step."""
@@ -119,22 +122,46 @@ class DPOTrainer(GroupTrainer[Pair]):
 
     # ---- Reference --------------------------------------------------------------------------------------------------------------
 
-    def _precompute(self, ref_model: str | Path | nn.Module | None) -> PrecomputedReference:
-        """Reference log-probabilities of every pair: read from disk, or computed now, each rank a share, and saved to disk."""
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
+        """As in transformers. With a precomputed reference, the pairs of another data set are added to it first.
+
+        Raises:
+            ConfigError: these pairs have no precomputed reference, and the policy, which was their reference, has been trained.
+        """
+        if self.precomputed is not None and eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._fitting(load_rows(eval_dataset), "evaluation")
+            rows = rows_of([eval_dataset])
+            if (
+                self.state.global_step
+                and self.precomputed.missing(rows)
+                and self._is_own_reference(self._precomputed_from)
+            ):
+                raise ConfigError(
+                    "precompute_ref_log_probs=True: the reference of these pairs was not computed before training, and it was the policy "
+                    "itself, which has changed since. Pass this data set as eval_dataset when the trainer is made, or evaluate it before "
+                    "training."
+                )
+            self.precomputed = self._precompute(self._precomputed_from, rows)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def _is_own_reference(self, ref_model: str | Path | nn.Module | None) -> bool:
+        """Whether the reference is the policy's weights before its first step, so that no copy is needed then."""
+        return ref_model is None and not isinstance(self.policy.outer, PeftModel)
+
+    def _precompute(self, ref_model: str | Path | nn.Module | None, rows: Sequence[Row]) -> PrecomputedReference:
+        """Reference log-probabilities of pairs: read from disk, or computed now, each rank a share, and saved to disk."""
         args = self.args
         size: int = args.precompute_ref_batch_size or args.per_device_train_batch_size
-        # Before the first step the policy equals its reference, so no copy is needed.
-        is_own = ref_model is None and not isinstance(self.policy.outer, PeftModel)
 
         def logps() -> Callable[[Sequence[Row]], PerSequence]:
-            model = self.policy if is_own else self.load_reference(ref_model)
+            model = self.policy if self._is_own_reference(ref_model) else self.load_reference(ref_model)
             return lambda rows: self._logps([self.encode(row) for row in rows], model, StepPlan(size, size))
 
         with self.timeline.phase("logp"):
             return precomputed_reference(
                 Path(args.precomputed_ref_path or Path(args.output_dir) / "reference_logps.safetensors"),
-                self._fingerprint(ref_model),
-                rows_of([*values(self.train_dataset), *values(self.eval_dataset)]),
+                self._fingerprint(ref_model) if self.precomputed is None else self.precomputed.fingerprint,
+                rows,
                 logps,
                 batch_size=size,
                 shows_progress=args.should_log and not args.disable_tqdm,
@@ -222,7 +249,9 @@ class DPOTrainer(GroupTrainer[Pair]):
             metrics.add(name, value, count)
         metrics.mean("entropy", stats.entropy, weight=stats.mask)  # pyright: ignore[reportArgumentType]
         metrics.mean("mean_token_accuracy", stats.greedy, weight=stats.mask)  # pyright: ignore[reportArgumentType]
-        metrics.sum("num_tokens", sum(item.num_tokens for item in items))
+        # As TRL counts: the prompt once for each answer.
+        repeated = sum(group.num_prompt_tokens * len(group) + group.num_completion_tokens for group in groups)
+        metrics.sum("num_tokens", repeated)
         metrics.mean("completions/clipped_ratio", _truncated(groups))
         return result.loss
 
@@ -234,13 +263,6 @@ class DPOTrainer(GroupTrainer[Pair]):
     def restore_method(self, state: dict[str, Any]) -> None:
         super().restore_method(state)
         self.shift.load_state_dict(state["shift"])
-
-
-def switch_off_dropout(model: nn.Module) -> None:
-    """Set the probability of every dropout module to 0."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
 
 
 def _truncated(groups: Sequence[Group]) -> Tensor:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from boresight.data.images import decode
@@ -27,6 +27,7 @@ from boresight.report.trackers import log_completions
 from boresight.rewards.score import Scorer
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.checks import gold_findings
+from boresight.trainer.config import as_config
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.rollouts.engines import engine_sampler
@@ -56,7 +57,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         self,
         model: str | Path | nn.Module,
         reward_funcs: Any,
-        args: GRPOConfig | None = None,
+        args: GRPOConfig | TrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
@@ -65,7 +66,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         peft_config: Any = None,
         ref_model: str | Path | nn.Module | None = None,
     ) -> None:
-        args = GRPOConfig() if args is None else args
+        args = as_config(args, GRPOConfig)
         self.scorer = Scorer(
             reward_funcs,
             args.reward_weights,
@@ -123,8 +124,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def encoder_options(self, args: Any) -> dict[str, Any]:
         return {**super().encoder_options(args), "max_prompt_length": args.max_prompt_length}
 
-    def encode(self, row: Row) -> Prompt:
-        return self.encoder.prompt(row)
+    def row_encoder(self) -> Callable[[Row], Prompt]:
+        return self.encoder.prompt
 
     def _check_data(self) -> None:
         """Also score the gold answers with the answer rewards."""
@@ -186,15 +187,20 @@ class GRPOTrainer(GroupTrainer[Scored]):
         groups = [item.group for item in learned]
         # With one update per rollout, the old policy is the policy, and no pass is needed.
         old = self.logp(groups, self.policy) if self.plan.rollout_period > 1 else [None] * len(groups)
-        reference = self.logp(groups, self.reference) if self.reference is not None else [None] * len(groups)
-        known = {
-            id(item): replace(item, old=a, reference=b) for item, a, b in zip(learned, old, reference, strict=True)
-        }
-        return [known.get(id(item), item) for item in scored]
+        known = self._with_reference([replace(item, old=logp) for item, logp in zip(learned, old, strict=True)])
+        complete = dict(zip(map(id, learned), known, strict=True))
+        return [complete.get(id(item), item) for item in scored]
+
+    def _with_reference(self, items: Sequence[Scored]) -> list[Scored]:
+        """The items with their log-probabilities under the reference, if there is one."""
+        if self.reference is None:
+            return list(items)
+        logp = self.logp([item.group for item in items], self.reference)
+        return [replace(item, reference=block) for item, block in zip(items, logp, strict=True)]
 
     def _prompt(self, row: int) -> Prompt:
         """The prompt of a training row, encoded in this process."""
-        return EncodedRows(self.train_dataset, self.encode)[row]
+        return EncodedRows(self.train_dataset, self.row_encoder())[row]
 
     def logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
         """Log-probabilities of every group under a model, without gradient and dropout."""
@@ -261,6 +267,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
                 [bool(group.prompt.images) for group in groups for _ in group.completions], device=device
             ),
         )
+        if self.args.entropy_coef != 0:
+            metrics.add("policy_loss", result.policy * total[0], self.total(items)[0])
+            metrics.mean("entropy_coef", self.args.entropy_coef)
         for name, (value, count) in result.metrics.items():
             metrics.add(name, value, count)
         for name, value in result.minima.items():
@@ -280,7 +289,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
             raise
 
     def evaluate_step(self, inputs: list[Prompt], metrics: MeanMetrics) -> None:
-        self.rollouts.evaluate(inputs, self.state, metrics)
+        """Add reward metrics of completions sampled for a batch, and the policy loss of these completions with its metrics."""
+        items = self._with_reference(self.rollouts.evaluate(inputs, self.state, metrics))
+        self.evaluate_items(self._with_entropy(items) if self.args.top_entropy_quantile < 1 else items, metrics)
 
     # ---- Report -----------------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from boresight.advantage.options import check_advantage
 from boresight.errors import ConfigError
 from boresight.loss.policy_options import check_policy_loss
+from boresight.rollout.options import apply_generation_kwargs
 from boresight.rollout.vllm.options import check_vllm
 from boresight.trainer.config import TrainerConfig, strict
 from boresight.trainer.options import GRPOOptions, OptimizerSteps
@@ -23,6 +24,7 @@ class GRPOConfig(GRPOOptions, TrainerConfig):
     """
 
     def __post_init__(self) -> None:
+        apply_generation_kwargs(self)
         super().__post_init__()
         check_policy_loss(self)
         check_advantage(self)

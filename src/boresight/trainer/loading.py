@@ -56,7 +56,14 @@ def step_loader(
     if workers > 1:
         # Each additional worker would iterate over the whole stream.
         options["num_workers"] = 1
-    rows = StreamedBatches(RowStream(records), plan, encode=encode, rank=args.process_index, world_size=args.world_size)
+    rows = StreamedBatches(
+        RowStream(records),
+        plan,
+        encode=encode,
+        rank=args.process_index,
+        world_size=args.world_size,
+        keep_last=not args.dataloader_drop_last,
+    )
     return StepLoader(rows, batch_size=None, **options)
 
 
@@ -69,9 +76,9 @@ def values(datasets: Any) -> list[Any]:
 
 
 def each(function: Any, datasets: Any) -> Any:
-    """Apply a function to a data set, or to each of a plain dict of data sets; None stays None."""
+    """Apply a function to a data set, or to each of a dictionary of data sets by name; None stays None."""
     if datasets is None:
         return None
-    if type(datasets) is dict:
+    if isinstance(datasets, dict):
         return {name: function(dataset) for name, dataset in datasets.items()}
     return function(datasets)

@@ -20,10 +20,10 @@ from boresight.rewards.options import RewardOptions
 from boresight.rollout.options import SamplingOptions
 from boresight.rollout.vllm.options import VLLMOptions
 from boresight.trainer.training_arguments import UNSUPPORTED
+from boresight.trainer.trl_options import TRLGRPOOptions, TRLOptions, TRLPaddingOptions, TRLSFTOptions
 
 NOTHING_SAMPLED = dict.fromkeys(("log_completions", "num_completions_to_print"), "it samples no completions")
 """Options without effect for a trainer that does not sample."""
-NARROWED = "the objective would need log-probabilities of the truncated distribution"
 
 Count = Range(at_least=1)
 Rate = Range(at_least=0)
@@ -68,7 +68,7 @@ class DynamicSamplingOptions:
 
 
 @dataclass
-class TrainerOptions(DataOptions, ModelOptions, ReportOptions):
+class TrainerOptions(DataOptions, ModelOptions, ReportOptions, TRLOptions):
     """Options of every trainer. Defaults that differ from transformers' are TRL's."""
 
     heading: ClassVar[str] = "trainer"
@@ -80,7 +80,6 @@ class TrainerOptions(DataOptions, ModelOptions, ReportOptions):
     bf16: bool | None = option(None, "Compute in bfloat16. None: if the hardware supports it (CUDA; never on a CPU).")
     gradient_checkpointing: bool = option(True, "Recompute activations in the backward pass to save memory.")
     logging_steps: Annotated[float, Rate] = option(10, "Optimizer steps between logs.")
-    remove_unused_columns: bool = option(False, "Must stay False: reward functions receive every column.")
     dataloader_pin_memory: bool = option(
         False, "Pin the loader's memory. Without benefit here, because groups are moved when they are packed."
     )
@@ -96,7 +95,7 @@ class TrainerOptions(DataOptions, ModelOptions, ReportOptions):
 
 
 @dataclass
-class SFTOptions(TrainerOptions):
+class SFTOptions(TrainerOptions, TRLSFTOptions):
     """Options of `SFTTrainer`."""
 
     unsupported: ClassVar[dict[str, str]] = UNSUPPORTED | NOTHING_SAMPLED
@@ -114,7 +113,7 @@ class SFTOptions(TrainerOptions):
 
 
 @dataclass
-class DPOOptions(PreferenceLossOptions, ReferenceSyncOptions, TrainerOptions):
+class DPOOptions(PreferenceLossOptions, ReferenceSyncOptions, TrainerOptions, TRLPaddingOptions):
     """Options of `DPOTrainer`."""
 
     heading: ClassVar[str] = "trainer"
@@ -155,18 +154,16 @@ class GRPOOptions(
     DynamicSamplingOptions,
     ReferenceSyncOptions,
     TrainerOptions,
+    TRLGRPOOptions,
 ):
     """Options of `GRPOTrainer`."""
 
     heading: ClassVar[str] = "trainer"
-    unsupported: ClassVar[dict[str, str]] = UNSUPPORTED | {
-        "top_p": NARROWED,
-        "top_k": NARROWED,
-        "min_p": NARROWED,
-        "repetition_penalty": "the objective would need log-probabilities of the penalised distribution",
-    }
-
     learning_rate: Annotated[float, Rate] = option(1e-6, "Peak learning rate of AdamW.")
+    disable_dropout: bool = option(
+        False,
+        "Disable dropout in policy and reference. Sampling and passes without gradient run without it in any case.",
+    )
     per_device_train_batch_size: Annotated[int, Count] = option(8, "Completions of one micro-batch on a rank.")
     per_device_eval_batch_size: Annotated[int, Count] = option(8, "Completions of one evaluation batch on a rank.")
     num_prompts_per_step: Annotated[int | None, Count] = option(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from boresight.loss.likelihood import likelihood_loss, likelihood_total
 from boresight.model.packing import completion_mask
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import GroupTrainer
-from boresight.trainer.config import SFTConfig
+from boresight.trainer.config import SFTConfig, as_config
 from boresight.trainer.steps import StepPlan
 from boresight.types import Group, Row
 
@@ -34,7 +36,7 @@ class SFTTrainer(GroupTrainer[Group]):
     def __init__(
         self,
         model: str | Path | nn.Module,
-        args: SFTConfig | None = None,
+        args: SFTConfig | TrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
@@ -42,7 +44,7 @@ class SFTTrainer(GroupTrainer[Group]):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
     ) -> None:
-        args = SFTConfig() if args is None else args
+        args = as_config(args, SFTConfig)
         size = args.per_device_train_batch_size
         super().__init__(
             model,
@@ -57,10 +59,10 @@ class SFTTrainer(GroupTrainer[Group]):
             peft_config=peft_config,
         )
 
-    def encode(self, row: Row) -> Group:
+    def row_encoder(self) -> Callable[[Row], Group]:
         args = self.args
-        return self.encoder.demonstration(
-            row,
+        return partial(
+            self.encoder.demonstration,
             assistant_only=args.assistant_only_loss,
             completion_only=args.completion_only_loss,
             max_length=args.max_length,

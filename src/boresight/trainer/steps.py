@@ -64,9 +64,12 @@ class StepBatches(Sampler[list[int]]):
         self.epoch = 0
         rows_per_rollout = plan.groups_per_rollout * world_size
         full, rest = divmod(num_rows, rows_per_rollout)
+        keep_last &= plan.rollout_period == 1
+        if keep_last and full and rest < world_size:
+            # A rank without a group could not take part in a step, so the last two steps are one.
+            full, rest = full - bool(rest), rest + rows_per_rollout * bool(rest)
         self.num_full = full
-        # A rank without a group could not take part in the step.
-        self.num_rest = rest if keep_last and plan.rollout_period == 1 and rest >= world_size else 0
+        self.num_rest = rest if keep_last and rest >= world_size else 0
         if not full and not self.num_rest:
             raise ConfigError(
                 f"The training set has {num_rows} rows, but one rollout takes {rows_per_rollout} (groups per step on a rank × ranks × "
@@ -101,7 +104,10 @@ class StepBatches(Sampler[list[int]]):
 
 
 class StreamedBatches(IterableDataset[list[Any]]):
-    """As `StepBatches`, for a data set that can only be iterated. Yields the rows instead of their numbers."""
+    """As `StepBatches`, for a data set that can only be iterated. Yields the rows instead of their numbers.
+
+    Rows that do not fill the last step of the stream are a smaller step if `keep_last` is set, as there.
+    """
 
     def __init__(
         self,
@@ -111,23 +117,45 @@ class StreamedBatches(IterableDataset[list[Any]]):
         encode: Callable[[Any], Any] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        keep_last: bool = True,
     ) -> None:
         self.rows = rows
         self.plan = plan
         self.encode = encode
         self.rank = rank
         self.world_size = world_size
+        self.keep_last = keep_last and plan.rollout_period == 1
 
     def __iter__(self) -> Iterator[list[Any]]:
-        rows_per_step = self.plan.groups_per_step * self.world_size
-        mine: list[Any] = []
-        for number, row in enumerate(self.rows):
-            if number % rows_per_step // self.plan.groups_per_step == self.rank:
-                mine.append(row if self.encode is None else self.encode(row))
-            if (number + 1) % (rows_per_step * self.plan.steps_per_rollout) == 0:
-                yield mine
-                yield from ([] for _ in range(self.plan.rollout_period - 1))
-                mine = []
+        size = self.plan.groups_per_rollout * self.world_size
+        before: list[Any] = []  # a full rollout that is held back, in case fewer rows than ranks follow it
+        rows: list[Any] = []
+        for row in self.rows:
+            rows.append(row)
+            if len(rows) == size:
+                if before:
+                    yield from self._steps(before)
+                before, rows = rows, []
+            elif before and len(rows) >= self.world_size:
+                yield from self._steps(before)
+                before = []
+        if self.keep_last and before and 0 < len(rows) < self.world_size:
+            before, rows = before + rows, []
+        if before:
+            yield from self._steps(before)
+        if self.keep_last and len(rows) >= self.world_size:
+            yield from self._steps(rows)
+
+    def _steps(self, rows: Sequence[Any]) -> Iterator[list[Any]]:
+        """This rank's rows of one rollout, followed by the other steps that it serves, which get none."""
+        steps = self.plan.steps_per_rollout
+        numbers = torch.arange(len(rows))
+        if len(rows) == self.plan.groups_per_rollout * self.world_size:
+            mine = numbers.view(steps, self.world_size, -1)[:, self.rank].flatten()
+        else:
+            mine = numbers.tensor_split(self.world_size)[self.rank]
+        yield [rows[number] if self.encode is None else self.encode(rows[number]) for number in mine.tolist()]
+        yield from ([] for _ in range(self.plan.rollout_period - 1))
 
 
 class Cuttable(Protocol):

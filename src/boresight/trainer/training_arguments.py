@@ -106,13 +106,11 @@ UNSUPPORTED = {
     "neftune_noise_alpha": "noise on a shared prompt differs from noise on its repetitions",
     "parallelism_config": "it is not tested yet; use DDP",
     "prediction_loss_only": "evaluation keeps no predictions",
-    "remove_unused_columns": "every column reaches the reward functions",
     "torch_compile": "it is not tested yet",
     "torch_compile_backend": "it is not tested yet",
     "torch_compile_mode": "it is not tested yet",
     "torch_empty_cache_steps": "it is not tested yet",
     "train_sampling_strategy": "the loader takes the rows of a whole optimizer step at a time",
-    "use_liger_kernel": "its norms and MLPs are not tested with packed rows; the language-model head is chunked already",
 }
 """Options of TrainingArguments that no boresight trainer supports, each with the reason."""
 

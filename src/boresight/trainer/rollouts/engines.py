@@ -17,6 +17,7 @@ from boresight.model.adapter_export import PolicyAdapter
 from boresight.model.export import PolicyWeights
 from boresight.model.forward import GroupForward
 from boresight.modules import unwrap
+from boresight.rollout.options import narrows
 from boresight.rollout.synced import SyncedEngine, SyncedSampler
 from boresight.rollout.vllm.build import vllm_sampler
 from boresight.trainer.checks import Extent
@@ -46,7 +47,8 @@ def engine_sampler(
     for option, build in ENGINES.items():
         if getattr(args, option):
             engine = build(engine_inputs(args, policy, encoder, extent), args)
-            return SyncedSampler(engine, training, distribution_differs=bool(args.vllm_structured_outputs_regex))
+            differs = narrows(args) or bool(args.vllm_structured_outputs_regex)
+            return SyncedSampler(engine, training, distribution_differs=differs)
     return None
 
 

@@ -15,6 +15,7 @@ from boresight.ranks import on_every_rank
 from boresight.report.completions import CompletionStore
 from boresight.report.metrics import MeanMetrics
 from boresight.rewards.score import Scorer
+from boresight.rollout.options import narrows
 from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.rollouts.dynamic_sampling import further_rows, note_resampling, resample
@@ -99,14 +100,21 @@ class Rollouts:
         scored = [Scored(group, advantages[place]) for group, place in zip(groups, kept[self.rank], strict=True)]
         return scored, self._keep(rollout, advantages, state.global_step + 1)
 
-    def evaluate(self, prompts: Sequence[Prompt], state: Any, metrics: MeanMetrics) -> None:
-        """Reward metrics of completions sampled for one batch of an evaluation set, with a separate seed."""
+    def evaluate(self, prompts: Sequence[Prompt], state: Any, metrics: MeanMetrics) -> list[Scored]:
+        """Completions sampled for one batch of an evaluation set, with a separate seed, and their advantages.
+
+        Reward metrics are added to `metrics`, and the completions are stored in the run folder.
+        """
         groups = self.sampler.sample(prompts, sampling_settings(self.config, evaluating=True, seed=self.config.seed))
         table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=state))
-        self._note(metrics, Rollout.of(groups, table, self.config))
+        rollout = Rollout.of(groups, table, self.config)
+        self._note(metrics, rollout)
         self.store.add(
             state.global_step, groups, rewards=table.by_name, reward=table.total, phase="eval", extra=table.extra
         )
+        advantages = rollout.advantages([place for own in rollout.ranks for place in own], self.config)
+        own = [advantages[self.rank, place] for place in range(len(groups))]
+        return [Scored(group, values) for group, values in zip(groups, own, strict=True)]
 
     def _sample(self, prompts: Sequence[Prompt], seed: int, state: Any) -> Rollout:
         """Completions of this rank's prompts, and the rewards of all ranks'."""
@@ -145,6 +153,8 @@ class Rollouts:
     def _note(self, metrics: MeanMetrics, rollout: Rollout) -> None:
         """Log metrics of all sampled completions, and of the sampler's work."""
         rollout.note(metrics)
+        if narrows(self.config) or self.config.vllm_structured_outputs_regex is not None:
+            metrics.mean("sampling/narrowed", 1.0)
         for name, count in self.sampler.counts.items():
             metrics.sum(f"work/sampler_{name}", count)
         self.sampler.counts.clear()
