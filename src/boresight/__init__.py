@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING
 from boresight.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from boresight.cli.scripts import (
+        ModelConfig,
+        ScriptArguments,
+        TrlParser,
+        get_kbit_device_map,
+        get_peft_config,
+        get_quantization_config,
+    )
+    from boresight.data.mixture import DatasetConfig, DatasetMixtureConfig, get_dataset
     from boresight.trainer.config import DPOConfig, SFTConfig
     from boresight.trainer.dpo import DPOTrainer
     from boresight.trainer.grpo import GRPOTrainer
@@ -25,9 +34,34 @@ _HOMES = {
     "GRPOTrainer": "trainer.grpo",
     "SFTConfig": "trainer.config",
     "SFTTrainer": "trainer.sft",
+    "DatasetConfig": "data.mixture",
+    "DatasetMixtureConfig": "data.mixture",
+    "get_dataset": "data.mixture",
+    "ModelConfig": "cli.scripts",
+    "ScriptArguments": "cli.scripts",
+    "TrlParser": "cli.scripts",
+    "get_kbit_device_map": "cli.scripts",
+    "get_peft_config": "cli.scripts",
+    "get_quantization_config": "cli.scripts",
 }
 
-__all__ = ["DPOConfig", "DPOTrainer", "GRPOConfig", "GRPOTrainer", "SFTConfig", "SFTTrainer"]
+__all__ = [
+    "DPOConfig",
+    "DPOTrainer",
+    "DatasetConfig",
+    "DatasetMixtureConfig",
+    "GRPOConfig",
+    "GRPOTrainer",
+    "ModelConfig",
+    "SFTConfig",
+    "SFTTrainer",
+    "ScriptArguments",
+    "TrlParser",
+    "get_dataset",
+    "get_kbit_device_map",
+    "get_peft_config",
+    "get_quantization_config",
+]
 
 
 __getattr__ = lazy_names(__name__, _HOMES)
