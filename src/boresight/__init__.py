@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from boresight.data.mixture import DatasetConfig, DatasetMixtureConfig, get_dataset
     from boresight.trainer.config import DPOConfig, SFTConfig
     from boresight.trainer.dpo import DPOTrainer
-    from boresight.trainer.grpo import GRPOTrainer
-    from boresight.trainer.grpo_config import GRPOConfig
+    from boresight.trainer.grpo import GRPOTrainer, RLOOTrainer
+    from boresight.trainer.grpo_config import GRPOConfig, RLOOConfig
     from boresight.trainer.sft import SFTTrainer
 
 __version__ = "0.1.0"
@@ -32,6 +32,8 @@ _HOMES = {
     "DPOTrainer": "trainer.dpo",
     "GRPOConfig": "trainer.grpo_config",
     "GRPOTrainer": "trainer.grpo",
+    "RLOOConfig": "trainer.grpo_config",
+    "RLOOTrainer": "trainer.grpo",
     "SFTConfig": "trainer.config",
     "SFTTrainer": "trainer.sft",
     "DatasetConfig": "data.mixture",
@@ -53,6 +55,8 @@ __all__ = [
     "GRPOConfig",
     "GRPOTrainer",
     "ModelConfig",
+    "RLOOConfig",
+    "RLOOTrainer",
     "SFTConfig",
     "SFTTrainer",
     "ScriptArguments",

@@ -144,7 +144,13 @@ def _normalised(
     return value.masked_fill(spread.is_flat[group], 0.0).masked_fill(rewards.isnan(), torch.nan)
 
 
-def compared(table: Table, group: GroupIndex, config: AdvantageOptions, failed: Failed | None = None) -> Comparison:
+def compared(
+    table: Table,
+    group: GroupIndex,
+    config: AdvantageOptions,
+    failed: Failed | None = None,
+    penalty: PerSequence | None = None,
+) -> Comparison:
     r"""Each completion's weighted reward, and its reward relative to its group.
 
     $(R_i - \mathrm{mean}_G)/(\mathrm{std}_G + 10^{-4})$, with an unbiased std. The division is done only for `scale_rewards="group"`. For
@@ -156,6 +162,7 @@ def compared(table: Table, group: GroupIndex, config: AdvantageOptions, failed: 
         table: [B, R] one row per completion, one column per reward function; NaN where a reward does not apply.
         group: [B] group number of each completion, from 0; completions of a group need not be adjacent.
         failed: [B] true where a reward function raised or ran out of time.
+        penalty: [B] is subtracted from each completion's reward after `reward_clip_range`; it is not part of `Comparison.reward`.
 
     Raises:
         RewardError: a reward is infinite.
@@ -167,13 +174,15 @@ def compared(table: Table, group: GroupIndex, config: AdvantageOptions, failed: 
     """
     num_groups = int(group.max()) + 1 if len(group) else 0
     reward = combine_rewards(table, config.reward_weights, failed)
-    spread = _spread(reward, group, num_groups)
+    value = reward if config.reward_clip_range is None else reward.clamp(*config.reward_clip_range)
+    value = value if penalty is None else value - penalty
+    spread = _spread(value, group, num_groups)
     if config.multi_objective_aggregation == "normalize_then_sum":
         relative = _decoupled(table, reward.isnan(), group, num_groups, config)
         zero_spread = torch.ones(num_groups, dtype=torch.bool, device=group.device)
         zero_spread[group[relative.nan_to_num(nan=0.0) != 0]] = False
     else:
-        relative, zero_spread = _normalised(reward, group, spread, config), spread.is_flat
+        relative, zero_spread = _normalised(value, group, spread, config), spread.is_flat
     return Comparison(group, reward, relative, spread.mean.to(table.dtype), spread.std.to(table.dtype), zero_spread)
 
 
@@ -206,4 +215,6 @@ def advantage(comparison: Comparison, config: AdvantageOptions) -> PerSequence:
         value = value.masked_fill(comparison.zero_spread[comparison.group], 0.0)
     elif config.scale_rewards == "batch":
         value = value / (_batch_std(comparison.reward) + EPSILON)
+    if config.normalize_advantages:
+        value = (value - value.nanmean()) / (_batch_std(value) + EPSILON)
     return value.masked_fill(comparison.reward.isnan(), 0.0).to(comparison.reward.dtype)

@@ -40,6 +40,12 @@ class AdvantageOptions:
         "the weighted sum, then normalise over the batch (GDPO).",
     )
     reward_weights: list[float] | None = option(None, "Weight of each reward function; unset: 1 each.")
+    reward_clip_range: Annotated[list[float] | None, Source("TRL's RLOOTrainer")] = option(
+        None, "Least and greatest value of a completion's weighted reward; other values are clipped to it.", metavar="X"
+    )
+    normalize_advantages: Annotated[bool, Source("TRL's RLOOTrainer")] = option(
+        False, "Normalise advantages over the batch: subtract their mean and divide by their standard deviation."
+    )
 
     def __post_init__(self) -> None:
         # Convert TRL's booleans, also as strings from a command line, to names, so that other code sees names only.
@@ -59,7 +65,18 @@ def check_advantage(config: AdvantageOptions) -> None:
         raise ConfigError(
             "advantage_baseline='leave_one_out' (RLOO) does not divide by the group's spread: set scale_rewards='none'."
         )
+    if config.reward_clip_range is not None:
+        bounds = list(config.reward_clip_range)
+        if len(bounds) != 2 or not bounds[0] < bounds[1]:
+            raise ConfigError(f"reward_clip_range={config.reward_clip_range!r}: give two numbers, the smaller first.")
+    if config.normalize_advantages and config.scale_rewards == "batch":
+        raise ConfigError("normalize_advantages=True divides by the batch's spread already: set scale_rewards='none'.")
     if config.multi_objective_aggregation == "normalize_then_sum":
+        if config.reward_clip_range is not None or config.normalize_advantages:
+            raise ConfigError(
+                "multi_objective_aggregation='normalize_then_sum' normalises each reward and the batch: drop reward_clip_range and "
+                "normalize_advantages."
+            )
         if config.scale_rewards != "group":
             raise ConfigError(
                 "multi_objective_aggregation='normalize_then_sum' scales by group and batch: leave scale_rewards at 'group'."

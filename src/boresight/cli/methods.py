@@ -22,7 +22,7 @@ from boresight.cli.options import (
     StartFlags,
 )
 from boresight.options import Declaration, declarations
-from boresight.trainer.options import DPOOptions, GRPOOptions, SFTOptions
+from boresight.trainer.options import DPOOptions, GRPOOptions, RLOOOptions, SFTOptions
 from boresight.trainer.presets import PRESETS
 from boresight.trainer.training_arguments import with_training_arguments
 
@@ -119,6 +119,16 @@ _ALL = (
         own=(RewardFlags,),
         about_loss=("epsilon", "epsilon_high", "beta", "steps_per_generation"),
         recipe="gspo",
+    ),
+    Method(
+        name="rloo",
+        help="sample several answers and compare each with the mean of the others (RLOO)",
+        trainer="RLOOTrainer",
+        config="RLOOConfig",
+        options=RLOOOptions,
+        own=(RewardFlags,),
+        learns_from=(("prompt",),),
+        about_loss=("beta", "epsilon", "normalize_advantages", "reward_clip_range"),
     ),
 )
 

@@ -21,7 +21,7 @@ from boresight.loss.aggregate import AGGREGATES, Aggregate, Metric, Scalar, aggr
 from boresight.loss.correction import correction_weights, on_policy_enough
 from boresight.loss.divergence import DIVERGENCES, unbiased
 from boresight.loss.objectives import OBJECTIVES, function_of, row_of
-from boresight.loss.policy_options import PolicyLossOptions, resolved_names
+from boresight.loss.policy_options import PolicyLossOptions, loss_beta, resolved_names
 from boresight.loss.ratio import RATIOS, Ratio, token_log_ratio
 from boresight.loss.surrogate import Terms
 from boresight.types import Mask, PerSequence, PerToken
@@ -190,7 +190,7 @@ def policy_loss(
         per_token = per_token * correction
     explored = _high_entropy(config, entropy, mask)
     per_token = per_token * explored
-    if config.beta != 0:
+    if loss_beta(config) != 0:
         reference = _needed(logp.reference, "beta", "the reference's log-probability").detach().masked_fill(~mask, 0.0)
         divergence = DIVERGENCES[config.kl_estimator](policy, reference)
         log.mean("kl", divergence)

@@ -53,6 +53,13 @@ class PolicyLossOptions:
         "Two-sided clip: the ratio is at most delta where A < 0 (INTELLECT-2). It must be above 1 + epsilon_high.",
     )
     beta: Annotated[float, NOT_NEGATIVE] = option(0.0, "Weight of the KL to the reference. 0: no reference is loaded.")
+    kl_in_reward: Annotated[
+        bool, WITH_KL, Source("Back to Basics, arXiv 2402.14740, eq. 3; the default of TRL's RLOOTrainer")
+    ] = option(
+        False,
+        "Subtract beta times a completion's log ratio to the reference (k1, summed over its tokens) from its reward, instead of adding "
+        "the KL to the loss.",
+    )
     kl_estimator: Annotated[KLEstimator, WITH_KL] = option("k3", "Estimator of the KL; k3 is GRPO's.")
     use_bias_correction_kl: Annotated[bool, WITH_KL, Source("DeepSeek-V3.2, arXiv 2512.02556")] = option(
         True,
@@ -115,6 +122,11 @@ UNSET_LOSS_TYPE: dict[Level | None, str] = {
     "sequence_sum": "rloo",
 }
 """`importance_sampling_level` → the meaning of an unset `loss_type`."""
+
+
+def loss_beta(config: PolicyLossOptions) -> float:
+    """The weight of the KL in the loss; 0 if it is part of the reward."""
+    return 0.0 if config.kl_in_reward else config.beta
 
 
 def upper_epsilon(config: PolicyLossOptions) -> float:

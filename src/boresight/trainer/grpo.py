@@ -18,6 +18,7 @@ from boresight.data.images import decode
 from boresight.data.sources import RowStream
 from boresight.errors import ConfigError, EngineError
 from boresight.loss.policy import Entropy, LogProbs, counted_mask, high_entropy_threshold, policy_loss, policy_total
+from boresight.loss.policy_options import loss_beta
 from boresight.model.packing import completion_mask
 from boresight.ranks import on_every_rank
 from boresight.report.completions import CompletionStore
@@ -28,7 +29,7 @@ from boresight.rewards.score import Scorer
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.checks import gold_findings
 from boresight.trainer.config import as_config
-from boresight.trainer.grpo_config import GRPOConfig
+from boresight.trainer.grpo_config import GRPOConfig, RLOOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.rollouts.engines import engine_sampler
 from boresight.trainer.rollouts.loop import PromptRows, Rollouts
@@ -53,6 +54,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
         ref_model: the reference model, used if `beta` is not 0; None: the policy before training.
     """
 
+    config_class: type[GRPOConfig] = GRPOConfig
+
     def __init__(
         self,
         model: str | Path | nn.Module,
@@ -66,7 +69,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         peft_config: Any = None,
         ref_model: str | Path | nn.Module | None = None,
     ) -> None:
-        args = as_config(args, GRPOConfig)
+        args = as_config(args, self.config_class)
         self.scorer = Scorer(
             reward_funcs,
             args.reward_weights,
@@ -104,6 +107,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             timeline=self.timeline,
             metrics=self.metrics,
             log_once=self.log_once,
+            penalty=self._kl_penalty if args.kl_in_reward and args.beta != 0 else None,
         )
         self.experience: list[Scored] = []
         """The groups of the latest rollout, in the order in which its optimizer steps learn from them."""
@@ -193,10 +197,21 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     def _with_reference(self, items: Sequence[Scored]) -> list[Scored]:
         """The items with their log-probabilities under the reference, if there is one."""
-        if self.reference is None:
+        if self.reference is None or loss_beta(self.args) == 0:
             return list(items)
         logp = self.logp([item.group for item in items], self.reference)
         return [replace(item, reference=block) for item, block in zip(items, logp, strict=True)]
+
+    def _kl_penalty(self, groups: Sequence[Group], metrics: MeanMetrics) -> list[Tensor]:
+        """[K] for each group: beta times the log ratio of policy to reference, summed over a completion's tokens."""
+        policy, reference = self.logp(groups, self.policy), self.logp(groups, self.reference)  # pyright: ignore[reportArgumentType]
+        penalties = []
+        for group, own, other in zip(groups, policy, reference, strict=True):
+            mask = completion_mask([group])
+            ratio = (own - other).masked_fill(~mask, 0.0)
+            metrics.mean("kl", ratio, weight=mask)
+            penalties.append(self.args.beta * ratio.sum(-1))
+        return penalties
 
     def _prompt(self, row: int) -> Prompt:
         """The prompt of a training row, encoded in this process."""
@@ -221,7 +236,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         return self.args.temperature or 1.0
 
     def learns_from(self, item: Scored) -> bool:
-        return not item.is_flat or self.args.beta != 0 or self.args.entropy_coef != 0
+        return not item.is_flat or loss_beta(self.args) != 0 or self.args.entropy_coef != 0
 
     def total(self, items: Sequence[Scored]) -> Tensor:
         mask = self._mask([item.group for item in items])
@@ -323,6 +338,15 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     def discard_after(self, step: int) -> int:
         return super().discard_after(step) + self.rollouts.store.discard_after(step)
+
+
+class RLOOTrainer(GRPOTrainer):
+    """REINFORCE with a leave-one-out baseline, with TRL's defaults. Ahmadian et al., arXiv 2402.14740.
+
+    The arguments are those of `GRPOTrainer`.
+    """
+
+    config_class = RLOOConfig
 
 
 class WeightsMoved(TrainerCallback):

@@ -10,7 +10,7 @@ from boresight.loss.policy_options import check_policy_loss
 from boresight.rollout.options import apply_generation_kwargs
 from boresight.rollout.vllm.options import check_vllm
 from boresight.trainer.config import TrainerConfig, strict
-from boresight.trainer.options import GRPOOptions, OptimizerSteps
+from boresight.trainer.options import GRPOOptions, OptimizerSteps, RLOOOptions
 from boresight.trainer.steps import StepPlan
 
 
@@ -105,3 +105,9 @@ class GRPOConfig(GRPOOptions, TrainerConfig):
                 f"gradient_accumulation_steps={accumulation}: use a multiple or a divisor of it."
             )
         return steps
+
+
+@strict
+@dataclass
+class RLOOConfig(RLOOOptions, GRPOConfig):
+    """Options of `RLOOTrainer`: those of `GRPOConfig` with the defaults of TRL's `RLOOConfig`."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from boresight.advantage.options import AdvantageOptions
+from boresight.advantage.options import SCALES, AdvantageOptions
 from boresight.data.options import DataOptions
+from boresight.loss.objectives import OBJECTIVES
 from boresight.loss.policy_options import PolicyLossOptions
 from boresight.loss.preference_options import PreferenceLossOptions
 from boresight.model.options import ModelOptions
-from boresight.options import SET, Needs, Range, Source, option
+from boresight.options import SET, Needs, OneOf, Range, Source, option
 from boresight.report.options import ReportOptions
 from boresight.rewards.options import RewardOptions
 from boresight.rollout.options import SamplingOptions
@@ -180,3 +181,24 @@ class GRPOOptions(
     generation_batch_size: Annotated[int | None, Count] = option(
         None, "Completions of one rollout over all ranks, instead of steps_per_generation."
     )
+
+
+@dataclass
+class RLOOOptions(GRPOOptions):
+    """Options of `RLOOTrainer`."""
+
+    heading: ClassVar[str] = "trainer"
+
+    loss_type: Annotated[str | None, OneOf(OBJECTIVES)] = option("rloo", "Objective: that of RLOO.")
+    num_generations: Annotated[int, Range(at_least=1)] = option(2, "Completions per prompt: the group size.")
+    beta: Annotated[float, Rate] = option(0.05, "Weight of the KL to the reference. 0: no reference is loaded.")
+    kl_in_reward: Annotated[bool, Needs("beta", Range(above=0)), Source("Back to Basics, arXiv 2402.14740, eq. 3")] = (
+        option(
+            True,
+            "Subtract beta times a completion's log ratio to the reference from its reward, instead of adding the KL to the loss.",
+        )
+    )
+    advantage_baseline: Annotated[Literal["mean", "leave_one_out"], Source("Back to Basics, arXiv 2402.14740")] = (
+        option("leave_one_out", "Baseline subtracted from a reward: leave_one_out, the mean of the others.")
+    )
+    scale_rewards: Annotated[str, OneOf(SCALES)] = option("none", "Divisor of R - baseline. RLOO has none.")

@@ -32,12 +32,16 @@ def drawn(rows: Sequence[Sequence[int]], rank: int = 0) -> Rollout:
     """What each rank's rows scored, as one rank sees it."""
     scores = [
         [
-            (torch.tensor([[0.5], [row + 1.0 if has_spread(row) else 0.5], [0.5]]), torch.zeros(3, dtype=torch.bool))
+            (
+                torch.tensor([[0.5], [row + 1.0 if has_spread(row) else 0.5], [0.5]]),
+                torch.zeros(3, dtype=torch.bool),
+                torch.zeros(3),
+            )
             for row in own
         ]
         for own in rows
     ]
-    values = torch.cat([torch.zeros(0, 1), *(value for value, _ in scores[rank])])
+    values = torch.cat([torch.zeros(0, 1), *(value for value, *_ in scores[rank])])
     table = RewardTable(("some",), values, torch.zeros(len(values), dtype=torch.bool), torch.ones(1))
     ids = torch.arange(2)
     one = Completion(ids, ids.bool(), "")

@@ -22,7 +22,7 @@ from boresight.trainer.rollouts.dynamic_sampling import further_rows, note_resam
 from boresight.trainer.rollouts.rollout import Place, Rollout, exchanged, shares
 from boresight.trainer.rollouts.scored import Scored
 from boresight.trainer.steps import StepPlan
-from boresight.types import Phases, Prompt, Sampler
+from boresight.types import Group, Phases, Prompt, Sampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,8 @@ class Rollouts:
         timeline: records the time by phase.
         metrics: receives a rollout's metrics.
         log_once: prints a line on one rank.
+        penalty: returns [K] for each group: what is subtracted from its completions' rewards before they are compared. It may run the
+            model, and all ranks call it together. None: nothing.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Rollouts:
         timeline: Phases,
         metrics: MeanMetrics,
         log_once: Callable[[str], None],
+        penalty: Callable[[Sequence[Group], MeanMetrics], list[Tensor]] | None = None,
     ) -> None:
         self.sampler = sampler
         self.scorer = scorer
@@ -76,6 +79,7 @@ class Rollouts:
         self.timeline = timeline
         self.metrics = metrics
         self.log_once = log_once
+        self.penalty = penalty
 
     def collect(self, prompts: Sequence[Prompt], state: Any) -> tuple[list[Scored], pa.Table]:
         """Completions of this rank's prompts with their advantages.
@@ -107,7 +111,7 @@ class Rollouts:
         """
         groups = self.sampler.sample(prompts, sampling_settings(self.config, evaluating=True, seed=self.config.seed))
         table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=state))
-        rollout = Rollout.of(groups, table, self.config)
+        rollout = Rollout.of(groups, table, self.config, self._penalty(groups, metrics))
         self._note(metrics, rollout)
         self.store.add(
             state.global_step, groups, rewards=table.by_name, reward=table.total, phase="eval", extra=table.extra
@@ -122,7 +126,15 @@ class Rollouts:
             groups = self.sampler.sample(prompts, sampling_settings(self.config, seed=seed))
         with self.timeline.phase("reward"):
             table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=state))
-            return Rollout.of(groups, table, self.config)
+        penalty = self._penalty(groups, self.metrics)
+        with self.timeline.phase("reward"):
+            return Rollout.of(groups, table, self.config, penalty)
+
+    def _penalty(self, groups: Sequence[Group], metrics: MeanMetrics) -> list[Tensor] | None:
+        if self.penalty is None:
+            return None
+        with self.timeline.phase("logp"):
+            return self.penalty(groups, metrics)
 
     def _resample(self, first: Rollout, seed: int, state: Any) -> tuple[Rollout, list[list[Place]]]:
         """The rollout after dynamic sampling, and the groups that each rank learns from."""

@@ -20,8 +20,8 @@ from boresight.types import Group, PerSequence, Prompt
 Place = tuple[int, int]
 """Where a group was sampled: the rank, and the index among that rank's groups of the rollout."""
 
-GroupScore = tuple[Tensor, Tensor]
-"""[K, R] rewards of a group's completions, and [K] true where a function failed."""
+GroupScore = tuple[Tensor, Tensor, Tensor]
+"""[K, R] rewards of a group's completions, [K] true where a function failed, and [K] what is subtracted from their rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,21 @@ class Rollout:
     """Where a group was sampled → its number in `comparison`."""
 
     @classmethod
-    def of(cls, groups: Sequence[Group], table: RewardTable, config: AdvantageOptions) -> Rollout:
-        """Gather the rewards of all ranks' groups. Ranks may have different numbers of groups."""
+    def of(
+        cls,
+        groups: Sequence[Group],
+        table: RewardTable,
+        config: AdvantageOptions,
+        penalty: Sequence[Tensor] | None = None,
+    ) -> Rollout:
+        """Gather the rewards of all ranks' groups. Ranks may have different numbers of groups.
+
+        Args:
+            penalty: [K] for each group: what is subtracted from its completions' rewards.
+        """
         sizes = [len(group) for group in groups]
-        own = list(zip(table.values.split(sizes), table.failed.split(sizes), strict=True))
+        penalty = [torch.zeros(size) for size in sizes] if penalty is None else penalty
+        own = list(zip(table.values.split(sizes), table.failed.split(sizes), penalty, strict=True))
         return cls.gathered(groups, table, gather_object([own]), config)
 
     @classmethod
@@ -55,11 +66,13 @@ class Rollout:
         config: AdvantageOptions,
     ) -> Rollout:
         """A rollout from this rank's groups and the scores of every rank's groups."""
-        sizes = [[len(values) for values, _ in own] for own in scores]
+        sizes = [[len(values) for values, *_ in own] for own in scores]
         places = [(rank, place) for rank, own in enumerate(scores) for place in range(len(own))]
-        values, failed = (torch.cat(parts) for parts in zip(*(each for own in scores for each in own), strict=True))
+        values, failed, penalty = (
+            torch.cat(parts) for parts in zip(*(each for own in scores for each in own), strict=True)
+        )
         group = torch.arange(len(places)).repeat_interleave(torch.tensor([size for own in sizes for size in own]))
-        comparison = compared(values, group, config, failed)
+        comparison = compared(values, group, config, failed, penalty)
         return cls(list(groups), table, comparison, sizes, {place: number for number, place in enumerate(places)})
 
     def __add__(self, later: Rollout) -> Rollout:
