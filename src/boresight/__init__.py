@@ -18,6 +18,14 @@ if TYPE_CHECKING:
         get_peft_config,
         get_quantization_config,
     )
+    from boresight.data.conversational import (
+        apply_chat_template,
+        extract_prompt,
+        is_conversational,
+        maybe_extract_prompt,
+        prepare_multimodal_messages,
+        unpair_preference_dataset,
+    )
     from boresight.data.mixture import DatasetConfig, DatasetMixtureConfig, get_dataset
     from boresight.trainer.config import DPOConfig, SFTConfig
     from boresight.trainer.dpo import DPOTrainer
@@ -39,6 +47,12 @@ _HOMES = {
     "DatasetConfig": "data.mixture",
     "DatasetMixtureConfig": "data.mixture",
     "get_dataset": "data.mixture",
+    "apply_chat_template": "data.conversational",
+    "extract_prompt": "data.conversational",
+    "is_conversational": "data.conversational",
+    "maybe_extract_prompt": "data.conversational",
+    "prepare_multimodal_messages": "data.conversational",
+    "unpair_preference_dataset": "data.conversational",
     "ModelConfig": "cli.scripts",
     "ScriptArguments": "cli.scripts",
     "TrlParser": "cli.scripts",
@@ -61,10 +75,16 @@ __all__ = [
     "SFTTrainer",
     "ScriptArguments",
     "TrlParser",
+    "apply_chat_template",
+    "extract_prompt",
     "get_dataset",
     "get_kbit_device_map",
     "get_peft_config",
     "get_quantization_config",
+    "is_conversational",
+    "maybe_extract_prompt",
+    "prepare_multimodal_messages",
+    "unpair_preference_dataset",
 ]
 
 

@@ -202,3 +202,23 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     config = AdvantageOptions(reward_weights=[1.0])
     with pytest.raises(ConfigError, match="1 numbers for 2 reward functions"):
         compared(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long), config)
+
+
+def test_a_penalty_is_subtracted_after_clipping_and_is_no_reward() -> None:
+    """Rewards 1, 5, 9 clipped to [2, 6] are 2, 5, 6; minus 1, 0, 2 they are 1, 5, 4."""
+    config = AdvantageOptions(scale_rewards="none", advantage_baseline="leave_one_out", reward_clip_range=[2.0, 6.0])
+    found = compared(
+        torch.tensor([[1.0], [5.0], [9.0]]),
+        torch.zeros(3, dtype=torch.int64),
+        config,
+        penalty=torch.tensor([1.0, 0.0, 2.0]),
+    )
+    torch.testing.assert_close(advantage(found, config), torch.tensor([-3.5, 2.5, 1.0]))
+    torch.testing.assert_close(found.reward, torch.tensor([1.0, 5.0, 9.0]))
+
+
+def test_normalised_advantages() -> None:
+    """Leave-one-out advantages −1.5, −4, 3, 4, −1.5 have mean 0 and unbiased std √11.375."""
+    config = AdvantageOptions(scale_rewards="none", advantage_baseline="leave_one_out", normalize_advantages=True)
+    values, _ = of_one_reward(REWARDS, GROUP, config)
+    torch.testing.assert_close(values, torch.tensor([-1.5, -4.0, 3.0, 4.0, -1.5]) / (math.sqrt(11.375) + 1e-4))

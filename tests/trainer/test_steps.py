@@ -63,7 +63,9 @@ def test_epochs_differ_and_repeat() -> None:
 
 def test_last_step_is_kept_where_every_rank_has_a_group() -> None:
     assert [len(step) for step in StepBatches(11, StepPlan(4, 1), shuffle=False, seed=0)] == [4, 4, 3]
-    assert StepBatches(9, StepPlan(4, 1), shuffle=False, seed=0, world_size=2).num_dropped == 1
+    # One row is fewer than two ranks, so it joins the step before.
+    ranks = [list(StepBatches(9, StepPlan(4, 1), shuffle=False, seed=0, rank=rank, world_size=2)) for rank in range(2)]
+    assert ranks == [[[0, 1, 2, 3, 4]], [[5, 6, 7, 8]]]
     assert StepBatches(11, StepPlan(4, 1), shuffle=False, seed=0, keep_last=False).num_dropped == 3
 
 
