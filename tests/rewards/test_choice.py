@@ -10,7 +10,8 @@ from boresight.rewards import (
     get_numeric_answer_reward,
     numeric_answer_reward,
 )
-from boresight.rewards.choice import choice_letter, stated_number
+from boresight.rewards.choice import choice_letter
+from boresight.rewards.number import stated_number
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from boresight.rewards import (
     iou_reward,
     point_in_box_reward,
 )
-from boresight.rewards.grounding import Coordinates, box_iou, scale_to_original, stated_box, stated_point
+from boresight.rewards.boxes import stated_box, stated_point
+from boresight.rewards.grounding import Coordinates, box_iou, scale_to_original
 from boresight.types import EncodedImage
 
 

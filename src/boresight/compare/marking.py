@@ -12,9 +12,10 @@ import torch
 from boresight.compare.answers import Answer
 from boresight.data.images import decode
 from boresight.errors import ConfigError
-from boresight.rewards.choice import choice_letter, stated_number
+from boresight.rewards.choice import choice_letter
 from boresight.rewards.extract import final_answer
 from boresight.rewards.function import RewardFunc
+from boresight.rewards.number import stated_number
 from boresight.rewards.score import Scorer
 from boresight.types import Completion, Group, Prompt, Row
 

@@ -44,11 +44,13 @@ LARGEST = 3.4028234663852886e38
 BUILT_IN = {
     "accuracy_reward": "boresight.rewards.formula",
     "answer_format_reward": "boresight.rewards.format",
+    "article_format_reward": "boresight.rewards.format",
     "choice_letter_reward": "boresight.rewards.choice",
     "exact_answer_reward": "boresight.rewards.choice",
     "iou_reward": "boresight.rewards.grounding",
-    "numeric_answer_reward": "boresight.rewards.choice",
+    "numeric_answer_reward": "boresight.rewards.number",
     "point_in_box_reward": "boresight.rewards.grounding",
+    "reasoning_accuracy_reward": "boresight.rewards.formula",
     "think_format_reward": "boresight.rewards.format",
 }
 """Built-in rewards, which may be given by name alone, and their modules."""
@@ -59,6 +61,13 @@ class Failure:
     """Returned for a completion that the function could not score: the completion is then unscored, never given 0."""
 
     reason: str
+
+
+def with_options(func: RewardFunc, **options: Any) -> RewardFunc:
+    """The function with some of its keyword arguments set, under its own `__name__`; it can be pickled if the function can."""
+    made = functools.partial(func, **options)
+    made.__name__ = reward_name(func)  # pyright: ignore[reportAttributeAccessIssue]
+    return made
 
 
 def unwrapped(func: RewardFunc) -> RewardFunc:
