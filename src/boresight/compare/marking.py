@@ -55,11 +55,12 @@ def score(reward: str | RewardFunc, rows: Sequence[Row], answers: Sequence[Answe
     Raises:
         RewardError: the reward broke its contract, or fails on more than half of the answers.
     """
-    sizes: Mapping[int, Answer] = {row.index: given for row, given in zip(rows, answers, strict=True)}
+    known: Mapping[int, Answer] = {row.index: given for row, given in zip(rows, answers, strict=True)}
     scorer = Scorer(
         reward,
         decode_images=lambda images: [decode(image) for image in images],
-        model_sizes=lambda prompt: sizes[prompt.row.index].model_sizes or (),
+        model_sizes=lambda prompt: known[prompt.row.index].model_sizes or (),
+        think_opened=lambda prompt: known[prompt.row.index].think_opened,
     )
     try:
         values = scorer.score([_group(row, given) for row, given in zip(rows, answers, strict=True)]).total.tolist()

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from boresight.rewards.number import get_numeric_answer_reward, numeric_answer_reward
     from boresight.rewards.options import GOLD_TEMPLATE
     from boresight.rewards.pool import RewardPool
-    from boresight.rewards.score import RewardTable, Scorer
+    from boresight.rewards.score import Scorer
+    from boresight.rewards.table import RewardTable
 from boresight.rewards.function import Failure, RewardFunc
 
 _HOMES = {
@@ -43,7 +44,7 @@ _HOMES = {
     "GoldCheck": "check",
     "RewardFunc": "function",
     "RewardPool": "pool",
-    "RewardTable": "score",
+    "RewardTable": "table",
     "Scorer": "score",
     "accuracy_reward": "formula",
     "answer_format_reward": "format",

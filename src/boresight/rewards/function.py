@@ -15,6 +15,11 @@ Every argument is passed by keyword, with one entry per completion:
 | `images` | the row's decoded images, for a function that names this parameter |
 | `image_sizes` | their (width, height) in pixels, for a function that names this parameter |
 | `model_image_sizes` | their (width, height) after the processor resized them, for a function that names this parameter |
+| `think_opened` | whether the prompt ends with ``<think>``, for a function that names this parameter |
+
+A function owns its arguments: changes to them reach neither other functions nor the row. In a worker, `trainer_state` holds the fields
+that are plain numbers, texts, lists and dicts, and of `log_history` the last entry. `log_metric` refuses the names of boresight's own
+metrics.
 
 `None` or NaN means that the reward does not apply to this completion; the other rewards still count. A `Failure` means that the function
 could not score it: the completion is unscored, and the failure is counted.
@@ -38,8 +43,8 @@ from boresight.errors import ConfigError, RewardError, nearest
 
 RewardFunc = Callable[..., Any]
 
-LARGEST = 3.4028234663852886e38
-"""float32's largest number. Rewards are float32: a larger one would become infinite."""
+LARGEST = 1e15
+"""The largest size of a reward, and of a weighted sum. Rewards are float32, and group statistics square them."""
 
 BUILT_IN = {
     "accuracy_reward": "boresight.rewards.formula",
@@ -204,6 +209,6 @@ def _checked_value(value: Any, name: str, index: int, row: int) -> float:
     if not isinstance(number, int | float) or abs(number) > LARGEST:
         raise RewardError(
             f"reward function {name!r} returned {value!r} for completion {index} (row {row}); "
-            "a reward is a finite number, or None where it does not apply."
+            f"a reward is a number of at most ±{LARGEST:g}, or None where it does not apply."
         )
     return float(number)
