@@ -19,7 +19,7 @@ from typing import Any
 
 from boresight.errors import ConfigError
 from boresight.rewards.extract import final_answer
-from boresight.rewards.function import RewardFunc, asked_for, is_async, unwrapped
+from boresight.rewards.function import RewardFunc, asked_for, is_async, named, unwrapped
 from boresight.rewards.latex import canonical_number
 from boresight.rewards.notation import plain_signs, undelimited
 from boresight.rewards.options import GOLD_TEMPLATE
@@ -29,7 +29,6 @@ from boresight.types import Completion, Group, Prompt
 WRONG = "no such answer"
 """Takes the gold's place in the template: a reward that gives it full marks does not read the gold."""
 
-MAX_NAMED = 10
 VARIED_GOLDS = 64
 """Different golds that are written otherwise and cut into parts; the rest is only scored as it is."""
 
@@ -79,7 +78,7 @@ class GoldCheck:
                 f"gives nonsense full marks too in {len(self.blind)} rows, whose gold it does not read: {_golds(self.blind)}"
             )
         if self.partial:
-            shown = _named([f"row {row} ({gold!r}: {part!r} is enough)" for row, gold, part in self.partial])
+            shown = named([f"row {row} ({gold!r}: {part!r} is enough)" for row, gold, part in self.partial])
             parts.append(f"reads only a part of {len(self.partial)} gold answers: {shown}")
         if self.rewritten:
             parts.append(f"gives less to {len(self.rewritten)} of them written otherwise: {_golds(self.rewritten)}")
@@ -92,7 +91,7 @@ class GoldCheck:
     def _marks(self) -> str:
         if not self.refused:
             return f"gives full marks to all {self.num_rows} gold answers"
-        shown = _named([f"row {row} ({gold!r}: {mark:g})" for row, gold, mark in self.refused])
+        shown = named([f"row {row} ({gold!r}: {mark:g})" for row, gold, mark in self.refused])
         return f"does not give full marks to {len(self.refused)} of {self.num_rows} gold answers: {shown}"
 
 
@@ -192,7 +191,7 @@ def rewritten(gold: str) -> Iterator[str]:
     r"""The same answer written otherwise: in ``$…$`` and boxed where it has digits or commands; with the other minus; in the other case
     where it is words or a letter."""
     core = undelimited(gold)
-    if not core or re.search(r"\$|\\boxed|\\\(|\\\[", core):
+    if not core or re.search(r"\$|\\boxed|\\\(|\\\[|####|\banswer\b", core):
         return
     is_maths = re.search(r"\d|\\[A-Za-z]", core) and not re.search(r"[^\W\d_]{4,}", re.sub(r"\\[A-Za-z]+", " ", core))
     minuses = re.search("[−–]", core)
@@ -236,10 +235,5 @@ def _uses_math_verify(func: RewardFunc) -> bool:
     return any(str(getattr(known.get(name), "__module__", "")).startswith("math_verify") for name in used)
 
 
-def _golds(named: Sequence[Named]) -> str:
-    return _named([f"row {row} ({gold!r})" for row, gold in named])
-
-
-def _named(items: Sequence[str]) -> str:
-    more = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
-    return ", ".join(items[:MAX_NAMED]) + more
+def _golds(golds: Sequence[Named]) -> str:
+    return named([f"row {row} ({gold!r})" for row, gold in golds])

@@ -82,6 +82,11 @@ def unwrapped(func: RewardFunc) -> RewardFunc:
     return func
 
 
+def option_of(func: RewardFunc, name: str) -> Any:
+    """The value of a keyword argument that has a default: as `with_options` set it, or the default."""
+    return inspect.signature(func).parameters[name].default
+
+
 def reward_name(func: RewardFunc) -> str:
     """The function's name, as in TRL: of a partial its function's, of an object its class's."""
     func = unwrapped(func)
@@ -212,3 +217,12 @@ def _checked_value(value: Any, name: str, index: int, row: int) -> float:
             f"a reward is a number of at most ±{LARGEST:g}, or None where it does not apply."
         )
     return float(number)
+
+
+MAX_NAMED = 10
+
+
+def named(items: Sequence[str]) -> str:
+    """The first ten, and how many more there are."""
+    more = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
+    return ", ".join(items[:MAX_NAMED]) + more

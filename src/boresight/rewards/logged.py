@@ -33,14 +33,14 @@ class Logged:
             raise RewardError(
                 f"log_metric({name!r}, …): boresight logs a metric of this name itself; choose another, such as {f'my_{name}'!r}."
             )
-        self.add_own(printable(name), value)
+        self.add_own(encodable(name), value)
 
     def add_own(self, name: str, value: float) -> None:
         """Add a number of ours."""
         self.metrics.setdefault(name, []).append(float(value))
 
     def add_column(self, column: str, values: Sequence[Any]) -> None:
-        self.columns[printable(str(column))] = [printable(each) if isinstance(each, str) else each for each in values]
+        self.columns[encodable(str(column))] = [encodable(each) if isinstance(each, str) else each for each in values]
 
     def check(self, num_completions: int) -> None:
         for column, values in self.columns.items():
@@ -51,8 +51,6 @@ class Logged:
                 )
 
 
-def printable(text: str) -> str:
-    r"""The text with characters that no file or page can hold (half a surrogate pair), or that break lines of a file, as ``\u2028``."""
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
-    )
+def encodable(text: str) -> str:
+    r"""The text with halves of surrogate pairs, which no file can hold, as ``\ud800``."""
+    return text.encode("utf-8", "backslashreplace").decode()

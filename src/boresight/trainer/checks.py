@@ -14,6 +14,7 @@ from boresight.data.images import decode
 from boresight.data.sources import RowDataset
 from boresight.errors import RewardError
 from boresight.rewards.check import check_gold
+from boresight.rewards.check_boxes import check_boxes
 from boresight.rewards.score import Scorer
 from boresight.types import Prompt, Row
 
@@ -93,7 +94,7 @@ def gold_findings(
     rows = RowDataset(records)
     picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:GOLD_ROWS].tolist()
     prompts = [_unprocessed(rows[index]) for index in sorted(picked)]
-    checks = check_gold(scorer.without_tokens(think_opened), prompts, template)
+    checks = [*check_gold(scorer.without_tokens(think_opened), prompts, template), *check_boxes(scorer, prompts)]
     unsound = [str(check) for check in checks if not check.is_sound]
     if unsound and is_error:
         raise RewardError(
