@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.extract import final_answer
+from boresight.rewards.extract import gold_answer
 from boresight.rewards.function import RewardFunc, asked_for, is_async, named, unwrapped
 from boresight.rewards.latex import canonical_number
 from boresight.rewards.notation import plain_signs, undelimited
@@ -122,7 +122,7 @@ def check_gold(scorer: Scorer, prompts: Sequence[Prompt], template: str = GOLD_T
     if not tried:
         return [check for check, func in zip(checks, answering.funcs, strict=True) if "solution" in asked_for(func)]
     trials = _Trials(answering, template)
-    right, num_failed = trials.marks([(prompt, final_answer(gold)) for prompt, gold in zip(tried, golds, strict=True)])
+    right, num_failed = trials.marks([(prompt, gold_answer(gold)) for prompt, gold in zip(tried, golds, strict=True)])
     wrong, _ = trials.marks([(prompt, WRONG) for prompt in tried])
     for column, check in enumerate(checks):
         check.failed = num_failed[column]
@@ -147,8 +147,8 @@ def _note(check: GoldCheck, row: int, gold: str, mark: float, nonsense: float) -
 def _vary(checks: Sequence[GoldCheck], trials: _Trials, tried: Sequence[Prompt], golds: Sequence[str]) -> None:
     """Note which golds lose their marks written otherwise, and which keep them in part."""
     distinct = list(dict(zip(golds, tried, strict=True)).items())[:VARIED_GOLDS]
-    others = [(prompt, gold, text, True) for gold, prompt in distinct for text in rewritten(final_answer(gold))]
-    others += [(prompt, gold, text, False) for gold, prompt in distinct for text in parts_of(final_answer(gold))]
+    others = [(prompt, gold, text, True) for gold, prompt in distinct for text in rewritten(gold_answer(gold))]
+    others += [(prompt, gold, text, False) for gold, prompt in distinct for text in parts_of(gold_answer(gold))]
     if not others:
         return
     marks, _ = trials.marks([(prompt, text) for prompt, _, text, _ in others])

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from boresight.rewards.extract import LogMetric, completion_text, final_answer, log_unparsed, tagged_answer
+from boresight.rewards.extract import LogMetric, completion_text, final_answer, gold_answer, log_unparsed, tagged_answer
 from boresight.rewards.notation import boxed, plain, without_markup
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def exact_answer_reward(
     answers = [tagged_answer(completion_text(completion)) for completion in completions]
     log_unparsed(log_metric, "exact_answer_reward", answers, solution)
     return [
-        None if gold is None else float(answer is not None and plain(answer) == plain(final_answer(str(gold))))
+        None if gold is None else float(answer is not None and plain(answer) == plain(gold_answer(gold)))
         for answer, gold in zip(answers, solution, strict=True)
     ]
 
@@ -90,7 +90,7 @@ def choice_letter_reward(
     Read from ``<answer>…</answer>``, or from what follows the reasoning where there are no tags, in any case: ``B``, ``(b)``,
     ``B. 130``, ``\\boxed{B}``, ``Answer: B``, ``the answer is B``. Two letters are no choice.
     """
-    golds = [None if gold is None else choice_letter(final_answer(str(gold))) for gold in solution]
+    golds = [None if gold is None else choice_letter(gold_answer(gold)) for gold in solution]
     answers = [choice_letter(final_answer(completion_text(completion))) for completion in completions]
     log_unparsed(log_metric, "choice_letter_reward", answers, golds)
     return [None if gold is None else float(answer == gold) for answer, gold in zip(answers, golds, strict=True)]

@@ -51,6 +51,12 @@ def final_answer(text: str) -> str:
     return rest
 
 
+def gold_answer(gold: Any) -> str:
+    """The answer in a solution, which may carry reasoning and tags as a completion does; all of it where its tags hold no one answer."""
+    text = str(gold)
+    return final_answer(text) or text
+
+
 def log_unparsed(log: LogMetric | None, name: str, answers: Sequence[Any], golds: Sequence[Any]) -> None:
     """Log, as `rewards/<name>/unparsed`, the share of completions with a gold in which a reward found no answer (None)."""
     asked = [answer for answer, gold in zip(answers, golds, strict=True) if gold is not None]

@@ -9,7 +9,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.extract import LogMetric, completion_text, final_answer, log_unparsed
+from boresight.rewards.extract import LogMetric, completion_text, final_answer, gold_answer, log_unparsed
 from boresight.rewards.function import Failure
 from boresight.rewards.latex import canonical_number, latex, looks_symbolic
 from boresight.rewards.notation import SIGNS
@@ -112,7 +112,7 @@ def parsed_gold(text: str) -> tuple[Any, ...]:
     Raises:
         TimeoutError: parsing took too long.
     """
-    written = _written(final_answer(text))
+    written = _written(gold_answer(text))
     return () if written is None else _parsed(written, units=not looks_symbolic(written))
 
 

@@ -20,7 +20,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
-from boresight.rewards.extract import LogMetric, completion_text, final_answer, log_unparsed
+from boresight.rewards.extract import LogMetric, completion_text, final_answer, gold_answer, log_unparsed
 from boresight.rewards.function import RewardFunc, with_options
 from boresight.rewards.notation import boxed, without_markup
 
@@ -181,7 +181,7 @@ def numeric_answer_reward(
         tolerance: the largest |answer − solution| that counts, in the solution's unit;
             `get_numeric_answer_reward` sets it.
     """
-    golds = [None if gold is None else stated_quantity(final_answer(str(gold))) for gold in solution]
+    golds = [None if gold is None else stated_quantity(gold_answer(gold)) for gold in solution]
     answers = [stated_quantity(final_answer(completion_text(completion))) for completion in completions]
     log_unparsed(log_metric, "numeric_answer_reward", answers, golds)
     return [
