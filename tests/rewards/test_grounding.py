@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from boresight.errors import ConfigError, RewardError
+from boresight.errors import ConfigError, ModelError, RewardError
 from boresight.rewards import (
     Scorer,
     get_iou_reward,
@@ -169,6 +169,20 @@ def test_scored_with_the_sizes_that_they_ask_for(make_group):
     assert table.values[1].tolist()[:2] == [1.0, 1.0]
     with pytest.raises(RewardError, match="needs the image's size as the model saw it"):
         Scorer(funcs).score([group])
+
+
+def test_a_processor_that_cuts_tiles_is_no_obstacle_where_the_size_in_the_model_is_not_used(make_group):
+    """As InternVL's, which writes thousandths."""
+
+    def tiles(prompt):
+        raise ModelError("it cuts images into tiles")
+
+    group = make_group(["[100, 100, 500, 500]"], images=[EncodedImage(b"", "p", (640, 480))], bbox=[64, 48, 320, 240])
+    assert Scorer(get_iou_reward("thousand"), model_sizes=tiles).score([group]).values.item() == pytest.approx(1)
+    with pytest.raises(RewardError, match="model_image_sizes"):
+        Scorer(get_iou_reward("model"), model_sizes=tiles).score([group])
+    with pytest.raises(ModelError, match="tiles"):
+        Scorer(lambda completions, model_image_sizes: [0.0], model_sizes=tiles).score([group])
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,12 @@ def asked_for(func: RewardFunc) -> frozenset[str]:
     return frozenset(inspect.signature(func).parameters)
 
 
+def needs(func: RewardFunc, name: str) -> bool:
+    """Whether `func` has a parameter of this name without a default."""
+    parameter = inspect.signature(func).parameters.get(name)
+    return parameter is not None and parameter.default is parameter.empty
+
+
 def accepted(func: RewardFunc, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs that `func` takes: all of them if it takes any keyword, else those it names.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from boresight.errors import ConfigError, RewardError
+from boresight.errors import ConfigError, ModelError, RewardError
 from boresight.rewards.async_calls import AsyncCalls
 from boresight.rewards.function import (
     Failure,
@@ -25,6 +25,7 @@ from boresight.rewards.function import (
     checked_values,
     is_async,
     load_reward,
+    needs,
     reward_names,
 )
 from boresight.rewards.logged import Logged
@@ -118,6 +119,7 @@ class Scorer:
         some.funcs = [self.funcs[place] for place in places]
         some.names = tuple(self.names[place] for place in places)
         some.weights = self.weights[places]
+        some._asked = frozenset[str]().union(*map(asked_for, some.funcs))
         some.max_failed_rate = 1.0
         some._pools = {new: self._pools[old] for new, old in enumerate(places) if old in self._pools}
         some._recent = [deque(maxlen=1) for _ in places]
@@ -171,8 +173,8 @@ class Scorer:
             per_group["image_sizes"] = [[image.size for image in group.prompt.images] for group in groups]
         if "images" in self._asked and self._decode_images:
             per_group["images"] = [list(self._decode_images(group.prompt.images)) for group in groups]
-        if "model_image_sizes" in self._asked and self._model_sizes:
-            per_group["model_image_sizes"] = [list(self._model_sizes(group.prompt)) for group in groups]
+        if "model_image_sizes" in self._asked and self._model_sizes and (sizes := self._sizes_in_model(groups)):
+            per_group["model_image_sizes"] = sizes
         if "think_opened" in self._asked and self._think_opened:
             per_group["think_opened"] = [self._think_opened(group.prompt) for group in groups]
         columns = {name for group in groups for name in group.prompt.row.columns}
@@ -190,6 +192,20 @@ class Scorer:
             "completions": [completion for group in groups for completion in _shown_completions(group)],
             "completion_ids": [completion.ids.tolist() for group in groups for completion in group.completions],
         }
+
+    def _sizes_in_model(self, groups: Sequence[Group]) -> list[list[tuple[int, int]]] | None:
+        """The sizes of every group's images in the model; None where it cuts them into tiles, and no function insists.
+
+        Raises:
+            ModelError: a function insists.
+        """
+        assert self._model_sizes is not None
+        try:
+            return [list(self._model_sizes(group.prompt)) for group in groups]
+        except ModelError:
+            if any(needs(func, "model_image_sizes") for func in self.funcs):
+                raise
+            return None
 
     def _call_all(self, inputs: Mapping[str, Any], rows: Sequence[int], log: Logged) -> list[Any]:
         """What each function returned, or the exception it raised. Async functions run while sync ones do.

@@ -75,7 +75,10 @@ class GRPOTrainer(GroupTrainer[Scored]):
             timeout_s=args.reward_timeout,
             max_failed_rate=args.max_failed_rate,
             decode_images=lambda images: [decode(image) for image in images],
-            model_sizes=lambda prompt: self.encoder.model_sizes(prompt),
+            # The gold check passes prompts that are not processed.
+            model_sizes=lambda prompt: self.encoder.model_sizes(
+                prompt if len(prompt.ids) else self.encoder.prompt(prompt.row)
+            ),
             think_opened=lambda prompt: think_state(prompt, self.encoder.tokenizer) == "opened",
             is_taken=lambda name: entry_for(name) is not None,
         )
