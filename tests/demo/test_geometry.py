@@ -160,6 +160,7 @@ def test_rows_are_fit_for_training() -> None:
     for row in RowDataset(rows):  # pyright: ignore[reportGeneralTypeIssues]
         (completion,) = row.completions
         assert choice_letter_reward([completion], [row.columns["solution"]]) == [1.0]
+        assert answer_format_reward([completion]) == [1.0]
         assert len(row.images) == 1
 
 

@@ -7,16 +7,13 @@ import math
 import re
 import sys
 import threading
-import time
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from boresight.errors import ConfigError, RewardError
-from boresight.report.metric_dictionary import entry_for
 from boresight.rewards import Scorer
 from boresight.rewards.function import BUILT_IN
 from boresight.types import EncodedImage
@@ -236,78 +233,6 @@ def test_async_failure_spares_its_neighbour(make_group):
     assert table.failed.item() and table.values[0, 1] == 1.0
 
 
-async def blocks(completions):
-    time.sleep(5)
-
-
-async def leaves(completions):
-    sys.exit(3)
-
-
-async def presses(completions):
-    raise KeyboardInterrupt
-
-
-async def cancels(completions):
-    raise asyncio.CancelledError
-
-
-async def stops(completions):
-    asyncio.get_running_loop().stop()
-    await asyncio.sleep(0.01)
-    return [3.0]
-
-
-async def swallows(completions):
-    while True:
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            continue
-
-
-async def sleeps(completions):
-    await asyncio.sleep(60)
-
-
-@pytest.mark.parametrize(
-    ("func", "reason"),
-    [
-        (leaves, "raised SystemExit: 3"),
-        (presses, "raised KeyboardInterrupt"),
-        (cancels, "raised CancelledError"),
-        (sleeps, "took longer than reward_timeout=0.3 s"),
-        (swallows, "did not give way at reward_timeout"),
-        (blocks, "did not give way at reward_timeout"),
-    ],
-)
-def test_an_async_function_obeys_its_deadline_whatever_it_does(make_group, caplog, monkeypatch, func, reason):
-    """It has failed, in time; the scorer goes on to work with the next call."""
-    monkeypatch.setattr("boresight.rewards.async_calls.GRACE_S", 0.3)
-    calls = iter([func, stops])
-
-    async def first_bad(completions):
-        return await next(calls)(completions)
-
-    scorer = Scorer(first_bad, timeout_s=0.3, max_failed_rate=1)
-    assert scorer.score([make_group(["a"])]).failed.tolist() == [True]
-    assert reason in caplog.text
-    scorer.timeout_s = 10
-    assert scorer.score([make_group(["a"])]).values.tolist() == [[3.0]], "a loop that is stopped goes on"
-
-
-def test_who_blocks_the_loop_is_named(make_group, caplog, monkeypatch):
-    monkeypatch.setattr("boresight.rewards.async_calls.GRACE_S", 0.3)
-
-    async def waits(completions):
-        await asyncio.sleep(0.1)
-        return [1.0]
-
-    table = Scorer([waits, blocks], timeout_s=0.4, max_failed_rate=1).score([make_group(["a"])])
-    assert table.failed.tolist() == [True] and table.values.isnan().all()
-    assert "'waits' failed" in caplog.text and "could not run, because 'blocks' blocked the event loop" in caplog.text
-
-
 def test_leaving_is_a_failure_of_the_reward(make_group, caplog):
     def leaves_at_once(completions):
         sys.exit("enough")
@@ -315,69 +240,6 @@ def test_leaving_is_a_failure_of_the_reward(make_group, caplog):
     table = Scorer([leaves_at_once, lambda completions: [1.0]], max_failed_rate=1).score([make_group(["a"])])
     assert table.failed.tolist() == [True] and table.values[0, 1] == 1
     assert "SystemExit: enough" in caplog.text
-
-
-def test_what_a_function_changes_reaches_nobody_else(make_group):
-    """Not the next function, whose arguments are fresh; not the row, whose prompt is stored; not the next call."""
-    state = {"step": 1}
-
-    def changes(completions, prompts, completion_ids, solution, boxes, images, trainer_state):
-        completions[0][0]["content"] = "changed"
-        prompts[0][0]["content"][1]["text"] = "changed"
-        completion_ids[0].append(-1)
-        solution[:] = ["changed"] * len(solution)
-        boxes[0][0][0] = -1
-        images[0][0].putpixel((0, 0), (255, 0, 0))
-        trainer_state["step"] = 99
-        return [0.0] * len(completions)
-
-    seen = []
-
-    def looks(completions, prompts, completion_ids, solution, boxes, images, trainer_state):
-        parts = [completions[0][0]["content"], prompts[0][0]["content"][1]["text"], completion_ids[0], solution[0]]
-        seen.append((*parts, boxes[0], images[0][0].getpixel((0, 0)), trainer_state["step"]))
-        return [0.0] * len(completions)
-
-    image = Image.new("RGB", (2, 2))
-    group = make_group(
-        ["red", "blue"], prompt=CONVERSATION, images=[EncodedImage(b"", "p", (2, 2))], solution="red", boxes=[[1, 2]]
-    )
-    scorer = Scorer([changes, looks, changes, looks], decode_images=lambda images: [image])
-    for _ in range(2):
-        scorer.score([group], trainer_state=state)
-    assert seen == [("red", "what colour?", [0], "red", [[1, 2]], (0, 0, 0), 1)] * 4
-    assert group.prompt.row.prompt == CONVERSATION and group.prompt.row.columns["boxes"] == [[1, 2]]
-    assert state == {"step": 1}
-
-
-@pytest.mark.parametrize("name", ["reward", "loss", "rewards/f/mean", "completions/max_length", "eval_reward"])
-def test_log_metric_refuses_names_of_others(make_group, name):
-    def f(completions, log_metric):
-        log_metric(name, 1000.0)
-        return [0.0]
-
-    scorer = Scorer(f, is_taken=lambda name: entry_for(name) is not None, max_failed_rate=1)
-    with pytest.raises(RewardError, match=rf"log_metric\('{name}', …\): boresight logs a metric of this name itself"):
-        scorer.score([make_group(["a"])])
-
-
-def test_log_metric_takes_other_names_and_what_built_in_rewards_log(make_group):
-    def f(completions, log_metric, log_extra):
-        log_metric("hits", 1.0)
-        log_metric("a\ud800b", 1.0)
-        log_metric("rewards/f/unparsed", 0.5)
-        log_extra("x", ["\ud800", None])
-        return [0.0, 0.0]
-
-    table = Scorer(f, is_taken=lambda name: entry_for(name) is not None).score([make_group(["a", "b"])])
-    assert table.metrics == {"hits": [1.0], r"a\ud800b": [1.0], "rewards/f/unparsed": [0.5], "rewards/f/failed": [0.0]}
-    assert table.extra == {"x": [r"\ud800", None]}
-
-    def numbered(completions, log_metric):
-        log_metric(5, 1.0)
-
-    with pytest.raises(RewardError, match=r"log_metric\(5, …\): a metric's name is a text"):
-        Scorer(numbered).score([make_group(["a"])])
 
 
 def test_sums_of_huge_rewards_stay_finite_or_are_refused(make_group):

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from boresight.options import Needs, Range, option
 
-GOLD_TEMPLATE = "<think>The reasoning.</think>\n<answer>{solution}</answer>"
+GOLD_TEMPLATE = "<think>The reasoning.</think><answer>{solution}</answer>"
 """A completion that the built-in rewards give full marks, with the gold in it."""
 
 
