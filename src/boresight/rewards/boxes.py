@@ -7,6 +7,7 @@
 | ``[[x1, y1], [x2, y2]]``, ``[[x1, y1, x2, y2]]``, ``<box>…</box>`` | InternVL and others |
 | ``{"bbox_2d": [x1, y1, x2, y2], "label": …}`` | Qwen2.5-VL, Qwen3-VL |
 | ``{"x1": …, "y1": …, "x2": …, "y2": …}``, ``left``/``top``/``right``/``bottom``, ``xmin``/…, ``x``/``y``/``width``/``height`` | JSON |
+| ``{"top_left": [x1, y1], "bottom_right": [x2, y2]}``, ``x1=…, y1=…, x2=…, y2=…``, ``[x1 y1 x2 y2]`` | |
 | four numbers and nothing else | |
 | ``[]``, ``none``, ``no object`` | nothing is there |
 """
@@ -25,9 +26,10 @@ Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 
 _NUMBER = r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+))\s*"
-_FOUR = r"[\[(]" + ",".join([_NUMBER] * 4) + r"[\])]"
+_FOUR = r"[\[(]" + r"[,\s]".join([_NUMBER] * 4) + r"[\])]"
 _PAIR = r"[\[(]" + ",".join([_NUMBER] * 2) + r"[\])]"
-BOX = re.compile(rf"{_FOUR}|{_PAIR}\s*,?\s*{_PAIR}")
+_NAMED = r"[,;\s]*".join(rf"\b{name}\s*[=:]{_NUMBER}" for name in ("x1", "y1", "x2", "y2"))
+BOX = re.compile(rf"{_FOUR}|{_PAIR}\s*(?:,|to)?\s*{_PAIR}|{_NAMED}")
 POINT = re.compile(rf"{_PAIR}|<points?\s+x1?\s*=\s*[\"']?{_NUMBER}[\"']?\s+y1?\s*=\s*[\"']?{_NUMBER}[\"']?")
 ALONE = re.compile(r"[,\s]".join([_NUMBER] * 4))
 POINT_ALONE = re.compile(r"[,\s]".join([_NUMBER] * 2))
@@ -106,6 +108,10 @@ def _box_of_keys(entries: dict[str, Any]) -> Box | None:
         if (numbers := _numbers(entries, names)) is not None:
             left, top, width, height = numbers
             return left, top, left + width, top + height
+    corners = [entries.get(name) for name in ("top_left", "bottom_right")]
+    if all(isinstance(corner, list) and len(corner) == 2 for corner in corners):
+        named = dict(zip(CORNERS[0], (*corners[0], *corners[1]), strict=True))  # pyright: ignore[reportOptionalIterable]
+        return _box_of_keys(named)
     return None
 
 

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 ALONE = re.compile(r"^[^\w\n]*([A-Za-z])[^\w\n]*$", re.MULTILINE)
 """A letter with a line of its own: ``B``, ``(b)``, ``B.``"""
 
-BEFORE_ITS_TEXT = re.compile(r"^\W*([A-Za-z])(?:[.):](?=\s)|\s+-\s)|^\W*\(([A-Za-z])\)\s", re.MULTILINE)
-"""``B. 130``, ``b) 130``, ``(B) 130``."""
+BEFORE_ITS_TEXT = re.compile(
+    r"^\W*([A-Za-z])(?:[.):](?=\s)|\s+-\s)|^\W*\(([A-Za-z])\)\s|^\W*([A-Z]),\s*(?!(?:or|and)\b)(?=[^\W\d_]{2})",
+    re.MULTILINE,
+)
+"""``B. 130``, ``b) 130``, ``(B) 130``, ``B, because …``."""
 
 IN_BRACKETS = re.compile(r"(?<![\w\\])[(\[{]\s*([A-Za-z])\s*[)\]}]")
 """``the angle is (B)``."""

@@ -13,7 +13,7 @@ _SPACES = dict.fromkeys(
     "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "
 )
 _FULL_WIDTH = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
-_QUOTES = {"‘": "'", "’": "'", "“": '"', "”": '"', "′": "'", "⁄": "/", "∕": "/", "％": "%"}
+_QUOTES = {"‘": "'", "’": "'", "“": '"', "”": '"', "′": "'", "⁄": "/", "∕": "/", "÷": "/", "【": "[", "】": "]"}
 SIGNS = str.maketrans(_FULL_WIDTH | _MINUS | _SPACES | _QUOTES)
 
 VULGAR = re.compile("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
