@@ -228,8 +228,60 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def cell(text: str) -> str:
-    """One line, with what would end a cell or open a tag escaped."""
-    return inspect.cleandoc(text).replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
+    """One line, with what would end a cell, or open a tag outside of code, escaped."""
+    line = inspect.cleandoc(text).replace("\n", " ").replace("|", "\\|")
+    return re.sub(r"(`+)(.+?)\1(?!`)|<", lambda found: found[0] if found[1] else "&lt;", line)
+
+
+# ---- Rewards --------------------------------------------------------------------------------------------------------------------
+
+
+READS = {"solution": "`solution`", "bbox": "`bbox`, an image", "completion_ids": ""}
+"""Columns of the data set that built-in rewards read."""
+
+
+def rewards(kind: str) -> str:
+    """The built-in rewards: their names, what they pay, and the columns that they need. `kind`: named, or made (by a `get_…` function)."""
+    import boresight.rewards as module
+    from boresight.rewards.function import BUILT_IN
+
+    names = list(BUILT_IN) if kind == "named" else [name for name in module.__all__ if name.startswith("get_")]
+    rows = []
+    for name in sorted(names):
+        func = getattr(module, name)
+        needs = [READS[each] for each in inspect.signature(func).parameters if each in READS] if kind == "named" else []
+        first = " ".join(inspect.cleandoc(func.__doc__ or "").partition("\n\n")[0].split())
+        rows.append((f"`{name}`", ", ".join(filter(None, needs)) or "—", code_spans(first)))
+    if kind == "named":
+        return table(("reward", "columns", "what it pays"), rows)
+    return table(("makes a reward", "what it pays"), [(name, meaning) for name, _, meaning in rows])
+
+
+def answers() -> str:
+    """What an answer may look like: docs/answers.json, every line of which tests/rewards/test_forms.py tries."""
+    forms = json.loads((Path(__file__).parent / "answers.json").read_text(encoding="utf-8"))
+    rows = [
+        (f"`{form['reward']}`", form["kind"], code(form["gold"]), cells(form["right"]), cells(form["wrong"]))
+        for form in forms
+    ]
+    return table(("reward", "kind", "solution or bbox", "right, among others", "less than full marks"), rows)
+
+
+def cells(texts: Iterable[str]) -> str:
+    return ", ".join(map(code, texts))
+
+
+def code(value: Any) -> str:
+    """A value as code in a cell of a table, line breaks shown."""
+    text = (value if isinstance(value, str) else json.dumps(value)).replace("\n", "⏎")
+    fence = "``" if "`" in text else "`"
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def code_spans(text: str) -> str:
+    """A docstring's sentence in a cell: reStructuredText's double backticks as Markdown's single ones."""
+    return text.replace("``", "`")
 
 
 GENERATORS: dict[str, Callable[..., str]] = {
@@ -239,4 +291,6 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "presets": presets,
     "losses": losses,
     "papers": papers,
+    "rewards": rewards,
+    "answers": answers,
 }

@@ -154,6 +154,8 @@ def test_a_question_that_comes_twice_has_both_solutions(base: str, questions: Da
         (["<think>so</think><answer>D</answer>", "A. 130"], "choice_letter_reward"),
         (["12", "-3.5", "40°", "3/4"], "numeric_answer_reward"),
         (["$x^2$", r"\frac{1}{2}"], "accuracy_reward"),
+        (["x^2 + 1", "3"], "accuracy_reward"),
+        (["b", "a"], "choice_letter_reward"),
         (["blue", "no"], "exact_answer_reward"),
         (["B", "blue"], "exact_answer_reward"),
         (["12", "12 of them"], "exact_answer_reward"),
@@ -165,6 +167,15 @@ def test_the_reward_that_suits_the_solutions(golds: list[str], reward: str) -> N
     (name, marked) = score(reward, rows, [Answer(f"<answer>{gold}</answer>", (1,), False) for gold in golds])
     if "<think>" not in golds[0]:
         assert [given.scores[name] for given in marked] == [1.0] * len(golds)  # it knows the gold when it sees it
+
+
+def test_an_answer_is_marked_as_in_training() -> None:
+    """Its prompt may end with <think>, which the answer then leaves out; where it does not, the answer has to open it."""
+    rows = [Row(place, "what?", (), (), {"solution": "B"}) for place in range(2)]
+    text = "so</think><answer>B</answer>"
+    given = [Answer(text, (1,), False, think_opened=opened) for opened in (True, False)]
+    name, marked = score("answer_format_reward", rows, given)
+    assert [each.scores[name] for each in marked] == [1.0, 0.0]
 
 
 def test_rows_without_a_solution_name_the_way_out() -> None:

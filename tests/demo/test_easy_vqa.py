@@ -24,6 +24,7 @@ from boresight.demo.easy_vqa import (
     scenes_of,
 )
 from boresight.errors import DataError
+from boresight.rewards import answer_format_reward
 
 
 @pytest.fixture(scope="module")
@@ -187,4 +188,5 @@ def test_demonstrations_end_in_the_answer(test_rows: Dataset) -> None:
         text = turn["content"][0]["text"]
         assert text.startswith("<think>a ")
         assert text.endswith(f"</think><answer>{row['solution']}</answer>")
+        assert answer_format_reward([[turn]]) == [1.0]
         assert isinstance(row["image"]["bytes"], bytes)

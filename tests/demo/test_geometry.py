@@ -27,7 +27,7 @@ from boresight.demo.geometry import (
 )
 from boresight.demo.geometry_figure import SEGMENTS, Figure, draw, tangent_figure
 from boresight.errors import DataError
-from boresight.rewards.choice import choice_letter_reward
+from boresight.rewards import answer_format_reward, choice_letter_reward
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "geometry"
 CASES = [(half, turn) for half in (20, 25, 41, 47, 70) for turn in (0, 77, 199.5, 310)]
@@ -160,6 +160,7 @@ def test_rows_are_fit_for_training() -> None:
     for row in RowDataset(rows):  # pyright: ignore[reportGeneralTypeIssues]
         (completion,) = row.completions
         assert choice_letter_reward([completion], [row.columns["solution"]]) == [1.0]
+        assert answer_format_reward([completion]) == [1.0]
         assert len(row.images) == 1
 
 

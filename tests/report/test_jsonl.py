@@ -16,6 +16,24 @@ def test_lines_are_valid_json_and_come_back(tmp_path):
     assert [json.loads(line) for line in text.splitlines()] == expected == read_lines(lines.path)
 
 
+def test_odd_characters_leave_the_file_readable(tmp_path):
+    """Those that end a line for some readers, and half a surrogate pair, which no file can hold."""
+    lines = StepLines(tmp_path / "metrics.jsonl")
+    for step, name in enumerate(["a\u2028b", "c\u2029", "d\x85e\x1c\x0b", "f\ud800", "中文"], 1):
+        lines.add(step, {name: float(step)})
+    assert [list(line)[1] for line in read_lines(lines.path)] == [
+        "a\u2028b",
+        "c\u2029",
+        "d\x85e\x1c\x0b",
+        "f\ud800",
+        "中文",
+    ]
+    text = lines.path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) == 5 and "中文" in text
+    assert lines.discard_after(2) == 3
+    assert [line["step"] for line in read_lines(lines.path)] == [1, 2]
+
+
 def test_later_and_half_written_lines_go(tmp_path):
     lines = StepLines(tmp_path / "some.jsonl")
     for step in (2, 4, 6):

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 from math_verify import parse, verify
 
 from boresight.errors import ConfigError
-from boresight.rewards import Scorer, accuracy_reward, answer_format_reward, check_gold, exact_answer_reward
+from boresight.rewards import (
+    Scorer,
+    accuracy_reward,
+    answer_format_reward,
+    check_gold,
+    exact_answer_reward,
+    numeric_answer_reward,
+)
+from boresight.rewards.check import parts_of, rewritten
 
 
 def article_reward(completions, **kwargs):
@@ -72,7 +81,79 @@ def test_others_are_not_called(make_group) -> None:
 def test_rows_without_a_gold_are_left_out(make_group) -> None:
     (check,) = check_gold(Scorer(exact_answer_reward), prompts(make_group, "blue", None))
     assert check.num_rows == 1
-    assert check_gold(Scorer(exact_answer_reward), prompts(make_group, None)) == []
+    (check,) = check_gold(Scorer(exact_answer_reward), prompts(make_group, None))
+    assert str(check) == "exact_answer_reward applies to none of the rows: they have no solution"
+    assert not check.is_sound
+
+
+def test_a_reward_that_applies_to_none_or_to_some_says_so(make_group) -> None:
+    (check,) = check_gold(Scorer(numeric_answer_reward), prompts(make_group, "blue", "red"))
+    assert not check.is_sound and "applies to none of the 2 gold answers (row 0 ('blue'), row 1 ('red'))" in str(check)
+    (check,) = check_gold(Scorer(numeric_answer_reward), prompts(make_group, "blue", "3"))
+    assert check.is_sound and str(check) == (
+        "numeric_answer_reward gives full marks to all 1 gold answers; it does not apply to 1 of 2 rows: row 0 ('blue')"
+    )
+
+
+def first_number(completions, solution):
+    """Reads gold and answer by one parser that stops at the first number, and loses the minus."""
+    read = [re.search(r"\d+", text.partition("<answer>")[2]) for text in completions]
+    return [float(bool(one) and one[0] == re.search(r"\d+", gold)[0]) for one, gold in zip(read, solution, strict=True)]
+
+
+def test_a_misreading_that_gold_and_answer_share_is_found(make_group) -> None:
+    """Each gold gets full marks, and nonsense none: only its parts give the parser away."""
+    (check,) = check_gold(Scorer(first_number), prompts(make_group, r"5\sqrt{2}", "-3", "7"))
+    assert (check.refused, check.blind) == ([], [])
+    assert check.partial == [(0, r"5\sqrt{2}", "5"), (1, "-3", "3")] and not check.is_sound
+    assert (
+        r"reads only a part of 2 gold answers: row 0 ('5\\sqrt{2}': '5' is enough), row 1 ('-3': '3' is enough)"
+        in str(check)
+    )
+
+
+def test_a_gold_that_loses_its_marks_written_otherwise_is_named(make_group) -> None:
+    (check,) = check_gold(Scorer(article_reward), prompts(make_group, r"5 \sqrt { 2 }"))
+    assert (0, r"$5 \sqrt { 2 }$") in check.rewritten and not check.is_sound
+
+    def strict(completions, solution):
+        return [float(f">{gold}<" in text) for text, gold in zip(completions, solution, strict=True)]
+
+    (check,) = check_gold(Scorer(strict), prompts(make_group, "blue", "-5"))
+    assert {text for _, text in check.rewritten} == {"BLUE", "$-5$", r"\boxed{-5}", "−5"}
+    assert check.is_sound, "a function of one's own may be as strict as it wants"
+
+
+@pytest.mark.parametrize(
+    ("gold", "written"),
+    [
+        ("−5", {"$−5$", r"\boxed{−5}", "-5"}),
+        ("B", {"b", r"\boxed{B}"}),
+        ("$x^2$", {r"\boxed{x^2}"}),
+        ("light blue", {"LIGHT BLUE"}),
+        ("10 apples", set()),
+        ("The answer is $5$", set()),
+    ],
+)
+def test_other_ways_of_writing(gold, written) -> None:
+    assert set(rewritten(gold)) == written
+
+
+@pytest.mark.parametrize(
+    ("gold", "parts"),
+    [
+        ("5 cm", []),
+        ("1,234.5", []),
+        ("3/4", []),
+        ("x = 5", []),
+        ("−5", ["5"]),
+        (r"$-5\sqrt{2}$", [r"5\sqrt{2}", "5", "2"]),
+        ("blue", []),
+        ("B. 130", []),
+    ],
+)
+def test_parts(gold, parts) -> None:
+    assert list(parts_of(gold)) == parts
 
 
 def test_a_template_without_a_place_is_refused(make_group) -> None:

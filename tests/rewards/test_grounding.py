@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from boresight.errors import ConfigError, RewardError
+from boresight.errors import ConfigError, ModelError, RewardError
 from boresight.rewards import (
     Scorer,
     get_iou_reward,
@@ -10,7 +10,9 @@ from boresight.rewards import (
     iou_reward,
     point_in_box_reward,
 )
-from boresight.rewards.grounding import Coordinates, box_iou, scale_to_original, stated_box, stated_point
+from boresight.rewards.boxes import stated_box, stated_point
+from boresight.rewards.check_boxes import check_boxes
+from boresight.rewards.grounding import Coordinates, box_iou, scale_to_original
 from boresight.types import EncodedImage
 
 
@@ -25,7 +27,8 @@ from boresight.types import EncodedImage
         ("[3, 2, 1, 4]", None),
         ("[1, 2, 3, 2]", None),
         ("[1, 2, 3]", None),
-        ("1, 2, 3, 4", None),
+        ("1, 2, 3, 4", (1, 2, 3, 4)),
+        ("about 1, 2, 3, 4", None),
         ("", None),
     ],
 )
@@ -41,7 +44,8 @@ def test_stated_box(text, box):
         ("(3, 4)", (3, 4)),
         ("[1, 2, 5, 10]", (3, 6)),
         ("[1, 2] then [3, 4]", None),
-        ("3, 4", None),
+        ("3, 4", (3, 4)),
+        ("at 3, 4", None),
     ],
 )
 def test_stated_point(text, point):
@@ -96,6 +100,57 @@ def test_iou_reward():
     assert iou_reward(texts, bbox, [[(8, 8)], [(8, 8)], [(8, 8)], []]) == [pytest.approx(0.6), 0, 1, None]
 
 
+def test_several_golds_are_matched_one_to_one():
+    """The best pair first; a box too many or too few lowers the mean."""
+    golds = [[[0, 0, 4, 2], [10, 0, 14, 2]]] * 4
+    texts = [
+        "[10, 0, 14, 2] [1, 0, 5, 2]",
+        "[0, 0, 4, 2]",
+        "[0, 0, 4, 2] [0, 0, 4, 2]",
+        "[0, 0, 4, 2] [10, 0, 14, 2] [20, 0, 24, 2]",
+    ]
+    sizes = [[(30, 8)]] * 4
+    assert iou_reward(texts, golds, sizes) == [pytest.approx(mark) for mark in (1.6 / 2, 0.5, 0.5, 2 / 3)]
+    assert point_in_box_reward(["[11, 1]", "[6, 1]"], golds[:2], sizes[:2]) == [1, 0]
+
+
+def test_what_states_no_box_is_counted():
+    """Of five with a gold: none, a hedge, two corners swapped. A row without a gold is not asked."""
+    logged = {}
+    texts = ["left", "[0, 0, 4, 2] or [1, 0, 5, 2]", "[4, 2, 0, 0]", "[0, 0, 4, 2]", "(0,0),(4,2)", "left"]
+    bbox = [[0, 0, 4, 2]] * 5 + [None]
+    assert iou_reward(texts, bbox, [[(8, 8)]] * 6, log_metric=logged.__setitem__) == [0, 0, 0, 1, 1, None]
+    point_in_box_reward(["nowhere", "[1, 1]"], bbox[:2], [[(8, 8)]] * 2, log_metric=logged.__setitem__)
+    assert logged == {"rewards/iou_reward/unparsed": 0.6, "rewards/point_in_box_reward/unparsed": 0.5}
+
+
+def test_golds_in_other_coordinates(make_group):
+    reward = get_iou_reward("original", gold_coordinates="thousand")
+    assert reward(["[64, 48, 320, 240]"], [[100, 100, 500, 500]], [[(640, 480)]]) == [pytest.approx(1)]
+    (check,) = check_boxes_of(make_group, reward, [100, 100, 500, 500], [0, 0, 1000, 1000])
+    assert check.is_sound and "bbox in thousandths of the image's sides (0 to 1000)" in str(check)
+
+
+def check_boxes_of(make_group, reward, *boxes):
+    image = EncodedImage(b"", "p", (640, 480))
+    prompts = [make_group([], index=index, images=[image], bbox=bbox).prompt for index, bbox in enumerate(boxes)]
+    return check_boxes(Scorer(reward), prompts)
+
+
+def test_golds_that_do_not_suit_their_image_are_named(make_group):
+    (check,) = check_boxes_of(make_group, "iou_reward", [10, 10, 700, 400], [4, 2, 0, 0], [1, 2, 3], [5, 5, 90, 90])
+    assert not check.is_sound
+    assert "finds 1 of them outside their image: row 0 ([10, 10, 700, 400] in 640×480 pixels)" in str(check)
+    assert "cannot use 2 of them: row 1 (bbox [4, 2, 0, 0] is not" in str(check) and "row 2 (bbox [1, 2, 3]" in str(
+        check
+    )
+    (check,) = check_boxes_of(make_group, "point_in_box_reward", [0.1, 0.1, 0.5, 0.5], [0, 0, 1, 1])
+    assert not check.is_sound and "such as 'unit'" in str(check)
+    (check,) = check_boxes_of(make_group, "iou_reward", None)
+    assert not check.is_sound and str(check) == "iou_reward applies to none of the rows: they have no bbox"
+    assert check_boxes_of(make_group, "exact_answer_reward", [0, 0, 1, 1]) == []
+
+
 def test_point_in_box_reward():
     texts = ["<answer>[4, 3]</answer>", "[4.5, 3]", "[4, 1]", "nowhere", "[1, 2, 5, 4]", "[3, 3]"]
     bbox = [[2, 2, 4, 6]] * 5 + [None]
@@ -116,6 +171,20 @@ def test_scored_with_the_sizes_that_they_ask_for(make_group):
         Scorer(funcs).score([group])
 
 
+def test_a_processor_that_cuts_tiles_is_no_obstacle_where_the_size_in_the_model_is_not_used(make_group):
+    """As InternVL's, which writes thousandths."""
+
+    def tiles(prompt):
+        raise ModelError("it cuts images into tiles")
+
+    group = make_group(["[100, 100, 500, 500]"], images=[EncodedImage(b"", "p", (640, 480))], bbox=[64, 48, 320, 240])
+    assert Scorer(get_iou_reward("thousand"), model_sizes=tiles).score([group]).values.item() == pytest.approx(1)
+    with pytest.raises(RewardError, match="model_image_sizes"):
+        Scorer(get_iou_reward("model"), model_sizes=tiles).score([group])
+    with pytest.raises(ModelError, match="tiles"):
+        Scorer(lambda completions, model_image_sizes: [0.0], model_sizes=tiles).score([group])
+
+
 @pytest.mark.parametrize(
     ("bbox", "sizes", "message"),
     [
@@ -129,5 +198,7 @@ def test_bad_gold(bbox, sizes, message):
 
 
 def test_unknown_coordinates():
-    with pytest.raises(ConfigError, match="coordinates must be one of original, model, thousand, and is 'percent'"):
-        get_iou_reward("percent")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(
+        ConfigError, match="coordinates must be one of original, model, thousand, percent, unit, and is 'inches'"
+    ):
+        get_iou_reward("inches")  # pyright: ignore[reportArgumentType]

@@ -11,6 +11,9 @@ from boresight.rewards import (
     Scorer,
     exact_answer_reward,
     get_cosine_scaled_reward,
+    get_iou_reward,
+    get_numeric_answer_reward,
+    get_point_in_box_reward,
     get_repetition_penalty_reward,
     get_soft_overlong_punishment,
 )
@@ -97,3 +100,19 @@ def test_names_are_trls_and_survive_pickling(make_group):
 def test_bad_arguments(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_factories_make_functions_with_a_name_that_survive_pickling():
+    made = {
+        "cosine_scaled_reward": get_cosine_scaled_reward(max_len=100),
+        "repetition_penalty_reward": get_repetition_penalty_reward(),
+        "soft_overlong_punishment_reward": get_soft_overlong_punishment(100, 20),
+        "numeric_answer_reward": get_numeric_answer_reward(0.5),
+        "iou_reward": get_iou_reward("unit"),
+        "point_in_box_reward": get_point_in_box_reward("thousand"),
+    }
+    for name, func in made.items():
+        again = pickle.loads(pickle.dumps(func))
+        assert func.__name__ == again.__name__ == name
+        assert again.keywords == func.keywords
+    assert Scorer(list(made.values())).names == tuple(made)

@@ -139,6 +139,69 @@ def test_a_worker_that_leaks_is_replaced(make_group, pooled) -> None:
     assert False in outcomes[outcomes.index(True) + 1 :]
 
 
+def test_leaving_is_a_failure_that_costs_no_worker(make_group, pooled, caplog) -> None:
+    def leaves(completions: list[str], **columns: Any) -> list[float]:
+        import os
+        import sys
+
+        if completions[0] == "leave":
+            sys.exit(3)
+        return [float(os.getpid())]
+
+    table = pooled(leaves, workers=1).score([make_group(["a", "leave", "b"])])
+    assert table.failed.tolist() == [False, True, False] and table.values[0] == table.values[2]
+    assert "SystemExit: 3" in caplog.text
+
+
+def forks(completions: list[str], **columns: Any) -> list[float]:
+    """Starts a copy of the worker, which also returns."""
+    import os
+
+    os.fork()
+    return [float(len(completions[0]))]
+
+
+def test_a_function_that_forks_shifts_no_answer(make_group, pooled) -> None:
+    texts = ["a" * length for length in range(1, 25)]
+    scorer = pooled(forks)
+    for _ in range(2):
+        assert scorer.score([make_group(texts)]).values[:, 0].tolist() == [float(len(text)) for text in texts]
+
+
+def test_an_answer_with_another_number_is_left_out(make_group, pooled) -> None:
+    """Whoever holds the worker's connection may write to it."""
+
+    def intrudes(completions: list[str], **columns: Any) -> list[float]:
+        import gc
+        from multiprocessing.connection import Connection
+
+        import cloudpickle
+
+        (connection,) = [each for each in gc.get_objects() if isinstance(each, Connection)]
+        connection.send_bytes(cloudpickle.dumps((-1, [99.0], [], None, 0.0)))
+        return [float(len(completions[0]))]
+
+    scorer = pooled(intrudes, workers=1)
+    assert scorer.score([make_group(["a", "bb", "ccc"])]).values[:, 0].tolist() == [1, 2, 3]
+
+
+def test_trainer_state_reaches_a_worker_without_torch(make_group, pooled) -> None:
+    """Whose import would take seconds, within the deadline, and hundreds of MiB."""
+    from transformers import TrainerState
+
+    def steps(completions: list[str], trainer_state: Any, **columns: Any) -> list[float]:
+        import sys
+
+        assert not {"torch", "transformers"} & set(sys.modules)
+        assert trainer_state.log_history == [{"loss": 2.0, "step": 2}]
+        return [float(trainer_state.global_step)]
+
+    state = TrainerState(global_step=7, log_history=[{"loss": 3.0, "step": 1}, {"loss": 2.0, "step": 2}])
+    table = pooled(steps, workers=1).score([make_group(["a", "b"])], trainer_state=state)
+    assert table.values[:, 0].tolist() == [7, 7]
+    assert len(state.log_history) == 2
+
+
 def test_workers_live_as_long_as_they_behave(make_group, pooled) -> None:
     scorer = pooled(process_id)
     first, second = (set(scorer.score([make_group(["a"] * 8)]).values[:, 0].tolist()) for _ in range(2))

@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 import re
+import sys
 import threading
 from typing import Any
 
@@ -230,6 +231,31 @@ def test_async_failure_spares_its_neighbour(make_group):
 
     table = Scorer([raises, works], max_failed_rate=1).score([make_group(["a"])])
     assert table.failed.item() and table.values[0, 1] == 1.0
+
+
+def test_leaving_is_a_failure_of_the_reward(make_group, caplog):
+    def leaves_at_once(completions):
+        sys.exit("enough")
+
+    table = Scorer([leaves_at_once, lambda completions: [1.0]], max_failed_rate=1).score([make_group(["a"])])
+    assert table.failed.tolist() == [True] and table.values[0, 1] == 1
+    assert "SystemExit: enough" in caplog.text
+
+
+def test_sums_of_huge_rewards_stay_finite_or_are_refused(make_group):
+    def largest(completions):
+        return [1e15, -1e15]
+
+    table = Scorer(largest).score([make_group(["a", "b"])])
+    assert table.total.isfinite().all() and table.total.std().isfinite()
+    with pytest.raises(
+        RewardError, match=r"weighted sum of the rewards of completion 0 \(row 7\) is 2e\+15, beyond ±1e\+15"
+    ):
+        Scorer([largest, largest]).score([make_group(["a", "b"], index=7)])
+    with pytest.raises(RewardError, match=r"beyond ±1e\+15: lower reward_weights"):
+        Scorer(largest, [1e30]).score([make_group(["a", "b"])])
+    with pytest.raises(RewardError, match=r"returned 2000000000000000\.0 for completion 0"):
+        Scorer(lambda completions: [2e15]).score([make_group(["a"])])
 
 
 def test_images_are_decoded_once_per_group_for_those_who_ask(make_group):

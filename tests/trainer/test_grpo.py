@@ -262,6 +262,73 @@ def test_gold_answers_are_checked_before_training(grpo: Run, capsys: pytest.Capt
     assert "gold check" not in capsys.readouterr().out
 
 
+def test_a_template_that_opens_think_is_reported_and_its_completions_are_whole(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known before training; the format rewards and rewards of one's own learn of it."""
+    seen: list[bool] = []
+
+    def told(completions: Any, think_opened: Any, solution: Any) -> list[float]:
+        seen.extend(think_opened)
+        return [float(">" not in completion[0]["content"].partition("</think>")[0]) for completion in completions]
+
+    for tail, note in {
+        "<think>\n": "the chat template opens <think> itself",
+        "<think>\n\n</think>\n\n": "the chat template closes <think> itself",
+        "": None,
+    }.items():
+        seen.clear()
+        processor = AutoProcessor.from_pretrained(model_folder)
+        opening = "<|im_start|>assistant\n"
+        assert opening in processor.chat_template
+        processor.chat_template = processor.chat_template.replace(opening, opening + tail)
+        processor.save_pretrained(tmp_path / "processor")
+        config = GRPOConfig(
+            **QUIET | {"max_steps": 1}, output_dir=str(tmp_path / "run"), num_generations=4, max_completion_length=8
+        )
+        trainer = GRPOTrainer(
+            str(model_folder),
+            told,
+            config,
+            records(),
+            processing_class=AutoProcessor.from_pretrained(tmp_path / "processor"),
+        )
+        printed = capsys.readouterr().out
+        assert ("the chat template" in printed) == (note is not None) and (note or "") in printed
+        assert ("gold check: told gives full marks" in printed) == (tail == "<think>\n")
+        trainer.train()
+        assert seen and set(seen) == {tail == "<think>\n"}
+
+
+def test_a_reward_that_applies_to_no_row_is_said_before_training(grpo: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    grpo(reward_funcs=["numeric_answer_reward", "iou_reward"], gold_check="warn")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "gold check: numeric_answer_reward applies to none of the 24 gold answers" in printed
+    assert "gold check: iou_reward applies to none of the rows: they have no bbox" in printed
+    with pytest.raises(RewardError, match="numeric_answer_reward applies to none of the 24 gold answers"):
+        grpo(reward_funcs="numeric_answer_reward", gold_check="error")
+
+
+def test_a_reward_may_ask_the_gold_check_for_sizes_in_the_model(grpo: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows of the check are not processed until a reward asks."""
+
+    def sized(completions: Any, solution: Any, model_image_sizes: Any) -> list[float]:
+        assert all(width > 0 for sizes in model_image_sizes for width, _ in sizes)
+        return [float(gold in completion[0]["content"]) for gold, completion in zip(solution, completions, strict=True)]
+
+    grpo(reward_funcs=sized)
+    assert "gold check: sized gives full marks to all 24 gold answers" in capsys.readouterr().out
+
+
+def test_log_metric_cannot_change_the_trainers_own(grpo: Run) -> None:
+    def greedy(completions: Any, log_metric: Any, **columns: Any) -> list[float]:
+        log_metric("reward", 1000.0)
+        return [0.0] * len(completions)
+
+    with pytest.raises(RewardError, match=r"log_metric\('reward', …\)"):
+        grpo(reward_funcs=greedy, max_steps=1).train()
+
+
 def test_rewards_in_workers_train_the_same(grpo: Run) -> None:
     here, there = grpo(max_steps=2), grpo(max_steps=2, reward_workers=1)
     here.train()

@@ -45,9 +45,22 @@ def comparison(command: Command) -> str:
     for ours in ("image", "prompt", "solution"):
         if ours in columns:
             words += [f"--{ours}_column", columns[ours]]
+    if (reward := _answer_reward(command)) is not None:
+        words += ["--reward", reward]
     if (length := getattr(command.training, "max_completion_length", None)) is not None:
         words += ["--max_completion_length", str(length)]
     return shlex.join(words)
+
+
+def _answer_reward(command: Command) -> str | None:
+    """The reward that marked the answers in training, so that the comparison marks them alike; None where several or none did."""
+    from boresight.rewards.check import (
+        reads_gold,
+    )  # here, because it imports torch, which a command that fails early does without
+    from boresight.rewards.function import load_reward
+
+    marking = [name for name in command.rewards.reward_funcs or () if reads_gold(load_reward(name))]
+    return marking[0] if len(marking) == 1 else None
 
 
 def _change(history: list[dict[str, Any]]) -> str:

@@ -22,6 +22,7 @@ from boresight.rollout.hf import HFSampler
 from boresight.rollout.options import SamplingOptions
 from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.fingerprint import saved_model_digest
+from boresight.trainer.reasoning import think_state
 from boresight.types import Group, Row, SamplingSettings
 
 
@@ -133,7 +134,8 @@ def _answer_of(group: Group, encoder: Encoder) -> Answer:
         sizes = tuple(encoder.model_sizes(group.prompt))
     except ModelError:
         sizes = None  # tiles have no single size; a reward that needs it raises its own error
-    return Answer(completion.text, tuple(completion.ids.tolist()), completion.truncated, sizes)
+    opened = think_state(group.prompt, encoder.tokenizer) == "opened"
+    return Answer(completion.text, tuple(completion.ids.tolist()), completion.truncated, sizes, think_opened=opened)
 
 
 def _base_of_adapter(source: str) -> str | None:

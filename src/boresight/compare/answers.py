@@ -7,7 +7,8 @@
 
 `questions.parquet`: `key`, `row` (in the data set), `question`, `gold`, `kind`, `images` (file names), `columns` (the data set's
 further columns as JSON). An answers file: `key` (of its question), `text`, `ids` (tokens), `truncated`, `model_sizes`
-(width and height of the images as the model saw them), and `scores`, names and values of rewards.
+(width and height of the images as the model saw them), `think_opened` (whether the prompt ends with <think>), and `scores`, names and
+values of rewards.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ _ANSWERS = pa.schema(
         "ids": pa.list_(pa.int32()),
         "truncated": pa.bool_(),
         "model_sizes": pa.list_(pa.list_(pa.int32())),
+        "think_opened": pa.bool_(),
         "scores": pa.list_(pa.struct({"name": pa.string(), "value": pa.float64()})),
     }
 )
@@ -89,6 +91,8 @@ class Answer:
     """(Width, height) of the images as the model saw them; None where it saw tiles."""
     scores: Mapping[str, float | None] = field(default_factory=dict)
     """Reward function → reward; None where it does not apply, or failed."""
+    think_opened: bool = False
+    """Whether the model's prompt ends with ``<think>``, so that the answer begins inside the reasoning."""
 
 
 class AnswerStore:
@@ -166,6 +170,7 @@ class AnswerStore:
                 "text": answer.text,
                 "ids": list(answer.ids),
                 "truncated": answer.truncated,
+                "think_opened": answer.think_opened,
                 "model_sizes": None if answer.model_sizes is None else [list(size) for size in answer.model_sizes],
                 "scores": [{"name": name, "value": value} for name, value in answer.scores.items()],
             }
@@ -227,6 +232,7 @@ def _answer(record: dict[str, Any]) -> Answer:
         record["truncated"],
         None if sizes is None else tuple((width, height) for width, height in sizes),
         {score["name"]: score["value"] for score in record["scores"]},
+        bool(record.get("think_opened")),  # a file of an earlier version has no such column
     )
 
 

@@ -12,9 +12,11 @@ import torch
 from boresight.compare.answers import Answer
 from boresight.data.images import decode
 from boresight.errors import ConfigError
-from boresight.rewards.choice import choice_letter, stated_number
-from boresight.rewards.extract import final_answer
+from boresight.rewards.choice import choice_letter
+from boresight.rewards.extract import gold_answer
 from boresight.rewards.function import RewardFunc
+from boresight.rewards.latex import canonical_number, latex
+from boresight.rewards.number import stated_number
 from boresight.rewards.score import Scorer
 from boresight.types import Completion, Group, Prompt, Row
 
@@ -23,7 +25,7 @@ def chosen_reward(rows: Sequence[Row]) -> str:
     """The reward that suits the solutions: letters, numbers, formulas or words.
 
     `choice_letter_reward` where every solution is a letter, `numeric_answer_reward` where every one is a number, `accuracy_reward`
-    where every one is a formula (between dollar signs, or with a backslash), and otherwise `exact_answer_reward`.
+    where every one is a formula or a number, and otherwise `exact_answer_reward`.
 
     Raises:
         ConfigError: rows have no solution, or formulas need math-verify and it is not installed.
@@ -34,12 +36,13 @@ def chosen_reward(rows: Sequence[Row]) -> str:
             f"{len(missing)} rows have no solution (row {missing[0]} first), so no answer can be marked: name the "
             "column with --solution_column, or a reward that needs none with --reward."
         )
-    texts = [final_answer(str(gold)).strip() for gold in golds]
+    texts = [gold_answer(gold).strip() for gold in golds]
     if all(choice_letter(text) for text in texts):
         return "choice_letter_reward"
-    if all(stated_number(text) is not None and " " not in text for text in texts):
+    numbers = [stated_number(text) is not None and " " not in text for text in texts]
+    if all(numbers):
         return "numeric_answer_reward"
-    if all("$" in text or "\\" in text for text in texts):
+    if all(is_number or _is_formula(text) for is_number, text in zip(numbers, texts, strict=True)):
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError(
                 "The solutions are formulas, and accuracy_reward needs math-verify: pip install 'boresight[math]'"
@@ -48,17 +51,25 @@ def chosen_reward(rows: Sequence[Row]) -> str:
     return "exact_answer_reward"
 
 
+def _is_formula(text: str) -> bool:
+    """Whether a solution is one for `accuracy_reward`, and no number with words behind it."""
+    if "$" in text or "\\" in text:
+        return True
+    return latex(text) is not None and canonical_number(text, whole=True) is None
+
+
 def score(reward: str | RewardFunc, rows: Sequence[Row], answers: Sequence[Answer]) -> tuple[str, list[Answer]]:
     """The reward's name, and the answers with their rewards: None where it does not apply, or failed.
 
     Raises:
         RewardError: the reward broke its contract, or fails on more than half of the answers.
     """
-    sizes: Mapping[int, Answer] = {row.index: given for row, given in zip(rows, answers, strict=True)}
+    known: Mapping[int, Answer] = {row.index: given for row, given in zip(rows, answers, strict=True)}
     scorer = Scorer(
         reward,
         decode_images=lambda images: [decode(image) for image in images],
-        model_sizes=lambda prompt: sizes[prompt.row.index].model_sizes or (),
+        model_sizes=lambda prompt: known[prompt.row.index].model_sizes or (),
+        think_opened=lambda prompt: known[prompt.row.index].think_opened,
     )
     try:
         values = scorer.score([_group(row, given) for row, given in zip(rows, answers, strict=True)]).total.tolist()

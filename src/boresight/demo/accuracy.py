@@ -9,7 +9,8 @@ from typing import Any
 
 from boresight.compare.accuracy import wilson_interval
 from boresight.demo.easy_vqa import ANSWERS
-from boresight.rewards.extract import normalized, tagged_answer
+from boresight.rewards.extract import tagged_answer
+from boresight.rewards.notation import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,5 +40,5 @@ def accuracy(rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> Accurac
     for row, text in zip(rows, texts, strict=True):
         answer = tagged_answer(text)
         result.asked[row["kind"]] += 1
-        result.right[row["kind"]] += answer is not None and normalized(answer) == normalized(row["solution"])
+        result.right[row["kind"]] += answer is not None and plain(answer) == plain(row["solution"])
     return result

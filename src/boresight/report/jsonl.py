@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class StepLines:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = {"step": step} | {name: _finite(value) for name, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(_json(line) + "\n")
 
     def discard_after(self, step: int) -> int:
         """Remove the lines of later steps before an interrupted run resumes at `step`, or with 0 before a new run starts.
@@ -45,7 +46,7 @@ class StepLines:
         """
         if self.path is None or not self.path.exists():
             return 0
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = _lines(self.path)
         kept = [line for line in lines if _is_kept(line, step)]
         write_whole(self.path, "".join(kept))
         return len(lines) - len(kept)
@@ -58,8 +59,22 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     if not Path(path).exists():
         return []
-    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in _lines(Path(path)) if line.endswith("\n")]
+
+
+_BREAKS = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Characters that JSON allows in a string, and that end a line for some readers or cannot be encoded (half a surrogate pair)."""
+
+
+def _json(line: Mapping[str, Any]) -> str:
+    text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+    return _BREAKS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file with their ends. Only a line feed ends a line, which `str.splitlines` does not heed."""
+    parts = path.read_text(encoding="utf-8").split("\n")
+    return [f"{part}\n" for part in parts[:-1]] + [part for part in parts[-1:] if part]
 
 
 def _finite(value: Any) -> Any:

@@ -14,12 +14,10 @@ if TYPE_CHECKING:
     from boresight.rewards.choice import (
         choice_letter_reward,
         exact_answer_reward,
-        get_numeric_answer_reward,
-        numeric_answer_reward,
     )
     from boresight.rewards.extract import completion_text
-    from boresight.rewards.format import answer_format_reward, think_format_reward
-    from boresight.rewards.formula import accuracy_reward
+    from boresight.rewards.format import answer_format_reward, article_format_reward, think_format_reward
+    from boresight.rewards.formula import accuracy_reward, reasoning_accuracy_reward
     from boresight.rewards.function import Failure, RewardFunc
     from boresight.rewards.grounding import (
         get_iou_reward,
@@ -33,9 +31,11 @@ if TYPE_CHECKING:
         get_repetition_penalty_reward,
         get_soft_overlong_punishment,
     )
+    from boresight.rewards.number import get_numeric_answer_reward, numeric_answer_reward
     from boresight.rewards.options import GOLD_TEMPLATE
     from boresight.rewards.pool import RewardPool
-    from boresight.rewards.score import RewardTable, Scorer
+    from boresight.rewards.score import Scorer
+    from boresight.rewards.table import RewardTable
 from boresight.rewards.function import Failure, RewardFunc
 
 _HOMES = {
@@ -44,10 +44,11 @@ _HOMES = {
     "GoldCheck": "check",
     "RewardFunc": "function",
     "RewardPool": "pool",
-    "RewardTable": "score",
+    "RewardTable": "table",
     "Scorer": "score",
     "accuracy_reward": "formula",
     "answer_format_reward": "format",
+    "article_format_reward": "format",
     "check_gold": "check",
     "choice_letter_reward": "choice",
     "completion_text": "extract",
@@ -55,13 +56,14 @@ _HOMES = {
     "get_cosine_scaled_reward": "length",
     "get_iou_reward": "grounding",
     "get_judge_reward": "judge",
-    "get_numeric_answer_reward": "choice",
+    "get_numeric_answer_reward": "number",
     "get_point_in_box_reward": "grounding",
     "get_repetition_penalty_reward": "length",
     "get_soft_overlong_punishment": "length",
     "iou_reward": "grounding",
-    "numeric_answer_reward": "choice",
+    "numeric_answer_reward": "number",
     "point_in_box_reward": "grounding",
+    "reasoning_accuracy_reward": "formula",
     "think_format_reward": "format",
 }
 
@@ -75,6 +77,7 @@ __all__ = [
     "Scorer",
     "accuracy_reward",
     "answer_format_reward",
+    "article_format_reward",
     "check_gold",
     "choice_letter_reward",
     "completion_text",
@@ -89,6 +92,7 @@ __all__ = [
     "iou_reward",
     "numeric_answer_reward",
     "point_in_box_reward",
+    "reasoning_accuracy_reward",
     "think_format_reward",
 ]
 

@@ -1,4 +1,4 @@
-"""Answers that are a word, a letter or a number.
+"""Answers that are a word or a letter.
 
 Formulas are for `accuracy_reward`: math-verify parses the word *blue* as nothing, or as a product of four letters.
 """
@@ -7,27 +7,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from boresight.errors import ConfigError
-from boresight.rewards.extract import LogMetric, completion_text, final_answer, log_unparsed, normalized, tagged_answer
-from boresight.rewards.function import RewardFunc
+from boresight.rewards.extract import LogMetric, completion_text, final_answer, gold_answer, log_unparsed, tagged_answer
+from boresight.rewards.notation import boxed, plain, without_markup
 
 if TYPE_CHECKING:
     from boresight.types import Conversation
 
-LETTER = re.compile(
+ALONE = re.compile(r"^[^\w\n]*([A-Za-z])[^\w\n]*$", re.MULTILINE)
+"""A letter with a line of its own: ``B``, ``(b)``, ``B.``"""
+
+BEFORE_ITS_TEXT = re.compile(
+    r"^\W*([A-Za-z])(?:[.):](?=\s)|\s+-\s)|^\W*\(([A-Za-z])\)\s|^\W*([A-Z]),\s*(?!(?:or|and)\b)(?=[^\W\d_]{2})",
+    re.MULTILINE,
+)
+"""``B. 130``, ``b) 130``, ``(B) 130``, ``B, because …``."""
+
+IN_BRACKETS = re.compile(r"(?<![\w\\])[(\[{]\s*([A-Za-z])\s*[)\]}]")
+"""``the angle is (B)``."""
+
+ANNOUNCED = re.compile(
     r"""
-      ^\W*([A-Z])\W*$                                      # alone: B, (B), **B**, B.
-    | ^\W*([A-Z])[.):]\s                                   # before its text: B. 130, (B) 130
-    | [(\[{]([A-Z])[)\]}]                                  # in brackets: the angle is (B), \boxed{B}
-    | \b(?:answer|option|choice)(?:\s+is)?:?\s+([A-Z])\b   # announced: the answer is B
+    (?: (?i: \b(?:answer|option|choice|choose|pick|select)\b["'*]*        # the answer, "answer", option, I choose
+        (?:\s+(?:is|was|would\s+be|should\s+be|must\s+be|option|choice|letter))* )
+      | (?:答案|選項|选项|選擇|选择|選|选)\s*(?:應該|应该)?(?:是|為|为)? )
+    \s*[:=]?\s*["'(\[{<]*
+    (?: ([A-Z])(?![\w'])                                                  # a capital may be followed by words
+      | ([a-z])(?=["')\]}>]*(?:[.,;:!?]|\s*$|\s+(?:because|since|as)\b)) )  # a small letter not: "a dog" is no letter
+    (?!["')\]}>]*\s*(?:\bor\b|\band\b|[/,&或和])\s*\(?[A-Z](?![\w']))       # A or B is a hedge
     """,
     re.VERBOSE | re.MULTILINE,
-)
-NUMBER = re.compile(
-    r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?"
 )
 
 
@@ -39,22 +49,37 @@ def exact_answer_reward(
 ) -> list[float | None]:
     """1 where the text inside the one ``<answer>…</answer>`` equals the solution, else 0; None where the solution is None.
 
-    Case and the amount of white space do not matter. A solution may carry the tags itself.
+    Case, white space, a full stop at the end, typographic signs, and marks around the whole (``$…$``, ``\\boxed{…}``, ``**…**``) do not
+    matter. A solution may carry the tags itself.
     """
     answers = [tagged_answer(completion_text(completion)) for completion in completions]
     log_unparsed(log_metric, "exact_answer_reward", answers, solution)
     return [
-        None
-        if gold is None
-        else float(answer is not None and normalized(answer) == normalized(final_answer(str(gold))))
+        None if gold is None else float(answer is not None and plain(answer) == plain(gold_answer(gold)))
         for answer, gold in zip(answers, solution, strict=True)
     ]
 
 
 def choice_letter(text: str) -> str | None:
-    """The one capital letter that the text chooses; None where it chooses none, or several."""
-    letters = {letter for match in LETTER.findall(text) for letter in match if letter}
-    return letters.pop() if len(letters) == 1 else None
+    """The one letter that the text chooses, as a capital; None where it chooses none, or several. Boxes, where there are some, decide."""
+    marked = boxed(text)
+    if marked:
+        letters = {_letter(each) for each in marked}
+        return letters.pop() if len(letters) == 1 else None
+    return _letter(text)
+
+
+def _letter(text: str) -> str | None:
+    text = without_markup(text).replace("$", "").strip()
+    patterns = (ALONE, BEFORE_ITS_TEXT, IN_BRACKETS, ANNOUNCED)
+    found = {
+        letter.upper()
+        for pattern in patterns
+        for match in pattern.finditer(text)
+        for letter in match.groups()
+        if letter
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def choice_letter_reward(
@@ -65,60 +90,10 @@ def choice_letter_reward(
 ) -> list[float | None]:
     """1 where the completion chooses the solution's letter, else 0; None where the solution has no letter.
 
-    Read from ``<answer>…</answer>``, or from what follows the reasoning where there are no tags: ``B``, ``(B)``,
-    ``B. 130``, ``\\boxed{B}``, ``the answer is B``. Two letters are no choice.
+    Read from ``<answer>…</answer>``, or from what follows the reasoning where there are no tags, in any case: ``B``, ``(b)``,
+    ``B. 130``, ``\\boxed{B}``, ``Answer: B``, ``the answer is B``. Two letters are no choice.
     """
-    golds = [None if gold is None else choice_letter(final_answer(str(gold))) for gold in solution]
+    golds = [None if gold is None else choice_letter(gold_answer(gold)) for gold in solution]
     answers = [choice_letter(final_answer(completion_text(completion))) for completion in completions]
     log_unparsed(log_metric, "choice_letter_reward", answers, golds)
     return [None if gold is None else float(answer == gold) for answer, gold in zip(answers, golds, strict=True)]
-
-
-def stated_number(text: str) -> float | None:
-    """The one number in the text (``1,234.5``, ``-2e3``, ``3/4``, ``25°``); None where there is none, or several."""
-    found = [match.group() for match in NUMBER.finditer(text) if match.group()]
-    if len(found) != 1:
-        return None
-    numerator, _, denominator = found[0].replace(",", "").partition("/")
-    if denominator and float(denominator) == 0:
-        return None
-    return float(numerator) / float(denominator or 1)
-
-
-def numeric_answer_reward(
-    completions: Sequence[str | Conversation],
-    solution: Sequence[Any],
-    log_metric: LogMetric | None = None,
-    *,
-    tolerance: float = 1e-6,
-    **columns: Any,
-) -> list[float | None]:
-    """1 where the answer's one number lies within `tolerance` of the solution's, else 0; None where the solution has no number.
-
-    Read from ``<answer>…</answer>``, or from what follows the reasoning where there are no tags. Units are not
-    compared.
-
-    Args:
-        completions: strings or conversations.
-        solution: a number, or a text with one number.
-        tolerance: the largest |answer − solution| that counts, in the solution's unit;
-            `get_numeric_answer_reward` sets it.
-    """
-    golds = [None if gold is None else stated_number(final_answer(str(gold))) for gold in solution]
-    answers = [stated_number(final_answer(completion_text(completion))) for completion in completions]
-    log_unparsed(log_metric, "numeric_answer_reward", answers, golds)
-    return [
-        None if gold is None else float(answer is not None and abs(answer - gold) <= tolerance)
-        for answer, gold in zip(answers, golds, strict=True)
-    ]
-
-
-def get_numeric_answer_reward(tolerance: float) -> RewardFunc:
-    """`numeric_answer_reward` with another tolerance.
-
-    Raises:
-        ConfigError: a negative tolerance.
-    """
-    if tolerance < 0:
-        raise ConfigError(f"tolerance must not be negative, and is {tolerance}.")
-    return partial(numeric_answer_reward, tolerance=tolerance)

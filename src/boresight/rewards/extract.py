@@ -1,4 +1,4 @@
-"""The text of a completion, and the answer in it. Imports nothing heavy: reward workers load this and little else."""
+"""The text of a completion, and where its answer stands. Imports nothing heavy: reward workers load this and little else."""
 
 from __future__ import annotations
 
@@ -24,22 +24,37 @@ def completion_text(completion: str | Conversation) -> str:
     return "".join(part["text"] for part in content if part.get("type") == "text")
 
 
+def after_reasoning(text: str) -> str:
+    """What follows the first ``</think>``; all of the text where there is none.
+
+    The reasoning may mention the tags ("I must write <answer>"), and where the chat template opens ``<think>`` itself, the completion
+    begins inside the reasoning.
+    """
+    _, closed, rest = text.partition("</think>")
+    return rest if closed else text
+
+
 def tagged_answer(text: str) -> str | None:
-    """The text inside the one ``<answer>…</answer>``; None where there is none, or several: a hedge is no answer."""
-    found = ANSWER.findall(text)
-    return found[0] if len(found) == 1 else None
+    """The text inside the one ``<answer>…</answer>`` after the reasoning; None where there is none, or several: a hedge is no answer."""
+    rest = after_reasoning(text)
+    if rest.count("<answer>") != 1 or rest.count("</answer>") != 1:
+        return None
+    found = ANSWER.search(rest)
+    return found and found[1]
 
 
 def final_answer(text: str) -> str:
     """The tagged answer; without tags, what follows the reasoning."""
-    if "<answer>" in text:
+    rest = after_reasoning(text)
+    if "<answer>" in rest:
         return tagged_answer(text) or ""
-    return text.rpartition("</think>")[2]
+    return rest
 
 
-def normalized(text: str) -> str:
-    """Case folded, outer space removed, inner space made single."""
-    return " ".join(text.casefold().split())
+def gold_answer(gold: Any) -> str:
+    """The answer in a solution, which may carry reasoning and tags as a completion does; all of it where its tags hold no one answer."""
+    text = str(gold)
+    return final_answer(text) or text
 
 
 def log_unparsed(log: LogMetric | None, name: str, answers: Sequence[Any], golds: Sequence[Any]) -> None:

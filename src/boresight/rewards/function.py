@@ -15,6 +15,11 @@ Every argument is passed by keyword, with one entry per completion:
 | `images` | the row's decoded images, for a function that names this parameter |
 | `image_sizes` | their (width, height) in pixels, for a function that names this parameter |
 | `model_image_sizes` | their (width, height) after the processor resized them, for a function that names this parameter |
+| `think_opened` | whether the prompt ends with ``<think>``, for a function that names this parameter |
+
+A function owns its arguments: changes to them reach neither other functions nor the row. In a worker, `trainer_state` holds the fields
+that are plain numbers, texts, lists and dicts, and of `log_history` the last entry. `log_metric` refuses the names of boresight's own
+metrics.
 
 `None` or NaN means that the reward does not apply to this completion; the other rewards still count. A `Failure` means that the function
 could not score it: the completion is unscored, and the failure is counted.
@@ -38,17 +43,19 @@ from boresight.errors import ConfigError, RewardError, nearest
 
 RewardFunc = Callable[..., Any]
 
-LARGEST = 3.4028234663852886e38
-"""float32's largest number. Rewards are float32: a larger one would become infinite."""
+LARGEST = 1e15
+"""The largest size of a reward, and of a weighted sum. Rewards are float32, and group statistics square them."""
 
 BUILT_IN = {
     "accuracy_reward": "boresight.rewards.formula",
     "answer_format_reward": "boresight.rewards.format",
+    "article_format_reward": "boresight.rewards.format",
     "choice_letter_reward": "boresight.rewards.choice",
     "exact_answer_reward": "boresight.rewards.choice",
     "iou_reward": "boresight.rewards.grounding",
-    "numeric_answer_reward": "boresight.rewards.choice",
+    "numeric_answer_reward": "boresight.rewards.number",
     "point_in_box_reward": "boresight.rewards.grounding",
+    "reasoning_accuracy_reward": "boresight.rewards.formula",
     "think_format_reward": "boresight.rewards.format",
 }
 """Built-in rewards, which may be given by name alone, and their modules."""
@@ -61,11 +68,23 @@ class Failure:
     reason: str
 
 
+def with_options(func: RewardFunc, **options: Any) -> RewardFunc:
+    """The function with some of its keyword arguments set, under its own `__name__`; it can be pickled if the function can."""
+    made = functools.partial(func, **options)
+    made.__name__ = reward_name(func)  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
 def unwrapped(func: RewardFunc) -> RewardFunc:
     """The function inside any `functools.partial`."""
     while isinstance(func, functools.partial):
         func = func.func
     return func
+
+
+def option_of(func: RewardFunc, name: str) -> Any:
+    """The value of a keyword argument that has a default: as `with_options` set it, or the default."""
+    return inspect.signature(func).parameters[name].default
 
 
 def reward_name(func: RewardFunc) -> str:
@@ -97,6 +116,12 @@ def is_async(func: RewardFunc) -> bool:
 def asked_for(func: RewardFunc) -> frozenset[str]:
     """The parameters that `func` names."""
     return frozenset(inspect.signature(func).parameters)
+
+
+def needs(func: RewardFunc, name: str) -> bool:
+    """Whether `func` has a parameter of this name without a default."""
+    parameter = inspect.signature(func).parameters.get(name)
+    return parameter is not None and parameter.default is parameter.empty
 
 
 def accepted(func: RewardFunc, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,6 +220,15 @@ def _checked_value(value: Any, name: str, index: int, row: int) -> float:
     if not isinstance(number, int | float) or abs(number) > LARGEST:
         raise RewardError(
             f"reward function {name!r} returned {value!r} for completion {index} (row {row}); "
-            "a reward is a finite number, or None where it does not apply."
+            f"a reward is a number of at most ±{LARGEST:g}, or None where it does not apply."
         )
     return float(number)
+
+
+MAX_NAMED = 10
+
+
+def named(items: Sequence[str]) -> str:
+    """The first ten, and how many more there are."""
+    more = f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
+    return ", ".join(items[:MAX_NAMED]) + more

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from boresight.errors import ConfigError
 from boresight.rewards.formula import accuracy_reward
-from boresight.rewards.function import RewardFunc
+from boresight.rewards.function import RewardFunc, with_options
 
 if TYPE_CHECKING:
     from boresight.types import Conversation
@@ -49,7 +48,7 @@ def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int
         raise ConfigError(
             f"soft_punish_cache={soft_punish_cache} must lie between 0 and max_completion_len={max_completion_len}."
         )
-    return partial(
+    return with_options(
         soft_overlong_punishment_reward, max_completion_len=max_completion_len, soft_punish_cache=soft_punish_cache
     )
 
@@ -80,7 +79,7 @@ def get_repetition_penalty_reward(ngram_size: int = 3, max_penalty: float = -1.0
         raise ConfigError(f"ngram_size must be at least 1, and is {ngram_size}.")
     if max_penalty > 0:
         raise ConfigError(f"max_penalty must not be positive, and is {max_penalty}.")
-    return partial(repetition_penalty_reward, ngram_size=ngram_size, max_penalty=max_penalty)
+    return with_options(repetition_penalty_reward, ngram_size=ngram_size, max_penalty=max_penalty)
 
 
 def cosine_scaled_reward(
@@ -131,7 +130,7 @@ def get_cosine_scaled_reward(
     """
     if max_len < 1:
         raise ConfigError(f"max_len must be at least 1, and is {max_len}.")
-    return partial(
+    return with_options(
         cosine_scaled_reward,
         max_len=max_len,
         wrong=(min_value_wrong, max_value_wrong),

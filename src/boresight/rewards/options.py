@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from boresight.options import Needs, Range, option
 
-GOLD_TEMPLATE = "<think></think><answer>{solution}</answer>"
+GOLD_TEMPLATE = "<think>The reasoning.</think><answer>{solution}</answer>"
+"""A completion that the built-in rewards give full marks, with the gold in it."""
 
 
 @dataclass
@@ -18,8 +19,8 @@ class RewardOptions:
 
     gold_check: Literal["warn", "error", "off"] = option(
         "warn",
-        "Before training, score the gold answers of up to 256 rows with the answer rewards: 'warn' names rows below the full reward, "
-        "'error' stops the run, 'off' skips the check.",
+        "Before training, score the gold answers of up to 256 rows with the answer rewards, as they are and written in other ways: 'warn' "
+        "names rows below the full reward, 'error' stops the run, 'off' skips the check.",
     )
     gold_template: Annotated[str, Needs("gold_check", ("warn", "error"))] = option(
         GOLD_TEMPLATE, "Template of the completion that the gold check scores; {solution} is the gold answer."

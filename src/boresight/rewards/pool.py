@@ -7,11 +7,13 @@ import os
 import queue
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -22,8 +24,34 @@ from boresight.rewards.function import Failure, RewardFunc
 START_S = 120.0
 """Seconds that a worker has to start and to load its function."""
 
+PLAIN = (str, bytes, int, float, bool, type(None))
+
 PER_CALL = ("trainer_state", "log_metric", "log_extra")
 """Keywords without one entry per completion."""
+
+
+def light_state(state: Any) -> Any:
+    """The fields of transformers' `TrainerState` that are numbers, texts, lists or dicts of such, under the same names.
+
+    The state itself cannot be unpickled without importing transformers and torch, which takes a worker seconds and hundreds of MiB. Of
+    `log_history`, which grows with the run, the last entry is kept.
+    """
+    if isinstance(state, PLAIN):
+        return state
+    fields: dict[str, Any] = getattr(state, "__dict__", {})
+    if "log_history" in fields:
+        fields = fields | {"log_history": fields["log_history"][-1:]}
+    return SimpleNamespace(**{name: value for name, value in fields.items() if _is_plain(value)})
+
+
+def _is_plain(value: Any) -> bool:
+    match value:
+        case list() | tuple():
+            return all(map(_is_plain, value))
+        case dict():
+            return all(_is_plain(each) for pair in value.items() for each in pair)
+        case _:
+            return type(value) in PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +105,8 @@ class RewardPool:
             inputs: keyword arguments of the function for the whole batch.
         """
         shared = {name: value for name, value in inputs.items() if name in PER_CALL}
+        if "trainer_state" in shared:
+            shared["trainer_state"] = light_state(shared["trainer_state"])
         shared |= dict.fromkeys(shared.keys() & {"log_metric", "log_extra"})  # the worker puts its own in their place
         each = [
             shared | {name: [values[index]] for name, values in inputs.items() if name not in PER_CALL}
@@ -109,17 +139,20 @@ class _Worker:
     def __init__(self, pool: RewardPool) -> None:
         self.pool = pool
         self.process: subprocess.Popen[bytes] | None = None
+        self._number = 0
 
     def call(self, arguments: dict[str, Any]) -> Outcome:
         timeout = self.pool.timeout_s
         try:
             if self.process is None or self.process.poll() is not None:
                 self._start()
-            self.connection.send_bytes(cloudpickle.dumps(arguments))
-            if not self.connection.poll(timeout):
+            self._number += 1
+            self.connection.send_bytes(cloudpickle.dumps((self._number, arguments)))
+            reply = self._reply(time.monotonic() + timeout)
+            if reply is None:
                 self.kill()
                 return Outcome(Failure(f"took longer than reward_timeout={timeout:g} s"), (), timeout)
-            returned, logged, error, seconds = cloudpickle.loads(self.connection.recv_bytes())
+            returned, logged, error, seconds = reply
         except (EOFError, OSError):
             status = self.kill()
             return Outcome(Failure(f"ended its worker process (exit status {status})"), (), 0.0)
@@ -129,6 +162,15 @@ class _Worker:
         if error is not None:
             return Outcome(Failure(error), (), seconds)
         return Outcome(returned, logged, seconds)
+
+    def _reply(self, deadline: float) -> Any:
+        """The answer to the latest call; None where none comes in time. An answer with another number, which only a copy of the worker
+        process can have sent, is left out."""
+        while self.connection.poll(max(deadline - time.monotonic(), 0)):
+            number, *reply = cloudpickle.loads(self.connection.recv_bytes())
+            if number == self._number:
+                return reply
+        return None
 
     def _start(self) -> None:
         self.connection, theirs = Pipe()

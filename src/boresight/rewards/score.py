@@ -6,19 +6,17 @@ import asyncio
 import copy
 import logging
 import math
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
-from boresight.background import in_background
-from boresight.errors import ConfigError, RewardError
+from boresight.errors import ConfigError, ModelError, RewardError
+from boresight.rewards.async_calls import AsyncCalls
 from boresight.rewards.function import (
     Failure,
     RewardFunc,
@@ -27,10 +25,14 @@ from boresight.rewards.function import (
     checked_values,
     is_async,
     load_reward,
+    needs,
     reward_names,
 )
+from boresight.rewards.logged import Logged
+from boresight.rewards.own_copies import own_copies
 from boresight.rewards.pool import RewardPool
-from boresight.types import EncodedImage, Group, PerSequence, Prompt
+from boresight.rewards.table import RewardTable
+from boresight.types import EncodedImage, Group, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -39,51 +41,6 @@ MAX_NAMED = 5
 """Failed completions that a message names."""
 
 ModelSizes = Callable[[Prompt], Sequence[tuple[int, int]]]
-
-
-@dataclass(frozen=True, slots=True)
-class RewardTable:
-    """The reward of every completion by every function, completions in the order of their groups."""
-
-    names: tuple[str, ...]
-    values: Float[Tensor, "B R"]
-    """[B, R] NaN where a function does not apply to a completion or failed on it."""
-    failed: Bool[Tensor, "B"]
-    """[B] true where some function failed: the completion is then unscored, whatever the others returned."""
-    weights: Float[Tensor, "R"]
-    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Every number that a function passed to `log_metric`."""
-    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """[B] per name: the columns that functions passed to `log_extra`."""
-
-    @property
-    def scored(self) -> Bool[Tensor, "B"]:
-        """[B] true where no function failed and at least one applies."""
-        return ~self.failed & ~self.values.isnan().all(dim=1)
-
-    @property
-    def total(self) -> PerSequence:
-        """[B] weighted sum of the rewards that apply; NaN where unscored."""
-        return (self.values * self.weights).nansum(dim=1).masked_fill(~self.scored, math.nan)
-
-    @property
-    def by_name(self) -> dict[str, PerSequence]:
-        """[B] per function: its rewards."""
-        return dict(zip(self.names, self.values.unbind(dim=1), strict=True))
-
-    def __add__(self, below: RewardTable) -> RewardTable:
-        """This table with the rows of another, of the same functions, below its own."""
-        num_own, num_more = len(self.values), len(below.values)
-        extra = {
-            name: [*self.extra.get(name, [None] * num_own), *below.extra.get(name, [None] * num_more)]
-            for name in dict.fromkeys((*self.extra, *below.extra))
-        }
-        metrics = {
-            name: [*self.metrics.get(name, ()), *below.metrics.get(name, ())]
-            for name in dict.fromkeys((*self.metrics, *below.metrics))
-        }
-        values, failed = torch.cat([self.values, below.values]), torch.cat([self.failed, below.failed])
-        return RewardTable(self.names, values, failed, self.weights, metrics, extra)
 
 
 class Scorer:
@@ -110,6 +67,8 @@ class Scorer:
         decode_images: decodes the images of one prompt, for functions that ask for `images`.
         model_sizes: (width, height) of a prompt's images as the model saw them, for functions that ask for
             `model_image_sizes`.
+        think_opened: whether a prompt ends with ``<think>``, for functions that ask for `think_opened`.
+        is_taken: whether a metric of this name is logged by others, so that `log_metric` must not use it.
 
     Raises:
         ConfigError: no function, one that cannot be loaded, or weights that do not fit.
@@ -127,6 +86,8 @@ class Scorer:
         failed_window: int = 16,
         decode_images: DecodeImages | None = None,
         model_sizes: ModelSizes | None = None,
+        think_opened: Callable[[Prompt], bool] | None = None,
+        is_taken: Callable[[str], bool] | None = None,
     ) -> None:
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
         if not specs:
@@ -141,8 +102,11 @@ class Scorer:
             for index, func in enumerate(self.funcs)
             if workers and not is_async(func)
         }
+        self._async_calls = AsyncCalls()
         self._decode_images = decode_images
         self._model_sizes = model_sizes
+        self._think_opened = think_opened
+        self._is_taken = is_taken
         self._asked = frozenset[str]().union(*map(asked_for, self.funcs))
         self._recent = [deque[tuple[int, int]](maxlen=failed_window) for _ in self.funcs]
 
@@ -155,10 +119,17 @@ class Scorer:
         some.funcs = [self.funcs[place] for place in places]
         some.names = tuple(self.names[place] for place in places)
         some.weights = self.weights[places]
+        some._asked = frozenset[str]().union(*map(asked_for, some.funcs))
         some.max_failed_rate = 1.0
         some._pools = {new: self._pools[old] for new, old in enumerate(places) if old in self._pools}
         some._recent = [deque(maxlen=1) for _ in places]
         return some
+
+    def without_tokens(self, think_opened: bool) -> Scorer:
+        """A scorer for a trial of prompts that were not encoded, of which it is known whether they end with ``<think>``."""
+        trial = copy.copy(self)
+        trial._think_opened = lambda prompt: think_opened
+        return trial
 
     def score(self, groups: Sequence[Group], *, trainer_state: Any = None) -> RewardTable:
         """The reward table of all completions of `groups`.
@@ -168,7 +139,7 @@ class Scorer:
                 provides), or fails too often.
         """
         rows = [group.prompt.row.index for group in groups for _ in group.completions]
-        log = _Log()
+        log = Logged(self._is_taken)
         inputs = self._inputs(groups) | {
             "trainer_state": trainer_state,
             "log_metric": log.add_metric,
@@ -177,16 +148,18 @@ class Scorer:
         values = torch.full((len(rows), len(self.funcs)), math.nan)
         failed = torch.zeros(len(rows), dtype=torch.bool)
         for index, outcome in enumerate(self._call_all(inputs, rows, log)):
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, BaseException):
                 failures = dict.fromkeys(range(len(rows)), _last_line(outcome))
             else:
                 values[:, index] = torch.tensor(checked_values(outcome, self.names[index], rows))
                 failures = {place: value.reason for place, value in enumerate(outcome) if isinstance(value, Failure)}
             failed[list(failures)] = True
-            log.add_metric(f"rewards/{self.names[index]}/failed", len(failures) / len(rows))
-            self._record(index, rows, failures, outcome if isinstance(outcome, Exception) else None)
+            log.add_own(f"rewards/{self.names[index]}/failed", len(failures) / len(rows))
+            self._record(index, rows, failures, outcome if isinstance(outcome, BaseException) else None)
         log.check(len(rows))
-        return RewardTable(self.names, values, failed, self.weights, log.metrics, log.columns)
+        table = RewardTable(self.names, values, failed, self.weights, log.metrics, log.columns)
+        table.check_total(rows)
+        return table
 
     def close(self) -> None:
         """End all workers."""
@@ -200,8 +173,10 @@ class Scorer:
             per_group["image_sizes"] = [[image.size for image in group.prompt.images] for group in groups]
         if "images" in self._asked and self._decode_images:
             per_group["images"] = [list(self._decode_images(group.prompt.images)) for group in groups]
-        if "model_image_sizes" in self._asked and self._model_sizes:
-            per_group["model_image_sizes"] = [list(self._model_sizes(group.prompt)) for group in groups]
+        if "model_image_sizes" in self._asked and self._model_sizes and (sizes := self._sizes_in_model(groups)):
+            per_group["model_image_sizes"] = sizes
+        if "think_opened" in self._asked and self._think_opened:
+            per_group["think_opened"] = [self._think_opened(group.prompt) for group in groups]
         columns = {name for group in groups for name in group.prompt.row.columns}
         if taken := columns & {*per_group, "completions", "completion_ids", "trainer_state", "log_metric", "log_extra"}:
             raise RewardError(
@@ -218,37 +193,56 @@ class Scorer:
             "completion_ids": [completion.ids.tolist() for group in groups for completion in group.completions],
         }
 
-    def _call_all(self, inputs: Mapping[str, Any], rows: Sequence[int], log: _Log) -> list[Any]:
-        """What each function returned, or the exception it raised. Async functions run while sync ones do."""
+    def _sizes_in_model(self, groups: Sequence[Group]) -> list[list[tuple[int, int]]] | None:
+        """The sizes of every group's images in the model; None where it cuts them into tiles, and no function insists.
+
+        Raises:
+            ModelError: a function insists.
+        """
+        assert self._model_sizes is not None
+        try:
+            return [list(self._model_sizes(group.prompt)) for group in groups]
+        except ModelError:
+            if any(needs(func, "model_image_sizes") for func in self.funcs):
+                raise
+            return None
+
+    def _call_all(self, inputs: Mapping[str, Any], rows: Sequence[int], log: Logged) -> list[Any]:
+        """What each function returned, or the exception it raised. Async functions run while sync ones do.
+
+        Each function has copies of its own of all inputs: what it changes in them reaches neither the next function nor the row.
+        """
         arguments = [accepted(func, name, inputs) for func, name in zip(self.funcs, self.names, strict=True)]
         outcomes: list[Any] = [None] * len(self.funcs)
-        running: dict[int, Future[Any]] = {}
+        running: dict[str, Future[Any]] = {}
+        deadline = time.monotonic() + self.timeout_s
         try:
             for index, func in sorted(enumerate(self.funcs), key=lambda item: not is_async(item[1])):
+                name = self.names[index]
                 try:
                     if index in self._pools:
                         returned = self._pooled(index, arguments[index], rows, log)
                     else:
-                        returned = func(**arguments[index])
+                        returned = func(**own_copies(arguments[index]))
                 except RewardError:
                     raise
-                except Exception as error:
+                except (Exception, SystemExit, asyncio.CancelledError) as error:
                     returned = error
                 if asyncio.iscoroutine(returned):
-                    running[index] = in_background(_outcome(returned, self.timeout_s))
+                    running[name] = self._async_calls.start(returned, name, self.timeout_s)
                 outcomes[index] = returned
-            for index, future in running.items():
-                outcomes[index] = future.result()
+            for name, outcome in self._async_calls.outcomes(running, deadline).items():
+                outcomes[self.names.index(name)] = outcome
         finally:
             for future in running.values():
                 future.cancel()
         return outcomes
 
-    def _pooled(self, index: int, arguments: Mapping[str, Any], rows: Sequence[int], log: _Log) -> list[Any]:
+    def _pooled(self, index: int, arguments: Mapping[str, Any], rows: Sequence[int], log: Logged) -> list[Any]:
         """The function's value for each completion, called one by one in its workers."""
         outcomes = self._pools[index](arguments, len(rows))
         name = self.names[index]
-        log.add_metric(f"rewards/{name}/slowest_s", max(outcome.seconds for outcome in outcomes))
+        log.add_own(f"rewards/{name}/slowest_s", max(outcome.seconds for outcome in outcomes))
         columns: dict[str, list[Any]] = {}
         for place, outcome in enumerate(outcomes):
             for kind, key, value in outcome.logged:
@@ -260,7 +254,9 @@ class Scorer:
             log.add_column(key, column)
         return [_one_value(outcome.value, name, row) for outcome, row in zip(outcomes, rows, strict=True)]
 
-    def _record(self, index: int, rows: Sequence[int], failures: Mapping[int, str], cause: Exception | None) -> None:
+    def _record(
+        self, index: int, rows: Sequence[int], failures: Mapping[int, str], cause: BaseException | None
+    ) -> None:
         """Count the call; warn of failures, and stop the run when there are too many."""
         name, recent = self.names[index], self._recent[index]
         recent.append((len(failures), len(rows)))
@@ -283,28 +279,6 @@ class Scorer:
             num_called,
             shown,
         )
-
-
-class _Log:
-    """What reward functions log beside their rewards."""
-
-    def __init__(self) -> None:
-        self.metrics: dict[str, list[float]] = {}
-        self.columns: dict[str, list[Any]] = {}
-
-    def add_metric(self, name: str, value: float) -> None:
-        self.metrics.setdefault(name, []).append(float(value))
-
-    def add_column(self, column: str, values: Sequence[Any]) -> None:
-        self.columns[column] = list(values)
-
-    def check(self, num_completions: int) -> None:
-        for column, values in self.columns.items():
-            if len(values) != num_completions:
-                raise RewardError(
-                    f"log_extra({column!r}, …) was given {len(values)} values for {num_completions} completions: "
-                    "give one per completion."
-                )
 
 
 def _shown_prompt(group: Group) -> str | list[dict[str, Any]]:
@@ -340,17 +314,5 @@ def _one_value(returned: Any, name: str, row: int) -> float | Failure:
     return returned[0] if isinstance(returned[0], Failure) else value
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     return traceback.format_exception_only(error)[-1].strip()
-
-
-async def _outcome(coroutine: Coroutine[Any, Any, Any], timeout_s: float) -> Any:
-    """What the coroutine returns, or the exception it raises, as a value: one failure leaves its neighbours running."""
-    try:
-        return await asyncio.wait_for(coroutine, timeout_s)
-    except TimeoutError:
-        return TimeoutError(f"took longer than reward_timeout={timeout_s:g} s")
-    except RewardError:
-        raise
-    except Exception as error:
-        return error

@@ -17,35 +17,43 @@ import cloudpickle
 
 
 def serve(connection: Connection, memory_bytes: int) -> None:
-    """Serve calls until the connection closes: it receives a pickled function, then sets of keyword arguments.
+    """Serve calls until the connection closes: it receives a pickled function, then pairs of a number and keyword arguments.
 
-    It sends (return value, log calls, error or None, seconds) for each set.
+    It sends (the call's number, return value, log calls, error or None, seconds) for each. A process that the function forks off ends
+    where it would go on to serve calls: it would answer those of its parent.
     """
     _limit_memory(memory_bytes)
     func = cloudpickle.loads(connection.recv_bytes())
-    connection.send(os.getpid())
+    process_id = os.getpid()
+    connection.send(process_id)
     while True:
         try:
-            arguments = cloudpickle.loads(connection.recv_bytes())
+            number, arguments = cloudpickle.loads(connection.recv_bytes())
         except EOFError:
             return
-        connection.send_bytes(_called(func, arguments))
+        try:
+            reply = _called(func, number, arguments)
+        finally:
+            if os.getpid() != process_id:
+                os._exit(0)
+        connection.send_bytes(reply)
 
 
-def _called(func: Any, arguments: dict[str, Any]) -> bytes:
+def _called(func: Any, number: int, arguments: dict[str, Any]) -> bytes:
     logged: list[tuple[str, str, Any]] = []
-    for name in ("log_metric", "log_extra"):
-        if name in arguments:
-            arguments[name] = lambda key, value, name=name: logged.append((name, key, value))
+    if "log_metric" in arguments:
+        arguments["log_metric"] = lambda name, value: logged.append(("log_metric", name, float(value)))
+    if "log_extra" in arguments:
+        arguments["log_extra"] = lambda column, values: logged.append(("log_extra", column, values))
     start = time.perf_counter()
     try:
         returned = func(**arguments)
-        return cloudpickle.dumps((returned, logged, None, time.perf_counter() - start))
+        return cloudpickle.dumps((number, returned, logged, None, time.perf_counter() - start))
     except MemoryError:
         raise  # leaked memory stays leaked: the pool starts another worker
-    except Exception as error:
+    except BaseException as error:  # sys.exit is a failure of the function
         last_line = traceback.format_exception_only(error)[-1].strip()
-        return cloudpickle.dumps((None, [], last_line, time.perf_counter() - start))
+        return cloudpickle.dumps((number, None, [], last_line, time.perf_counter() - start))
 
 
 def _limit_memory(limit: int) -> None:

@@ -14,6 +14,7 @@ from boresight.data.images import decode
 from boresight.data.sources import RowDataset
 from boresight.errors import RewardError
 from boresight.rewards.check import check_gold
+from boresight.rewards.check_boxes import check_boxes
 from boresight.rewards.score import Scorer
 from boresight.types import Prompt, Row
 
@@ -78,22 +79,29 @@ class RowCheck:
         self.seconds -= time.perf_counter() - start
 
 
-def gold_findings(scorer: Scorer, records: Any, template: str, *, seed: int, is_error: bool) -> list[str]:
+def gold_findings(
+    scorer: Scorer, records: Any, template: str, *, seed: int, is_error: bool, think_opened: bool = False
+) -> list[str]:
     """The results of the answer rewards on the gold answers of up to `GOLD_ROWS` rows, one line per reward.
 
+    Args:
+        think_opened: whether the prompts end with ``<think>``.
+
     Raises:
-        RewardError: `is_error` is set, and a reward does not give the full score to all gold answers, or also gives it to nonsense.
+        RewardError: `is_error` is set, and a reward does not give the full score to all gold answers, or also gives it to nonsense, reads
+            only a part of a gold, or applies to none.
     """
     rows = RowDataset(records)
     picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:GOLD_ROWS].tolist()
-    checks = check_gold(scorer, [_unprocessed(rows[index]) for index in sorted(picked)], template)
+    prompts = [_unprocessed(rows[index]) for index in sorted(picked)]
+    checks = [*check_gold(scorer.without_tokens(think_opened), prompts, template), *check_boxes(scorer, prompts)]
     unsound = [str(check) for check in checks if not check.is_sound]
     if unsound and is_error:
         raise RewardError(
-            f"The rewards do not accept the gold answers. {' '.join(unsound)}. Fix these rows, or set gold_template to the format of a "
-            "right answer, or set gold_check='warn'."
+            f"The rewards do not accept the gold answers. {' '.join(f'{line}.' for line in unsound)} Fix these rows, or set gold_template "
+            "to the format of a right answer, or set gold_check='warn'."
         )
-    return [f"gold check: {check}." for check in checks if check.num_rows]
+    return [f"gold check: {check}." for check in checks]
 
 
 def _unprocessed(row: Row) -> Prompt:

@@ -22,6 +22,7 @@ from boresight.loss.policy_options import loss_beta
 from boresight.model.packing import completion_mask
 from boresight.ranks import on_every_rank
 from boresight.report.completions import CompletionStore
+from boresight.report.metric_dictionary import entry_for
 from boresight.report.metrics import MeanMetrics
 from boresight.report.terminal import print_completions, rows_to_show
 from boresight.report.trackers import log_completions
@@ -31,6 +32,7 @@ from boresight.trainer.checks import gold_findings
 from boresight.trainer.config import as_config
 from boresight.trainer.grpo_config import GRPOConfig, RLOOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
+from boresight.trainer.reasoning import think_note, think_state
 from boresight.trainer.rollouts.engines import engine_sampler
 from boresight.trainer.rollouts.loop import PromptRows, Rollouts
 from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
@@ -77,7 +79,12 @@ class GRPOTrainer(GroupTrainer[Scored]):
             timeout_s=args.reward_timeout,
             max_failed_rate=args.max_failed_rate,
             decode_images=lambda images: [decode(image) for image in images],
-            model_sizes=lambda prompt: self.encoder.model_sizes(prompt),
+            # The gold check passes prompts that are not processed.
+            model_sizes=lambda prompt: self.encoder.model_sizes(
+                prompt if len(prompt.ids) else self.encoder.prompt(prompt.row)
+            ),
+            think_opened=lambda prompt: think_state(prompt, self.encoder.tokenizer) == "opened",
+            is_taken=lambda name: entry_for(name) is not None,
         )
         num_eval = args.num_generations_eval or args.num_generations
         super().__init__(
@@ -144,10 +151,20 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def _check_gold(self) -> None:
         args, records = self.args, self.train_dataset
         # One rank checks; an error is raised on all of them.
-        if args.gold_check != "off" and records is not None and not is_stream(records) and self.is_world_process_zero():
-            is_error = args.gold_check == "error"
-            for found in gold_findings(self.scorer, records, args.gold_template, seed=args.seed, is_error=is_error):
-                self.log_once(found)
+        if records is None or is_stream(records) or not len(records) or not self.is_world_process_zero():
+            return
+        state = think_state(self._prompt(0), self.encoder.tokenizer)
+        if note := think_note(state):
+            self.log_once(note)
+        if args.gold_check == "off":
+            return
+        # The completions that are tried follow a prompt as a model's do.
+        template = args.gold_template.removeprefix("<think>") if state == "opened" else args.gold_template
+        is_error = args.gold_check == "error"
+        for found in gold_findings(
+            self.scorer, records, template, seed=args.seed, is_error=is_error, think_opened=state == "opened"
+        ):
+            self.log_once(found)
 
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 

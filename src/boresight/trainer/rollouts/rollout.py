@@ -13,7 +13,7 @@ from torch import Tensor
 from boresight.advantage.group import Comparison, advantage, compared
 from boresight.advantage.options import AdvantageOptions
 from boresight.report.metrics import MeanMetrics
-from boresight.rewards.score import RewardTable
+from boresight.rewards.table import RewardTable
 from boresight.trainer.rollouts.scored import group_from_state, group_state
 from boresight.types import Group, PerSequence, Prompt
 
