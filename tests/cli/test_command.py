@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from boresight import DPOConfig, GRPOConfig, SFTConfig
+from boresight import DPOConfig, GRPOConfig, RLOOConfig, SFTConfig
 from boresight.cli import TRAINING, peft_config, read_command
 from boresight.cli.command import Command
 from boresight.errors import ConfigError
@@ -27,18 +27,25 @@ SAMPLED = [
 
 def read(name: str, *words: str, base: list[str] | None = None, **defaults: Any) -> Command:
     return read_command(
-        name, [*((SAMPLED if name in ("grpo", "gspo") else BASE) if base is None else base), *words], **defaults
+        name, [*((SAMPLED if name in ("grpo", "gspo", "rloo") else BASE) if base is None else base), *words], **defaults
     )
 
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_every_method_has_its_own_configuration(name: str, tmp_path: Path) -> None:
     command = read(name, "--output_dir", str(tmp_path))
-    kinds = {"sft": SFTConfig, "dpo": DPOConfig, "mpo": DPOConfig, "grpo": GRPOConfig, "gspo": GRPOConfig}
+    kinds = {
+        "sft": SFTConfig,
+        "dpo": DPOConfig,
+        "mpo": DPOConfig,
+        "grpo": GRPOConfig,
+        "gspo": GRPOConfig,
+        "rloo": RLOOConfig,
+    }
     assert type(command.training) is kinds[name]
     assert command.training == kinds[name](
         output_dir=str(tmp_path), use_cpu=True, **{option: setting.value for option, setting in command.recipe.items()},
-        **({"num_generations": 4, "per_device_train_batch_size": 4} if name in ("grpo", "gspo") else {}),
+        **({"num_generations": 4, "per_device_train_batch_size": 4} if name in ("grpo", "gspo", "rloo") else {}),
     )  # fmt: skip
     assert command.model.model_name_or_path == "folder/model"
     assert peft_config(command) is None

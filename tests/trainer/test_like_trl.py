@@ -226,10 +226,10 @@ def test_a_tokenizer_with_a_template_of_its_own(model_folder: Path, tmp_path: Pa
 def test_workers_start_without_fork(grpo: Run, method: str) -> None:
     run = grpo(
         max_steps=1, per_device_train_batch_size=4, dataloader_num_workers=1, gradient_checkpointing=True,
+        dataloader_multiprocessing_context=method,
         reward_funcs=lambda completions, **_: [float(len(each[0]["content"])) for each in completions],
     )  # fmt: skip
     loader = run.get_train_dataloader()
-    loader.multiprocessing_context = method
     (prompt,) = next(iter(loader))
     assert torch.equal(prompt.ids, run.encode(loader.dataset.rows[prompt.row.index]).ids)
 

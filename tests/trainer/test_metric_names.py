@@ -38,7 +38,10 @@ def logged(sft: Run, grpo: Run, model_folder: Path, tmp_path: Path) -> set[str]:
     shapes = [row for row in records() if row["image"]]
     methods: dict[str, dict[str, Any]] = {
         "dapo": {"dynamic_sampling": True, "beta": 0.1, "train_dataset": shapes, "max_completion_length": 16},
-        "cispo": {"loss_type": "cispo", "epsilon_high": 5.0, "reward_funcs": [exact_answer_reward, vowel_share]},
+        "cispo": {
+            "loss_type": "cispo", "epsilon_high": 5.0, "reward_funcs": [exact_answer_reward, vowel_share], "top_k": 50,
+            "entropy_coef": 0.01,
+        },
         "vespo": {
             "loss_type": "vespo", "reward_funcs": "exact_answer_reward", "reward_workers": 1,
             "eval_dataset": {"one_set": records(4)}, "eval_strategy": "epoch",

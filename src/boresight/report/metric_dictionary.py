@@ -85,6 +85,8 @@ OBJECTIVE = [
     Entry("clip_ratio/high_max", "share", "The most clipped completion's `high`", "Below 0.5"),
     Entry("cispo_clip_ratio", "share", "CISPO: tokens whose weight is capped", "Below 0.05"),
     Entry("vespo/phi_seq_mean", "—", "VESPO: the mean weight of a completion", "Near that of a ratio of 1"),
+    Entry("policy_loss", "nats times advantage", "The loss without its entropy bonus (`entropy_coef`)", "As `loss`"),
+    Entry("entropy_coef", "—", "The weight of the entropy bonus", "—"),
     Entry("sampling/sampling_logp_difference/mean", "nats per token", "|old − sampler|: how far the sampler's log-probabilities are from "
           "the trainer's", "transformers, or float32: below 0.001. vLLM in bf16: below 0.02"),
     Entry("sampling/sampling_logp_difference/max", "nats", "The furthest token", "Below 1"),

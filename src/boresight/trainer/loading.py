@@ -48,6 +48,7 @@ def step_loader(
     if workers := args.dataloader_num_workers:
         options |= {
             "num_workers": workers,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
             "prefetch_factor": args.dataloader_prefetch_factor,
             "persistent_workers": args.dataloader_persistent_workers,
         }
