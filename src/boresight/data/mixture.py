@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from boresight.data.columns import as_conversations, as_text, column_names
-from boresight.data.schema import IMAGE_COLUMNS
+from boresight.data.schema import IMAGE_COLUMNS, TEXT_COLUMNS
 from boresight.data.sources import load_rows
 from boresight.errors import ConfigError, DataError
 
@@ -108,7 +108,7 @@ def read_dataset(
 
 def readable(records: Any, columns: Mapping[str, str], system_prompt: str | None) -> Any:
     """The records with conversations where columns of a table were named, and after what the system says."""
-    records = as_text(records, [name for name in columns if name != "image"])
+    records = as_text(records, [name for name in columns if name in TEXT_COLUMNS])
     return as_conversations(records, prompt="prompt" in columns, system_prompt=system_prompt)
 
 
