@@ -31,9 +31,9 @@ _CHUNK = 64
 class Checked:
     """What a further check found about a good row."""
 
-    num_tokens: int = 0
-    """Tokens of the prompt and of any completions in the row, at most."""
-    is_tried: bool = False
+    num_tokens: int | None = None
+    """Tokens of the prompt and of any completions in the row, at most; None: not counted."""
+    is_decoded: bool = False
     """Whether its images were decoded, too."""
     findings: tuple[str, ...] = ()
 
@@ -66,7 +66,9 @@ class RowReport:
     """Row → why it cannot be used, and whether an image is the reason."""
     findings: dict[str, list[int]] = field(default_factory=dict)
     """What should be reported → the rows."""
-    num_tried: int = 0
+    num_counted: int = 0
+    """Rows whose tokens were counted."""
+    num_decoded: int = 0
     """Rows whose images were decoded, too."""
     max_tokens: int = 0
     max_images: int = 0
@@ -90,9 +92,10 @@ class RowReport:
         if outcome.reason is not None:
             self.bad[outcome.row] = (outcome.reason, outcome.is_image)
             return
-        self.max_tokens = max(self.max_tokens, outcome.checked.num_tokens)
+        self.max_tokens = max(self.max_tokens, outcome.checked.num_tokens or 0)
         self.max_images = max(self.max_images, outcome.num_images)
-        self.num_tried += outcome.checked.is_tried
+        self.num_counted += outcome.checked.num_tokens is not None
+        self.num_decoded += outcome.checked.is_decoded
         for text in outcome.checked.findings:
             self.findings.setdefault(text, []).append(outcome.row)
         for path, size, changed in outcome.files:
@@ -205,7 +208,7 @@ def _outcome(read: Callable[[], Row], number: int, check: Check | None) -> Outco
     checked = found if isinstance(found, Checked) else Checked()
     findings = (*row_findings(row), *checked.findings)
     files = tuple(_state(image.source) for image in row.images if isinstance(image.source, str))
-    checked = Checked(checked.num_tokens, checked.is_tried, findings)
+    checked = Checked(checked.num_tokens, checked.is_decoded, findings)
     return Outcome(number, num_images=len(row.images), checked=checked, files=files)
 
 

@@ -187,6 +187,11 @@ class Encoder:
         other.by_size = True
         return other
 
+    @property
+    def counts_by_size(self) -> bool:
+        """Whether `sized` needs no pixels."""
+        return self.texts.is_bare or hasattr(self.processor, "_get_num_multimodal_tokens")
+
     def model_sizes(self, prompt: Prompt) -> list[tuple[int, int]]:
         """(Width, height) in pixels of a prompt's images as the processor resized them for the model.
 

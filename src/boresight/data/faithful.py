@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import datasets
+from datasets.table import ConcatenationTable
 
 _INT64 = range(-(2**63), 2**63)
 _NOTHING, _JSON, _TEXTS = "nothing", "json", "texts"
@@ -74,7 +75,21 @@ def with_column(records: datasets.Dataset, name: str, values: Sequence[Any]) -> 
     if not records.column_names:
         features = None if feature is None else datasets.Features({name: feature})
         return datasets.Dataset.from_dict({name: column}, features=features)
-    return records.add_column(name, column, feature=feature).select_columns(order)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return select_columns(records.add_column(name, column, feature=feature), order)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def select_columns(records: Any, names: Sequence[str]) -> Any:
+    """The records with these columns alone, in this order."""
+    records = records.select_columns(list(names))
+    table = getattr(records, "data", None)
+    if not isinstance(table, ConcatenationTable):
+        return records
+    # `datasets` keeps blocks of which no column is left, with no rows, and cannot concatenate them.
+    blocks: Any = [[block for block in row if block.num_columns] for row in table.blocks]
+    table = ConcatenationTable.from_blocks(blocks)
+    return datasets.Dataset(
+        table.select(list(names)), info=records.info, split=records.split, fingerprint=records._fingerprint
+    )
 
 
 def column_kind(values: Iterable[Any]) -> str:

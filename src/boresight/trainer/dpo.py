@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 
+from boresight.data.encode import Encoder
 from boresight.errors import ConfigError
 from boresight.loss.preference import (
     aot_partners,
@@ -24,6 +26,7 @@ from boresight.loss.shift import RewardShift
 from boresight.model.packing import completion_mask
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import GroupTrainer, from_pretrained_options
+from boresight.trainer.checks import Encoding
 from boresight.trainer.config import DPOConfig
 from boresight.trainer.fingerprint import reference_fingerprint
 from boresight.trainer.loading import each, is_stream, values
@@ -86,8 +89,14 @@ class DPOTrainer(GroupTrainer[Pair]):
 
     # ---- Data -------------------------------------------------------------------------------------------------------------------
 
-    def encode(self, row: Row) -> Group:
-        return self.encoder.preference(row, max_length=self.args.max_length)
+    @property
+    def encoding(self) -> Encoding:
+        return partial(Encoder.preference, max_length=self.args.max_length)
+
+    @property
+    def checked_encoding(self) -> Encoding:
+        """Pairs of any length: `overlong_pairs` decides about the longer ones."""
+        return Encoder.preference
 
     def _check_data(self) -> None:
         """Also apply `overlong_pairs`, before the first step."""

@@ -26,7 +26,7 @@ from boresight.report.terminal import print_completions, rows_to_show
 from boresight.report.trackers import log_completions
 from boresight.rewards.score import Scorer
 from boresight.trainer.base import GroupTrainer
-from boresight.trainer.checks import gold_findings
+from boresight.trainer.checks import Encoding, gold_findings, reward_prompt
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.rollouts.engines import engine_sampler
@@ -34,7 +34,7 @@ from boresight.trainer.rollouts.loop import PromptRows, Rollouts
 from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
 from boresight.trainer.steps import micro_batches
 from boresight.trainer.verdict_probes import is_due, note_image_swap
-from boresight.types import Group, Prompt, Row, Sampler, TokenStats, TrainingHooks
+from boresight.types import Group, Prompt, Sampler, TokenStats, TrainingHooks
 
 
 class GRPOTrainer(GroupTrainer[Scored]):
@@ -123,8 +123,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def encoder_options(self, args: Any) -> dict[str, Any]:
         return {**super().encoder_options(args), "max_prompt_length": args.max_prompt_length}
 
-    def encode(self, row: Row) -> Prompt:
-        return self.encoder.prompt(row)
+    @property
+    def encoding(self) -> Encoding:
+        return reward_prompt
 
     def _check_data(self) -> None:
         """Also score the gold answers with the answer rewards."""

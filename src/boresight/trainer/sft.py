@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from boresight.data.encode import Encoder
 from boresight.loss.likelihood import likelihood_loss, likelihood_total
 from boresight.model.packing import completion_mask
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import GroupTrainer
+from boresight.trainer.checks import Encoding
 from boresight.trainer.config import SFTConfig
 from boresight.trainer.steps import StepPlan
-from boresight.types import Group, Row
+from boresight.types import Group
 
 
 class SFTTrainer(GroupTrainer[Group]):
@@ -57,10 +60,11 @@ class SFTTrainer(GroupTrainer[Group]):
             peft_config=peft_config,
         )
 
-    def encode(self, row: Row) -> Group:
+    @property
+    def encoding(self) -> Encoding:
         args = self.args
-        return self.encoder.demonstration(
-            row,
+        return partial(
+            Encoder.demonstration,
             assistant_only=args.assistant_only_loss,
             completion_only=args.completion_only_loss,
             max_length=args.max_length,
