@@ -8,7 +8,8 @@ from typing import Any
 
 import datasets
 
-from boresight.data.faithful import with_column
+from boresight.data.faithful import values_of, with_column
+from boresight.data.formats import FORMATS, columns_given, converted
 from boresight.data.schema import IMAGE_COLUMNS, TEXT_COLUMNS
 from boresight.errors import DataError, nearest
 
@@ -61,7 +62,7 @@ def _lifted(records: Table, ours: str, path: str, source: str) -> Table:
     column, *keys = path.split(".")
     if isinstance(records, datasets.IterableDataset):
         return records.map(lambda record: {**record, ours: _inside(record[column], keys)})
-    outer = records.select_columns([column])[column][:]
+    outer = values_of(records, column)
     values = [_inside(value, keys) for value in outer]
     if all(value is None for value in values):
         example = next((value for value in outer if value is not None), None)
@@ -115,10 +116,33 @@ def as_conversations(records: Table, *, prompt: bool, system_prompt: str | None)
         )
     if system_prompt is None:
         return records
+    records = _in_known_columns(records)
     names = [name for name in ("prompt", "messages") if name in column_names(records)] or ["chosen", "rejected"]
     for name in names:
         records = _changed(records, name, lambda messages: _with_system(messages, system_prompt))
     return records
+
+
+def _in_known_columns(records: Table) -> Table:
+    """The records with the text columns of other formats (`formats`) converted; images are untouched."""
+    found = column_names(records)
+    if not columns_given(found) - set(found):
+        return records
+    if isinstance(records, datasets.IterableDataset):
+        return records.map(
+            lambda record, index: converted(record, f"row {index}"), with_indices=True, remove_columns=found
+        )
+    read = {name for form in FORMATS for name in form.reads} | set(TEXT_COLUMNS) | {"system", "answer"}
+    columns = {name: values_of(records, name) for name in found if name in read}
+    rows = [
+        converted(dict(zip(columns, values, strict=True)), f"row {index}")
+        for index, values in enumerate(zip(*columns.values(), strict=True))
+    ]
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if any(name not in columns or row.get(name) != columns[name][index] for index, row in enumerate(rows)):
+            records = with_column(records, name, [row.get(name) for row in rows])
+    gone = [name for name in columns if all(name not in row for row in rows)]
+    return records.remove_columns(gone)
 
 
 def as_text(records: Table, names: Sequence[str]) -> Table:
@@ -148,7 +172,7 @@ def _changed(records: Table, name: str, change: Any) -> Table:
     """The records with one column changed; the others, images included, are untouched."""
     if isinstance(records, datasets.IterableDataset):
         return records.map(lambda record: {**record, name: change(record[name])})
-    values = [None if value is None else change(value) for value in records.select_columns([name])[name]]
+    values = [None if value is None else change(value) for value in values_of(records, name)]
     return with_column(records, name, values)
 
 

@@ -7,13 +7,18 @@ mapping gets the keys of all others. Here a column of one simple type keeps that
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
 from datasets.table import ConcatenationTable
+from datasets.utils.json import ujson_loads
+
+from boresight.errors import DataError
 
 _INT64 = range(-(2**63), 2**63)
+_LONG = re.compile(r"\d{19}")
 _NOTHING, _JSON, _TEXTS = "nothing", "json", "texts"
 
 
@@ -56,8 +61,46 @@ def stored(value: Any, kind: str) -> Any:
 
     Raises:
         TypeError: JSON has no form for the value.
+        DataError: it holds an integer of more than 64 bits.
     """
-    return value if kind != _JSON or value is None else json.dumps(value)
+    if kind != _JSON or value is None:
+        return value
+    text = json.dumps(value)
+    if _LONG.search(text):
+        try:
+            ujson_loads(text)  # `datasets` reads what it stores, and stores what it cannot read as something else
+        except ValueError as error:
+            raise DataError(
+                f"an integer of more than 64 bits ({text[:40]}) cannot be stored: write it as text."
+            ) from error
+    return text
+
+
+def values_of(records: datasets.Dataset, name: str) -> list[Any]:
+    """The values of a column, images still encoded. JSON is read by Python: `datasets` rounds its fractions and drops its NaN."""
+    features = readable_features(datasets.Features({name: records.features[name]}))
+    column: Any = records.select_columns([name]).with_format("arrow")
+    return [decoded(record, features)[name] for batch in column.iter(batch_size=1000) for record in batch.to_pylist()]
+
+
+def readable_features(features: datasets.Features) -> dict[str, Any]:
+    """The features by which `decoded` reads a record: images stay encoded in those that it is given."""
+    return {
+        name: None if isinstance(item, datasets.Json) else datasets.Features({name: item})
+        for name, item in features.items()
+    }
+
+
+def decoded(record: dict[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as it is stored → its values."""
+    result: dict[str, Any] = {}
+    for name, value in record.items():
+        feature = features[name]
+        if feature is None:
+            result[name] = value if value is None else json.loads(value)
+        else:
+            result |= feature.decode_example({name: value})
+    return result
 
 
 def with_column(records: datasets.Dataset, name: str, values: Sequence[Any]) -> datasets.Dataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import datasets
 
 from boresight.data.columns import as_conversations, as_text, column_names
-from boresight.data.faithful import select_columns, with_column
+from boresight.data.faithful import select_columns, stored, values_of, with_column
 from boresight.data.schema import IMAGE_COLUMNS, TEXT_COLUMNS
 from boresight.data.sources import load_rows
 from boresight.errors import ConfigError, DataError
@@ -152,7 +151,7 @@ def _alike(tables: Sequence[Any]) -> list[Any]:
 def _image_column(records: Any, name: str) -> Any:
     feature = (records.features or {}).get(name)
     if isinstance(feature, datasets.Json):
-        values = [value if isinstance(value, list) else [value] for value in records[name][:]]
+        values = [value if isinstance(value, list) else [value] for value in values_of(records, name)]
         records = with_column(records, name, [[item for item in value if item is not None] for value in values])
         return records.cast_column(name, datasets.List(datasets.Image(decode=False)))
     if isinstance(feature, datasets.List):
@@ -171,7 +170,7 @@ def _as_json(records: Any, name: str) -> Any:
         or not isinstance(records, datasets.Dataset)
     ):
         return records
-    values = [None if value is None else json.dumps(value) for value in records.select_columns([name])[name][:]]
+    values = [stored(value, "json") for value in values_of(records, name)]
     order, rest = records.column_names, records.remove_columns([name])
     return select_columns(rest.add_column(name, values, feature=datasets.Json()), order)  # pyright: ignore[reportCallIssue, reportArgumentType]
 

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from boresight.data.faithful import with_column
+from boresight.data.faithful import values_of, with_column
 from boresight.data.image_columns import IMAGE_COLUMNS
 from boresight.data.json_text import parsed_columns
 from boresight.data.opener import local_path, shown, written_bytes
@@ -112,15 +112,17 @@ def located(
             f"{', '.join(records.column_names)}. Name the column with --image_column."
         )
     for name in names:
-        feature = undecoded(records.features[name])
-        column = records.select_columns([name]).with_format("arrow")
-        batches = (batch.to_pylist() for batch in column.iter(batch_size=1000))
-        decode = datasets.Features({name: feature}).decode_example
-        values = [decode(record)[name] for batch in batches for record in batch]
+        values = values_of(undecoded_column(records, name), name)
         found = [root({name: value}, index)[name] for index, value in enumerate(values)]
         if found != values:
             records = with_column(records, name, found)
     return records
+
+
+def undecoded_column(records: Any, name: str) -> Any:
+    """The records, the images of a column left encoded."""
+    feature = undecoded((records.features or {}).get(name))
+    return records if feature == (records.features or {}).get(name) else records.cast_column(name, feature)
 
 
 def undecoded(feature: Any) -> Any:

@@ -13,6 +13,7 @@ import torch.utils.data
 from PIL import Image
 
 from boresight.data.check import Check, examine
+from boresight.data.faithful import decoded, readable_features
 from boresight.data.image_columns import IMAGE_COLUMNS
 from boresight.data.images import load_image
 from boresight.data.paths import undecoded
@@ -125,7 +126,7 @@ class RowDataset(torch.utils.data.Dataset[Row]):
         self._raw: datasets.Dataset | None = None
         self._all = RowDataset(records.records) if isinstance(records, KeptRows) else None
         if isinstance(records, datasets.Dataset) and records.format["type"] is None:
-            self._features = _encoded_features(records.features)
+            self._features = readable_features(_encoded_features(records.features))
             self._raw = records.with_format("arrow")
 
     def __len__(self) -> int:
@@ -146,7 +147,7 @@ class RowDataset(torch.utils.data.Dataset[Row]):
         if self._raw is None:
             return self.records[index]  # pyright: ignore[reportReturnType]
         record = cast("pyarrow.Table", self._raw[index]).to_pylist()[0]
-        return self._features.decode_example(record)
+        return decoded(record, self._features)
 
 
 class RowStream(torch.utils.data.IterableDataset[Row]):

@@ -65,8 +65,11 @@ def _streamed(files: Sequence[File]) -> Iterator[dict[str, Any]]:
 
 def _written(files: Sequence[File], kinds: Mapping[str, str], version: int) -> Iterator[dict[str, Any]]:
     """The rows as their columns are stored. `version` is part of the key of the cache."""
-    for record in _streamed(files):
-        yield {name: stored(record.get(name), kind) for name, kind in kinds.items()}
+    for row, record in enumerate(_streamed(files)):
+        try:
+            yield {name: stored(record.get(name), kind) for name, kind in kinds.items()}
+        except DataError as error:
+            raise DataError(f"row {row}: {error}") from error
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
