@@ -72,8 +72,8 @@ class RowReport:
     """Rows whose images were decoded, too."""
     max_tokens: int = 0
     max_images: int = 0
-    files: dict[str, tuple[int, int, int]] = field(default_factory=dict)
-    """Path of an image → its size, its time of change, and a row that names it."""
+    files: dict[str, list[Any]] = field(default_factory=dict)
+    """Path of an image → its size, its time of change, and the list of the rows that name it."""
 
     def add(self, outcome: Outcome) -> None:
         """Count one more row."""
@@ -99,7 +99,10 @@ class RowReport:
         for text in outcome.checked.findings:
             self.findings.setdefault(text, []).append(outcome.row)
         for path, size, changed in outcome.files:
-            self.files[path] = (size, changed, outcome.row)
+            known = self.files.get(path)
+            if known is None or known[:2] != [size, changed]:
+                known = self.files[path] = [size, changed, []]
+            known[2].append(outcome.row)
 
     @property
     def summary(self) -> list[str]:

@@ -62,20 +62,20 @@ class CheckCache:
                 path.unlink(missing_ok=True)
 
     @staticmethod
-    def changed(files: Mapping[str, Sequence[int]]) -> Iterator[int]:
+    def changed(files: Mapping[str, Sequence[Any]]) -> Iterator[int]:
         """The rows whose images' files are not as they were.
 
         Args:
-            files: path → size, time of change, row.
+            files: path → size, time of change, rows.
         """
-        for path, (size, changed, row) in files.items():
+        for path, (size, changed, rows) in files.items():
             try:
                 state = os.stat(path)  # noqa: PTH116 — a hundred thousand of them
             except OSError:
-                yield row
+                yield from rows
                 continue
             if (state.st_size, state.st_mtime_ns) != (size, changed):
-                yield row
+                yield from rows
 
 
 def content_digest(records: Any) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from boresight.data.budget import set_pixel_budget
 from boresight.data.images import decode
 from boresight.data.schema import part_images
-from boresight.data.sizes import expanded_tokens, image_token_counts, refusal
+from boresight.data.sizes import counts_by_size, expanded_tokens, image_token_counts, refusal
 from boresight.data.spans import Span, counted_tokens, unexpanded_offsets
 from boresight.data.texts import Texts, is_text, joined
 from boresight.errors import DataError, ModelError
@@ -190,7 +190,7 @@ class Encoder:
     @property
     def counts_by_size(self) -> bool:
         """Whether `sized` needs no pixels."""
-        return self.texts.is_bare or hasattr(self.processor, "_get_num_multimodal_tokens")
+        return self.texts.is_bare or counts_by_size(self.processor)
 
     def model_sizes(self, prompt: Prompt) -> list[tuple[int, int]]:
         """(Width, height) in pixels of a prompt's images as the processor resized them for the model.

@@ -94,26 +94,28 @@ def read_file(path: Path, where: str) -> bytes:
     Raises:
         ImageError: the file is missing, unreadable, no regular file, or larger than `MAX_FILE_BYTES`.
     """
+    descriptor = -1
     try:
         descriptor = os.open(
             path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         )  # a queue without a writer must not block
-        with os.fdopen(descriptor, "rb") as file:
-            kind = os.fstat(descriptor)
-            if not stat.S_ISREG(kind.st_mode):
-                raise ImageError(
-                    f"{where}: {shown(path)} is {_kind(kind.st_mode)}, not a file. Give the path of an image."
-                )
-            if kind.st_size > MAX_FILE_BYTES:
-                raise ImageError(
-                    f"{where}: {shown(path)} has {kind.st_size / 2**30:.1f} GiB, and an image may have 1 GiB at most. Shrink it."
-                )
+        kind = os.fstat(descriptor)
+        if not stat.S_ISREG(kind.st_mode):
+            raise ImageError(f"{where}: {shown(path)} is {_kind(kind.st_mode)}, not a file. Give the path of an image.")
+        if kind.st_size > MAX_FILE_BYTES:
+            raise ImageError(
+                f"{where}: {shown(path)} has {kind.st_size / 2**30:.1f} GiB, and an image may have 1 GiB at most. Shrink it."
+            )
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             data = file.read(MAX_FILE_BYTES + 1)  # what the system makes up as it is read has no size
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(f"{where}: cannot read the image {shown(path)}: {reason} (looked in {Path.cwd()}).") from error
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
     if data is None or len(data) > MAX_FILE_BYTES:
         raise ImageError(f"{where}: {shown(path)} does not end, or gives nothing to read. Give the path of an image.")
     return data

@@ -65,13 +65,15 @@ class ImageRoot:
         except ImageError:  # no path at all: an error of its row when that is read
             return value
         candidates = [os.path.normpath(start / path) for start in (self.folder, Path.cwd())]
-        allowed = [candidate for candidate in candidates if self._allows(candidate)]
-        if not allowed:
+        for candidate in candidates:
+            if os.path.lexists(candidate) and self._allows(candidate):
+                return candidate
+        if not self._allows(candidates[0]):
             raise ImageError(
                 f"{where}: the image's path {shown(value)} leads out of {self.folder}, where {self.source} keeps its images. Move the "
                 "image there, or name a folder that holds them all with --image_root (load_rows: image_root=…)."
             )
-        return next((candidate for candidate in allowed if os.path.lexists(candidate)), allowed[0])
+        return candidates[0]
 
     def _allows(self, path: str) -> bool:
         folders = _resolved((self.folder, *_working_directory(), *self.trusted))

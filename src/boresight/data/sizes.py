@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from boresight.data.spans import Span
@@ -19,13 +20,32 @@ def image_token_counts(processor: Any, row: Row) -> list[int] | None:
     Raises:
         DataError: the processor refuses an image of such a size.
     """
-    count = getattr(processor, "_get_num_multimodal_tokens", None)
-    if not row.images or count is None:
-        return [] if not row.images else None
+    if not row.images:
+        return []
+    count = _counter(processor)
+    if count is None:
+        return None
     try:
         return list(count(image_sizes=[[image.size[1], image.size[0]] for image in row.images])["num_image_tokens"])
     except Exception as error:  # of any kind, as when the processor runs
         raise refusal(error, row) from error
+
+
+def counts_by_size(processor: Any) -> bool:
+    """Whether the processor can count an image's tokens without its pixels."""
+    return _counter(processor) is not None
+
+
+def _counter(processor: Any) -> Callable[..., Any] | None:
+    own = getattr(processor, "_get_num_multimodal_tokens", None)
+    if own is not None or not hasattr(processor, "image_seq_len"):
+        return own
+    if not hasattr(processor.image_processor, "get_number_of_image_patches"):
+        return None
+    # SmolVLM's processor writes images as Idefics3's does, and lacks its count.
+    from transformers.models.idefics3.processing_idefics3 import Idefics3Processor  # loads torchvision
+
+    return partial(Idefics3Processor._get_num_multimodal_tokens, processor)
 
 
 def refusal(error: Exception, row: Row) -> DataError:

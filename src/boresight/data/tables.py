@@ -168,7 +168,7 @@ def _json_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _lines(stream: Any) -> Iterator[tuple[int, str]]:
-    return ((number, line) for number, line in enumerate(stream, 1) if line.strip())
+    return ((number, line.strip()) for number, line in enumerate(stream, 1) if line.strip())
 
 
 def _is_json(text: str) -> bool:
