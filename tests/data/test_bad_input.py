@@ -27,7 +27,7 @@ READING: dict[str, tuple[dict[str, Any], type[DataError], list[str]]] = {
     "broken inside a part": (
         {"prompt": [user([{"type": "image", "image": BROKEN}, text("?")])]}, ImageError, ["prompt[0].content[0]", "broken"],
     ),
-    "a folder": ({"prompt": ASK, "image": "/"}, ImageError, ["cannot read the image '/'"]),
+    "a folder": ({"prompt": ASK, "image": "/"}, ImageError, ["'/' is a folder, not a file"]),
     "an address": ({"prompt": ASK, "image": "http://localhost/a.png"}, ImageError, ["Download the image first"]),
     "a number": ({"prompt": ASK, "image": 3}, ImageError, ["int is no image", "Give a PIL image"]),
     "both columns": ({"prompt": ASK, "image": SQUARE, "images": [SQUARE]}, ImageError, ["both 'image' and 'images'"]),
