@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from boresight.errors import EngineError, UserError
 
@@ -35,3 +35,21 @@ def on_every_rank(work: Callable[[], Result]) -> Result:
             other, kind, message = found
             raise kind(f"On rank {other}: {message}")
     return result  # pyright: ignore[reportReturnType]
+
+
+def on_first_rank(work: Callable[[], Result]) -> Result:
+    """Run `work` on the first rank and return its result on all. Every rank must call this. The result is pickled.
+
+    Raises:
+        UserError, EngineError: what the work raised.
+    """
+    outcome: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = work()
+        except (UserError, EngineError) as error:
+            outcome[1] = error
+    result, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    return result

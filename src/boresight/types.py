@@ -51,6 +51,8 @@ class EncodedImage:
     """SHA-256 of the encoded bytes, in hexadecimal."""
     size: tuple[int, int] = field(compare=False)
     """Width and height in pixels after EXIF orientation."""
+    remark: str | None = field(default=None, compare=False)
+    """How the image is used where that is not plain, such as only the first frame of an animation."""
 
 
 @dataclass(frozen=True, slots=True)

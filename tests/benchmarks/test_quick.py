@@ -16,7 +16,7 @@ ENGINES = {"engines", "engines_learn"}
 def test_no_benchmark_is_left_out() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "\ndef main(" in path.read_text()}
     # `digits` has tests of its own, in test_digits.py.
-    assert scripts == {"attention", "digits", "objectives", "preferences", "versus_trl"} | ENGINES
+    assert scripts == {"attention", "digits", "objectives", "preferences", "rows", "versus_trl"} | ENGINES
 
 
 def test_attention(benchmark_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,3 +69,10 @@ def test_preferences(benchmark_main: Main, tmp_path: Path, capsys: pytest.Captur
         0 <= models[name]["preference_accuracy"] <= 1 and models[name]["chosen_logps"] for name in ("DPO", "MPO")
     )
     assert "repetition" in capsys.readouterr().out
+
+
+def test_rows(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark_main("rows", "--json", str(tmp_path / "rows.json"))
+    found = json.loads((tmp_path / "rows.json").read_text())
+    assert found["rows"] == 1200 and found["first"]["max_tokens"] == found["second"]["max_tokens"] > 50
+    assert "second start" in capsys.readouterr().out

@@ -78,8 +78,49 @@ def test_a_table_to_sample_from(folder: Path) -> None:
     assert [row.prompt[0]["role"] for row in read] == ["user"] * 6  # pyright: ignore[reportArgumentType]
     assert read[2].prompt[0]["content"] == [{"type": "image"}, {"type": "text", "text": "which color? 2"}]  # pyright: ignore[reportArgumentType]
     assert [row.columns["solution"] for row in read] == list(COLORS)
-    assert [row.columns["amount"] for row in read] == list(range(6))
+    assert [row.columns["amount"] for row in read] == list("012345")
     assert decode(read[2].images[0]).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_a_value_inside_a_column(folder: Path) -> None:
+    lines = [
+        {"question": "q", "reward_model": {"ground_truth": gold}, "extra": json.dumps({"gold": [gold]})}
+        for gold in ("None", "07")
+    ]
+    (folder / "train.csv").unlink()
+    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for path in ("reward_model.ground_truth", "extra.gold.0"):
+        words = ["--prompt_column", "question", "--solution_column", path, "--dataset_name", str(folder)]
+        assert [row.columns["solution"] for row in rows(load_datasets(command("grpo", *words))[0])] == ["None", "07"]
+        streamed, _ = load_datasets(command("grpo", *words, "--dataset_streaming", "--max_steps", "1"))
+        assert [row.columns["solution"] for row in RowStream(streamed)] == ["None", "07"]
+    with pytest.raises(
+        DataError, match=r"reward_model.ground_trut: no row .* which has ground_truth. Did you mean 'ground_truth'"
+    ):
+        words = [
+            "--prompt_column",
+            "question",
+            "--solution_column",
+            "reward_model.ground_trut",
+            "--dataset_name",
+            str(folder),
+        ]
+        load_datasets(command("grpo", *words))
+
+
+def test_known_formats_need_no_flags(folder: Path) -> None:
+    (folder / "train.csv").unlink()
+    line = {"image": "images/red.png", "problem": "Find x.", "solution": "3"}
+    (folder / "train.jsonl").write_text(json.dumps(line) + "\n")
+    for words in ([], ["--system_prompt", "Be brief."]):
+        row = rows(load_datasets(command("grpo", "--dataset_name", str(folder), *words))[0])[0]
+        assert [message["role"] for message in row.prompt] == ["system"] * bool(words) + ["user"]  # pyright: ignore[reportArgumentType]
+        assert len(row.images) == 1 and row.columns["solution"] == "3"
+    talk = [{"from": "human", "value": "<image>Hi"}, {"from": "gpt", "value": "Ho"}]
+    (folder / "train.jsonl").write_text(json.dumps({"image": "images/red.png", "conversations": talk}) + "\n")
+    for words in ([], ["--system_prompt", "Be brief."]):
+        row = rows(load_datasets(command("sft", "--dataset_name", str(folder), *words))[0])[0]
+        assert [message["role"] for message in row.completions[0]] == ["system"] * bool(words) + ["user", "assistant"]  # pyright: ignore[reportArgumentType]
 
 
 def test_a_table_to_imitate_and_what_the_system_says(folder: Path) -> None:
@@ -134,12 +175,26 @@ def test_two_columns_for_one_thing_are_refused(folder: Path) -> None:
         load_datasets(command("grpo", "--dataset_name", str(folder), "--prompt_column", "question"))
 
 
-@pytest.mark.parametrize("path", ["../../outside.png", "/etc/hostname.png", "file:///etc/hostname.png"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../outside.png",
+        "/etc/hostname.png",
+        "file:///etc/hostname.png",
+        "FILE:///etc/hostname.png",
+        "file:/etc/hostname.png",
+        "file://localhost/etc/hostname.png",
+        "file:///%65tc/hostname.png",
+        "link.png",
+        '["/etc/hostname.png"]',
+    ],
+)
 def test_a_table_names_no_image_outside_its_folder(
     folder: Path, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "outside.png")
     (folder / "deep").mkdir()
+    (folder / "deep" / "link.png").symlink_to(tmp_path / "outside.png")
     monkeypatch.chdir(folder / "deep")
     file = write_csv(folder / "deep" / "train.csv", table()[:2] + table(path)[2:])
     for color in COLORS[:2]:

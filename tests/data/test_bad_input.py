@@ -27,7 +27,7 @@ READING: dict[str, tuple[dict[str, Any], type[DataError], list[str]]] = {
     "broken inside a part": (
         {"prompt": [user([{"type": "image", "image": BROKEN}, text("?")])]}, ImageError, ["prompt[0].content[0]", "broken"],
     ),
-    "a folder": ({"prompt": ASK, "image": "/"}, ImageError, ["cannot read the image '/'"]),
+    "a folder": ({"prompt": ASK, "image": "/"}, ImageError, ["'/' is a folder, not a file"]),
     "an address": ({"prompt": ASK, "image": "http://localhost/a.png"}, ImageError, ["Download the image first"]),
     "a number": ({"prompt": ASK, "image": 3}, ImageError, ["int is no image", "Give a PIL image"]),
     "both columns": ({"prompt": ASK, "image": SQUARE, "images": [SQUARE]}, ImageError, ["both 'image' and 'images'"]),
@@ -43,11 +43,30 @@ READING: dict[str, tuple[dict[str, Any], type[DataError], list[str]]] = {
     ),
     "parts and no images": ({"prompt": [user([IMAGE, text("?")])]}, ImageError, ["0 image(s)", "1 image part(s)"]),
     "images and nowhere to put them": (
-        {"prompt": [user([text("?")])], "images": [SQUARE]}, ImageError, ["0 image part(s)", "plain string"],
+        {"prompt": [user([text("?")])], "images": [SQUARE]}, ImageError, ["0 image part(s)", "Write <image> once for each image"],
     ),
-    "another tool's placeholder": (
-        {"prompt": [user("<image>what color?")], "image": SQUARE}, ImageError, ["contains '<image>'", "content parts"],
+    "more marks than images": (
+        {"prompt": [user("<image>what <image>?")], "image": SQUARE}, ImageError, ["1 image(s)", "2 mark(s) <image>"],
     ),
+    "marks in a string": ({"prompt": "<image>what <image>?", "image": SQUARE}, ImageError, ["2 mark(s) <image>", "1 image(s)"]),
+    "a mark beside its part": (
+        {"prompt": [user([IMAGE, text("<image>what?")])], "image": SQUARE}, ImageError, ["no image is left for it"],
+    ),
+    "a mark of a video": ({"prompt": [user("<video>what?")]}, DataError, ["<video>", "not supported"]),
+    "an image by a number too high": (
+        {"prompt": [user([{"type": "image", "index": 2}, text("?")])], "image": SQUARE}, ImageError, ["the index 2", "1 image(s)"],
+    ),
+    "a column of videos": ({"prompt": ASK, "videos": ["a.mp4"]}, DataError, ["'videos' holds video", "Drop the row"]),
+    "a column of pictures": ({"prompt": ASK, "pics": ["missing.png"]}, ImageError, ["'pics' holds an image"]),
+    "bytes that are no base64": ({"prompt": ASK, "image": "data:image/png;base64,???"}, ImageError, ["it is not base64"]),
+    "no user of that name": ({"prompt": ASK, "image": "~nobody_here/x.png"}, ImageError, ["cannot be one"]),
+    "a NUL in a path": ({"prompt": ASK, "image": "a\0b.png"}, ImageError, ["NUL"]),
+    "half a character in a path": ({"prompt": ASK, "image": "\ud800.png"}, ImageError, ["cannot be one"]),
+    "half a character in a text": ({"prompt": [user("a\ud800b")]}, DataError, ["lone surrogate"]),
+    "keys that are no text": ({"prompt": [{1: "a"}]}, DataError, ["no 'role'"]),
+    "an image of mixed keys": ({"prompt": ASK, "image": {1: 2, "a": 3}}, ImageError, ["a mapping with keys ['1', 'a']"]),
+    "no pixels": ({"prompt": ASK, "image": Image.new("RGB", (0, 0))}, ImageError, ["no pixels"]),
+    "an unknown speaker": ({"conversations": [{"from": "alien", "value": "hi"}]}, DataError, ["the speaker 'alien'", "Rename"]),
     "an image inside one of two completions": (
         {"prompt": ASK, "chosen": [assistant([IMAGE, text("x")])], "rejected": RED, "image": SQUARE}, ImageError,
         ["chosen has an image", "Only the prompt"],
@@ -70,7 +89,6 @@ READING: dict[str, tuple[dict[str, Any], type[DataError], list[str]]] = {
     "a number as conversation": ({"prompt": 7}, DataError, ["prompt: a int is neither a string nor a list"]),
     "no messages": ({"messages": []}, DataError, ["messages: the list of messages is empty"]),
     "a message of text": ({"messages": ["hi"]}, DataError, ["messages[0]: a message is a mapping"]),
-    "ShareGPT": ({"messages": [{"from": "human", "value": "hi"}]}, DataError, ["no 'role'", '"from"']),
     "a misspelt key": ({"messages": [{"rol": "user", "content": "hi"}]}, DataError, ["no 'role'", "Did you mean 'rol'"]),
     "an unknown role": ({"messages": [{"role": "usr", "content": "hi"}]}, DataError, ["'usr'", "Did you mean 'user'"]),
     "no content": ({"messages": [{"role": "user", "contents": "hi"}]}, DataError, ["no 'content'", "'contents'"]),
@@ -81,8 +99,8 @@ READING: dict[str, tuple[dict[str, Any], type[DataError], list[str]]] = {
     "a misspelt part": ({"messages": [user([{"type": "img"}])]}, DataError, ["'img'", "Did you mean 'image'"]),
     "a text part without text": ({"messages": [user([{"type": "text"}])]}, DataError, ["no string under 'text'"]),
     "a video": ({"messages": [user([{"type": "video", "path": "a.mp4"}])]}, DataError, ["video is not supported"]),
-    "OpenAI's part": (
-        {"messages": [user([{"type": "image_url", "image_url": {"url": "x"}}])]}, DataError, ["'image_url'", '"type": "image"'],
+    "OpenAI's part of another machine": (
+        {"messages": [user([{"type": "image_url", "image_url": {"url": "https://x/a.png"}}])]}, ImageError, ["Download the image first"],
     ),
     "a prompt that only instructs": ({"prompt": [{"role": "system", "content": "x"}]}, DataError, ["nothing to answer"]),
     "a completion by the user": ({"prompt": ASK, "completion": ASK}, DataError, ["completion starts with", "'user'"]),

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import easy_vqa
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from boresight.data import decode, load_image
@@ -136,3 +140,155 @@ def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.Monke
             load_image(data, where="row 2")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 48)
     assert load_image(data, where="row 2").size == (64, 48)
+
+
+def refusal(call: Callable[[], object]) -> str | None:
+    """The message of an ImageError that names row 0; None if the call works."""
+    try:
+        call()
+    except ImageError as error:
+        found = str(error)
+    else:
+        return None
+    assert found.startswith("row 0")
+    return found
+
+
+MODES = [
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "RGBa",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+    "LAB",
+    "I",
+    "I;16",
+    "I;16B",
+    "F",
+]
+FORMATS = ["PNG", "JPEG", "TIFF", "WEBP", "AVIF", "BMP", "GIF", "PPM", "TGA", "JPEG2000", "QOI", "ICO", "MPO", "DDS"]
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@settings(max_examples=60, deadline=None)
+@given(
+    mode=st.sampled_from(MODES),
+    orientation=st.integers(0, 9),
+    width=st.integers(1, 24),
+    height=st.integers(1, 24),
+    as_pil=st.booleans(),
+)
+def test_sizes_agree_with_decoded_pixels(
+    kind: str, mode: str, orientation: int, width: int, height: int, as_pil: bool
+) -> None:
+    """Every mode that a format can store, at every orientation, from the file and from PIL."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    given_image = Image.new(mode, (width, height))
+    if as_pil:
+        given_image.info["exif"] = exif.tobytes()
+        loaded = load_image(given_image, where="row 0")
+    else:
+        try:
+            data = encoded(given_image, kind, exif=exif)
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # the format has no such mode
+        if refusal(lambda: load_image(data, where="row 0")):
+            return
+        loaded = load_image(data, where="row 0")
+    result = decode(loaded, where="row 0")
+    assert result.mode == "RGB"
+    assert result.size == loaded.size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_pixels(kind: str, orientation: int) -> None:
+    """The pixels are those of the turned image, once, from the file and from PIL."""
+    plain = Image.frombytes("RGB", (5, 3), bytes(range(45)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(plain, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    wanted = plain.transpose(TURNS[orientation]) if orientation > 1 else plain
+    with Image.open(BytesIO(data)) as opened:
+        for given_image in (data, opened):
+            found = decode(load_image(given_image, where="row 0"))
+            assert (found.size, found.tobytes()) == (wanted.size, wanted.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "expected"),
+    [
+        ("I;16", [0, 257, 32896, 65535], [0, 1, 128, 255]),
+        ("I", [0, 7, 255, 100], [0, 7, 255, 100]),
+        ("I", [-100, 0, 100, 300], [0, 64, 128, 255]),
+        ("I", [0, 1, 2**20, 2**20], [0, 0, 255, 255]),
+        ("F", [0.0, 0.5, 1.0, 0.25], [0, 128, 255, 64]),
+        ("F", [0.0, 128.0, 255.0, 1.0], [0, 128, 255, 1]),
+        ("F", [-1.0, 0.0, 1.0, 3.0], [0, 64, 128, 255]),
+        ("F", [float("nan"), float("inf"), 1.0, 0.0], [0, 255, 255, 0]),
+        ("F", [5.0, 5.0, 5.0, 5.0], [5, 5, 5, 5]),
+        ("F", [500.0, 500.0, 500.0, 500.0], [0, 0, 0, 0]),
+    ],
+)
+def test_wide_values_are_scaled_by_the_rule(mode: str, values: list[float], expected: list[int]) -> None:
+    dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    image = Image.fromarray(np.array([values], dtype))
+    assert image.mode == mode
+    for given_image in (image, encoded(image, "TIFF")):
+        result = decode(load_image(given_image, where="row 0"))
+        assert [result.getpixel((place, 0)) for place in range(4)] == [(value,) * 3 for value in expected]
+
+
+def test_remarks() -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
+    gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert load_image(gif, where="row 0").remark == "animated, of which the first frame is used"
+    assert "fractions" in str(load_image(Image.new("F", (4, 4)), where="row 0").remark)
+    assert "32-bit" in str(load_image(Image.new("I", (4, 4)), where="row 0").remark)
+    assert load_image(encoded(image(4, 4)), where="row 0").remark is None
+
+
+def test_damaged_files_of_every_format_are_named() -> None:
+    avif = bytearray(encoded(Image.effect_noise((64, 48), 60).convert("RGB"), "AVIF"))
+    del avif[-120:]
+    with Image.open(BytesIO(encoded(Image.effect_noise((64, 48), 60), "JPEG")[:900])) as cut:
+        cases = [
+            bytes(avif),
+            b"DDS |" + b"\0" * 130,
+            b"\1\0\0\0" + b"\0" * 36 + b" EMF" + b"\0" * 60,
+            cut,
+            b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        ]
+        for damaged in cases:
+            with pytest.raises(ImageError, match=r"^row 9"):
+                decode(load_image(damaged, where="row 9"), where="row 9")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(FORMATS), st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=8), st.floats(0, 1)
+)
+def test_damage_of_any_kind_is_an_image_error(kind: str, changes: list[tuple[float, int]], kept: float) -> None:
+    data = bytearray(encoded(Image.effect_noise((16, 12), 60).convert("RGB"), kind))
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    cut = bytes(data[: int(kept * len(data))])
+    refusal(lambda: decode(load_image(cut, where="row 0"), where="row 0"))

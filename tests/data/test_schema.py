@@ -144,8 +144,8 @@ def test_arrow_fills_with_none_what_is_absent() -> None:
 
 
 def test_the_literal_placeholder_of_other_tools_is_refused_only_where_it_would_mislead() -> None:
-    with pytest.raises(ImageError, match=r"^row 3: the text contains '<image>'"):
-        read_row({"prompt": [user("<image>\nwhat color?")], "image": ONE}, 3)
+    with pytest.raises(ImageError, match=r"^row 3: the text has the mark <image>, and no image is left for it"):
+        read_row({"prompt": [user("<image>\nwhat color?")]}, 3)
     assert read_row({"prompt": [user("what does <image> mean in SVG?")]}, 3).images == ()
     explicit = [IMAGE, text("what does <image> mean?")]
     assert read_row({"prompt": [user(explicit)], "image": ONE}, 3).prompt == [user(explicit)]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from boresight.data import Encoder, RowDataset, RowStream, check_rows, decode, load_rows
-from boresight.errors import DataError
+from boresight.errors import DataError, ImageError
 from boresight.types import Row
 
 datasets.disable_progress_bars()
@@ -72,14 +72,14 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def assert_four_rows(rows: Any) -> None:
-    """The same four rows, wherever they came from."""
+def assert_four_rows(rows: Any, *, number: type = int) -> None:
+    """The same four rows, wherever they came from; the numbers of a CSV are text."""
     got: list[Row] = list(rows)
     assert [row.index for row in got] == [0, 1, 2, 3]
     assert [row.prompt for row in got] == [f"width {width}?" for width in WIDTHS]
     assert [row.images[0].size for row in got] == [(width, 20) for width in WIDTHS]
     assert [decode(row.images[0]).getpixel((3, 3)) for row in got] == [(width, 0, 0) for width in WIDTHS]
-    assert [row.columns["solution"] for row in got] == WIDTHS
+    assert [row.columns["solution"] for row in got] == [number(width) for width in WIDTHS]
 
 
 class TestObjects:
@@ -179,7 +179,7 @@ class TestFiles:
     def test_relative_paths_are_taken_from_the_files_folder(self, name: str, write: Any, folder: Path) -> None:
         path = write(folder / name, records(relative))
         rows = loaded(path)
-        assert_four_rows(rows[place] for place in range(4))
+        assert_four_rows((rows[place] for place in range(4)), number=str if name == "a.csv" else int)
 
     def test_paths_inside_messages_and_lists(self, folder: Path) -> None:
         inside = [{"role": "user", "content": [{"type": "image", "path": relative(12)}, {"type": "text", "text": "?"}]}]
@@ -209,7 +209,7 @@ class TestFiles:
             del row["image"]
         write(folder / f"metadata.{'jsonl' if write is write_jsonl else 'csv'}", rows)
         rows = loaded(folder)
-        assert_four_rows(rows[place] for place in range(4))
+        assert_four_rows((rows[place] for place in range(4)), number=str if write is write_csv else int)
 
     def test_a_folder_of_data_files_with_splits_by_name(self, folder: Path) -> None:
         rows = records(relative)
@@ -222,7 +222,9 @@ class TestFiles:
     def test_a_saved_dataset(self, folder: Path) -> None:
         data = datasets.Dataset.from_list(records(lambda width: str(folder / relative(width))))
         data.save_to_disk(folder / "saved")
-        rows = loaded(folder / "saved")
+        with pytest.raises(ImageError, match=r"row 0: the image's path .* leads out of .*saved.*--image_root"):
+            load_rows(folder / "saved")
+        rows = RowDataset(load_rows(folder / "saved", image_root=folder))  # pyright: ignore[reportArgumentType]
         assert_four_rows(rows[place] for place in range(4))
 
     def test_what_cannot_be_loaded(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +234,7 @@ class TestFiles:
         (folder / "empty").mkdir()
         for source, says in [
             (folder / "trian.jsonl", "There is no file.*Did you mean 'train.jsonl'"),
-            (folder / "broken.json", "broken.json cannot be read"),
+            (folder / "broken.json", "broken.json, line 1: this is not JSON"),
             (folder / "notes.txt", "notes.txt: data files must be of one kind"),
             (folder / "empty", "has no data"),
             (7, "A int is no data set"),

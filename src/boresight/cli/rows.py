@@ -12,6 +12,7 @@ import datasets
 
 from boresight.cli.command import Command
 from boresight.data.columns import is_text
+from boresight.data.formats import columns_given
 from boresight.data.mixture import DatasetConfig, DatasetMixtureConfig, get_dataset, read_dataset
 from boresight.demo.built_in import NAMES, load_built_in
 from boresight.errors import ConfigError, DataError, SplitError, nearest
@@ -97,7 +98,8 @@ def check_columns(command: Command, found: Sequence[str]) -> None:
         DataError: columns are missing; the message lists the columns found and the flags that map them.
     """
     ways = command.method.learns_from
-    if any(set(wanted) <= set(found) for wanted in ways):
+    given = columns_given(found)
+    if any(set(wanted) <= given for wanted in ways):
         return
     flags = " ".join(f"--{name}_column NAME" for name in ways[-1] if name not in found)
     raise DataError(

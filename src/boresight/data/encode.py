@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,9 @@ from torch import Tensor
 from boresight.data.budget import set_pixel_budget
 from boresight.data.images import decode
 from boresight.data.schema import part_images
+from boresight.data.sizes import counts_by_size, expanded_tokens, image_token_counts, refusal
 from boresight.data.spans import Span, counted_tokens, unexpanded_offsets
-from boresight.data.texts import Texts, joined
+from boresight.data.texts import Texts, is_text, joined
 from boresight.errors import DataError, ModelError
 from boresight.types import Completion, Conversation, Group, Ids, ModelFacts, Prompt, Row
 
@@ -64,6 +66,7 @@ class Encoder:
         self.tokenizer = self.texts.tokenizer
         self.facts = facts
         self.max_prompt_length = max_prompt_length
+        self.by_size = False
         set_pixel_budget(processor, min_pixels=min_pixels, max_pixels=max_pixels)
 
     def prompt(self, row: Row) -> Prompt:
@@ -74,7 +77,8 @@ class Encoder:
                 reject it.
         """
         if _only_messages(row):
-            raise DataError(f"row {row.index}: a prompt column is needed, and the row only has messages.")
+            kind = "text" if is_text(row) else "messages"
+            raise DataError(f"row {row.index}: a prompt column is needed, and the row only has {kind}.")
         text = self.texts.prompt(row)
         processed = self._process(text, row)
         length = len(processed.ids)
@@ -127,9 +131,9 @@ class Encoder:
         completion = row.completions[0]
         is_string = isinstance(completion, str)
         if completion_only and _only_messages(row):
+            kind, instead = ("text", "Drop it") if is_string else ("messages", "Set assistant_only_loss=True instead")
             raise DataError(
-                f"{where}: completion_only_loss=True needs prompt and completion columns, and the row has messages. "
-                "Set assistant_only_loss=True instead."
+                f"{where}: completion_only_loss=True needs prompt and completion columns, and the row has {kind}. {instead}."
             )
         if assistant_only and is_string:
             raise DataError(f"{where}: assistant_only_loss=True needs conversations, and the row has plain strings.")
@@ -168,11 +172,25 @@ class Encoder:
         count = sum(len(self._tokens(text, special=special and place == 0)[0]) for place, text in enumerate(texts))
         if not row.images:
             return count
-        if hasattr(self.processor, "_get_num_multimodal_tokens"):
-            sizes = [[image.size[1], image.size[0]] for image in row.images]
-            expanded = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
-            return count + sum(expanded) - len(sizes)
+        expanded = image_token_counts(self.processor, row)
+        if expanded is not None:
+            return count + sum(expanded) - len(expanded)
         return count + len(self._process(texts[0], row).ids) - len(self._tokens(texts[0], special=special)[0])
+
+    def sized(self) -> Encoder:
+        """This encoder, but without images: their tokens are counted from their sizes where the processor can do so.
+
+        What it returns has no image tensors, and no fewer tokens than there will be, so a limit that its sequences meet is met. It refuses
+        what the processor refuses for its size, such as an extreme aspect ratio.
+        """
+        other = copy.copy(self)
+        other.by_size = True
+        return other
+
+    @property
+    def counts_by_size(self) -> bool:
+        """Whether `sized` needs no pixels."""
+        return self.texts.is_bare or counts_by_size(self.processor)
 
     def model_sizes(self, prompt: Prompt) -> list[tuple[int, int]]:
         """(Width, height) in pixels of a prompt's images as the processor resized them for the model.
@@ -262,7 +280,7 @@ class Encoder:
         """The text, and the spans of it that count (None: all)."""
         completion = row.completions[0]
         if isinstance(completion, str):
-            return self.texts.prompt(row) + self.texts.completions(row)[0], None
+            return self.texts.conversation(row), None
         text = self.texts.conversation(row)
         if assistant_only:
             messages = joined(row.prompt, completion)
@@ -315,6 +333,11 @@ class Encoder:
                 raise ModelError(f"{where} has images, but only a tokenizer was given. Pass the model's processor.")
             ids, offsets = self._tokens(text, special=special)
             return _Processed(ids, [0] * len(ids), {}, offsets)
+        if self.by_size and (counts := image_token_counts(self.processor, row)) is not None:
+            margin, image_id = self.facts.family.uncounted_image_tokens, self.texts.image_token_id
+            tokens = zip(*self._tokens(text, special=special), strict=True)
+            ids, types, offsets = expanded_tokens(tokens, image_id, [count + margin for count in counts])
+            return _Processed(ids, types, {}, offsets)
         images = [decode(image, where=f"{where}, image {place}") for place, image in enumerate(row.images)]
         try:
             outputs = self.processor(
@@ -332,9 +355,7 @@ class Encoder:
                 images_kwargs={"return_tensors": "pt"},
             )
         except Exception as error:  # of any kind: a StopIteration that escaped would end the loader without an error
-            sizes = ", ".join(f"{width}×{height}" for width, height in (image.size for image in row.images))
-            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-            raise DataError(f"{where}: the processor refuses it (images: {sizes or 'none'}): {reason}") from error
+            raise refusal(error, row) from error
         ids = list(outputs["input_ids"][0])
         family = self.facts.family
         types = next((outputs[name] for name in family.token_types if name in outputs), None)
@@ -378,7 +399,7 @@ class Encoder:
 
 def _only_messages(row: Row) -> bool:
     """Whether the row is one conversation with no prompt set apart."""
-    return not row.prompt and len(row.completions) == 1 and not isinstance(row.completions[0], str)
+    return not row.prompt and len(row.completions) == 1 and (is_text(row) or not isinstance(row.completions[0], str))
 
 
 def _ids(values: Sequence[int]) -> Ids:

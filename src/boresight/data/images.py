@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from boresight.data.opener import local_path, read_file, shown, written_bytes
+from boresight.data.pixels import remark, rgb, upright, upright_size
 from boresight.errors import ImageError
 from boresight.types import EncodedImage
 
-_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError)
+_PNG_ORIENTED = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_NOT_OPENED = ("EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5")
+"""Formats that Pillow passes to another program, or recognises and cannot read."""
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -27,8 +27,9 @@ def load_image(value: object, *, where: str) -> EncodedImage:
     """`value` as an image, still encoded; only its header is read.
 
     Args:
-        value: a PIL image (encoded once, losslessly, as PNG), a path or ``file://`` address, encoded bytes, a mapping
-            with ``bytes`` or ``path`` as data sets store images, or an `EncodedImage`.
+        value: a PIL image (encoded once, losslessly, as PNG), a path or ``file://`` address, encoded bytes, the bytes as
+            base64 or as a ``data:`` address, a mapping with ``bytes`` or ``path`` as data sets store images, or an
+            `EncodedImage`.
         where: what an error calls it, such as ``"row 3, images[1]"``.
 
     Raises:
@@ -38,9 +39,11 @@ def load_image(value: object, *, where: str) -> EncodedImage:
         case EncodedImage():
             return value
         case Image.Image():
-            return _from_bytes(_png(value), where)
+            return _from_pil(value, where)
         case bytes() | bytearray() | memoryview():
             return _from_bytes(bytes(value), where)
+        case str() if (data := written_bytes(value, where)) is not None:
+            return _from_bytes(data, where)
         case str() | Path():
             return _from_path(value, where)
         case Mapping() if value.get("bytes") is not None:
@@ -50,7 +53,9 @@ def load_image(value: object, *, where: str) -> EncodedImage:
         case None:
             raise ImageError(f"{where}: the image is missing (None). Leave the place out, or give the image.")
         case _:
-            kind = f"a mapping with keys {sorted(value)}" if isinstance(value, Mapping) else type(value).__name__
+            kind = type(value).__name__
+            if isinstance(value, Mapping):
+                kind = f"a mapping with keys {sorted(map(str, value))}"
             raise ImageError(
                 f"{where}: {kind} is no image. Give a PIL image, a path, encoded bytes, or a mapping with 'bytes' "
                 "or 'path'."
@@ -58,87 +63,70 @@ def load_image(value: object, *, where: str) -> EncodedImage:
 
 
 def decode(image: EncodedImage, *, where: str = "image") -> Image.Image:
-    """The image in RGB: rotated by its EXIF orientation, transparency over white, 16-bit grey scaled to 8.
+    """The image in RGB and upright, by the rules of `data.pixels`.
 
     Raises:
         ImageError: the data ends early or is damaged, which the header does not show.
     """
+    data = image.source if isinstance(image.source, bytes) else read_file(Path(image.source), where)
     try:
-        with _strict(), Image.open(_stream(image)) as opened:
-            opened.load()
-            return _rgb(ImageOps.exif_transpose(opened))
+        with _strict(), Image.open(BytesIO(data), formats=_formats()) as opened:
+            kind = opened.format
+            return rgb(upright(opened), format=kind)
     except _TOO_LARGE as error:
         raise _too_large(where, error) from error
-    except _BROKEN as error:
+    except Exception as error:  # Pillow's decoders raise many types
         raise ImageError(f"{where}: {_name(image)} cannot be decoded ({error}). Replace it or drop the row.") from error
 
 
 def _from_path(value: str | Path, where: str) -> EncodedImage:
-    path = _local_path(value, where)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ImageError(f"{where}: cannot read the image {str(path)!r}: {reason} (looked in {Path.cwd()}).") from error
-    return EncodedImage(
-        source=str(path), digest=hashlib.sha256(data).hexdigest(), size=_size(data, f"{where} ({path})")
-    )
+    path = local_path(value, where)
+    return _encoded(read_file(path, where), str(path), f"{where} ({shown(path)})")
 
 
 def _from_bytes(data: bytes, where: str) -> EncodedImage:
-    return EncodedImage(source=data, digest=hashlib.sha256(data).hexdigest(), size=_size(data, where))
+    return _encoded(data, data, where)
 
 
-def _local_path(value: str | Path, where: str) -> Path:
-    if isinstance(value, str) and "://" in value:
-        address = urlparse(value)
-        if address.scheme != "file":
-            raise ImageError(f"{where}: {value!r} is not on this machine. Download the image first and give its path.")
-        return Path(url2pathname(address.path))
-    if not str(value).strip():
-        raise ImageError(f"{where}: the image's path is empty.")
-    return Path(value).expanduser()
-
-
-def _size(data: bytes, where: str) -> tuple[int, int]:
-    """Width and height after EXIF orientation, from the header."""
+def _encoded(data: bytes, source: bytes | str, where: str) -> EncodedImage:
     try:
-        with _strict(), Image.open(BytesIO(data)) as image:
-            width, height = image.size
-            # Asked for its EXIF, a PNG decodes itself to look behind the pixels; most have none.
-            sideways = (image.format != "PNG" or b"eXIf" in data) and image.getexif().get(_ORIENTATION) in _SIDEWAYS
+        with _strict(), Image.open(BytesIO(data), formats=_formats()) as image:
+            has_exif = image.format != "PNG" or any(mark in data for mark in _PNG_ORIENTED)
+            size, note = upright_size(image, has_exif=has_exif), remark(image)
     except _TOO_LARGE as error:
         raise _too_large(where, error) from error
-    except _BROKEN as error:
-        raise ImageError(f"{where}: the image is broken or of an unknown format ({error}).") from error
-    return (height, width) if sideways else (width, height)
+    except Exception as error:  # Pillow's readers raise many types
+        reason = str(error).partition("<_io.BytesIO")[0].strip() or type(error).__name__
+        raise ImageError(f"{where}: the image is broken or of an unknown format ({reason}).") from error
+    if 0 in size:
+        raise ImageError(f"{where}: the image has no pixels ({size[0]}×{size[1]}).")
+    return EncodedImage(source=source, digest=hashlib.sha256(data).hexdigest(), size=size, remark=note)
 
 
-def _png(image: Image.Image) -> bytes:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode not in _PNG_MODES:
-        upright = _rgb(upright)
-    stream = BytesIO()
-    upright.save(stream, format="PNG", compress_level=1)
-    return stream.getvalue()
+def _from_pil(image: Image.Image, where: str) -> EncodedImage:
+    if 0 in image.size:
+        raise ImageError(f"{where}: the image has no pixels ({image.width}×{image.height}).")
+    try:
+        note = remark(image)
+        turned = upright(image)
+        kept = turned if turned.mode in _PNG_MODES else rgb(turned, format=image.format)
+        stream = BytesIO()
+        kept.save(stream, format="PNG", compress_level=1, exif=b"")
+    except Exception as error:  # a file that PIL opened lazily may be damaged
+        raise ImageError(f"{where}: the PIL image cannot be read ({error}). Replace it or drop the row.") from error
+    data = stream.getvalue()
+    return EncodedImage(source=data, digest=hashlib.sha256(data).hexdigest(), size=kept.size, remark=note)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):  # Pillow's own conversion clips what is above 255
-        image = image.convert("I").point(lambda value: value / 257).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(ground, image)
-    return image.convert("RGB")
-
-
-def _stream(image: EncodedImage) -> Any:
-    return BytesIO(image.source) if isinstance(image.source, bytes) else image.source
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats that are opened."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _NOT_OPENED)
 
 
 def _name(image: EncodedImage) -> str:
-    return "the image" if isinstance(image.source, bytes) else f"the image {image.source!r}"
+    return "the image" if isinstance(image.source, bytes) else f"the image {shown(image.source)}"
 
 
 def _strict() -> warnings.catch_warnings:

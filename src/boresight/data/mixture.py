@@ -9,7 +9,8 @@ from typing import Any
 import datasets
 
 from boresight.data.columns import as_conversations, as_text, column_names
-from boresight.data.schema import IMAGE_COLUMNS
+from boresight.data.faithful import select_columns, stored, values_of, with_column
+from boresight.data.schema import IMAGE_COLUMNS, TEXT_COLUMNS
 from boresight.data.sources import load_rows
 from boresight.errors import ConfigError, DataError
 
@@ -78,7 +79,7 @@ def get_dataset(mixture: DatasetMixtureConfig, *, seed: int = 42, check: Check |
         if part.columns is not None:
             if missing := [name for name in part.columns if name not in column_names(records)]:
                 raise DataError(f"{part.path} has no column {missing[0]!r}, only {', '.join(column_names(records))}.")
-            records = records.select_columns(list(part.columns))
+            records = select_columns(records, part.columns)
         tables.append(records)
     tables = _shares(tables, mixture.datasets)
     train = tables[0] if len(tables) == 1 else _joined(tables, mixture.datasets)
@@ -108,14 +109,14 @@ def read_dataset(
 
 def readable(records: Any, columns: Mapping[str, str], system_prompt: str | None) -> Any:
     """The records with conversations where columns of a table were named, and after what the system says."""
-    records = as_text(records, [name for name in columns if name != "image"])
+    records = as_text(records, [name for name in columns if name in TEXT_COLUMNS])
     return as_conversations(records, prompt="prompt" in columns, system_prompt=system_prompt)
 
 
 def _joined(tables: Sequence[Any], parts: Sequence[DatasetConfig]) -> Any:
     try:
-        return datasets.concatenate_datasets([_alike(table) for table in tables])
-    except ValueError as error:
+        return datasets.concatenate_datasets(_alike(tables))
+    except (TypeError, ValueError) as error:
         shown = "; ".join(
             f"{part.path}: {', '.join(column_names(table))}" for part, table in zip(parts, tables, strict=True)
         )
@@ -136,17 +137,42 @@ def _divided(records: Any, size: float, seed: int) -> dict[str, Any]:
     return {"train": divided["train"], "test": divided["test"]}
 
 
-def _alike(records: Any) -> Any:
-    """The records with images and texts of one type however they were stored, the images still encoded."""
-    for name, feature in (records.features or {}).items():
-        is_image = name in IMAGE_COLUMNS
-        if isinstance(feature, datasets.List) and is_image:
-            records = records.cast_column(name, datasets.List(datasets.Image(decode=False)))
-        elif isinstance(feature, datasets.Image | datasets.Value) and is_image:
-            records = records.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(feature, datasets.Value) and feature.dtype == "large_string":
-            records = records.cast_column(name, datasets.Value("string"))
+def _alike(tables: Sequence[Any]) -> list[Any]:
+    """The tables with columns of one type however they were stored, their images still encoded."""
+    names = {name: None for table in tables for name in column_names(table)}
+    for name in names:
+        tables = [_image_column(table, name) for table in tables] if name in IMAGE_COLUMNS else tables
+        found = [table.features[name] for table in tables if table.features and name in table.features]
+        if any(feature != found[0] for feature in found):
+            tables = [_as_json(table, name) for table in tables]
+    return list(tables)
+
+
+def _image_column(records: Any, name: str) -> Any:
+    feature = (records.features or {}).get(name)
+    if isinstance(feature, datasets.Json):
+        values = [value if isinstance(value, list) else [value] for value in values_of(records, name)]
+        records = with_column(records, name, [[item for item in value if item is not None] for value in values])
+        return records.cast_column(name, datasets.List(datasets.Image(decode=False)))
+    if isinstance(feature, datasets.List):
+        return records.cast_column(name, datasets.List(datasets.Image(decode=False)))
+    if isinstance(feature, datasets.Image | datasets.Value):
+        return records.cast_column(name, datasets.Image(decode=False))
     return records
+
+
+def _as_json(records: Any, name: str) -> Any:
+    """The records with a column stored as JSON, which holds values of every type, text as text."""
+    feature = (records.features or {}).get(name)
+    if (
+        feature is None
+        or isinstance(feature, datasets.Json | datasets.Image)
+        or not isinstance(records, datasets.Dataset)
+    ):
+        return records
+    values = [stored(value, "json") for value in values_of(records, name)]
+    order, rest = records.column_names, records.remove_columns([name])
+    return select_columns(rest.add_column(name, values, feature=datasets.Json()), order)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def _shares(tables: list[Any], parts: Sequence[DatasetConfig]) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from boresight.options import Range, option
 
@@ -23,5 +23,10 @@ class DataOptions:
     )
     chat_template_kwargs: dict[str, Any] | str | None = option(
         None, "Additional arguments of the chat template, such as {'enable_thinking': false}."
+    )
+    on_bad_row: Literal["error", "drop", "keep_text"] = option(
+        "error",
+        "What becomes of rows that cannot be used: error: training does not start; drop: they are left out; keep_text: rows with a bad "
+        "image are learned from without their images, and other bad rows are left out. Both are listed in RUN/quarantine.jsonl.",
     )
     shuffle_dataset: bool = option(True, "Shuffle the training rows before each epoch.")

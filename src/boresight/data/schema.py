@@ -1,29 +1,36 @@
-"""One record of a data set → `Row`: TRL's formats, with explicit content parts and one part per image."""
+"""One record of a data set → `Row`: TRL's formats, with explicit content parts and one part per image.
+
+Other formats are converted first (`formats`), and marks in texts become parts (`marks`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from PIL import Image
-
+from boresight.data.formats import CONVERSATIONS, converted
+from boresight.data.image_columns import IMAGE_COLUMNS, column_images
 from boresight.data.images import load_image
+from boresight.data.json_text import with_arguments, without_padding
+from boresight.data.marks import MARK, check_string, image_parts, put_images
 from boresight.errors import DataError, ImageError, nearest
 from boresight.types import EncodedImage, Message, Row
 
 TEXT_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
-IMAGE_COLUMNS = ("image", "images")
+CONVERSATION_COLUMNS = (*TEXT_COLUMNS, *CONVERSATIONS)
+"""Columns whose content parts may hold images."""
 _FORMATS = (
     ("messages",),
+    ("text",),
     ("prompt",),
     ("prompt", "completion"),
     ("prompt", "chosen", "rejected"),
     ("chosen", "rejected"),
 )
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_IMAGE_KEYS = ("image", "path", "url", "bytes")
-_LITERAL = "<image>"
+_IMAGE_TYPES = ("image", "image_url")
+IMAGE_KEYS = ("image", "path", "url", "bytes")
 
 
 def read_row(record: Mapping[str, Any], index: int) -> Row:
@@ -32,35 +39,38 @@ def read_row(record: Mapping[str, Any], index: int) -> Row:
     | columns | meaning |
     |---|---|
     | `messages` | the whole conversation is the one completion |
+    | `text` | a plain text, all of which is the one completion |
     | `prompt` | a conversation or a string, to be completed |
     | `prompt`, `completion` | the demonstration |
     | `prompt`, `chosen`, `rejected` | a preference |
     | `chosen`, `rejected` | two conversations; the messages they share at the start are the prompt |
 
     Images come from `image` or `images` (None, [] or no such column: none) and from content parts that carry their
-    own (``{"type": "image", "image": …}``). Without a single image part, the images are put before the text of the
-    first user message whose content is a string, as TRL does; otherwise the parts without an image of their own take
-    them in order, and their counts must agree. A string prompt is left as it is: placeholders are the encoder's.
-    Further columns are kept untouched.
+    own (``{"type": "image", "image": …}``). They go, in order, to the content parts without an image of their own and
+    to the marks ``<image>`` in texts, which must be as many; where there is neither, they are put before the text of
+    the first user message whose content is a string, as TRL does. A string prompt is left as it is: placeholders are
+    the encoder's. Further columns are kept untouched.
+
+    Rows in other formats are converted first: `data.formats` lists them.
 
     Raises:
         DataError: the columns, roles or contents make no row.
         ImageError: an image is missing, broken, too large, miscounted, or inside one of several completions.
     """
     where = f"row {index}"
+    record = converted(record, where)
     texts = {name: record[name] for name in TEXT_COLUMNS if record.get(name) is not None}
+    if not texts and isinstance(record.get("text"), str):
+        texts = {"text": record.pop("text")}
     if tuple(texts) not in _FORMATS:
         raise DataError(_unknown_format(record, tuple(texts), where))
-    supply = _column_images(record, where)
+    supply = column_images(record, where)
     columns = {name: value for name, value in record.items() if name not in (*TEXT_COLUMNS, *IMAGE_COLUMNS)}
     strings = [name for name, value in texts.items() if isinstance(value, str)]
     if not strings:
         prompt, completions, images = _conversations(texts, supply, where)
-    elif len(strings) == len(texts) and "prompt" in texts:
-        if not texts["prompt"].strip() and not supply:
-            raise DataError(f"{where}: the prompt is empty.")
-        prompt, images = texts["prompt"], supply
-        completions = tuple(value for name, value in texts.items() if name != "prompt")
+    elif len(strings) == len(texts) and ("prompt" in texts or "text" in texts):
+        prompt, completions, images = _strings(texts, supply, where)
     elif len(strings) == len(texts):
         raise DataError(f"{where}: {' and '.join(strings)} of plain strings need a prompt column beside them.")
     else:
@@ -74,22 +84,11 @@ def read_row(record: Mapping[str, Any], index: int) -> Row:
 def map_images(record: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
     """The record with every value that `read_row` takes for an image replaced by what `change` makes of it."""
 
-    def changed_part(part: Any) -> Any:
-        if not isinstance(part, Mapping) or part.get("type") != "image":
-            return part
-        return {
-            key: change(value) if key in _IMAGE_KEYS and value is not None else value for key, value in part.items()
-        }
-
     def changed_message(message: Any) -> Any:
-        if not isinstance(message, Mapping) or not isinstance(message.get("content"), Sequence | None):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(content, list | tuple):
             return message
-        content = message.get("content")
-        return (
-            message
-            if isinstance(content, str | None)
-            else {**message, "content": [changed_part(part) for part in content]}
-        )
+        return {**message, "content": [_changed_part(part, change) for part in content]}
 
     result = dict(record)
     for name in IMAGE_COLUMNS:
@@ -98,15 +97,64 @@ def map_images(record: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[
             result[name] = [item if item is None else change(item) for item in value]
         elif value is not None:
             result[name] = change(value)
-    for name in TEXT_COLUMNS:
+    for name in CONVERSATION_COLUMNS:
         if isinstance(record.get(name), list | tuple):
             result[name] = [changed_message(message) for message in record[name]]
     return result
 
 
+def _changed_part(part: Any, change: Callable[[Any], Any]) -> Any:
+    if not isinstance(part, Mapping) or part.get("type") not in _IMAGE_TYPES:
+        return part
+    result = {key: change(value) if key in IMAGE_KEYS and value is not None else value for key, value in part.items()}
+    match part.get("image_url"):
+        case str() as address:
+            result["image_url"] = change(address)
+        case Mapping() as given if given.get("url") is not None:
+            result["image_url"] = {**given, "url": change(given["url"])}
+    return result
+
+
+def without_images(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The record without its images, their content parts and their marks."""
+
+    def changed_message(message: Any) -> Any:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, str):
+            return {**message, "content": content.replace(MARK, "")}
+        if not isinstance(content, list | tuple):
+            return message
+        parts = [part for part in content if not isinstance(part, Mapping) or part.get("type") not in _IMAGE_TYPES]
+        return {**message, "content": parts or ""}
+
+    result = converted(record, where) | dict.fromkeys(IMAGE_COLUMNS)
+    for name in (*TEXT_COLUMNS, "text"):
+        value = result.get(name)
+        if isinstance(value, str):
+            result[name] = value.replace(MARK, "")
+        elif isinstance(value, list | tuple):
+            result[name] = [changed_message(message) for message in value]
+    return result
+
+
 def part_images(conversation: Sequence[Message]) -> int:
     """How many image parts a conversation of explicit parts has."""
-    return sum(part["type"] == "image" for message in conversation for part in message["content"])
+    return sum(1 for _ in image_parts([conversation]))
+
+
+def _strings(
+    texts: Mapping[str, str], supply: list[EncodedImage], where: str
+) -> tuple[str | list[Any], tuple[str, ...], list[EncodedImage]]:
+    """Prompt, completions and images of a row of plain text."""
+    name = "text" if "text" in texts else "prompt"
+    for column, text in texts.items():
+        _check_encodable(text, f"{where}, {column}")
+    if not texts[name].strip() and not supply:
+        raise DataError(f"{where}: the {name} is empty.")
+    check_string(texts[name], where, num_images=len(supply))
+    if name == "text":
+        return [], (texts["text"],), supply
+    return texts["prompt"], tuple(text for column, text in texts.items() if column != "prompt"), supply
 
 
 def _conversations(
@@ -124,8 +172,26 @@ def _conversations(
             prompt = _shared_start(parsed["chosen"], parsed["rejected"], where)
             parsed = {name: conversation[len(prompt) :] for name, conversation in parsed.items()}
         _check_turns(prompt, parsed, where)
-    images = [_take_image(part) for part in _image_parts([prompt, *parsed.values()])]
+    images = [part.pop("image") for part in image_parts([prompt, *parsed.values()])]
     return prompt, tuple(parsed.values()), images
+
+
+def _place(conversations: list[list[dict[str, Any]]], supply: Sequence[EncodedImage], where: str) -> None:
+    """Give every image part its image."""
+    for part in image_parts(conversations):
+        if (place := part.pop("index", None)) is not None:  # the part names its image by its place in the column
+            if place >= len(supply):
+                raise ImageError(
+                    f"{where}: a content part has the index {place}, and there are {len(supply)} image(s)."
+                )
+            part["image"] = supply[place]
+            part["is_named"] = True
+    named = [part for part in image_parts(conversations) if part.pop("is_named", False)]
+    rest = [] if named else supply
+    put_images(conversations, len(rest), where)
+    empty = [part for part in image_parts(conversations) if "image" not in part]
+    for part, image in zip(empty, rest, strict=True):
+        part["image"] = image
 
 
 def _check_turns(prompt: list[dict[str, Any]], completions: Mapping[str, list[dict[str, Any]]], where: str) -> None:
@@ -170,14 +236,9 @@ def _conversation(value: Any, where: str) -> list[dict[str, Any]]:
 def _message(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise DataError(f"{where}: a message is a mapping with 'role' and 'content', not a {type(value).__name__}.")
-    message = {key: item for key, item in value.items() if item is not None}  # Arrow fills absent keys with None
+    message = {str(key): item for key, item in value.items() if item is not None}  # Arrow fills absent keys with None
     if "role" not in message:
-        hint = (
-            ' ShareGPT\'s "from" and "value" must be renamed to "role" and "content".'
-            if "from" in message
-            else nearest("role", message)
-        )
-        raise DataError(f"{where}: the message has no 'role'.{hint}")
+        raise DataError(f"{where}: the message has no 'role'.{nearest('role', message)}")
     if message["role"] not in _ROLES:
         raise DataError(
             f"{where}: the role {message['role']!r} is none of "
@@ -185,10 +246,23 @@ def _message(value: Any, where: str) -> dict[str, Any]:
         )
     if "content" not in message and not message.get("tool_calls"):
         raise DataError(f"{where}: the message has no 'content'.{nearest('content', message)}")
+    if "tool_calls" in message:
+        message["tool_calls"] = [with_arguments(call) for call in without_padding(message["tool_calls"])]
     content = message.get("content", "")
     message["was_string"] = isinstance(content, str)
+    if isinstance(content, str):
+        _check_encodable(content, where)
     message["content"] = [{"type": "text", "text": content}] if isinstance(content, str) else _parts(content, where)
     return message
+
+
+def _check_encodable(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: the text has half a character (a lone surrogate) at {error.start}: remove it."
+        ) from error
 
 
 def _parts(value: Any, where: str) -> list[dict[str, Any]]:
@@ -200,20 +274,18 @@ def _parts(value: Any, where: str) -> list[dict[str, Any]]:
 def _part(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise DataError(f"{where}: a content part is a mapping with 'type', not a {type(value).__name__}.")
-    part = {key: item for key, item in value.items() if item is not None}
+    part = {str(key): item for key, item in value.items() if item is not None}
     match part.get("type"):
         case "text":
             if not isinstance(part.get("text"), str):
                 raise DataError(f"{where}: the text part has no string under 'text'.")
+            _check_encodable(part["text"], where)
             return {"type": "text", "text": part["text"]}
         case "image":
-            given = [part[key] for key in _IMAGE_KEYS if key in part]
-            return {"type": "image", "image": load_image(given[0], where=where)} if given else {"type": "image"}
-        case "image_url":
-            raise DataError(
-                f'{where}: parts of type \'image_url\' are not read. Write {{"type": "image", "image": …}} with the '
-                "image or its path."
-            )
+            return _image_part(part, next((part[key] for key in IMAGE_KEYS if key in part), None), where)
+        case "image_url":  # OpenAI's
+            given = part.get("image_url")
+            return _image_part(part, given.get("url") if isinstance(given, Mapping) else given, where)
         case "video" | "audio" as kind:
             raise DataError(f"{where}: {kind} is not supported; only text and images are.")
         case kind:
@@ -223,80 +295,11 @@ def _part(value: Any, where: str) -> dict[str, Any]:
             )
 
 
-def _place(conversations: list[list[dict[str, Any]]], supply: list[EncodedImage], where: str) -> None:
-    """Give every image part its image; add parts before the first user's text where there are none."""
-    messages = [message for conversation in conversations for message in conversation]
-    first = next((message for message in messages if message["role"] == "user" and message["was_string"]), None)
-    for message in messages:
-        del message["was_string"]
-    if supply and first is not None and not any(_image_parts(conversations)):
-        if _LITERAL in first["content"][0]["text"]:
-            raise ImageError(
-                f"{where}: the text contains {_LITERAL!r}, which is not a placeholder. "
-                'Remove it (images are put before the text), or write content parts: [{"type": "image"}, {"type": "text", "text": "…"}].'
-            )
-        first["content"][:0] = [{"type": "image"} for _ in supply]
-    empty = [part for part in _image_parts(conversations) if "image" not in part]
-    if len(empty) != len(supply):
-        raise ImageError(
-            f"{where}: {len(supply)} image(s) in the image columns, but {len(empty)} image part(s) without an "
-            "image of their own in the messages. Give one part per image, or write the first user message as a "
-            "plain string."
-        )
-    for part, image in zip(empty, supply, strict=True):
-        part["image"] = image
-
-
-def _image_parts(conversations: Sequence[Sequence[Message]]) -> Iterator[dict[str, Any]]:
-    for conversation in conversations:
-        for message in conversation:
-            yield from (part for part in message["content"] if part["type"] == "image")
-
-
-def _take_image(part: dict[str, Any]) -> EncodedImage:
-    return part.pop("image")
-
-
-def _column_images(record: Mapping[str, Any], where: str) -> list[EncodedImage]:
-    given = [name for name in IMAGE_COLUMNS if not _is_empty(record.get(name))]
-    if len(given) == 2:
-        raise ImageError(f"{where}: both 'image' and 'images' hold images. Keep one of the two columns.")
-    if not given:
-        _check_other_columns(record, where)
-        return []
-    value = record[given[0]]
-    if isinstance(value, list | tuple):
-        return [load_image(item, where=f"{where}, {given[0]}[{place}]") for place, item in enumerate(value)]
-    return [load_image(value, where=f"{where}, {given[0]}")]
-
-
-def _check_other_columns(record: Mapping[str, Any], where: str) -> None:
-    """An image in a column of another name would be ignored silently."""
-    if any(name in record for name in IMAGE_COLUMNS):
-        return
-    for name, value in record.items():
-        item = value[0] if isinstance(value, list | tuple) and value else value
-        stored = isinstance(item, Image.Image | EncodedImage | bytes) or (
-            isinstance(item, Mapping) and item.keys() == {"bytes", "path"}
-        )
-        misspelt = (
-            isinstance(item, str)
-            and nearest(name.lower(), ("image", "images"))
-            and Image.registered_extensions().get(_suffix(item))
-        )
-        if name not in TEXT_COLUMNS and (stored or misspelt):
-            raise ImageError(
-                f"{where}: the column {name!r} holds an image, but images are read from 'image' or 'images'. "
-                "Rename it (or add an 'images' column of None, to train without images on purpose)."
-            )
-
-
-def _suffix(path: str) -> str:
-    return f".{path.rpartition('.')[2].lower()}"
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, list | tuple | str) and len(value) == 0)
+def _image_part(part: Mapping[str, Any], given: Any, where: str) -> dict[str, Any]:
+    if given is not None:
+        return {"type": "image", "image": load_image(given, where=where)}
+    place = part.get("index")
+    return {"type": "image"} if not isinstance(place, int) or place < 0 else {"type": "image", "index": place}
 
 
 def _unknown_format(record: Mapping[str, Any], present: tuple[str, ...], where: str) -> str:

@@ -2,53 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import pyarrow
 import torch.utils.data
-from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
-from boresight.data.columns import renamed
+from boresight.data.check import Check, examine
+from boresight.data.faithful import decoded, readable_features
+from boresight.data.image_columns import IMAGE_COLUMNS
 from boresight.data.images import load_image
-from boresight.data.paths import located
-from boresight.data.schema import IMAGE_COLUMNS, TEXT_COLUMNS, map_images, read_row
-from boresight.errors import DataError, SplitError, nearest
+from boresight.data.paths import undecoded
+from boresight.data.schema import CONVERSATION_COLUMNS, map_images, read_row, without_images
+from boresight.data.stored import Reading, stored_rows, take_split
+from boresight.errors import DataError, ImageError
 from boresight.types import Row
 
 Records = datasets.Dataset | datasets.IterableDataset | Sequence[Mapping[str, Any]]
 """What holds records: a `datasets` object, or a list of mappings, which stays a list."""
-
-_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-_SPLITS = {
-    "train": "train",
-    "test": "test",
-    "eval": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-}
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_SLICE = re.compile(r"([^\[\]]+)\[(.*)\]")
-_MAX_NAMED = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What is asked of a file, a folder or a hub id."""
-
-    split: str | Sequence[str] | None = None
-    name: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    image_root: str | Path | None = None
-    streaming: bool = False
 
 
 def load_rows(source: Any, *, split: str | Sequence[str] | None = None, **reading: Any) -> Records:
@@ -68,11 +43,11 @@ def load_rows(source: Any, *, split: str | Sequence[str] | None = None, **readin
         DataError: nothing is there, it cannot be read, or the split or a column does not exist.
     """
     if isinstance(source, datasets.DatasetDict | datasets.IterableDatasetDict):
-        return _split(source, split, "the data set")
+        return take_split(source, split, "the data set")
     if isinstance(source, datasets.Dataset | datasets.IterableDataset):
         return source
     if isinstance(source, str | Path):
-        return _named(str(source), Reading(split, **reading))
+        return stored_rows(str(source), Reading(split, **reading))
     if isinstance(source, Sequence):
         return [_encoded_once(record, index) for index, record in enumerate(source)]
     raise DataError(
@@ -81,48 +56,7 @@ def load_rows(source: Any, *, split: str | Sequence[str] | None = None, **readin
     )
 
 
-class RowDataset(torch.utils.data.Dataset[Row]):
-    """Records as rows, read when asked for; images stay encoded.
-
-    Columns of `datasets.Image` features that hold a row's images are read without decoding them, and nothing is
-    rewritten on disk. A user's own transform (`with_transform`) is respected.
-    """
-
-    def __init__(self, records: datasets.Dataset | Sequence[Mapping[str, Any]]) -> None:
-        self.records = records
-        self._raw: datasets.Dataset | None = None
-        if isinstance(records, datasets.Dataset) and records.format["type"] is None:
-            self._features = _encoded_features(records.features)
-            self._raw = records.with_format("arrow")
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Row:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        index %= len(self)
-        if self._raw is None:
-            return read_row(self.records[index], index)
-        record = cast("pyarrow.Table", self._raw[index]).to_pylist()[0]
-        return read_row(self._features.decode_example(record), index)
-
-
-class RowStream(torch.utils.data.IterableDataset[Row]):
-    """The records of an iterable data set as rows, numbered as they come (in each worker of its own)."""
-
-    def __init__(self, records: datasets.IterableDataset) -> None:
-        self.records = records
-        for column, feature in (records.features or {}).items():
-            if column in (*IMAGE_COLUMNS, *TEXT_COLUMNS) and _encoded(feature) != feature:
-                self.records = self.records.cast_column(column, _encoded(feature))
-
-    def __iter__(self) -> Iterator[Row]:
-        for index, record in enumerate(self.records):
-            yield read_row(record, index)
-
-
-def check_rows(records: Records, *, check: Callable[[Row], object] | None = None) -> int:
+def check_rows(records: Records, *, check: Check | None = None) -> int:
     """Read every row before training starts; of images the header alone.
 
     Args:
@@ -136,165 +70,143 @@ def check_rows(records: Records, *, check: Callable[[Row], object] | None = None
     Raises:
         DataError: some rows are bad. The message counts them, and says of the first ten what is wrong and what to do.
     """
-    rows = RowStream(records) if isinstance(records, datasets.IterableDataset) else RowDataset(records)
-    bad: list[str] = []
-    num_read = 0
-    for outcome in _outcomes(rows, check):
-        num_read += 1
-        if outcome is not None:
-            bad.append(str(outcome))
-    if bad:
-        rest = [f"… and {len(bad) - _MAX_NAMED} more."] if len(bad) > _MAX_NAMED else []
-        raise DataError("\n".join([f"{len(bad)} of {num_read} rows cannot be used:", *bad[:_MAX_NAMED], *rest]))
-    if num_read == 0:
-        raise DataError("The data set has no rows.")
-    return num_read
+    report = examine(rows_of(records), check)
+    report.refuse()
+    return report.num_rows
 
 
-def _outcomes(rows: RowDataset | RowStream, check: Callable[[Row], object] | None) -> Iterator[DataError | None]:
-    """For every row, what is wrong with it."""
-    if isinstance(rows, RowDataset):
-        reads = (partial(rows.__getitem__, index) for index in range(len(rows)))
-    else:
-        reads = (partial(read_row, record, index) for index, record in enumerate(rows.records))
-    for read in reads:
+def rows_of(records: Any) -> RowDataset | RowStream:
+    """The records as rows: by number, or as they come."""
+    return RowStream(records) if isinstance(records, datasets.IterableDataset) else RowDataset(records)
+
+
+class KeptRows(Sequence[Mapping[str, Any]]):
+    """Some records of a data set, numbered anew, of which some are read without their images.
+
+    Args:
+        records: all records.
+        kept: the numbers of those that are kept, in order.
+        as_text: the numbers of those that are read without images.
+    """
+
+    def __init__(
+        self,
+        records: datasets.Dataset | Sequence[Mapping[str, Any]],
+        kept: Sequence[int],
+        as_text: Collection[int] = frozenset(),
+    ) -> None:
+        self.records = records
+        self.kept = kept
+        self.as_text = frozenset(as_text)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return KeptRows(self.records, self.kept[index], self.as_text)
+        number = self.kept[index]
+        record = self.records[number]
+        return without_images(record, f"row {number}") if number in self.as_text else record
+
+    def select(self, indices: Iterable[int]) -> KeptRows:
+        """Some of these records, as `datasets.Dataset.select`."""
+        return KeptRows(self.records, [self.kept[index] for index in indices], self.as_text)
+
+
+class RowDataset(torch.utils.data.Dataset[Row]):
+    """Records as rows, read when asked for; images stay encoded.
+
+    Columns of `datasets.Image` features that hold a row's images are read without decoding them, and nothing is
+    rewritten on disk. A user's own transform (`with_transform`) is respected.
+    """
+
+    def __init__(self, records: datasets.Dataset | Sequence[Mapping[str, Any]]) -> None:
+        self.records = records
+        self._raw: datasets.Dataset | None = None
+        self._all = RowDataset(records.records) if isinstance(records, KeptRows) else None
+        if isinstance(records, datasets.Dataset) and records.format["type"] is None:
+            self._features = readable_features(_encoded_features(records.features))
+            self._raw = records.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Row:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index %= len(self)
+        return read_row(self.record(index), index)
+
+    def record(self, index: int) -> Mapping[str, Any]:
+        """The record, its images still encoded."""
+        if self._all is not None and isinstance(self.records, KeptRows):
+            number = self.records.kept[index]
+            record = self._all.record(number)
+            return without_images(record, f"row {index}") if number in self.records.as_text else record
+        if self._raw is None:
+            return self.records[index]  # pyright: ignore[reportReturnType]
+        record = cast("pyarrow.Table", self._raw[index]).to_pylist()[0]
+        return decoded(record, self._features)
+
+
+class RowStream(torch.utils.data.IterableDataset[Row]):
+    """The records of an iterable data set as rows, numbered as they come (in each worker of its own).
+
+    Args:
+        records: the records.
+        check: called with every row; it raises a DataError for what is wrong beyond the record itself. Whoever iterates over the same
+            stream with the same check gets the same rows.
+        on_bad_row: what becomes of rows that cannot be used: `DataOptions.on_bad_row`.
+        set_aside: called with the number of a row that is dropped or loses its images, the reason, and what is done with it.
+    """
+
+    def __init__(
+        self,
+        records: datasets.IterableDataset,
+        *,
+        check: Check | None = None,
+        on_bad_row: str = "error",
+        set_aside: Callable[[int, str, str], object] | None = None,
+    ) -> None:
+        self.records = records
+        self.check = check
+        self.on_bad_row = on_bad_row
+        self.set_aside = set_aside
+        for column, feature in (records.features or {}).items():
+            if column in (*IMAGE_COLUMNS, *CONVERSATION_COLUMNS) and undecoded(feature) != feature:
+                self.records = self.records.cast_column(column, undecoded(feature))
+
+    def __iter__(self) -> Iterator[Row]:
+        for index, record in enumerate(self.records):
+            row = self._read(record, index)
+            if row is not None:
+                yield row
+
+    def _read(self, record: Any, index: int) -> Row | None:
         try:
-            row = read()
-            if check is not None:
-                check(row)
+            return self._checked(record, index)
         except DataError as error:
-            yield error
-        else:
-            yield None
+            if self.on_bad_row == "error":
+                raise
+            row = None
+            if self.on_bad_row == "keep_text" and isinstance(error, ImageError):
+                with suppress(DataError):
+                    row = self._checked(without_images(record, f"row {index}"), index)
+            if self.set_aside is not None:
+                self.set_aside(index, str(error), "dropped" if row is None else "kept as text")
+            return row
 
-
-def _named(source: str, reading: Reading) -> Records:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _folder(path, reading)
-    if path.is_file():
-        return _table(_read({"train": [path]}, reading.streaming), path.parent, source, reading)
-    looks_local = path.suffix in _READERS or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if looks_local:
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(
-            f"There is no file or folder {source!r} (looked in {Path.cwd()}).{nearest(path.name, siblings)}"
-        )
-    try:
-        splits = datasets.load_dataset(source, reading.name, streaming=reading.streaming)
-    except (OSError, ValueError) as error:
-        raise DataError(f"There is no file, folder or reachable hub data set {source!r}: {error}") from error
-    return _stored(_split(splits, reading.split, source), source, reading)
-
-
-def _folder(path: Path, reading: Reading) -> Records:
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        saved = datasets.load_from_disk(path)
-        splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-        return _stored(_split(splits, reading.split, str(path)), str(path), reading)
-    if metadata := [found for kind in _METADATA for found in path.rglob(kind) if _names_files(found)]:
-        try:
-            splits = datasets.load_dataset(
-                "imagefolder", data_dir=str(path), drop_labels=True, streaming=reading.streaming
-            )
-        except (OSError, ValueError, DatasetGenerationError) as error:
-            raise DataError(f"The image folder {str(path)!r} cannot be read: {error.__cause__ or error}") from error
-        return _stored(_split(splits, reading.split, str(metadata[0])), str(path), reading)
-    files: dict[str, list[Path]] = {}
-    for file in sorted(entry for entry in path.rglob("*") if entry.suffix in _READERS):
-        words = file.stem.lower().replace("_", "-").split("-")
-        files.setdefault(next((_SPLITS[word] for word in words if word in _SPLITS), "train"), []).append(file)
-    if not files:
-        raise DataError(
-            f"The folder {str(path)!r} has no data: neither {', '.join(_READERS)} files, nor images with "
-            f"{' or '.join(_METADATA)}."
-        )
-    return _table(_read(files, reading.streaming), path, str(path), reading)
-
-
-def _names_files(metadata: Path) -> bool:
-    """Whether the table has the column that makes a folder of images a data set; any other is an ordinary table."""
-    with metadata.open("rb") as stream:
-        return b"file_name" in stream.readline() or metadata.suffix == ".parquet"
-
-
-def _read(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
-    paths = [path for group in files.values() for path in group]
-    kinds = {_READERS.get(path.suffix, "") for path in paths}
-    if len(kinds) > 1 or "" in kinds:
-        shown = ", ".join(path.name for path in paths[:5])
-        raise DataError(f"{shown}: data files must be of one kind, one of {', '.join(_READERS)}.")
-    try:
-        return datasets.load_dataset(
-            kinds.pop(),
-            data_files={split: [str(path) for path in group] for split, group in files.items()},
-            streaming=streaming,
-        )  # pyright: ignore[reportArgumentType]
-    except (OSError, ValueError, DatasetGenerationError) as error:
-        raise DataError(
-            f"{', '.join(path.name for path in paths)} cannot be read: {error.__cause__ or error}"
-        ) from error
-
-
-def _table(splits: Any, folder: Path, source: str, reading: Reading) -> Any:
-    """Rows of data files, with their columns' names and their images' paths put right."""
-    records = renamed(_split(splits, reading.split, source), reading.columns, source)
-    return located(records, folder, source, reading.image_root)
-
-
-def _stored(records: Any, source: str, reading: Reading) -> Any:
-    """Rows that hold their images themselves."""
-    records = renamed(records, reading.columns, source)
-    return records if reading.image_root is None else located(records, Path(), source, reading.image_root)
-
-
-def _split(splits: Any, split: str | Sequence[str] | None, source: str) -> Any:
-    if not isinstance(split, str):
-        if len(splits) == 1:
-            return next(iter(splits.values()))
-        if found := [name for name in split or ("train",) if name in splits]:
-            return splits[found[0]]
-        raise DataError(
-            f"{source} has the splits {', '.join(splits)} and none is {' or '.join(map(repr, split or ('train',)))}: name one."
-        )
-    name, part = _SLICE.fullmatch(split).groups() if _SLICE.fullmatch(split) else (split, None)  # pyright: ignore[reportOptionalMemberAccess]
-    if name not in splits:
-        raise SplitError(f"{source} has no split {name!r}, only {', '.join(splits)}.{nearest(name, splits)}")
-    return splits[name] if part is None else _part(splits[name], part, split)
-
-
-def _part(records: Any, part: str, split: str) -> Any:
-    """Some of the rows: ``:1000``, ``1000:``, ``10%:20%``."""
-    if not isinstance(records, datasets.Dataset):
-        raise DataError(f"{split}: a stream has no parts. Drop the brackets, or --dataset_streaming.")
-    bounds = [bound.strip() for bound in part.split(":")]
-    try:
-        start, stop = (
-            None if not bound else len(records) * int(bound[:-1]) // 100 if bound.endswith("%") else int(bound)
-            for bound in bounds
-        )
-    except ValueError as error:
-        raise DataError(f"{split}: write a part as train[:1000], train[1000:] or train[10%:20%].") from error
-    return records.select(range(*slice(start, stop).indices(len(records))))
+    def _checked(self, record: Any, index: int) -> Row:
+        row = read_row(record, index)
+        if self.check is not None and self.on_bad_row != "error":
+            self.check(row)
+        return row
 
 
 def _encoded_features(features: datasets.Features) -> datasets.Features:
-    columns = (*IMAGE_COLUMNS, *TEXT_COLUMNS)
-    return datasets.Features({name: _encoded(item) if name in columns else item for name, item in features.items()})
-
-
-def _encoded(feature: Any) -> Any:
-    """The feature, its images left encoded."""
-    match feature:
-        case datasets.Image():
-            return datasets.Image(mode=feature.mode, decode=False)
-        case datasets.LargeList():
-            return datasets.LargeList(_encoded(feature.feature))
-        case datasets.List():
-            return datasets.List(_encoded(feature.feature), length=feature.length)
-        case dict():
-            return {key: _encoded(item) for key, item in feature.items()}
-    return feature
+    columns = (*IMAGE_COLUMNS, *CONVERSATION_COLUMNS)
+    return datasets.Features({name: undecoded(item) if name in columns else item for name, item in features.items()})
 
 
 def _encoded_once(record: Any, index: int) -> Mapping[str, Any]:

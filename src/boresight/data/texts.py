@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from boresight.data.marks import MARK
 from boresight.data.spans import Span, produced_spans
 from boresight.errors import DataError, ImageError, ModelError
 from boresight.types import Conversation, Message, ModelFacts, Row
@@ -16,8 +17,8 @@ from boresight.types import Conversation, Message, ModelFacts, Row
 class Texts:
     """Renders rows as the processor expects them, one placeholder for each image.
 
-    The chat template is never edited. In a string prompt every image needs the family's `placeholder`. If the string
-    has none, the placeholders are put before it.
+    The chat template is never edited. In plain text every image needs the family's `placeholder`, or the mark `<image>` that other tools
+    write, which is replaced by it. If the text has neither, the placeholders are put before it.
     """
 
     def __init__(
@@ -32,6 +33,8 @@ class Texts:
         """The prompt with the generation prompt. If the last message is the assistant's, the completion continues it."""
         if isinstance(row.prompt, str):
             return self._with_placeholders(row.prompt, row)
+        if is_text(row):
+            return ""
         self._check(row.prompt, row)
         continues = row.prompt[-1]["role"] == "assistant"
         return self.render(row.prompt, row, add_generation_prompt=not continues, continue_final_message=continues)
@@ -41,7 +44,9 @@ class Texts:
         return [self._completion(completion, row) for completion in row.completions]
 
     def conversation(self, row: Row) -> str:
-        """Prompt and demonstration as one conversation."""
+        """Prompt and demonstration as one text."""
+        if isinstance(row.completions[0], str):
+            return self.prompt(row) + self.completions(row)[0]
         self._check(row.prompt, row)
         self._check(row.completions[0], row)
         return self.render(joined(row.prompt, row.completions[0]), row)
@@ -62,7 +67,7 @@ class Texts:
                 f"row {row.index} is a conversation, but the processor has no chat template. Pass one that has, or "
                 "rows of plain strings."
             )
-        extra = {**self.chat_template_kwargs, **(row.columns.get("chat_template_kwargs") or {})}
+        extra = {**self.chat_template_kwargs, **_variables(row)}
         conversation = [_flat(message) if self.is_bare else dict(message) for message in messages]
         try:
             return self.processor.apply_chat_template(
@@ -70,6 +75,14 @@ class Texts:
             )
         except TemplateError as error:
             raise DataError(f"row {row.index}: the chat template refuses the conversation: {error}") from error
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:  # a tool or a message of another form than it expects
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(f"row {row.index}: the chat template cannot render the conversation ({reason}).") from error
 
     @property
     def is_bare(self) -> bool:
@@ -80,6 +93,11 @@ class Texts:
     def image_token(self) -> str | None:
         """The token that the processor replaces with an image's tokens."""
         return getattr(self.processor, "image_token", None)
+
+    @property
+    def image_token_id(self) -> int | None:
+        """The id of `image_token`."""
+        return None if self.image_token is None else self.tokenizer.convert_tokens_to_ids(self.image_token)
 
     @property
     def end_id(self) -> int:
@@ -110,12 +128,20 @@ class Texts:
         added = [mark for mark, id in self.tokenizer.get_added_vocab().items() if id in self.facts.modality_ids]
         return tuple(dict.fromkeys(mark for mark in (*named, *added) if mark))
 
+    @cached_property
+    def control(self) -> tuple[str, ...]:
+        """Special tokens, such as the one that ends a turn. Written in a text, they act as if the template had placed them."""
+        return tuple(token for token in dict.fromkeys(self.tokenizer.all_special_tokens) if token not in self.reserved)
+
     @property
     def _has_template(self) -> bool:
         return getattr(self.processor, "chat_template", None) is not None
 
     def _completion(self, completion: str | Conversation, row: Row) -> str:
-        self._check(completion, row)
+        if is_text(row):
+            completion = self._with_placeholders(row.completions[0], row)  # pyright: ignore[reportArgumentType]
+        else:
+            self._check(completion, row)
         if isinstance(completion, str):
             end = self.tokenizer.convert_ids_to_tokens(self.end_id)
             return completion if completion.endswith(end) else completion + end
@@ -133,6 +159,8 @@ class Texts:
         marks = [mark for mark in self.reserved if mark in self.placeholder] if row.images else []
         self._check(text, row, allowed=marks)
         present = text.count(self.image_token) if self.image_token else 0
+        if present == 0 and row.images and text.count(MARK) == len(row.images):
+            return text.replace(MARK, self.placeholder)
         if present == 0:
             return self.placeholder * len(row.images) + text
         if not present == len(row.images) == text.count(self.placeholder):
@@ -152,6 +180,41 @@ class Texts:
                     f"row {row.index}: a text contains {mark!r}, which stands for an image and may not be "
                     'written as text. Remove it, and write a content part {"type": "image"} where an image goes.'
                 )
+
+
+def is_text(row: Row) -> bool:
+    """Whether the row is one plain text (`text`), with no prompt set apart."""
+    return not isinstance(row.prompt, str) and len(row.prompt) == 0 and isinstance(row.completions[0], str)
+
+
+_TAKEN = (
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "conversation",
+    "tools",
+    "return_dict",
+    "return_tensors",
+)
+"""Arguments of the template that the encoder sets."""
+
+
+def _variables(row: Row) -> Mapping[str, Any]:
+    """The template variables of one row.
+
+    Raises:
+        DataError: they are no mapping, or set what the encoder sets.
+    """
+    given = row.columns.get("chat_template_kwargs") or {}
+    if not isinstance(given, Mapping):
+        raise DataError(
+            f"row {row.index}: chat_template_kwargs is a {type(given).__name__}. Store a mapping, or its JSON as text."
+        )
+    if taken := [name for name in given if name in _TAKEN]:
+        raise DataError(
+            f"row {row.index}: chat_template_kwargs sets {taken[0]!r}, which is not the row's to set. Drop it."
+        )
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def joined(prompt: str | Conversation, completion: str | Conversation) -> list[Message]:

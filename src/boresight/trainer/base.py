@@ -9,6 +9,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +19,9 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from boresight.data.bad_rows import QUARANTINE, StreamQuarantine
 from boresight.data.encode import Encoder
-from boresight.data.sources import check_rows, load_rows
+from boresight.data.sources import RowStream, load_rows
 from boresight.errors import ConfigError
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
@@ -31,9 +33,9 @@ from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
-from boresight.trainer.checks import Extent, RowCheck
+from boresight.trainer.checks import DataCheck, Encoding, RowCheck
 from boresight.trainer.config import TrainerConfig
-from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
+from boresight.trainer.loading import StepLoader, each, is_stream, step_loader
 from boresight.trainer.nonfinite import NonFiniteSteps
 from boresight.trainer.options import ReferenceSyncOptions
 from boresight.trainer.random_states import random_states_kept
@@ -141,12 +143,24 @@ class GroupTrainer(UpdatingTrainer[Item]):
             "chat_template_kwargs": args.chat_template_kwargs,
         }
 
-    def row_encoder(self) -> Callable[[Row], Any]:
-        """A function from a row to what the loader yields. It is pickled for a loader's workers, so it must not hold the trainer."""
+    @property
+    def encoding(self) -> Encoding:
+        """How an encoder converts a row to an item. Runs in loaders' workers."""
         raise NotImplementedError
 
+    @property
+    def checked_encoding(self) -> Encoding:
+        """What every row must allow before training: `encoding`, where nothing else is said."""
+        return self.encoding
+
+    @property
+    def row_encoder(self) -> Callable[[Row], Any]:
+        """From a row to an item. It is pickled for loaders' workers, so it does not hold the trainer."""
+        return partial(self.encoding, self.encoder)
+
     def encode(self, row: Row) -> Any:
-        return self.row_encoder()(row)
+        """Convert a row to an item."""
+        return self.row_encoder(row)
 
     def evaluate_step(self, inputs: list[Any], metrics: MeanMetrics) -> None:
         """Add the metrics of one batch of the evaluation set."""
@@ -204,18 +218,13 @@ class GroupTrainer(UpdatingTrainer[Item]):
     # ---- Data -------------------------------------------------------------------------------------------------------------------
 
     def _check_data(self) -> None:
-        """Find bad rows before the first step, if the data set can be indexed."""
+        """Find bad rows before the first step, if the data set can be indexed, and set them aside as `on_bad_row` says."""
+        check = DataCheck(self.encoder, self.checked_encoding, self.args.on_bad_row, self.log_once)
         with self.timeline.phase("data"):
-            datasets = [each for each in (self.train_dataset, *values(self.eval_dataset)) if each is not None]
-            checks = [None if is_stream(dataset) else RowCheck(self.encoder) for dataset in datasets]
-            for dataset, check in zip(datasets, checks, strict=True):
-                if check is not None:
-                    check_rows(dataset, check=check)
-                    if check.num_tried < check.num_seen:
-                        self.log_once(
-                            f"{check.num_tried} of {check.num_seen} rows were fully checked before training, the others by their columns."
-                        )
-            self.extent = Extent.of(checks)
+            self.train_dataset = check.usable(self.train_dataset, "train")
+            self.eval_dataset = check.usable(self.eval_dataset, "eval")
+        self.extent = check.extent
+        check.write(self._run_file(QUARANTINE))
         if self.train_dataset is not None and not is_stream(self.train_dataset):
             dropped = self._train_batches().num_dropped
             if dropped:
@@ -239,7 +248,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
         if self.train_dataset is None:
             raise ConfigError("Training needs a train_dataset.")
         batches = None if is_stream(self.train_dataset) else self._train_batches()
-        return step_loader(self.train_dataset, self.row_encoder(), self.plan, batches, self.args)
+        return step_loader(self.train_dataset, self.row_encoder, self.plan, batches, self.args, self._stream("train"))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
         if isinstance(eval_dataset, str):
@@ -251,7 +260,13 @@ class GroupTrainer(UpdatingTrainer[Item]):
         batches = None
         if not is_stream(records):
             batches = StepBatches(len(records), self.eval_plan, shuffle=False, seed=0, rank=rank, world_size=world_size)
-        return step_loader(records, self.row_encoder(), self.eval_plan, batches, self.args)
+        return step_loader(records, self.row_encoder, self.eval_plan, batches, self.args, self._stream("eval"))
+
+    def _stream(self, name: str) -> Callable[[Any], RowStream]:
+        """How a stream is read. Every rank reads all of it, and checks every row alike, so all drop the same rows."""
+        check = RowCheck(self.encoder, self.checked_encoding, seconds=0)
+        quarantine = StreamQuarantine(self._run_file(QUARANTINE), name)
+        return partial(RowStream, check=check, on_bad_row=self.args.on_bad_row, set_aside=quarantine)
 
     def own_sampler(self) -> HFSampler:
         """A sampler of the model being trained. It shares the cache of image features with the training passes."""

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from boresight.data.bad_rows import SetAside, quarantine_summary, usable_records, write_quarantine
+from boresight.data.check import Checked, RowReport, examine
 from boresight.data.encode import Encoder
+from boresight.data.findings import control_findings
 from boresight.data.images import decode
-from boresight.data.sources import RowDataset
-from boresight.errors import RewardError
+from boresight.data.sources import RowDataset, rows_of
+from boresight.errors import DataError, RewardError
+from boresight.ranks import on_first_rank
 from boresight.rewards.check import check_gold
 from boresight.rewards.check_boxes import check_boxes
 from boresight.rewards.score import Scorer
-from boresight.types import Prompt, Row
+from boresight.trainer.fingerprint import processor_digest, template_digest
+from boresight.trainer.loading import is_stream
+from boresight.types import Group, Prompt, Row
 
 GOLD_ROWS = 256
 """Maximum rows whose gold answers are scored before training."""
+
+
+Encoding = Callable[[Encoder, Row], Any]
+"""How a method makes a prompt or a group of a row."""
+
+REWARD_ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
+"""Arguments of reward functions that no column may be named like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,52 +45,152 @@ class Extent:
     max_images: int | None
 
     @classmethod
-    def of(cls, checks: Sequence[RowCheck | None]) -> Extent:
+    def of(cls, reports: Sequence[RowReport | None]) -> Extent:
         """The extent over several data sets; None stands for one that can only be iterated."""
-        if not checks or any(check is None for check in checks):
+        if not reports or any(report is None for report in reports):
             return cls(None, None)
-        known = [check for check in checks if check is not None]
-        complete = all(check.num_tried == check.num_seen for check in known)
-        return cls(
-            max(check.max_tokens for check in known) if complete else None, max(check.max_images for check in known)
-        )
+        known = [report for report in reports if report is not None]
+        complete = all(report.num_counted >= report.num_rows - len(report.bad) for report in known)
+        tokens = max(report.max_tokens for report in known)
+        return cls(tokens if complete else None, max(report.max_images for report in known))
 
 
 class RowCheck:
-    """Renders and tokenises a row and decodes its images, each image once.
+    """Encodes a row as training will, with its images' tokens counted from their sizes, and decodes its images while there is time.
 
-    Reading a row has already checked its columns and its images' headers. This runs the processor and the decoder too, within a time
-    limit. Rows beyond the limit are checked when they are used.
+    A row whose length only its pixels decide is encoded in full. So is every row with images if the processor cannot count their tokens;
+    then, too, only while there is time.
 
     Args:
-        seconds: time limit of all calls together.
+        encoder: the encoder of training.
+        encoding: how the method encodes a row; None: only count its tokens.
+        seconds: time limit of all work on pixels, in each process.
     """
 
-    def __init__(self, encoder: Encoder, *, seconds: float = 20.0) -> None:
+    def __init__(self, encoder: Encoder, encoding: Encoding | None = None, *, seconds: float = 20.0) -> None:
         self.encoder = encoder
+        self.encoding = _counted if encoding is None else encoding
         self.seconds = seconds
-        self.num_tried = 0
-        self.num_seen = 0
-        self.max_tokens = 0
-        """Over the checked rows: prompt and completions together."""
-        self.max_images = 0
-        """Over all rows."""
+        self._sized = encoder.sized()
         self._decoded: set[str] = set()
 
-    def __call__(self, row: Row) -> None:
-        self.num_seen += 1
-        self.max_images = max(self.max_images, len(row.images))
-        if self.seconds <= 0:
-            return
+    def __call__(self, row: Row) -> Checked:
+        findings = tuple(control_findings(row, self.encoder.texts.control))
+        if row.images and not self.encoder.counts_by_size and self.seconds <= 0:
+            return Checked(findings=findings)
+        return Checked(self._num_tokens(row), self._decodes(row), findings)
+
+    def _num_tokens(self, row: Row) -> int:
         start = time.perf_counter()
-        # A count from image sizes alone misses a few tokens per image.
-        self.max_tokens = max(self.max_tokens, self.encoder.count_tokens(row) + 16 * len(row.images))
-        for image in row.images:
-            if image.digest not in self._decoded:
-                decode(image, where=f"row {row.index}")
-                self._decoded.add(image.digest)
-        self.num_tried += 1
+        try:
+            return _num_tokens(self.encoding(self._sized, row))
+        except DataError:  # too long by a count that may be too high, or bad in any case: the row itself decides
+            return _num_tokens(self.encoding(self.encoder, row))
+        finally:
+            if not self.encoder.counts_by_size:
+                self.seconds -= time.perf_counter() - start
+
+    def _decodes(self, row: Row) -> bool:
+        """Decode the images that were not decoded before; False where no time is left."""
+        start = time.perf_counter()
+        for place, image in enumerate(row.images):
+            if image.digest in self._decoded:
+                continue
+            if self.seconds <= 0:
+                return False
+            decode(image, where=f"row {row.index}, image {place}")
+            self._decoded.add(image.digest)
         self.seconds -= time.perf_counter() - start
+        return True
+
+
+def _counted(encoder: Encoder, row: Row) -> int:
+    return encoder.count_tokens(row)
+
+
+def _num_tokens(encoded: Prompt | Group | int) -> int:
+    if isinstance(encoded, int):
+        return encoded
+    return len(encoded.ids) if isinstance(encoded, Prompt) else encoded.num_tokens
+
+
+def reward_prompt(encoder: Encoder, row: Row) -> Prompt:
+    """The prompt of a row whose columns are passed to reward functions.
+
+    Raises:
+        DataError: a column has the name of another argument, or as `Encoder.prompt`.
+    """
+    if taken := [name for name in REWARD_ARGUMENTS if name in row.columns]:
+        raise DataError(
+            f"row {row.index}: the column {taken[0]!r} has a name under which reward functions are passed something else: rename it."
+        )
+    return encoder.prompt(row)
+
+
+def check_key(encoder: Encoder, encoding: Encoding) -> str:
+    """Everything that a `RowCheck` depends on, beside the row."""
+    options = (getattr(encoding, "func", encoding).__qualname__, getattr(encoding, "keywords", {}))
+    texts = encoder.texts
+    template = template_digest(encoder.processor, encoder.tokenizer, texts.chat_template_kwargs)
+    parts = (processor_digest(encoder.processor), template, encoder.max_prompt_length, encoder.facts, options)
+    return repr(parts)
+
+
+class DataCheck:
+    """Checks the data sets of a run before training, and keeps what can be used.
+
+    Args:
+        encoder: the encoder of training.
+        encoding: what every row must allow.
+        on_bad_row: `DataOptions.on_bad_row`.
+        log_once: prints a line on one rank.
+    """
+
+    def __init__(self, encoder: Encoder, encoding: Encoding, on_bad_row: str, log_once: Callable[[str], None]) -> None:
+        self.encoder, self.encoding = encoder, encoding
+        self.on_bad_row = on_bad_row
+        self.log_once = log_once
+        self.set_aside: list[SetAside] = []
+        self._reports: list[RowReport | None] = []
+
+    def usable(self, records: Any, name: str) -> Any:
+        """The records that can be used; of a plain dict of data sets, those of each. Every rank must call this, and all get the same.
+
+        Raises:
+            DataError: rows are bad and `on_bad_row` is `error`, or none can be used.
+        """
+        if records is None:
+            return None
+        if type(records) is dict:
+            return {key: self.usable(part, key) for key, part in records.items()}
+        if is_stream(records):
+            self._reports.append(None)
+            return records
+        check = RowCheck(self.encoder, self.encoding)
+        key = check_key(self.encoder, self.encoding)
+        report = on_first_rank(lambda: examine(rows_of(records), check, key=key))
+        self._reports.append(report)
+        for line in report.summary:
+            self.log_once(f"{name}: {line}")
+        kept, set_aside = usable_records(records, report, self.on_bad_row, name=name, check=check)
+        self.set_aside += set_aside
+        if report.num_decoded < report.num_rows - len(report.bad):
+            self.log_once(
+                f"{name}: the images of {report.num_decoded} of {report.num_rows} rows were decoded before training, the others were "
+                "checked by their headers."
+            )
+        return kept
+
+    @property
+    def extent(self) -> Extent:
+        return Extent.of(self._reports)
+
+    def write(self, path: Path | None) -> None:
+        """Write the quarantine file if rows were set aside, and say so; None: on this rank nothing is written."""
+        if self.set_aside and path is not None:
+            write_quarantine(path, self.set_aside)
+            for line in quarantine_summary(self.set_aside, path):
+                self.log_once(line)
 
 
 def gold_findings(

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
+from boresight.data.encode import Encoder
 from boresight.data.sources import load_rows
 from boresight.errors import ConfigError
 from boresight.loss.preference import (
@@ -27,6 +28,7 @@ from boresight.loss.shift import RewardShift
 from boresight.model.packing import completion_mask
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import GroupTrainer, from_pretrained_options
+from boresight.trainer.checks import Encoding
 from boresight.trainer.config import DPOConfig, as_config
 from boresight.trainer.fingerprint import reference_fingerprint
 from boresight.trainer.loading import StepLoader, each, is_stream, values
@@ -89,8 +91,14 @@ class DPOTrainer(GroupTrainer[Pair]):
 
     # ---- Data -------------------------------------------------------------------------------------------------------------------
 
-    def row_encoder(self) -> Callable[[Row], Group]:
-        return partial(self.encoder.preference, max_length=self.args.max_length)
+    @property
+    def encoding(self) -> Encoding:
+        return partial(Encoder.preference, max_length=self.args.max_length)
+
+    @property
+    def checked_encoding(self) -> Encoding:
+        """Pairs of any length: `overlong_pairs` decides about the longer ones."""
+        return Encoder.preference
 
     def _check_data(self) -> None:
         """Also apply `overlong_pairs`, before the first step."""

@@ -28,7 +28,7 @@ from boresight.report.terminal import print_completions, rows_to_show
 from boresight.report.trackers import log_completions
 from boresight.rewards.score import Scorer
 from boresight.trainer.base import GroupTrainer
-from boresight.trainer.checks import gold_findings
+from boresight.trainer.checks import Encoding, gold_findings, reward_prompt
 from boresight.trainer.config import as_config
 from boresight.trainer.grpo_config import GRPOConfig, RLOOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
@@ -38,7 +38,7 @@ from boresight.trainer.rollouts.loop import PromptRows, Rollouts
 from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
 from boresight.trainer.steps import micro_batches
 from boresight.trainer.verdict_probes import is_due, note_image_swap
-from boresight.types import Group, Prompt, Row, Sampler, TokenStats, TrainingHooks
+from boresight.types import Group, Prompt, Sampler, TokenStats, TrainingHooks
 
 
 class GRPOTrainer(GroupTrainer[Scored]):
@@ -135,8 +135,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def encoder_options(self, args: Any) -> dict[str, Any]:
         return {**super().encoder_options(args), "max_prompt_length": args.max_prompt_length}
 
-    def row_encoder(self) -> Callable[[Row], Prompt]:
-        return self.encoder.prompt
+    @property
+    def encoding(self) -> Encoding:
+        return reward_prompt
 
     def _check_data(self) -> None:
         """Also score the gold answers with the answer rewards."""
@@ -232,7 +233,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     def _prompt(self, row: int) -> Prompt:
         """The prompt of a training row, encoded in this process."""
-        return EncodedRows(self.train_dataset, self.row_encoder())[row]
+        return EncodedRows(self.train_dataset, self.row_encoder)[row]
 
     def logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
         """Log-probabilities of every group under a model, without gradient and dropout."""

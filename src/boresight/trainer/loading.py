@@ -36,13 +36,19 @@ class StepLoader(DataLoader[Any]):
 
 
 def step_loader(
-    records: Any, encode: Callable[[Row], Any], plan: StepPlan, batches: StepBatches | None, args: Any
+    records: Any,
+    encode: Callable[[Row], Any],
+    plan: StepPlan,
+    batches: StepBatches | None,
+    args: Any,
+    stream: Callable[[Any], RowStream] = RowStream,
 ) -> StepLoader:
     """A loader whose items are this rank's shares of optimizer steps.
 
     Args:
         batches: the rows of each step; None if records can only be iterated.
         args: transformers' data loading options.
+        stream: how records that can only be iterated are read.
     """
     options: dict[str, Any] = {"generator": torch.Generator().manual_seed(args.seed)}
     if workers := args.dataloader_num_workers:
@@ -58,7 +64,7 @@ def step_loader(
         # Each additional worker would iterate over the whole stream.
         options["num_workers"] = 1
     rows = StreamedBatches(
-        RowStream(records),
+        stream(records),
         plan,
         encode=encode,
         rank=args.process_index,

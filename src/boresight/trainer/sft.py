@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
+from boresight.data.encode import Encoder
 from boresight.loss.likelihood import likelihood_loss, likelihood_total
 from boresight.model.packing import completion_mask
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import GroupTrainer
+from boresight.trainer.checks import Encoding
 from boresight.trainer.config import SFTConfig, as_config
 from boresight.trainer.steps import StepPlan
-from boresight.types import Group, Row
+from boresight.types import Group
 
 
 class SFTTrainer(GroupTrainer[Group]):
@@ -59,10 +61,11 @@ class SFTTrainer(GroupTrainer[Group]):
             peft_config=peft_config,
         )
 
-    def row_encoder(self) -> Callable[[Row], Group]:
+    @property
+    def encoding(self) -> Encoding:
         args = self.args
         return partial(
-            self.encoder.demonstration,
+            Encoder.demonstration,
             assistant_only=args.assistant_only_loss,
             completion_only=args.completion_only_loss,
             max_length=args.max_length,

@@ -1,0 +1,68 @@
+"""`on_bad_row` in a whole trainer: what is refused, dropped, kept as text, written down and reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from boresight import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from boresight.data import RowDataset
+from boresight.errors import DataError
+
+from .conftest import QUIET, records, vowel_share
+
+ANSWER = [{"role": "assistant", "content": "red"}]
+
+
+def demonstrations() -> list[dict[str, Any]]:
+    """Eight rows, of which three cannot be used: an image is missing, the prompt fills max_length, there is no answer."""
+    rows = [{"prompt": row["prompt"], "image": row["image"], "completion": ANSWER} for row in records(8)]
+    rows[2] |= {"image": "missing.png"}
+    rows[4] |= {"prompt": [{"role": "user", "content": "long " * 200}]}
+    del rows[6]["completion"]
+    return rows
+
+
+def trainer(folder: Path, out: Path, policy: str, **options: Any) -> SFTTrainer:
+    config = SFTConfig(**QUIET, output_dir=str(out), max_length=150, on_bad_row=policy, **options)  # pyright: ignore[reportArgumentType]
+    return SFTTrainer(str(folder), config, demonstrations(), eval_dataset=demonstrations()[:3])
+
+
+def test_an_error_names_all_before_a_step(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        trainer(model_folder, tmp_path, "error")
+    lines = str(error.value).splitlines()
+    assert lines[0] == "3 of 8 rows cannot be used:"
+    assert [line.split(":")[0].split(",")[0] for line in lines[1:]] == ["row 2", "row 4", "row 6"]
+    assert "max_length (150)" in lines[2] and "0 completions" in lines[3]
+
+
+@pytest.mark.parametrize(("policy", "num_rows"), [("drop", 5), ("keep_text", 6)])
+def test_a_run_of_what_is_left(model_folder: Path, tmp_path: Path, policy: str, num_rows: int) -> None:
+    run = trainer(model_folder, tmp_path, policy, max_steps=2)
+    assert len(run.train_dataset) == num_rows
+    run.train()
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    done = "kept as text" if policy == "keep_text" else "dropped"
+    assert [(line["data_set"], line["row"], line["done"]) for line in lines] == [
+        ("train", 2, done),
+        ("train", 4, "dropped"),
+        ("train", 6, "dropped"),
+        ("eval", 2, done),
+    ]
+    assert len(run.eval_dataset) == (3 if policy == "keep_text" else 2)
+    images = [len(RowDataset(run.train_dataset)[place].images) for place in range(3)]
+    assert images[2] == (0 if policy == "keep_text" else len(RowDataset(run.train_dataset)[2].images))
+
+
+def test_a_column_named_like_an_argument_of_rewards(model_folder: Path, tmp_path: Path) -> None:
+    rows = records(4)
+    rows[3]["completions"] = "x"
+    config = GRPOConfig(
+        **QUIET, output_dir=str(tmp_path), num_generations=2, num_prompts_per_step=2, max_completion_length=4
+    )
+    with pytest.raises(DataError, match="row 3: the column 'completions' has a name"):
+        GRPOTrainer(str(model_folder), vowel_share, config, rows)
