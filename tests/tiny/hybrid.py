@@ -19,10 +19,8 @@ def alternating(sizes: Sizes, kind: str) -> list[str]:
     return [kind if place % 2 == 0 else "full_attention" for place in range(sizes.num_layers)]
 
 
-def qwen3_5_line(
-    sizes: Sizes, config_class: Callable[..., PreTrainedConfig], layer_types: list[str], **text: Any
-) -> Recipe:
-    """A Qwen3.5 of these layers. As published, the recurrence has more value heads than key heads."""
+def qwen3_5_line(sizes: Sizes, config_class: Callable[..., PreTrainedConfig], **text: Any) -> Recipe:
+    """A Qwen3.5. As published, the recurrence has more value heads than key heads."""
     head_dim = sizes.hidden_size // sizes.num_heads
     return qwen_recipe(
         sizes,
@@ -33,7 +31,6 @@ def qwen3_5_line(
             "head_dim": head_dim,
             "rope_parameters": mrope(sizes, 5 * sizes.half_head_dim // 16)
             | {"mrope_interleaved": True, "partial_rotary_factor": 1.0},
-            "layer_types": layer_types,
             "linear_num_key_heads": sizes.num_kv_heads,
             "linear_num_value_heads": sizes.num_heads,
             "linear_key_head_dim": head_dim,
@@ -45,17 +42,19 @@ def qwen3_5_line(
     )
 
 
-def qwen3_5(sizes: Sizes) -> Recipe:
-    """Gated DeltaNet."""
-    return qwen3_5_line(sizes, transformers.Qwen3_5Config, alternating(sizes, "linear_attention"))
+def qwen3_5(sizes: Sizes, layer_types: list[str] | None = None) -> Recipe:
+    """Gated DeltaNet; layers alternate unless `layer_types` says otherwise."""
+    return qwen3_5_line(
+        sizes, transformers.Qwen3_5Config, layer_types=layer_types or alternating(sizes, "linear_attention")
+    )
 
 
-def qwen3_5_moe(sizes: Sizes) -> Recipe:
-    """Gated DeltaNet, and four experts of which every token goes to two."""
+def qwen3_5_moe(sizes: Sizes, layer_types: list[str] | None = None) -> Recipe:
+    """As `qwen3_5`, with four experts of which every token goes to two, and one for all tokens."""
     return qwen3_5_line(
         sizes,
         transformers.Qwen3_5MoeConfig,
-        alternating(sizes, "linear_attention"),
+        layer_types=layer_types or alternating(sizes, "linear_attention"),
         moe_intermediate_size=sizes.hidden_size,
         shared_expert_intermediate_size=sizes.hidden_size,
         num_experts=4,
