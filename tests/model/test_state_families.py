@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from boresight.errors import ModelError
+from boresight.families import family_of
 from boresight.model import layouts, states
 from boresight.model.forward import GroupForward
 from boresight.model.states import CarriedStates
@@ -165,3 +168,23 @@ def test_a_state_that_is_not_known_says_so(subject: Subjects, monkeypatch: pytes
     assert layouts.why_not_shared(model) == reason
     model.get_decoder().config.layer_types = None
     assert layouts.why_not_shared(model) == "it has a recurrent state that boresight does not know"
+
+
+@pytest.mark.parametrize(
+    ("family", "modules"),
+    [("qwen3_5", ["in_proj_qkv", "in_proj_a", "out_proj", "q_proj"]), ("lfm2_vl", ["in_proj", "out_proj", "q_proj"])],
+)
+def test_adapters_in_layers_with_a_state(subject: Subjects, family: str, modules: list[str]) -> None:
+    it = hybrid(subject, family)
+    torch.manual_seed(0)
+    adapter = LoraConfig(
+        r=4, target_modules=modules, exclude_modules=family_of(family).not_language, init_lora_weights=False
+    )
+    model: Any = get_peft_model(it.model(), adapter)
+    groups = groups_of(it, "two groups")
+    wanted, run = oracle(it, model, groups), GroupForward(model, it.facts)
+    assert run.layout == "shared"
+    found = ours(run, groups)
+    assert sum("linear_attn" in name or ".conv." in name for name in wanted[1]) >= 8
+    assert worst_logp(found, wanted) <= BOUND
+    assert worst_gradient(found, wanted) <= BOUND
