@@ -8,9 +8,6 @@ A layer class is listed once tests/model/test_states.py compares it with itself,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,33 +15,24 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True, slots=True)
-class StateLayer:
-    """How to run a kind of layer: names of its forward's arguments. The first argument is always `hidden_states`."""
-
-    cache: str = "cache_params"
-    mask: str = "attention_mask"
-    """The mask of padding, [B, W]."""
-
-
-STATE_LAYERS: Mapping[str, StateLayer] = MappingProxyType(
+STATE_LAYERS = frozenset(
     {
         # Gated DeltaNet: Qwen3.5 and 3.6, MiniCPM-V 4.6 (whose language model is Qwen3.5's), Qwen3-Next.
-        "Qwen3_5GatedDeltaNet": StateLayer(),
-        "Qwen3_5MoeGatedDeltaNet": StateLayer(),
-        "Qwen3NextGatedDeltaNet": StateLayer(),
+        "Qwen3_5GatedDeltaNet",
+        "Qwen3_5MoeGatedDeltaNet",
+        "Qwen3NextGatedDeltaNet",
         # Kimi Delta Attention.
-        "Glm5NextTextLinearAttention": StateLayer(),
-        "KimiLinearDeltaAttention": StateLayer(),
+        "Glm5NextTextLinearAttention",
+        "KimiLinearDeltaAttention",
         # Mamba 2.
-        "GraniteMoeHybridMambaLayer": StateLayer(),
-        "NemotronHMamba2Mixer": StateLayer(),
+        "GraniteMoeHybridMambaLayer",
+        "NemotronHMamba2Mixer",
         # Short convolutions.
-        "Lfm2ShortConv": StateLayer(cache="past_key_values"),
-        "Lfm2MoeShortConv": StateLayer(cache="past_key_values"),
+        "Lfm2ShortConv",
+        "Lfm2MoeShortConv",
     }
 )
-"""Class name → how to run it."""
+"""Names of classes. Their forward takes `hidden_states`, `attention_mask` ([B, W], for padding) and a cache."""
 
 STATE_KINDS = frozenset({"linear_attention", "conv"})
 """Layer types (names in a text config's `layer_types`) of layers with a state and without attention."""

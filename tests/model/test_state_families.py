@@ -163,7 +163,7 @@ def test_a_layer_that_does_not_get_the_table_is_found_out(
 def test_a_state_that_is_not_known_says_so(subject: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
     it = hybrid(subject, "qwen3_5")
     model = it.model()
-    monkeypatch.setattr("boresight.state_layers.STATE_LAYERS", {})
+    monkeypatch.setattr("boresight.state_layers.STATE_LAYERS", frozenset())
     reason = "boresight does not know the state of its layers of type linear_attention"
     assert layouts.why_not_shared(model) == reason
     model.get_decoder().config.layer_types = None

@@ -65,7 +65,7 @@ LAYERS: dict[type[nn.Module], tuple[Any, dict[str, Any]]] = {
 
 
 def test_every_listed_layer_is_tested() -> None:
-    assert {layer.__name__ for layer in LAYERS} == STATE_LAYERS.keys()
+    assert {layer.__name__ for layer in LAYERS} == STATE_LAYERS
 
 
 def built(layer: type[nn.Module]) -> Any:

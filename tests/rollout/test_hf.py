@@ -338,7 +338,7 @@ def test_models_that_cannot_branch_say_so_once(
     subject: Subjects, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     it = subject("qwen3_5")
-    monkeypatch.setattr("boresight.state_layers.STATE_LAYERS", {})
+    monkeypatch.setattr("boresight.state_layers.STATE_LAYERS", frozenset())
     ours = sampler(it)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

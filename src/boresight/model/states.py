@@ -27,7 +27,10 @@ from transformers.cache_utils import LinearAttentionLayer
 
 from boresight.model.attention import BranchTable
 from boresight.model.walk import Batch
-from boresight.state_layers import STATE_LAYERS, state_layers
+from boresight.state_layers import state_layers
+
+CACHE_NAMES = ("cache", "cache_params", "past_key_values")
+"""What layers call the cache. From 5.24, transformers calls it `cache` everywhere."""
 
 
 class CarriedStates(LinearAttentionLayer):
@@ -103,7 +106,7 @@ def run_packed(layer: Any, own: Callable[..., Tensor], arguments: dict[str, Any]
     Returns:
         [1, L, H].
     """
-    names = STATE_LAYERS[type(layer).__name__]
+    cache_name = next(name for name in CACHE_NAMES if name in inspect.signature(own).parameters)
     hidden = arguments["hidden_states"][0]
     walk = table.walk
 
@@ -111,7 +114,7 @@ def run_packed(layer: Any, own: Callable[..., Tensor], arguments: dict[str, Any]
         # The layer looks its states up under its own number.
         layers: list[Any] = [states] * (layer.layer_idx + 1)
         cache = Cache(layers=layers)
-        given = {"hidden_states": hidden[batch.places], names.cache: cache, names.mask: mask}
+        given = {"hidden_states": hidden[batch.places], "attention_mask": mask, cache_name: cache}
         return own(**arguments | given).flatten(0, 1)
 
     after = [CarriedStates(batch.real) for batch in walk.prompts]
