@@ -85,7 +85,14 @@ def lfm2_vl(sizes: Sizes) -> Recipe:
     )
     config = transformers.Lfm2VlConfig(
         text_config=sizes.text(tokenizer, tied=True)
-        | {"layer_types": alternating(sizes, "conv"), "block_auto_adjust_ff_dim": False, "conv_L_cache": 3},
+        | {
+            "layer_types": alternating(sizes, "conv"),
+            "block_auto_adjust_ff_dim": False,
+            "conv_L_cache": 3,
+            # In published checkpoints; transformers does without, vLLM does not.
+            "conv_dim": sizes.hidden_size,
+            "block_dim": sizes.hidden_size,
+        },
         vision_config=sizes.vision()
         | {"patch_size": sizes.patch_size, "num_patches": (sizes.tile_size // sizes.patch_size) ** 2},
         image_token_id=token_id(tokenizer, "<image>"),
