@@ -44,6 +44,8 @@ class Case:
     """Whether an adapter of the language model is trained instead of the weights; the reference is the model without it."""
     precomputed: bool = False
     """Whether boresight reads the reference's log-probabilities from its table. TRL cannot precompute them for images."""
+    family: str = "qwen2_5_vl"
+    """Of the model; see `workload.build_model`."""
     losses: tuple[str, ...] = ("sigmoid",)
     """Of pairs."""
     goal: float | None = None
@@ -77,6 +79,10 @@ CASES = (
     Case("update frozen", "update", **SMALL, completion_tokens=32, num_completions=8, old=True, beta=0.04, frozen=True),
     Case("update frozen C=128", "update", **SMALL, completion_tokens=128, num_completions=8, old=True, beta=0.04, frozen=True),
     Case("update recompute", "update", **SMALL, completion_tokens=128, num_completions=8, checkpointing=True),
+    Case("update hybrid C=32", "update", **SMALL, completion_tokens=32, num_completions=8, family="qwen3_5"),
+    Case("update hybrid C=128", "update", **SMALL, completion_tokens=128, num_completions=8, family="qwen3_5"),
+    Case("update hybrid MoE C=32", "update", **SMALL, completion_tokens=32, num_completions=8, family="qwen3_5_moe"),
+    Case("update hybrid MoE C=128", "update", **SMALL, completion_tokens=128, num_completions=8, family="qwen3_5_moe"),
     Case("sample C=32", "sample", **SMALL, completion_tokens=32, num_completions=8, num_prompts=2, goal=5.0, short=True),
     Case("sample C=128", "sample", **SMALL, completion_tokens=128, num_completions=8, num_prompts=2, goal=2.5),
     Case("sample P=1100", "sample", **LARGE, completion_tokens=128, num_completions=8, num_prompts=2),
@@ -107,6 +113,8 @@ TINY: dict[str, Any] = {"image_tokens": 16, "prompt_tokens": 60, "completion_tok
 QUICK_CASES = (
     Case("update", "update", **TINY, num_completions=3, old=True, beta=0.04),
     Case("update frozen recompute", "update", **TINY, num_completions=3, beta=0.04, frozen=True, checkpointing=True),
+    Case("update hybrid", "update", **TINY, num_completions=3, family="qwen3_5"),
+    Case("update hybrid MoE", "update", **TINY, num_completions=3, family="qwen3_5_moe"),
     Case("sample", "sample", **TINY, num_completions=3, num_prompts=2),
     Case("step", "step", **TINY, num_completions=3, num_prompts=2, goal=1.0),
     Case("DPO precomputed", "pairs", **TINY, **PAIR, precomputed=True),

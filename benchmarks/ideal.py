@@ -1,7 +1,8 @@
 """The bound: what a case would take if every image and every prompt were computed once and nothing else cost anything.
 
 Each part is timed alone, on plain transformers modules at the case's own shapes, beside the runs that it bounds. A
-completion's part is its own rows plus its attention to the prompt, which no layout can spare.
+completion's part is its own rows plus its attention to the prompt, which no layout can spare. In a layer with a state, the prompt's state
+takes the place of the empty one, at no cost.
 """
 
 from __future__ import annotations
@@ -116,11 +117,15 @@ def _forward_backward(model: nn.Module, function: Callable[[], Tensor], repeats:
 
 
 def _attention_to_prompt(config: Any, queries: int, keys: int) -> Tensor:
-    """Attention of completion tokens to a prompt, in all layers."""
-    heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    """Attention of completion tokens to a prompt, in all layers that have attention. A state that is carried costs nothing more."""
+    heads, size = (
+        config.num_attention_heads,
+        getattr(config, "head_dim", config.hidden_size // config.num_attention_heads),
+    )
     query = torch.randn(1, heads, queries, size, requires_grad=True)
     key, value = (torch.randn(1, heads, keys, size, requires_grad=True) for _ in range(2))
-    return torch.stack([scaled_dot_product_attention(query, key, value) for _ in range(config.num_hidden_layers)])
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return torch.stack([scaled_dot_product_attention(query, key, value) for kind in kinds if kind == "full_attention"])
 
 
 def _logp(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -136,7 +141,7 @@ def _decode(model: nn.Module, case: Case, repeats: int) -> float:
     state: dict[str, Any] = {}
 
     def fill() -> None:
-        state["cache"] = DynamicCache()
+        state["cache"] = DynamicCache(config=config.text_config)
         model(input_ids=ids, past_key_values=state["cache"], use_cache=True, logits_to_keep=1)
 
     def step() -> None:

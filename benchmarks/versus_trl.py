@@ -17,6 +17,7 @@ On a CPU, TRL's head runs over every position, prompts included (on CUDA over co
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -207,18 +208,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     load = os.getloadavg()[0]
     console = Console(width=150)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = build_model(Path(scratch) / "model", small=args.quick)
-        theirs, ours = start_workers(("trl", "ours"), folder, Path(scratch), args.threads, apart=not args.quick)
         records = []
-        for case in chosen_cases(args):
-            with console.status(case.name):
-                records.append(measured(case, theirs, ours, effort))
-            if args.json:
-                args.json.write_text(json.dumps(records, indent=1))
-            if args.markdown:
-                args.markdown.write_text(markdown(records))
-        for worker in (theirs, ours):
-            worker.close()
+        # Cases of a family stand side by side, since a worker has one model.
+        for family, cases in itertools.groupby(chosen_cases(args), key=lambda case: case.family):
+            folder = build_model(Path(scratch) / family, family, small=args.quick)
+            theirs, ours = start_workers(("trl", "ours"), folder, Path(scratch), args.threads, apart=not args.quick)
+            for case in cases:
+                with console.status(case.name):
+                    records.append(measured(case, theirs, ours, effort))
+                if args.json:
+                    args.json.write_text(json.dumps(records, indent=1))
+                if args.markdown:
+                    args.markdown.write_text(markdown(records))
+            for worker in (theirs, ours):
+                worker.close()
     caption = (
         f"{args.threads} thread(s), float32, load {load:.1f} before the start; medians of alternating runs; encodes and tokens are "
         "counted by hooks in every pass. The ideal does image, prompt, completions and head once each, at their measured cost."

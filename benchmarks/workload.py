@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,12 @@ from transformers import AutoConfig, AutoProcessor
 from boresight.demo.easy_vqa import load_easy_vqa
 from boresight.demo.tiny import build_tiny
 
+# The builders of further families live with the tests.
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.tiny.hybrid import qwen3_5, qwen3_5_moe
+
+HYBRID = {"qwen3_5": qwen3_5, "qwen3_5_moe": qwen3_5_moe}
+
 TOKEN_SIZE = 16
 """Pixels along an image token: two patches of 8."""
 
@@ -26,14 +34,15 @@ NUM_ROWS = 16
 LEARNING_RATE = 1e-6
 
 
-def build_model(folder: Path, *, small: bool = False) -> Path:
-    """A Qwen2.5-VL of 256 wide, 6 layers and a vision tower of 6 layers, with random weights.
+def build_model(folder: Path, family: str = "qwen2_5_vl", *, small: bool = False) -> Path:
+    """A model of 256 wide, 6 layers (8 of Qwen3.5) and a vision tower of 6 layers, with random weights.
 
-    Its vocabulary is in proportion: head and layers share the work as in a 3B model. Windows are 4×4 image tokens, as published.
+    Its vocabulary is in proportion: head and layers share the work as in a 3B model. Qwen2.5-VL's windows are 4×4 image tokens, and three
+    of four layers of Qwen3.5 are Gated DeltaNet, as published.
 
     Args:
         folder: where it is saved.
-        small: 128 wide with 2 layers each, to see that something runs.
+        small: 128 wide with 2 layers each (4 of Qwen3.5), to see that something runs.
     """
     sizes: dict[str, Any] = {"hidden_size": 256, "num_layers": 6, "vision_hidden_size": 256, "vision_depth": 6}
     sizes |= {"num_heads": 8, "num_kv_heads": 4, "vision_heads": 8, "vocab_size": 2048, "max_pixels": 512 * 512}
@@ -41,6 +50,12 @@ def build_model(folder: Path, *, small: bool = False) -> Path:
         # vLLM's kernels on a CPU want heads of 32 at least.
         sizes |= {"hidden_size": 128, "num_layers": 2, "vision_hidden_size": 64, "vision_depth": 2}
         sizes |= {"num_heads": 4, "num_kv_heads": 2, "vocab_size": 576}
+    if family != "qwen2_5_vl":
+        sizes["num_layers"] = 4 if small else 8
+        layer_types = ["linear_attention", "linear_attention", "linear_attention", "full_attention"] * (
+            1 if small else 2
+        )
+        return build_tiny(partial(HYBRID[family], layer_types=layer_types), folder, **sizes)
     build_tiny("qwen2_5_vl", folder, **sizes)
     config = AutoConfig.from_pretrained(folder)
     config.vision_config.window_size = 4 * TOKEN_SIZE

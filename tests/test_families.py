@@ -23,6 +23,8 @@ PROJECTORS = {
     "qwen2_5_vl": {"visual.merger"},
     "qwen3_vl": {"visual.merger", "visual.deepstack_merger_list"},
     "qwen3_5": {"visual.merger"},
+    "qwen3_5_moe": {"visual.merger"},
+    "lfm2_vl": {"multi_modal_projector"},
     "smolvlm": {"connector"},
     "idefics3": {"connector"},
     "llava": {"multi_modal_projector"},
@@ -62,7 +64,8 @@ def test_a_family_that_nobody_listed_has_the_defaults() -> None:
     [
         ({}, None),
         ({"layer_types": ["full_attention", "sliding_attention"]}, None),
-        ({"layer_types": ["full_attention", "conv", "chunked_attention"]}, "chunked_attention, conv cannot branch"),
+        ({"layer_types": ["linear_attention", "full_attention", "conv"]}, None),
+        ({"layer_types": ["full_attention", "hybrid", "chunked_attention"]}, "chunked_attention, hybrid cannot branch"),
         ({"attn_logit_softcapping": 50.0}, "caps its attention scores"),
     ],
 )

@@ -6,7 +6,7 @@ that it also works for families that are not listed:
     positions              `get_rope_index` of the model; without one, tokens are counted (model/positions.py)
     decoder and head       `get_decoder`, `get_output_embeddings` (model/vision.py)
     scale and cap of logits                                the model's own logits (model/head.py)
-    kinds of layers        `layer_types` of its text config (`why_no_branches`, below)
+    kinds of layers        `layer_types` of its text config (`why_no_branches`, below); classes of its layers (state_layers.py)
     arguments of a forward its signature (modules.py)
     placeholder, marks     the processor's chat template and its tokenizer (data/texts.py)
     pixel budget           `valid_kwargs` of the image processor (data/budget.py)
@@ -24,6 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
+
+from boresight.state_layers import STATE_KINDS
 
 Part = Literal["vision", "projector", "language"]
 """The part of the model that a weight belongs to: the vision tower, the projector that turns its features into tokens, or the language
@@ -99,6 +101,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gemma3": Family(shares=True, image_blocks=True),
         "idefics3": Family(shares=True),
         "internvl": Family(shares=True),
+        "lfm2_vl": Family(shares=True),
         "llava": Family(shares=True),
         "llava_next": Family(shares=True),
         # It cuts tiles only when a prompt has one image. With several, the processor's count is too high, and vLLM expands them
@@ -106,6 +109,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "llava_onevision": Family(shares=True),
         "qwen2_5_vl": Family(shares=True),
         "qwen2_vl": Family(shares=True),
+        "qwen3_5": Family(shares=True),
+        "qwen3_5_moe": Family(shares=True),
         "qwen3_vl": Family(shares=True),
         "smolvlm": Family(shares=True, casts_features=True),
     }
@@ -118,15 +123,18 @@ def family_of(model_type: str) -> Family:
     return FAMILIES.get(model_type, UNKNOWN)
 
 
-BRANCHING_LAYERS = frozenset({"full_attention", "sliding_attention"})
-"""Layer types (names in a text config's `layer_types`) in which completions can be branches of one prompt."""
+BRANCHING_LAYERS = frozenset({"full_attention", "sliding_attention"}) | STATE_KINDS
+"""Layer types in which completions can be branches of one prompt."""
 
 
 def why_no_branches(text_config: Any) -> str | None:
     """Why completions cannot be branches of one prompt under this text config, in training or sampling; None if they can."""
     foreign = set(getattr(text_config, "layer_types", None) or ()) - BRANCHING_LAYERS
     if foreign:
-        return f"its layers of type {', '.join(sorted(foreign))} cannot branch, only those of full and of sliding attention can"
+        return (
+            f"its layers of type {', '.join(sorted(foreign))} cannot branch, only those of full and of sliding attention, and those "
+            "with a state, can"
+        )
     if getattr(text_config, "attn_logit_softcapping", None) is not None:
         return "it caps its attention scores"
     return None

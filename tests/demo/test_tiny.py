@@ -18,12 +18,24 @@ from boresight.errors import ConfigError
 from tests.tiny import FAMILIES, build_tiny
 
 SIZES_OF_IMAGES = ((64, 64), (100, 50))
-TIED = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_onevision", "internvl", "gemma3"}
+TIED = {
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "lfm2_vl",
+    "llava_onevision",
+    "internvl",
+    "gemma3",
+}
 MODEL_CLASSES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
     "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "lfm2_vl": "Lfm2VlForConditionalGeneration",
     "smolvlm": "SmolVLMForConditionalGeneration",
     "idefics3": "Idefics3ForConditionalGeneration",
     "llava": "LlavaForConditionalGeneration",
@@ -38,6 +50,8 @@ IMAGE_TOKENS = {
     "qwen2_5_vl": 16,
     "qwen3_vl": 16,
     "qwen3_5": 16,
+    "qwen3_5_moe": 16,
+    "lfm2_vl": 20,
     "smolvlm": 20,  # four tiles and the whole image, four tokens each
     "idefics3": 20,
     "llava": 4,
@@ -127,7 +141,7 @@ def test_stop_and_pad_ids_are_the_checkpoints_own(model: Any, processor: Any, fa
     tokenizer = processor.tokenizer
     assert tokenizer.eos_token_id in model.generation_config.eos_token_id
     assert len(model.generation_config.eos_token_id) == (
-        1 if family in {"smolvlm", "idefics3"} or "</s>" in tokenizer.get_vocab() else 2
+        1 if family in {"smolvlm", "idefics3", "lfm2_vl"} or "</s>" in tokenizer.get_vocab() else 2
     )
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
 

@@ -64,10 +64,11 @@ def test_a_good_family_shares(folder: Callable[[str], Path], family: str) -> Non
 
 
 def test_a_fallback_family_says_why(folder: Callable[[str], Path]) -> None:
-    report = probe(folder("qwen3_5"))
+    model = AutoModelForImageTextToText.from_pretrained(folder("qwen3_5"), attn_implementation="eager")
+    report = probe(model, AutoProcessor.from_pretrained(folder("qwen3_5")))
     assert report.passed
     assert report.layout == "rows"
-    assert "linear_attention" in report.reason
+    assert "eager attention" in report.reason
     assert not any(check.name.startswith("shared") for check in report.checks)
 
 

@@ -18,19 +18,9 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from boresight.errors import ModelError
 from boresight.model.attention import BranchTable, install, packed_attention, padded_attention
 from boresight.model.forward import GroupForward
-from boresight.model.packing import GroupSpan, PackedRow
+from boresight.model.packing import PackedRow
 from tests.model.conftest import Subjects
-
-
-def row_of(shapes: list[tuple[int, list[int]]], types: Tensor | None = None) -> PackedRow:
-    spans, start = [], 0
-    for prompt, branches in shapes:
-        spans.append(GroupSpan(start, prompt, tuple(branches)))
-        start += prompt + sum(branches)
-    nothing = torch.zeros(start, dtype=torch.long)
-    return PackedRow(
-        tuple(spans), nothing, nothing, nothing if types is None else types, nothing, nothing, nothing[None].bool()
-    )
+from tests.model.rows import row_of
 
 
 def visible(row: PackedRow, window: int | None, blocks: bool) -> Tensor:

@@ -38,8 +38,8 @@ from tests.model.oracle import (
 )
 from tests.tiny import FAMILIES
 
-SHARING = sorted(FAMILIES.keys() - {"qwen3_5"})
-M_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+SHARING = sorted(FAMILIES)
+M_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe")
 BOUND = 1e-5
 CASES: dict[str, tuple[tuple[int, tuple[int, ...]], ...]] = {
     "K=1": ((1, (9,)),),
@@ -343,27 +343,6 @@ def test_counts(subject: Subjects, layout: str) -> None:
     assert run.counts["vision_encodes"] == 16  # the tower is trained: its gradient is needed again
 
 
-def test_recurrent_layers_fall_back_to_rows(subject: Subjects, caplog: pytest.LogCaptureFixture) -> None:
-    it = subject("qwen3_5")
-    with caplog.at_level(logging.WARNING):
-        assert GroupForward(it.model(), it.facts).layout == "rows"
-    assert [record.message for record in caplog.records if record.name.startswith("boresight")] == [
-        "Qwen3_5ForConditionalGeneration runs one row per completion: its layers of type linear_attention cannot branch, only those "
-        "of full and of sliding attention can."
-    ]
-    with pytest.raises(ConfigError, match="linear_attention"):
-        GroupForward(it.model(), it.facts, layout="shared")
-
-
-def test_sharing_recurrent_layers_would_be_wide_of_the_mark(
-    subject: Subjects, expected: Expected, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    it = subject("qwen3_5")
-    monkeypatch.setattr(layouts, "why_not_shared", lambda model: None)
-    found = ours(GroupForward(it.model(), it.facts, layout="shared"), groups_of(it, "K=2"))
-    assert worst_logp(found, expected("qwen3_5", "K=2")) > 1000 * BOUND
-
-
 def test_the_families_that_share_are_those_tested_here(subject: Subjects) -> None:
     tested = {subject(family).model().config.model_type for family in SHARING}
     assert tested == {name for name, record in RECORDS.items() if record.shares}
@@ -389,6 +368,7 @@ def test_a_family_that_is_not_tested_runs_rows_until_asked(
         ("gemma3", {"attn_logit_softcapping": 50.0}, "caps its attention scores"),
         ("gemma3", {"use_bidirectional_attention": True}, "attend to later tokens"),
         ("gemma3", {"layer_types": ["chunked_attention", "full_attention"]}, "chunked_attention"),
+        ("gemma3", {"layer_types": ["linear_attention", "full_attention"]}, "does not know the state of its layers"),
     ],
 )
 def test_what_cannot_share_says_why(subject: Subjects, family: str, change: dict[str, Any], reason: str) -> None:

@@ -19,12 +19,17 @@ from tests.tiny import FAMILIES
 
 QWEN = {"<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"}
 TILES = {f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)}
+LFM2 = {"<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"} | {
+    f"<|img_row_{row}_col_{column}|>" for row in range(1, 5) for column in range(1, 5)
+}
 IDEFICS = {"<fake_token_around_image>", "<image>", "<global-img>"} | TILES
 BANNED: dict[str, set[str]] = {
     "qwen2_vl": QWEN,
     "qwen2_5_vl": QWEN,
     "qwen3_vl": QWEN,
     "qwen3_5": QWEN,
+    "qwen3_5_moe": QWEN,
+    "lfm2_vl": LFM2,
     "smolvlm": IDEFICS | {"<video>"},
     "idefics3": IDEFICS,
     "llava": {"<image>"},
@@ -39,6 +44,8 @@ STOPS: dict[str, set[str]] = {
     "qwen2_5_vl": CHATML,
     "qwen3_vl": CHATML,
     "qwen3_5": CHATML,
+    "qwen3_5_moe": CHATML,
+    "lfm2_vl": {"<|im_end|>"},
     "smolvlm": END,
     "idefics3": END,
     "llava": SLASH,
@@ -223,7 +230,6 @@ def test_a_frozen_bf16_tower_serves_a_float32_language_model(subject: Subjects, 
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in text)
     promote_trainable(model)
-    layout = "rows" if family == "qwen3_5" else layout
     stats = GroupForward(model, it.facts, layout=layout)([it.group(it.prompt(1), (3, 4))])
     stats.logp.sum().backward()
     assert stats.logp.dtype == torch.float32

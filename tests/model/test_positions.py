@@ -11,7 +11,7 @@ from boresight.types import Completion
 from tests.model.conftest import Subjects
 from tests.tiny import FAMILIES
 
-M_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+M_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe")
 
 
 def text(start: int, length: int) -> Tensor:

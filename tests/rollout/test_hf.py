@@ -97,7 +97,7 @@ def test_log_probabilities_are_those_of_a_plain_forward(subject: Subjects, famil
     assert len({tuple(ids) for ids in ids_of(groups)}) == 9
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "qwen3_5"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "qwen3_5", "qwen3_5_moe", "lfm2_vl"])
 def test_uneven_endings_change_nothing(subject: Subjects, family: str) -> None:
     """Many stop ids end completions at different steps, so slots are dropped on the way; the others go on as before."""
     it = subject(family)
@@ -185,7 +185,7 @@ def test_repetition_penalty_is_over_prompt_and_completion(subject: Subjects, fam
     assert expected != [generated(it, prompt) for prompt in it.prompts]
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5", "lfm2_vl"])
 def test_a_seed_gives_the_same_completions_whatever_shares_the_call(subject: Subjects, family: str) -> None:
     it = subject(family)
     settings = SamplingSettings(3, LENGTH, seed=7)
@@ -240,7 +240,7 @@ def test_every_module_returns_to_its_mode_and_gradients_stay_off(subject: Subjec
     assert {name: module.training for name, module in model.named_modules()} == before
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "smolvlm", "internvl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "smolvlm", "internvl", "qwen3_5", "lfm2_vl"])
 def test_gradient_checkpointing_changes_nothing(subject: Subjects, family: str) -> None:
     it = subject(family)
     settings = SamplingSettings(2, LENGTH, temperature=0.0)
@@ -334,12 +334,17 @@ def test_given_features_stand_in_for_the_tower(subject: Subjects, family: str) -
     assert ours.counts["vision_encodes"] == 0
 
 
-def test_models_that_cannot_branch_say_so_once(subject: Subjects, caplog: pytest.LogCaptureFixture) -> None:
-    ours = sampler(subject("qwen3_5"))
+def test_models_that_cannot_branch_say_so_once(
+    subject: Subjects, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = subject("qwen3_5")
+    monkeypatch.setattr("boresight.state_layers.STATE_LAYERS", frozenset())
+    ours = sampler(it)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            ours.sample(subject("qwen3_5").prompts, SamplingSettings(1, 2))
+            groups = ours.sample(it.prompts, SamplingSettings(2, LENGTH, temperature=0.0))
     assert [record.message for record in caplog.records if "linear_attention" in record.message] == [
-        "Qwen3_5ForConditionalGeneration samples one prompt at a time, one row per completion: its layers of type "
-        "linear_attention cannot branch, only those of full and of sliding attention can."
+        "Qwen3_5ForConditionalGeneration samples one prompt at a time, one row per completion: boresight does not know the state of "
+        "its layers of type linear_attention."
     ]
+    assert ids_of(groups) == [ids for prompt in it.prompts for ids in [generated(it, prompt)] * 2]

@@ -12,16 +12,19 @@ from boresight.demo.tiny import build
 from boresight.demo.tiny.build import Family
 from boresight.demo.tiny.qwen import qwen2_5_vl
 from tests.tiny.gemma import gemma3
+from tests.tiny.hybrid import lfm2_vl, qwen3_5, qwen3_5_moe
 from tests.tiny.idefics import idefics3, smolvlm
 from tests.tiny.internvl import internvl
 from tests.tiny.llava import llava, llava_next, llava_onevision
-from tests.tiny.qwen import qwen2_vl, qwen3_5, qwen3_vl
+from tests.tiny.qwen import qwen2_vl, qwen3_vl
 
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
     "qwen3_5": qwen3_5,
+    "qwen3_5_moe": qwen3_5_moe,
+    "lfm2_vl": lfm2_vl,
     "smolvlm": smolvlm,
     "idefics3": idefics3,
     "llava": llava,

@@ -1,4 +1,4 @@
-"""The rest of the Qwen-VL line."""
+"""The rest of the Qwen-VL line, but for Qwen3.5 (see `hybrid`)."""
 
 from __future__ import annotations
 
@@ -34,29 +34,6 @@ def qwen3_vl(sizes: Sizes) -> Recipe:
             "rope_parameters": mrope(sizes, 5 * sizes.half_head_dim // 16) | {"mrope_interleaved": True},
         },
         vision=qwen3_tower(sizes) | {"deepstack_visual_indexes": list(range(max(1, sizes.vision_depth - 1)))},
-        default_system=None,
-    )
-
-
-def qwen3_5(sizes: Sizes) -> Recipe:
-    """Gated DeltaNet layers below one full-attention layer: the family that no attention mask can serve."""
-    head_dim = sizes.hidden_size // sizes.num_heads
-    return qwen_recipe(
-        sizes,
-        transformers.Qwen3_5Config,
-        transformers.Qwen3VLProcessor,
-        transformers.Qwen3VLVideoProcessor,
-        text={
-            "head_dim": head_dim,
-            "rope_parameters": mrope(sizes, 5 * sizes.half_head_dim // 16)
-            | {"mrope_interleaved": True, "partial_rotary_factor": 1.0},
-            "layer_types": ["linear_attention"] * (sizes.num_layers - 1) + ["full_attention"],
-            "linear_num_key_heads": sizes.num_kv_heads,
-            "linear_num_value_heads": sizes.num_heads,
-            "linear_key_head_dim": head_dim,
-            "linear_value_head_dim": head_dim,
-        },
-        vision=qwen3_tower(sizes),
         default_system=None,
     )
 

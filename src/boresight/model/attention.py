@@ -26,6 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from boresight.errors import ModelError
 from boresight.model.merged_attention import can_merge, merged_attention
 from boresight.model.packing import GroupSpan, PackedRow
+from boresight.model.walk import Walk
 
 PREFIX = "branch_"
 
@@ -59,7 +60,10 @@ class BranchTable:
     """For models whose image tokens attend bidirectionally: the number of the image that each token belongs to, or −1."""
     visits: int = 0
     """How many layers used the table. It stays 0 if the model drops keyword arguments before its attention."""
+    state_visits: int = 0
+    """How many layers with a state used it (see `states.run_packed`)."""
     _masks: dict[int | None, Masks] = field(default_factory=dict)
+    _walk: Walk | None = None
 
     @classmethod
     def of(cls, row: PackedRow, *, image_blocks: bool = False) -> BranchTable:
@@ -106,6 +110,13 @@ class BranchTable:
         if window not in self._masks:
             self._masks[window] = (self._prompt_mask(window), self._branch_mask(window))
         return self._masks[window]
+
+    @property
+    def walk(self) -> Walk:
+        """The order in which layers with a state run the row. It is built once."""
+        if self._walk is None:
+            self._walk = Walk.of(self.spans).to(self.prompts.device)
+        return self._walk
 
     def is_plain(self, window: int | None) -> bool:
         """Whether every query attends to all tokens before it, and to no others."""

@@ -21,8 +21,10 @@ from transformers import PreTrainedModel
 
 from boresight.errors import ConfigError, ModelError
 from boresight.families import family_of, why_no_branches
+from boresight.model import states
 from boresight.model.attention import BranchTable, install
 from boresight.model.packing import completion_mask, pack
+from boresight.state_layers import why_no_states
 from boresight.types import Group, LayoutName, Mask
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,7 @@ class SharedLayout(Layout):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         install(model)
+        self.num_state_layers = states.install(model)
 
     def prompts(self, groups: Sequence[Group]) -> list[Group]:
         return list(groups)
@@ -93,9 +96,9 @@ class SharedLayout(Layout):
             branches=table,
             **features,
         ).last_hidden_state[0]
-        if not table.visits:
+        if not table.visits or table.state_visits != self.num_state_layers:
             raise ModelError(
-                f"{type(self.model).__name__} does not pass keyword arguments to its attention: use layout='rows'."
+                f"{type(self.model).__name__} does not pass keyword arguments to its layers: use layout='rows'."
             )
         return Predictions(hidden[row.predictors.to(device)], row.targets.to(device), row.mask.to(device))
 
@@ -164,8 +167,8 @@ def why_not_shared(model: PreTrainedModel) -> str | None:
         return "it was loaded with eager attention, which each model class defines itself; 'sdpa' can share"
     if "mm_encoder_outputs" not in accepts:
         return "its forward takes no image features (mm_encoder_outputs)"
-    if getattr(model, "_is_stateful", False):
-        return "it has a recurrent state, which cannot branch"
+    if (reason := why_no_states(model)) is not None:
+        return reason
     if getattr(config, "use_bidirectional_attention", None) or (
         "token_type_ids" in accepts and not family_of(model.config.model_type).image_blocks
     ):

@@ -20,10 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin
+from transformers import AttentionInterface, Cache, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
 from boresight.rollout.decode import Prefill, is_worth_dropping
+from boresight.rollout.states import BranchStates, prompt_cache, separate_rows
+from boresight.state_layers import state_layers
 from boresight.types import Prompt
 
 ATTENTION = "boresight_sampling"
@@ -157,28 +159,34 @@ class Branches:
 
     def __init__(self, prefill: Prefill, prompts: Sequence[Prompt], num_completions: int) -> None:
         # Caches without a config keep the whole prompt in sliding layers too: what a window hides depends on the prompt's length.
-        started = [prefill(prompt, DynamicCache()) for prompt in prompts]
+        started = [prefill(prompt, prompt_cache(prefill.layer_types)) for prompt in prompts]
         self.model, self.config, self._axes, device = prefill.model, prefill.config, prefill.axes, prefill.device
         self.logits = torch.cat([logits for logits, _, _ in started]).repeat_interleave(num_completions, 0)
         self._starts = torch.tensor([position for _, position, _ in started], device=device)
         self._lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=device)
         kinds = prefill.layer_types
         self._layers = [
-            BranchLayer(layers, self.config.sliding_window if kinds and kinds[index] == "sliding_attention" else None)
+            BranchStates(layers, num_completions)
+            if isinstance(layers[0], LinearAttentionLayer)
+            else BranchLayer(
+                layers, self.config.sliding_window if kinds and kinds[index] == "sliding_attention" else None
+            )
             for index, layers in enumerate(zip(*(cache.layers for _, _, cache in started), strict=True))
         ]
+        self._attention = [layer for layer in self._layers if isinstance(layer, BranchLayer)]
+        self._state_layers = state_layers(self.model.get_decoder())
         self._cache = Cache(layers=list(self._layers))
         self._k = num_completions
         self._measure()
 
     def step(self, tokens: Tensor) -> Tensor:
         ids = tokens.view(-1, self._k)
-        steps = self._layers[0].steps
+        steps = self._attention[0].steps
         positions = (self._starts + steps)[:, None].expand_as(ids)
-        biases = {window: self._bias(window, steps) for window in {layer.window for layer in self._layers}}
-        for layer in self._layers:
+        biases = {window: self._bias(window, steps) for window in {layer.window for layer in self._attention}}
+        for layer in self._attention:
             layer.bias = biases[layer.window]
-        with _attending(self.config):
+        with _attending(self.config), separate_rows(self._state_layers, self._k):
             output = self.model(
                 input_ids=ids,
                 position_ids=positions.expand(self._axes, -1, -1) if self._axes else positions,
@@ -218,6 +226,6 @@ class Branches:
             prompt = prompt & (length + steps - place < window)
             branch[:, : max(0, steps + 1 - window)] = False
         seen = torch.cat([prompt, branch], 1)[:, None, None, None]
-        return torch.zeros(seen.shape, dtype=self._layers[0].prompt_keys.dtype, device=seen.device).masked_fill_(
+        return torch.zeros(seen.shape, dtype=self._attention[0].prompt_keys.dtype, device=seen.device).masked_fill_(
             ~seen, -torch.inf
         )

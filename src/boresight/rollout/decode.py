@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from boresight.families import family_of, why_no_branches
 from boresight.modules import matching_arguments
+from boresight.state_layers import why_no_states
 from boresight.types import Prompt
 
 ImageFeatures = Callable[[Sequence[Prompt]], Any]
@@ -66,7 +67,7 @@ class Prefill:
         """Why the model cannot use `branches.Branches`, or None if it can."""
         if not self.layer_types and getattr(self.config, "sliding_window", None) is not None:
             return "its config has a sliding window but does not say which layers use it"
-        return why_no_branches(self.config)
+        return why_no_branches(self.config) or why_no_states(self.model)
 
     def __call__(self, prompt: Prompt, cache: DynamicCache) -> tuple[Tensor, int, DynamicCache]:
         """Logits [1, V] after the prompt, the position of the first token that follows, and the filled cache."""

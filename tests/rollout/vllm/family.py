@@ -23,7 +23,8 @@ from .test_sync import move
 # Families that cut an image into tiles have long prompts.
 MAX_MODEL_LEN = 1024
 
-NEEDS: dict[str, dict[str, Any]] = {"qwen3_5": {"enable_prefix_caching": False}}
+STATEFUL = ("qwen3_5", "qwen3_5_moe", "lfm2_vl")
+NEEDS: dict[str, dict[str, Any]] = {family: {"enable_prefix_caching": False} for family in STATEFUL}
 """What vLLM wants of an engine for a family on a CPU."""
 ONE_IMAGE = ("llava_onevision",)
 """Families whose prompts with several images vLLM expands otherwise than transformers, which our sampler refuses."""

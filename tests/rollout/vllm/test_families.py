@@ -18,6 +18,10 @@ CANNOT = {
     # vLLM looks for "\n" in the vocabulary; the tiny byte-level tokenizer calls it otherwise.
     "gemma3": "KeyError: '\\n'",
     "qwen3_5": "CPU GDN attention requires BF16",
+    # The names under which fused experts are saved are looked for with empty tensors, which cannot be split (model/export.py).
+    "qwen3_5_moe": "IndexError: Dimension out of range",
+    # vLLM loads the folder, and then knows its vision tower's tensors by other names than those that are sent.
+    "lfm2_vl": "There is no module or parameter named 'embeddings' in Siglip2Model",
 }
 """Families whose tiny model vLLM cannot run, and what it says."""
 

@@ -58,9 +58,16 @@ def build_tiny(family: str | Family, folder: Path | str, *, seed: int = 0, **siz
     return folder
 
 
+MEMORY = -4.0
+"""The bias of the step size in a recurrent layer (Gated DeltaNet, Mamba): a state fades over tens to hundreds of tokens, as in
+published checkpoints. transformers initialises it to 1, which leaves little of a state after one token."""
+
+
 @torch.no_grad()
 def draw_weights(model: PreTrainedModel, initializer_range: float | None) -> None:
-    """Redraw every weight matrix from a normal distribution; vectors (biases, gains) keep their initial values."""
-    for weight in model.parameters():
+    """Redraw every weight matrix from a normal distribution; vectors (biases, gains) keep their initial values, but for `MEMORY`."""
+    for name, weight in model.named_parameters():
         if weight.dim() > 1:
             weight.normal_(0.0, initializer_range or weight[0].numel() ** -0.5)
+        elif name.endswith(".dt_bias"):
+            weight.fill_(MEMORY)
