@@ -8,7 +8,7 @@ from typing import TypeVar
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from boresight.errors import EngineError, UserError
+from boresight.errors import BoresightError, EngineError, NonFiniteError
 
 Result = TypeVar("Result")
 
@@ -19,19 +19,44 @@ def on_every_rank(work: Callable[[], Result]) -> Result:
     If one rank failed alone, the others would wait for it until a time-out that does not name the cause.
 
     Raises:
-        UserError, EngineError: the work raised one on some rank. The other ranks raise the same type, and the message names the rank.
+        BoresightError: the work raised one on some rank. The other ranks raise the same type, and the message names the rank.
     """
     result, failure = None, None
     try:
         result = work()
-    except (UserError, EngineError) as error:
+    except BoresightError as error:
         failure = error
     rank = PartialState().process_index
     everywhere = gather_object([None if failure is None else (rank, type(failure), str(failure))])
     if failure is not None:
-        raise failure
+        raise _everywhere(failure)
     for found in everywhere:
         if found is not None:
             other, kind, message = found
-            raise kind(f"On rank {other}: {message}")
+            raise _everywhere(kind(f"On rank {other}: {message}"))
     return result  # pyright: ignore[reportReturnType]
+
+
+def on_first_rank(work: Callable[[], Result]) -> Result:
+    """Run `work` on the first rank, and return its result on every rank. Every rank must call this.
+
+    Raises:
+        BoresightError: as `on_every_rank`.
+    """
+    first = PartialState().process_index == 0
+    own = on_every_rank(lambda: work() if first else None)
+    return gather_object([own])[0]
+
+
+def is_raised_everywhere(error: BaseException) -> bool:
+    """Whether every rank raises this error at the same place, so that they may still work together."""
+    # Engines fail on all ranks, and steps that are not finite are summed over them.
+    return isinstance(error, EngineError | NonFiniteError) or error.__dict__.get(_MARK, False)
+
+
+_MARK = "raised_on_every_rank"
+
+
+def _everywhere(error: BoresightError) -> BoresightError:
+    setattr(error, _MARK, True)
+    return error

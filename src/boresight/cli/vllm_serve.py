@@ -13,7 +13,7 @@ HELP = "serve a model with vLLM, for trainers with vllm_mode=server"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """boresight's own options. All others are passed on to vLLM."""
     parser.epilog = (
-        "All other flags are vLLM's own (--tensor-parallel-size, --gpu-memory-utilization, --max-model-len, --port, --model-impl …), in "
+        "All other flags are vLLM's own (--tensor-parallel-size, --gpu-memory-utilization, --max-model-len, --host, --port, …), in "
         "either spelling, with or without TRL's prefix vllm_."
     )
     parser.add_argument("--model", required=True, help="a folder or a hub id: the model that will be trained")

@@ -34,7 +34,7 @@ class StepLines:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = {"step": step} | {name: _finite(value) for name, value in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", errors="replace") as file:  # half of a surrogate pair has no UTF-8
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
     def discard_after(self, step: int) -> int:
@@ -45,21 +45,45 @@ class StepLines:
         """
         if self.path is None or not self.path.exists():
             return 0
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = _lines(self.path)
         kept = [line for line in lines if _is_kept(line, step)]
         write_whole(self.path, "".join(kept))
         return len(lines) - len(kept)
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_lines(path: str | os.PathLike[str], damaged: list[str] | None = None) -> list[dict[str, Any]]:
     """The lines of such a file in the order they were written; none where there is no file.
 
     A last line that is only half written, as while the run goes on, is left out.
+
+    Args:
+        path: the file.
+        damaged: a text is added to it that counts the lines that are no JSON object with a step. None: they are left out silently.
     """
     if not Path(path).exists():
         return []
-    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = [line for line in _lines(Path(path)) if line.endswith("\n")]
+    read = [_parsed(line) for line in lines]
+    bad = [number for number, found in enumerate(read, 1) if found is None]
+    if bad and damaged is not None:
+        damaged.append(
+            f"{Path(path).name}: {len(bad)} of {len(lines)} lines are damaged and left out (the first is line {bad[0]})"
+        )
+    return [found for found in read if found is not None]
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file, which end with a line feed: other characters that some take for the end of a line stand in texts."""
+    *whole, rest = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    return [f"{line}\n" for line in whole] + ([rest] if rest else [])
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 def _finite(value: Any) -> Any:
@@ -68,4 +92,4 @@ def _finite(value: Any) -> Any:
 
 def _is_kept(line: str, step: int) -> bool:
     # A run that was killed may have left half a line at the end.
-    return line.endswith("\n") and json.loads(line)["step"] <= step
+    return line.endswith("\n") and (found := _parsed(line)) is not None and found["step"] <= step

@@ -15,6 +15,7 @@ from boresight.data.sources import RowDataset
 from boresight.errors import RewardError
 from boresight.rewards.check import check_gold
 from boresight.rewards.score import Scorer
+from boresight.trainer.identity import RowsDigest
 from boresight.types import Prompt, Row
 
 GOLD_ROWS = 256
@@ -60,10 +61,13 @@ class RowCheck:
         """Over the checked rows: prompt and completions together."""
         self.max_images = 0
         """Over all rows."""
+        self.digest = RowsDigest()
+        """Of all rows."""
         self._decoded: set[str] = set()
 
     def __call__(self, row: Row) -> None:
         self.num_seen += 1
+        self.digest.add(row)
         self.max_images = max(self.max_images, len(row.images))
         if self.seconds <= 0:
             return
