@@ -268,6 +268,18 @@ def test_two_trainers_of_one_process_are_refused(sft: Run) -> None:
     sft(max_steps=1, per_device_train_batch_size=4, callbacks=[TrainsInside()]).train()
 
 
+def test_a_trainer_may_evaluate_before_it_trains(sft: Run, tmp_path: Path) -> None:
+    trainer = sft(
+        output_dir=str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=4, eval_dataset=demonstrations(4)
+    )
+    trainer.evaluate()
+    trainer.train()
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "eval_loss" in line or "loss" in line] == [0, 1]
+    with pytest.raises(ConfigError, match="already holds a run"):
+        trainer.train()
+
+
 def test_a_run_file_names_the_run(sft: Run, tmp_path: Path) -> None:
     trainer = sft(output_dir=str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=4)
     trainer.train()

@@ -90,6 +90,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
                 "eval_strategy='no'."
             )
         check_is_not_model(str(args.output_dir), model)
+        assert args.world_size >= 1  # reading it sets up the process group as the options say
         on_first_rank(lambda: check_writable(Path(str(args.output_dir))))
         options = from_pretrained_options(args)
         loaded = load_model(model, **options)
@@ -279,6 +280,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
         self, dataloader: Any, description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any
     ) -> EvalLoopOutput:
         """Metrics over the evaluation set. Every random state is restored afterwards."""
+        if not self.is_in_train:
+            on_first_rank(lambda: self.run_folder.begin_evaluation(self.identity))
         metrics = MeanMetrics()
         self.model.eval()  # pyright: ignore[reportOptionalMemberAccess]
         num_groups = 0

@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str], say: Callable[[str], None] = print) -> None:
         self.path = Path(path)
         self._say = say
+        self._owner = uuid.uuid4().hex
+        self._has_trained = False
 
     # ---- One run ----------------------------------------------------------------------------------------------------------------
 
@@ -71,7 +74,7 @@ class RunFolder:
         Raises:
             ConfigError: the folder holds a run or a model, and `overwrite` is not set.
         """
-        if not overwrite and (found := self.signs()):
+        if not overwrite and (found := self.signs()) and not self._is_evaluated():
             kept = ", ".join(found[:6]) + (", …" if len(found) > 6 else "")
             raise ConfigError(
                 f"{self.path} already holds a run or a model ({kept}), which a new run would replace. Set resume_from_checkpoint=True to "
@@ -91,11 +94,27 @@ class RunFolder:
         """
         if resume is None:
             self.check_free(overwrite=overwrite)
-            if self.signs():
+            if self.signs() and not self._is_evaluated():
                 self._say(f"moved the earlier run to {self.move_aside()}")
         else:
             self._continue(identity, resume)
-        write_whole(self.path / RUN_FILE, json.dumps(identity, indent=1))
+        self._has_trained = True
+        self._write(identity)
+
+    def begin_evaluation(self, identity: Identity) -> None:
+        """Note that this trainer evaluates before it trains: what it logs here is its own."""
+        if not self.signs():
+            self._write(identity)
+
+    def _write(self, identity: Identity) -> None:
+        write_whole(self.path / RUN_FILE, json.dumps({**identity, "owner": self._owner}, indent=1))
+
+    def _is_evaluated(self) -> bool:
+        """Whether all that is here is of this trainer's evaluations before its training."""
+        try:
+            return not self._has_trained and json.loads((self.path / RUN_FILE).read_bytes())["owner"] == self._owner
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _continue(self, identity: Identity, resume: Path) -> None:
         for line in check_same_run(read_manifest(resume).run, identity, resume):
