@@ -10,6 +10,8 @@ BoresightError
 │   └── RewardError                 a reward function that broke its contract
 ├── EngineError (also RuntimeError)   a generation engine failed, or disagrees with the trainer
 │   └── EngineRestartedError        it was restarted, or lost the policy's weights: sync, and sample again
+├── DiskError (also OSError)        the run folder cannot be written to, or its disk is full
+├── CheckpointError                 a checkpoint is incomplete or damaged; the message names its files
 ├── NonFiniteError                 losses, gradients or weights stopped being finite numbers
 ├── StoppedError                    the user ended a run; the message says how to resume
 └── ShapeError (also AssertionError)   a bug in boresight: a tensor of the wrong shape
@@ -65,12 +67,28 @@ class EngineRestartedError(EngineError):
     """An engine was restarted, or holds other weights than those sent to it: sync it and repeat the interrupted call."""
 
 
+class DiskError(BoresightError, OSError):
+    """A file of the run cannot be written: the disk is full or read-only. The message names it and the last whole checkpoint."""
+
+
+class CheckpointError(BoresightError):
+    """A checkpoint is incomplete or damaged. The message names the files concerned."""
+
+
 class NonFiniteError(BoresightError):
     """Losses, gradients or weights are NaN or infinite. The message names the step and its rows."""
 
 
 class StoppedError(BoresightError):
-    """The user stopped a run early. The message states what was saved and how to resume."""
+    """The user stopped a run early. The message states what was saved and how to resume.
+
+    Args:
+        signal: the number of the signal: 2 for Ctrl-C (SIGINT), 15 for SIGTERM.
+    """
+
+    def __init__(self, message: str, signal: int = 2) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class ShapeError(BoresightError, AssertionError):

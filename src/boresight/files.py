@@ -1,9 +1,15 @@
-"""Files that are written completely or not at all."""
+"""Files and folders that are written completely or not at all, and the state of the disk under them."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import shutil
+import uuid
 from pathlib import Path
+
+from boresight.errors import DiskError
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -19,10 +25,112 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
-    with aside.open("wb") as file:
-        file.write(content if isinstance(content, bytes) else content.encode(errors="replace"))
-        file.flush()
-        # Without fsync, a power failure may keep the new name and lose the content.
-        os.fsync(file.fileno())
-    aside.replace(target)
+    try:
+        with aside.open("wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode(errors="replace"))
+            file.flush()
+            # Without fsync, a power failure may keep the new name and lose the content.
+            os.fsync(file.fileno())
+        aside.replace(target)
+    except OSError:
+        aside.unlink(missing_ok=True)  # a full disk must not fill with halves
+        raise
     return target
+
+
+def files_below(folder: Path) -> list[str]:
+    """The paths of all regular files of a folder and its subfolders, relative to it, in alphabetical order."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until every file of a folder, and the folder itself with its subfolders, is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it exists. It loses its name first, so that nobody finds half of it."""
+    if folder.exists():
+        doomed = folder.with_name(f".removing-{uuid.uuid4().hex}")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+# ---- The disk ------------------------------------------------------------------------------------------------------------------
+
+
+def check_writable(folder: Path) -> None:
+    """Create a folder if it is missing, and write a file into it and remove it.
+
+    Raises:
+        DiskError: that is not possible; the message names the folder and the cause.
+    """
+    probe = folder / f".writable.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"boresight")
+        probe.unlink()
+    except OSError as error:
+        raise DiskError(
+            f"output_dir={str(folder)!r} cannot be written to: {error.strerror or error}. Set output_dir to a folder that you may write to."
+        ) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes for this user on the disk of a folder, or of the nearest parent that exists."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Check that a disk has room for what is about to be written.
+
+    Args:
+        folder: where it will be written.
+        needed: bytes.
+        what: what it is, for the message.
+
+    Raises:
+        DiskError: it has not; the message names both sizes.
+    """
+    free = free_bytes(folder)
+    if free < needed:
+        raise DiskError(
+            f"{what} takes {in_units(needed)}, and the disk of {folder} has {in_units(free)} free: make room, set output_dir to another "
+            "disk, or lower save_total_limit."
+        )
+
+
+def cause_of_failed_write(error: BaseException) -> str:
+    """Why a write failed. Libraries wrap the operating system's error, or keep only its text."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno is not None:
+            return os.strerror(found.errno)
+        found = found.__cause__ or found.__context__
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+    text = " ".join(str(error).split())
+    if "inline_container" in text:  # torch's writer, which finds less written than it wrote
+        return "the write ended early, as on a full disk"
+    return next((os.strerror(number) for number in known if os.strerror(number) in text), text or type(error).__name__)
+
+
+def in_units(size: float) -> str:
+    """A number of bytes in MiB or GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

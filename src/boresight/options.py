@@ -22,7 +22,7 @@ import inspect
 import json
 import math
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -326,6 +326,9 @@ def check_options(config: object, ranges: Mapping[str, Range] | None = None) -> 
         _check_switch(declared, value)
         _check_choice(declared, value)
         _check_number(declared, value, declared.range or (ranges or {}).get(declared.name))
+        _check_type(declared, value)
+        if float in declared.kinds and int not in declared.kinds and isinstance(value, int):
+            setattr(config, declared.name, float(value))
         if value != declared.default:
             for need in declared.needs:
                 if not need.is_met(config):
@@ -348,7 +351,7 @@ def _check_ignored(declared: Declaration, ignored: Ignored, value: Any) -> None:
 
 
 def _check_switch(declared: Declaration, value: Any) -> None:
-    if declared.is_switch and value not in (True, False):
+    if declared.is_switch and not (isinstance(value, bool) or (isinstance(value, Integral) and value in (0, 1))):
         raise ConfigError(f"{declared.name}={value!r} is neither True nor False: write one of them, without quotes.")
 
 
@@ -362,6 +365,46 @@ def _check_choice(declared: Declaration, value: Any) -> None:
             raise ConfigError(f"{declared.name}={each!r} is not one of {', '.join(map(repr, known))}.{hint}")
 
 
+_TYPES: Mapping[Any, tuple[type, str]] = {
+    str: (str, "a text"),
+    bool: (bool, "True or False"),
+    int: (Integral, "an integer"),
+    float: (Real, "a number"),
+    dict: (Mapping, "a dictionary"),
+    types.NoneType: (types.NoneType, "None"),
+}
+"""Type of an annotation → what its values are, and how a message names it."""
+
+
+_PLAIN = (bool, int, float, str, bytes, list, tuple, dict, types.NoneType)
+
+
+def _check_type(declared: Declaration, value: Any) -> None:
+    """Refuse a value of a type that the option does not have, and a number that is not finite."""
+    lists = [kind for kind in declared.kinds if get_origin(kind) is list]
+    many = isinstance(value, list | tuple) and (bool(lists) or list in declared.kinds)
+    values = cast("Sequence[Any]", value if many else [value])
+    for each in values:
+        if isinstance(each, int | float) and not _is_finite(each):
+            raise ConfigError(f"{declared.name}={_shown(each)} is not a finite number.")
+    if value == declared.default or declared.literals:
+        return
+    kinds = [get_args(kind)[0] for kind in lists] if many else [kind for kind in declared.kinds if kind not in lists]
+    kinds = [get_origin(kind) or kind for kind in kinds]
+    if any(kind not in _TYPES for kind in kinds):
+        return
+    wanted = " or ".join(dict.fromkeys([*(_TYPES[kind][1] for kind in kinds), *["a list"] * bool(lists and not many)]))
+    for each in values:
+        # A configuration that is copied holds what the library made of a value, which is of a type of its own.
+        if isinstance(each, _PLAIN) and not (declared.is_switch and each in (0, 1)) and not _is_of(each, kinds):
+            raise ConfigError(f"{declared.name}={_shown(each)} is not {wanted}.")
+
+
+def _is_of(value: Any, kinds: Collection[Any]) -> bool:
+    """Whether a value has one of these types. A switch is no number."""
+    return any(isinstance(value, _TYPES[kind][0]) and (kind is bool or not isinstance(value, bool)) for kind in kinds)
+
+
 def _check_number(declared: Declaration, value: Any, allowed: Range | None) -> None:
     if allowed is None:
         return
@@ -370,5 +413,18 @@ def _check_number(declared: Declaration, value: Any, allowed: Range | None) -> N
             raise ConfigError(f"{declared.name}={each!r} is not a number: give one {allowed}.")
         if declared.is_whole and not isinstance(each, Integral):
             raise ConfigError(f"{declared.name}={each!r} is not an integer: give one {allowed}.")
-        if not math.isfinite(each) or float(each) not in allowed:
-            raise ConfigError(f"{declared.name}={each!r}: it must be {allowed}.")
+        if not _is_finite(each) or float(each) not in allowed:
+            raise ConfigError(f"{declared.name}={_shown(each)}: it must be {allowed}.")
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a number is finite, and within the range of floating-point numbers."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:20]}…"

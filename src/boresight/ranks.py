@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
-from boresight.errors import EngineError, UserError
+from boresight.errors import BoresightError, EngineError, NonFiniteError
 
 Result = TypeVar("Result")
 
@@ -19,37 +19,44 @@ def on_every_rank(work: Callable[[], Result]) -> Result:
     If one rank failed alone, the others would wait for it until a time-out that does not name the cause.
 
     Raises:
-        UserError, EngineError: the work raised one on some rank. The other ranks raise the same type, and the message names the rank.
+        BoresightError: the work raised one on some rank. The other ranks raise the same type, and the message names the rank.
     """
     result, failure = None, None
     try:
         result = work()
-    except (UserError, EngineError) as error:
+    except BoresightError as error:
         failure = error
     rank = PartialState().process_index
     everywhere = gather_object([None if failure is None else (rank, type(failure), str(failure))])
     if failure is not None:
-        raise failure
+        raise _everywhere(failure)
     for found in everywhere:
         if found is not None:
             other, kind, message = found
-            raise kind(f"On rank {other}: {message}")
+            raise _everywhere(kind(f"On rank {other}: {message}"))
     return result  # pyright: ignore[reportReturnType]
 
 
 def on_first_rank(work: Callable[[], Result]) -> Result:
-    """Run `work` on the first rank and return its result on all. Every rank must call this. The result is pickled.
+    """Run `work` on the first rank, and return its result on every rank. Every rank must call this.
 
     Raises:
-        UserError, EngineError: what the work raised.
+        BoresightError: as `on_every_rank`.
     """
-    outcome: list[Any] = [None, None]
-    if PartialState().is_main_process:
-        try:
-            outcome[0] = work()
-        except (UserError, EngineError) as error:
-            outcome[1] = error
-    result, failure = broadcast_object_list(outcome)
-    if failure is not None:
-        raise failure
-    return result
+    first = PartialState().process_index == 0
+    own = on_every_rank(lambda: work() if first else None)
+    return gather_object([own])[0]
+
+
+def is_raised_everywhere(error: BaseException) -> bool:
+    """Whether every rank raises this error at the same place, so that they may still work together."""
+    # Engines fail on all ranks, and steps that are not finite are summed over them.
+    return isinstance(error, EngineError | NonFiniteError) or error.__dict__.get(_MARK, False)
+
+
+_MARK = "raised_on_every_rank"
+
+
+def _everywhere(error: BoresightError) -> BoresightError:
+    setattr(error, _MARK, True)
+    return error

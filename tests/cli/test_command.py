@@ -157,7 +157,7 @@ class TestFile:
             "nowhere has no checkpoint to resume from",
         ),
         ("sft", ["--resume_from_checkpoint", "nowhere"], "there is no such folder"),
-        ("sft", ["--load_best_model_at_end"], "the save and eval strategy"),  # transformers' own words
+        ("sft", ["--load_best_model_at_end"], "needs evaluations: set eval_strategy"),
         ("dpo", ["--loss_weights", "1", "2"], "loss_weights"),
         ("grpo", ["--loss_type", "gspo"], "loss_type"),
         ("grpo", ["--num_generations", "3"], "Nearest: num_prompts_per_step"),
@@ -204,7 +204,7 @@ def test_the_newest_checkpoint(tmp_path: Path) -> None:
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
     command = read("sft", "--output_dir", str(tmp_path), "--resume_from_checkpoint", "last")
-    assert command.training.resume_from_checkpoint == str(tmp_path / "checkpoint-10")
+    assert command.training.resume_from_checkpoint == "last"  # the newest whole one: tests/trainer/test_run_folder.py
 
 
 def test_defaults_of_a_script_lie_between_the_preset_and_the_file(tmp_path: Path) -> None:

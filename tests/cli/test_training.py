@@ -55,6 +55,7 @@ def test_once_ends_after_the_step_with_a_checkpoint(model_folder: Path, tmp_path
     assert str(caught.value).count("resume") == 1
     assert (tmp_path / "checkpoint-2" / "optimizer.pt").exists()
     assert signal.getsignal(number) == before
+    assert caught.value.signal == number
 
 
 def test_twice_ends_at_once_and_names_the_newest_checkpoint(model_folder: Path, tmp_path: Path) -> None:
@@ -78,8 +79,12 @@ def test_what_the_shell_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     def stopped() -> None:
         raise StoppedError("interrupted after step 3")
 
+    def terminated() -> None:
+        raise StoppedError("terminated after step 3", signal.SIGTERM)
+
     def pressed() -> None:
         raise KeyboardInterrupt
 
-    assert (exit_code(stopped), exit_code(pressed), exit_code(lambda: None)) == (130, 130, 0)
+    codes = [exit_code(work) for work in (stopped, terminated, pressed, lambda: None)]
+    assert codes == [130, 143, 130, 0]
     assert "boresight: interrupted after step 3" in capsys.readouterr().err

@@ -73,6 +73,15 @@ class Gradients(TrainerCallback):
 Run = Callable[..., Any]
 
 
+def new_folder(beginning: Path) -> str:
+    """A folder that no run has used: it belongs to one."""
+    number = 0
+    while (folder := beginning.with_name(f"{beginning.name}{number or ''}")).exists():
+        number += 1
+    folder.mkdir()
+    return str(folder)
+
+
 @pytest.fixture
 def sft(model_folder: Path, tmp_path: Path) -> Run:
     """Builds an `SFTTrainer` from options."""
@@ -80,7 +89,7 @@ def sft(model_folder: Path, tmp_path: Path) -> Run:
     def build(
         *, train_dataset: Any = None, callbacks: Any = None, eval_dataset: Any = None, **options: Any
     ) -> SFTTrainer:
-        config = SFTConfig(**{"output_dir": str(tmp_path / "sft"), **QUIET, **options})
+        config = SFTConfig(**{"output_dir": new_folder(tmp_path / "sft"), **QUIET, **options})
         rows = demonstrations() if train_dataset is None else train_dataset
         return SFTTrainer(str(model_folder), config, rows, eval_dataset, callbacks=callbacks)
 
@@ -100,7 +109,7 @@ def grpo(model_folder: Path, tmp_path: Path) -> Run:
         **options: Any,
     ) -> GRPOTrainer:
         lengths = {"num_generations": 4, "max_completion_length": 8}
-        config = GRPOConfig(**{"output_dir": str(tmp_path / "grpo"), **QUIET, **lengths, **options})
+        config = GRPOConfig(**{"output_dir": new_folder(tmp_path / "grpo"), **QUIET, **lengths, **options})
         rows = records() if train_dataset is None else train_dataset
         return GRPOTrainer(str(model_folder), reward_funcs, config, rows, eval_dataset, callbacks=callbacks)
 

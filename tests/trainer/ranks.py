@@ -73,6 +73,29 @@ def fail_apart(model: str, output_dir: str) -> None:
     torch.save(told, f"{output_dir}/told{PartialState().process_index}.pt")
 
 
+def poison_one(model: str, output_dir: str) -> None:
+    """Two steps of which the first has a NaN on the second rank alone; the weights and counts of each rank, and the files that are kept."""
+    config = SFTConfig(
+        **QUIET | {"max_steps": 2}, use_cpu=True, per_device_train_batch_size=2, output_dir=f"{output_dir}/poisoned"
+    )
+    trainer = SFTTrainer(model, config, demonstrations(8))
+    loss, rank, start = trainer.loss, PartialState().process_index, {}
+
+    def poisoned(*args: Any) -> torch.Tensor:
+        start.update(
+            {name: value.detach().clone() for name, value in trainer.model.named_parameters()} if not start else {}
+        )
+        if trainer.state.global_step == 1:
+            start["unmoved"] = all(torch.equal(value, start[name]) for name, value in trainer.model.named_parameters())
+        return loss(*args) * (torch.nan if rank == 1 and trainer.state.global_step == 0 else 1)
+
+    trainer.loss = poisoned
+    trainer.train()
+    skipped = [line.get("update/num_skipped_steps", 0) for line in trainer.state.log_history if "loss" in line]
+    weights = {name: value.detach() for name, value in trainer.model.named_parameters()}
+    torch.save({"skipped": skipped, "unmoved": start["unmoved"], "weights": weights}, f"{output_dir}/poisoned{rank}.pt")
+
+
 def rows(model: str, output_dir: str, ranks: int) -> None:
     for steps in (1, 2):
         folder = f"{output_dir}/rows{steps}"
@@ -88,6 +111,7 @@ if __name__ == "__main__":
     if ranks > 1:
         rows(model, output_dir, ranks)
         fail_apart(model, output_dir)
+        poison_one(model, output_dir)
     PartialState().destroy_process_group()
     # All is saved. At an interpreter's end, threads of libraries abort a process now and then on a machine that is busy.
     sys.stdout.flush()

@@ -230,7 +230,6 @@ def test_device_and_dtype_need_no_flag() -> None:
     "options",
     [
         {"max_steps": -1},
-        {"max_steps": 0},
         {"save_steps": 0.1, "logging_steps": 0.5},
         {"save_steps": 5.0},
         {"eval_strategy": "steps", "eval_steps": 0.25},

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from boresight.errors import NonFiniteError
-from boresight.trainer.nonfinite import all_finite
+from boresight.trainer.nonfinite import ZeroGradients, largest
 
 from .conftest import Run, weights
 
@@ -116,7 +116,44 @@ def test_grpo_goes_on_after_a_skipped_step(grpo: Run) -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_one_number_in_many_is_found(bad: float) -> None:
-    tensors = [torch.randn(5, 7), torch.randn(11), torch.zeros(())]
-    assert all_finite(tensors) and all_finite([])
+    tensors = [torch.full((5, 7), 0.5), torch.full((11,), -3.0), torch.zeros(()), torch.empty(0)]
+    assert (float(largest(tensors)), float(largest([]))) == (3.0, 0.0)
     tensors[0][4, 6] = bad
-    assert not all_finite(tensors)
+    assert not largest(tensors).isfinite()
+
+
+def test_ten_gradients_of_zero_in_a_row_are_said() -> None:
+    zeros = ZeroGradients()
+    said = [zeros.seen(step, is_zero=step != 5) for step in range(1, 27)]
+    assert [step for step, line in enumerate(said, 1) if line] == [15, 25]
+    assert str(said[14]).startswith("step 15: the gradient was exactly 0 in 10 steps in a row, so nothing is learned.")
+
+
+def test_a_run_without_a_gradient_says_so(sft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("boresight.trainer.nonfinite.MANY_ZEROS", 2)
+    trainer, said = sft(max_steps=2), []
+    loss = trainer.loss
+    trainer.loss = lambda *args: loss(*args) * 0
+    trainer.log_once = said.append
+    trainer.train()
+    assert (
+        len([line for line in said if line.startswith("step 2: the gradient was exactly 0 in 2 steps in a row")]) == 1
+    )
+
+
+@pytest.mark.parametrize("bad", [torch.nan, -torch.inf])
+def test_a_log_probability_that_is_not_finite_is_named(grpo: Run, bad: float) -> None:
+    """Of the old policy: −∞ there makes a ratio of ∞, which clipping turns into a finite loss."""
+    trainer, said = grpo(max_steps=2, per_device_train_batch_size=8, num_iterations=2), []
+    collect = trainer.collect
+
+    def collected(prompts: Any) -> Any:
+        items = collect(prompts)
+        for item in items:
+            item.old[0, 0] = bad
+        return items
+
+    trainer.collect = collected
+    trainer.log_once = said.append
+    trainer.train()
+    assert [line for line in said if line.startswith("step 1: a log-probability is NaN or infinite on rows")]

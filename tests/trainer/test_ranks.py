@@ -80,3 +80,13 @@ def test_an_error_of_one_rank_reaches_all(runs: dict[int, Path]) -> None:
     assert told[1]["reward"] == told[0]["reward"].removeprefix("On rank 1: ")
     assert told[0]["gold"].startswith("The rewards do not accept the gold answers")
     assert told[1]["gold"] == f"On rank 0: {told[0]['gold']}"
+
+
+def test_a_nan_on_one_rank_is_skipped_on_all(runs: dict[int, Path]) -> None:
+    """No rank moves in that step, all move together in the next, and each keeps its share for a replay."""
+    found = [torch.load(runs[2] / f"poisoned{rank}.pt") for rank in (0, 1)]
+    assert [(one["skipped"], one["unmoved"]) for one in found] == [([1, 0], True)] * 2
+    weights, others = (one["weights"] for one in found)
+    assert all(torch.equal(value, others[name]) and value.isfinite().all() for name, value in weights.items())
+    kept = sorted(path.name for path in (runs[2] / "poisoned" / "nonfinite").iterdir())
+    assert kept == ["step_00000001.rank0.pt", "step_00000001.rank1.pt"]

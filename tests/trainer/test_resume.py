@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from boresight.report import read_completions, read_lines
+from boresight.trainer.manifest import read_manifest, write_manifest
 
 from .conftest import Run, demonstrations, records, weights
 
@@ -80,19 +81,6 @@ def _reproducible(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if not name.startswith("time/")}
 
 
-def test_a_new_run_in_an_old_folder_starts_with_empty_files(grpo: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    options = {"per_device_train_batch_size": 8}
-    grpo(max_steps=3, **options).train()
-    assert "removed the output" not in capsys.readouterr().out
-    again = grpo(max_steps=2, **options)
-    again.train()
-    assert "removed the output of an earlier run about steps after 0" in capsys.readouterr().out
-    run = Path(again.args.output_dir)
-    assert [line["step"] for line in _steps(run)] == [1, 2]
-    assert [line["step"] for line in read_lines(run / "timeline.jsonl")] == [1, 2]
-    assert set(read_completions(run)["step"].to_pylist()) == {1, 2}
-
-
 def test_grpo_resumes_on_other_completions_without_its_state(grpo: Run, tmp_path: Path) -> None:
     """Negative control: another draw in the place of the one under way ends elsewhere."""
     options = {**GRPO, "save_strategy": "steps", "save_steps": 1}
@@ -104,6 +92,7 @@ def test_grpo_resumes_on_other_completions_without_its_state(grpo: Run, tmp_path
     for item in state["experience"]:
         item["advantage"] = item["advantage"].flip(0)
     torch.save(state, file)
+    write_manifest(file.parent, step=6, num_ranks=1, run=read_manifest(file.parent).run)
     resumed = grpo(output_dir=str(tmp_path / "cut"), **options)
     resumed.train(resume_from_checkpoint=True)
     assert not same(weights(whole), weights(resumed))
@@ -133,11 +122,3 @@ def test_grpo_evaluation_leaves_training_as_it_is(grpo: Run) -> None:
         "eval_rewards/vowel_share/mean",
         "eval_completions/mean_length",
     } <= log.keys()
-
-
-def test_a_checkpoint_of_other_ranks_is_refused(sft: Run, tmp_path: Path) -> None:
-    options = {**SFT, "save_strategy": "steps", "save_steps": 2, "output_dir": str(tmp_path / "run")}
-    sft(**options, callbacks=[Stop(2)]).train()
-    next((tmp_path / "run" / "checkpoint-2").glob("*boresight_state.pt")).unlink()
-    with pytest.raises(ValueError, match="was not saved by boresight with 1 ranks"):
-        sft(**options).train(resume_from_checkpoint=True)

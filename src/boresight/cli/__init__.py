@@ -25,6 +25,7 @@ from boresight.cli import compare, demo, doctor, env, report, vllm_serve
 from boresight.cli.command import Command, read_command
 from boresight.cli.methods import METHODS
 from boresight.errors import BoresightError, ConfigError, StoppedError, UserError, nearest
+from boresight.terminal import printable
 
 if TYPE_CHECKING:
     from boresight.cli.adapter import peft_config
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Command", "exit_code", "load_datasets", "main", "peft_config", "read_command", "train"]
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+SIGNALLED = 128
+"""A command that a signal ended returns this plus the signal's number, as a shell reports it: 130 for SIGINT, 143 for SIGTERM."""
 
 TRAINING = {name: method.help for name, method in METHODS.items()}
 """The training commands."""
@@ -42,7 +45,7 @@ _HOMES = {"load_datasets": "rows", "peft_config": "adapter", "train": "training"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run a command, and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     return exit_code(lambda: _run(words))
 
@@ -68,19 +71,19 @@ def _run(words: list[str]) -> int | None:
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """Call a function and return the exit code: the integer that it returns, or 0 done, 1 failed, 2 bad input, 130 interrupted. User
-    errors are printed."""
+    """Call a function and return the exit code: the integer that it returns, or 0 done, 1 failed, 2 bad input, 130 interrupted,
+    143 terminated. boresight's own errors are printed."""
     try:
         result = work()
     except UserError as error:
-        print(f"boresight: {error}", file=sys.stderr)
+        print(printable(f"boresight: {error}"), file=sys.stderr)
         return BAD_INPUT
     except StoppedError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"\nboresight: {error}", file=sys.stderr)
-        return INTERRUPTED
+            print(printable(f"\nboresight: {error}"), file=sys.stderr)
+        return SIGNALLED + error.signal
     except BoresightError as error:  # for example a failed engine; its notes describe how to continue
-        print("\n".join([f"\nboresight: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        print(printable("\n".join([f"\nboresight: {error}", *getattr(error, "__notes__", ())])), file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("\nboresight: interrupted; nothing was saved", file=sys.stderr)

@@ -157,7 +157,7 @@ def _command(
     preset = {option: setting.value for option, setting in recipe.items() if option not in _displaced(given)}
     training = _training(method, {**preset, **given})
     training.model_init_kwargs = _init_kwargs(model, training)
-    _resolve_checkpoint(training)
+    _check_checkpoint(training)
     columns = {
         option.removesuffix("_column"): value
         for option, value in given.items()
@@ -204,18 +204,15 @@ def _init_kwargs(model: ModelFlags, training: Any) -> dict[str, Any] | None:
     return {**found, **(training.model_init_kwargs or {})} or None
 
 
-def _resolve_checkpoint(training: Any) -> None:
-    """Replace `last` by the newest checkpoint of the run folder."""
-    from transformers.trainer_utils import get_last_checkpoint  # imports torch
-
+def _check_checkpoint(training: Any) -> None:
+    """Refuse a checkpoint that is not there. Which is the newest whole one is found when training begins."""
     asked = training.resume_from_checkpoint
     if asked is None or asked.lower() in ("none", "false"):
         training.resume_from_checkpoint = None
     elif asked.lower() in (LAST, "true"):
-        found = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
-        if found is None:
+        training.resume_from_checkpoint = LAST
+        if not any(Path(training.output_dir).glob("checkpoint-*")):
             raise ConfigError(f"{training.output_dir} has no checkpoint to resume from: drop --resume_from_checkpoint.")
-        training.resume_from_checkpoint = found
     elif not Path(asked).is_dir():
         raise ConfigError(
             f"--resume_from_checkpoint {asked}: there is no such folder. `last` means the newest of {training.output_dir}."

@@ -123,6 +123,7 @@ def run(options: argparse.Namespace) -> None:
     from boresight.compare.page import comparison_page
     from boresight.compare.terminal import tables
     from boresight.files import write_whole
+    from boresight.terminal import printable
 
     folder = options.answers or options.output.with_suffix("")
     if folder == options.output:
@@ -134,15 +135,17 @@ def run(options: argparse.Namespace) -> None:
             f"interrupted; the answers so far are kept in {folder}, and the same command continues from there."
         ) from None
     console = Console()
+
+    def say(text: str) -> None:
+        console.print(printable(text), soft_wrap=True, markup=False)  # a path may look like markup
+
     for table in tables(comparison):
         console.print(table)
-    console.print(f"page: {write_whole(options.output, comparison_page(comparison))}", soft_wrap=True)
+    say(f"page: {write_whole(options.output, comparison_page(comparison))}")
     if options.markdown is not None:
         path = options.output.with_suffix(".md") if options.markdown == Path() else options.markdown
-        console.print(f"markdown: {write_whole(path, as_markdown(comparison))}", soft_wrap=True)
-    console.print(
-        f"answers: {folder} (the same command with an additional --model asks only that model)", soft_wrap=True
-    )
+        say(f"markdown: {write_whole(path, as_markdown(comparison))}")
+    say(f"answers: {folder} (the same command with an additional --model asks only that model)")
 
 
 def _stored(options: argparse.Namespace, folder: Path) -> Comparison:
@@ -170,10 +173,12 @@ _NEEDS_MODELS = {
 
 
 def _asked(options: argparse.Namespace, folder: Path) -> Comparison:
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from transformers.utils import logging
 
     from boresight.compare import AnswerSettings, Candidate, compare
+    from boresight.terminal import printable
 
     given = {name: getattr(options, name) for name in ASKING if getattr(options, name) is not None}
     if "top_p" in given and not given.get("temperature"):
@@ -188,7 +193,7 @@ def _asked(options: argparse.Namespace, folder: Path) -> Comparison:
 
         def tell(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = progress.add_task(name, total=total)
+                tasks[name] = progress.add_task(escape(printable(name)), total=total)
             progress.update(tasks[name], completed=done)
 
         return compare(

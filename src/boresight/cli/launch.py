@@ -59,8 +59,8 @@ def launch(start: StartFlags, program: Sequence[str], words: Sequence[str]) -> N
         os.execvpe(command[0], command, environment)
     try:
         launch_command(options)
-    except SignalException:  # the workers received the signal too, and have saved a checkpoint
-        sys.exit(130)
+    except SignalException as error:  # the workers received the signal too, and have saved a checkpoint
+        sys.exit(128 + int(error.sigval))
     except ChildFailedError as error:
         sys.exit(error.get_first_failure()[1].exitcode)
     sys.exit(0)

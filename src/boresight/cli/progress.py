@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback
 
+from boresight.terminal import printable
 from boresight.trainer.base import GroupTrainer
 
 SHOWN = {
@@ -58,7 +59,7 @@ def _items(logs: Mapping[str, float]) -> Iterator[str]:
         if name.removeprefix("eval_").startswith("rewards/") and name.endswith("/mean")
     }
     if len(functions) > 1:
-        yield from (f"{name.removesuffix('_reward')} {_short(value)}" for name, value in functions.items())
+        yield from (f"{printable(name.removesuffix('_reward'))} {_short(value)}" for name, value in functions.items())
 
 
 def _short(value: float) -> str:

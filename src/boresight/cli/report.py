@@ -33,8 +33,12 @@ def run(options: argparse.Namespace) -> None:
     from boresight.errors import ConfigError
     from boresight.report.page import write_report
     from boresight.report.watch import watch
+    from boresight.terminal import printable
 
-    say = Console().print
+    def say(text: str) -> None:
+        # A path may look like markup, or hold control characters.
+        Console().print(printable(text), soft_wrap=True, markup=False, highlight=False)
+
     if options.max_completions < 1:
         raise ConfigError(f"--max-completions {options.max_completions} leaves nothing to show: set at least 1.")
     if options.watch:
@@ -44,10 +48,10 @@ def run(options: argparse.Namespace) -> None:
             options.run_folder,
             port=options.port,
             max_completions=options.max_completions,
-            say=lambda address: say(f"{address} (Ctrl-C ends it)", soft_wrap=True),
+            say=lambda address: say(f"{address} (Ctrl-C ends it)"),
         )
         return
     if options.port:
         raise ConfigError("--port has no effect without --watch: add --watch, or leave it out.")
-    path = write_report(options.run_folder, options.output, max_completions=options.max_completions)
-    say(f"{path} ({path.stat().st_size / 2**20:.1f} MiB; it opens from disk, offline)", soft_wrap=True)
+    path = write_report(options.run_folder, options.output, max_completions=options.max_completions, say=say)
+    say(f"{path} ({path.stat().st_size / 2**20:.1f} MiB; it opens from disk, offline)")

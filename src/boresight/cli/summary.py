@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from boresight.cli.command import Command
 from boresight.cli.progress import SHOWN
+from boresight.terminal import printable
 from boresight.trainer.base import GroupTrainer
 
 
@@ -29,7 +30,7 @@ def print_summary(command: Command, trainer: GroupTrainer[Any], seconds: float) 
     console.print()
     for title, text in lines.items():
         if text:  # soft wrapping keeps a command in one line, so that it can be copied
-            console.print(f"[bold]{title:<18}[/bold]{escape(text)}", soft_wrap=True)
+            console.print(f"[bold]{title:<18}[/bold]{escape(printable(text))}", soft_wrap=True)
 
 
 def comparison(command: Command) -> str:

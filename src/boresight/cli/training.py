@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from boresight.cli.adapter import peft_config
@@ -27,10 +26,15 @@ from boresight.cli.rows import load_datasets
 from boresight.cli.summary import print_summary
 from boresight.errors import StoppedError
 from boresight.trainer.base import GroupTrainer
+from boresight.trainer.run_folder import RunFolder, check_is_not_model
 
 
 def run(command: Command) -> None:
     """Run a training command, from loading its rows to saving its model."""
+    training = command.training
+    if training.resume_from_checkpoint is None and os.environ.get("RANK", "0") == "0":  # before a long loading
+        RunFolder(training.output_dir).check_free(overwrite=training.overwrite_output_dir)
+    check_is_not_model(training.output_dir, command.model.model_name_or_path)
     train_dataset, eval_dataset = load_datasets(command)
     sampled = {"reward_funcs": command.rewards.reward_funcs} if command.rewards.reward_funcs else {}
     trainer = command.method.trainer_class()(
@@ -48,7 +52,7 @@ def train(command: Command, trainer: GroupTrainer[Any]) -> None:
     """Train, save, and print a summary.
 
     Raises:
-        StoppedError: training was interrupted by SIGINT (Ctrl-C) or SIGTERM. The message names the checkpoint.
+        StoppedError: training was interrupted by SIGINT (Ctrl-C) or SIGTERM. The message names the checkpoint, and `signal` is the number.
     """
     begun = time.perf_counter()
     # Without this, threads of the process group may abort the process at exit after a successful run.
@@ -60,14 +64,16 @@ def train(command: Command, trainer: GroupTrainer[Any]) -> None:
         try:
             trainer.train(resume_from_checkpoint=command.training.resume_from_checkpoint)
         except KeyboardInterrupt as error:
-            newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-            ways = f"Resume from {newest} with: {resuming(command)}" if newest else "There is no checkpoint."
-            raise StoppedError(f"interrupted at once, after step {trainer.state.global_step}. {ways}") from error
+            found = RunFolder(folder).checkpoints()
+            ways = f"Resume from {found[-1]} with: {resuming(command)}" if found else "There is no checkpoint."
+            step = trainer.state.global_step
+            raise StoppedError(f"interrupted at once, after step {step}. {ways}", stop.number) from error
     if stop.obeyed:
         checkpoint = folder / f"checkpoint-{trainer.state.global_step}"
         raise StoppedError(
             f"interrupted after step {trainer.state.global_step} of {trainer.state.max_steps}; everything is in {checkpoint}.\n"
-            f"Resume with: {resuming(command)}"
+            f"Resume with: {resuming(command)}",
+            stop.number,
         )
     trainer.save_model(str(folder))
     trainer.save_state()
@@ -82,6 +88,8 @@ class Stop(TrainerCallback):
         self.trainer = trainer
         self.asked = False
         self.obeyed = False
+        self.number = int(signal.SIGINT)
+        """The first signal that arrived."""
         self._process = os.getpid()
         # With several processes, the launcher forwards a Ctrl-C that the terminal has already sent to all of them.
         self._grace_s = 2.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
@@ -94,8 +102,9 @@ class Stop(TrainerCallback):
         if self.asked:
             if time.monotonic() - self._asked_at < self._grace_s:
                 return
+            self.trainer.saves_before_ending = False
             raise KeyboardInterrupt
-        self.asked, self._asked_at = True, time.monotonic()
+        self.asked, self._asked_at, self.number = True, time.monotonic(), number
         if self.trainer.is_world_process_zero():
             print(
                 "\nboresight: stopping after this step, with a checkpoint (press again to stop at once, without one)",

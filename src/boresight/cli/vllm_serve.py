@@ -15,7 +15,7 @@ HELP = "serve a model with vLLM, for trainers with vllm_mode=server"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """boresight's own options. All others are passed on to vLLM."""
     parser.epilog = (
-        "All other flags are vLLM's own (--tensor-parallel-size, --gpu-memory-utilization, --max-model-len, --port, --model-impl …), in "
+        "All other flags are vLLM's own (--tensor-parallel-size, --gpu-memory-utilization, --max-model-len, --host, --port, …), in "
         "either spelling, with or without TRL's prefix vllm_."
     )
     parser.add_argument("--config", help="a YAML file of these options and vLLM's; the command line overrides it")

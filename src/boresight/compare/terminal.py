@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from boresight.compare.comparison import (
     FLIP_COLUMNS,
@@ -15,6 +16,7 @@ from boresight.compare.comparison import (
     percent,
     points,
 )
+from boresight.terminal import printable
 
 
 def tables(comparison: Comparison) -> list[Table]:
@@ -31,7 +33,7 @@ def accuracy_table(comparison: Comparison) -> Table:
     table = _table(head, title=f"{num_questions(comparison)}, marked by {comparison.reward}")
     for name, found in comparison.accuracies.items():
         pair = against.get(name)
-        row = [name, *accuracy_cells(found)]
+        row: list[Text | str] = [_text(name), *accuracy_cells(found)]
         row += [] if not against else ["", ""] if pair is None else [points(pair.gain), p_value(pair.p)]
         table.add_row(*row)
     unmarked = sum(found.unmarked for found in comparison.accuracies.values())
@@ -45,9 +47,9 @@ def kind_table(comparison: Comparison) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("accuracy by kind")
     for name in by_kind:
-        table.add_column(name, justify="right")
+        table.add_column(_text(name), justify="right")
     for kind in next(iter(by_kind.values()), {}):
-        table.add_row(kind, *(percent(own[kind].share) for own in by_kind.values()))
+        table.add_row(_text(kind), *(percent(own[kind].share) for own in by_kind.values()))
     return table
 
 
@@ -55,13 +57,18 @@ def flip_table(comparison: Comparison) -> Table:
     """Who fixed and who broke what, for every two models."""
     table = _table(["from → to", *FLIP_COLUMNS])
     for pair in comparison.flips:
-        table.add_row(f"{pair.first} → {pair.second}", *flip_cells(pair))
+        table.add_row(_text(f"{pair.first} → {pair.second}"), *flip_cells(pair))
     return table
+
+
+def _text(name: object) -> Text:
+    """A name as it is written: it may look like rich's markup, or hold control characters."""
+    return Text(printable(name))
 
 
 def _table(head: list[str], *, title: str | None = None) -> Table:
     """An empty table, its first column of names and the others of numbers."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=None if title is None else _text(title), box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(head):
-        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+        table.add_column(_text(name), justify="right" if place else "left", no_wrap=True)
     return table

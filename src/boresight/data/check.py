@@ -6,11 +6,13 @@ and `on_bad_row` decides what becomes of it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch.utils.data
 from datasets.utils import tqdm
@@ -55,6 +57,8 @@ class Outcome:
     checked: Checked = Checked()
     files: tuple[tuple[str, int, int], ...] = ()
     """Path, size and time of change of every file that it names."""
+    digest: str = ""
+    """`row_digest` of a row that can be used."""
 
 
 @dataclass(slots=True)
@@ -74,10 +78,18 @@ class RowReport:
     max_images: int = 0
     files: dict[str, list[Any]] = field(default_factory=dict)
     """Path of an image → its size, its time of change, and the list of the rows that name it."""
+    digests: list[str] = field(default_factory=list)
+    """`row_digest` of every row, in order; empty where it cannot be used."""
+
+    @property
+    def digest(self) -> str:
+        """The number of rows and a digest of all of them, for people to compare."""
+        return f"{self.num_rows} rows, digest {hashlib.sha256(' '.join(self.digests).encode()).hexdigest()[:16]}"
 
     def add(self, outcome: Outcome) -> None:
         """Count one more row."""
         self.num_rows += 1
+        self.digests.append("")
         self.note(outcome)
 
     def forget(self, rows: Collection[int]) -> None:
@@ -89,6 +101,7 @@ class RowReport:
 
     def note(self, outcome: Outcome) -> None:
         """Take what was found about a row."""
+        self.digests[outcome.row] = outcome.digest
         if outcome.reason is not None:
             self.bad[outcome.row] = (outcome.reason, outcome.is_image)
             return
@@ -212,7 +225,27 @@ def _outcome(read: Callable[[], Row], number: int, check: Check | None) -> Outco
     findings = (*row_findings(row), *checked.findings)
     files = tuple(_state(image.source) for image in row.images if isinstance(image.source, str))
     checked = Checked(checked.num_tokens, checked.is_decoded, findings)
-    return Outcome(number, num_images=len(row.images), checked=checked, files=files)
+    return Outcome(number, num_images=len(row.images), checked=checked, files=files, digest=row_digest(row))
+
+
+def row_digest(row: Row) -> str:
+    """A digest of a row's texts, images and other columns, equal wherever the row is stored."""
+    content = [row.prompt, row.completions, [image.digest for image in row.images], row.columns]
+    text = json.dumps(content, default=_plain, sort_keys=True, skipkeys=True)
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON does not have. Of an unknown class the name alone, since its text may hold an address."""
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[Any, Any]", value))
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if hasattr(value, "tolist"):  # arrays and tensors
+        return value.tolist()
+    if isinstance(value, Iterable):
+        return [*cast("Iterable[Any]", value)]
+    return str(value) if type(value).__module__ in ("datetime", "decimal", "uuid") else type(value).__name__
 
 
 def _state(path: str) -> tuple[str, int, int]:

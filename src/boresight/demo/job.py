@@ -235,6 +235,7 @@ def _places(train: Dataset) -> tuple[list[int], list[int]]:
 def _sft_config(output_dir: Path, seed: int, recipe: Recipe) -> SFTConfig:
     return SFTConfig(
         output_dir=str(output_dir / "sft"),
+        overwrite_output_dir=True,  # the demo may be run again
         max_steps=recipe.sft_steps,
         per_device_train_batch_size=recipe.sft_batch,
         learning_rate=recipe.sft_learning_rate,
@@ -250,6 +251,7 @@ def _sft_config(output_dir: Path, seed: int, recipe: Recipe) -> SFTConfig:
 def _grpo_config(output_dir: Path, seed: int, recipe: Recipe, method: str) -> GRPOConfig:
     return GRPOConfig(
         output_dir=str(output_dir / method),
+        overwrite_output_dir=True,
         max_steps=recipe.grpo_steps,
         num_prompts_per_step=recipe.grpo_prompts,
         per_device_train_batch_size=recipe.grpo_prompts * recipe.num_generations,

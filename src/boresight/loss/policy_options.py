@@ -42,7 +42,9 @@ class PolicyLossOptions:
         "sequence's value, each token's own gradient); or sequence_sum (RLOO: not normalised). Unset: the level that loss_type is "
         "defined with.",
     )
-    epsilon: Annotated[float, NOT_NEGATIVE] = option(0.2, "The ratio is clipped from below at 1 - epsilon where A < 0.")
+    epsilon: Annotated[float, Range(at_least=0, at_most=1)] = option(
+        0.2, "The ratio is clipped from below at 1 - epsilon where A < 0."
+    )
     epsilon_high: Annotated[float | None, NOT_NEGATIVE, Source("DAPO, arXiv 2503.14476: 0.28")] = option(
         None,
         "The ratio is clipped from above at 1 + epsilon_high where A > 0; unset: epsilon. DAPO: 0.28. For loss_type=cispo it is the "

@@ -29,7 +29,9 @@ class PreferenceLossOptions:
     loss_type: Annotated[list[str], OneOf(PREFERENCES)] = option(
         factory=lambda: ["sigmoid"], help="One or several losses. DPO: sigmoid. MPO: sigmoid bco_pair sft."
     )
-    loss_weights: list[float] | None = option(None, "Weight of each loss; unset: 1 each. MPO: 0.8 0.2 1.0.")
+    loss_weights: Annotated[list[float] | None, Range(at_least=0)] = option(
+        None, "Weight of each loss; unset: 1 each. MPO: 0.8 0.2 1.0."
+    )
     beta: Annotated[float, Range(above=0)] = option(
         0.1, "Strength of the regularisation towards the reference; the implicit reward is beta times the log ratio."
     )
@@ -68,6 +70,8 @@ def weighted_rows(config: PreferenceLossOptions) -> dict[str, float]:
     """
     names = [config.loss_type] if isinstance(config.loss_type, str) else list(config.loss_type)
     weights = [1.0] * len(names) if config.loss_weights is None else list(config.loss_weights)
+    if not any(weights):
+        raise ConfigError(f"loss_weights={weights!r}: the loss would be 0. Set one of them above 0.")
     for name in names:
         row_of(PREFERENCES, name, "loss_type")
     if len(weights) != len(names):

@@ -156,21 +156,39 @@ class CompletionStore:
             self._image_names[image.digest] = keep_image(self._images_folder, image)
 
 
-def read_completions(run: str | os.PathLike[str], *, phase: Phase | None = None) -> pa.Table:
+def read_completions(
+    run: str | os.PathLike[str], *, phase: Phase | None = None, damaged: list[str] | None = None
+) -> Any:
     """All completions of a run by step and rank, with the columns listed at the top of this module.
 
     Args:
         run: the run folder.
         phase: only those of training, or of evaluations.
+        damaged: a text is added to it for each file that cannot be read, and None is returned where none can. None: it is an error.
 
     Raises:
-        DataError: the folder holds no completions.
+        DataError: the folder holds no completions, or a file is damaged.
     """
     paths = _step_files(Path(run) / "completions")
     if not paths:
         raise DataError(f"{os.fspath(run)} holds no completions: name the output_dir of a run that sampled some.")
-    table = pa.concat_tables([pq.read_table(path) for path in paths], promote_options="default")
+    tables = [table for path in paths if (table := _read(path, damaged)) is not None]
+    if not tables:
+        return None
+    table = pa.concat_tables(tables, promote_options="default")
     return table if phase is None else table.filter(pc.field("phase") == phase)
+
+
+def _read(path: Path, damaged: list[str] | None) -> pa.Table | None:
+    """The rows of a file; None where it is damaged, which is then noted."""
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        text = f"{path.parent.name}/{path.name} cannot be read ({str(error).partition('.')[0]})"
+        if damaged is None:
+            raise DataError(f"{text}: move it out of {path.parent} to read the others.") from error
+        damaged.append(f"{text}, and is left out")
+        return None
 
 
 def keep_image(folder: Path, image: EncodedImage) -> str:

@@ -52,14 +52,25 @@ class StepLines:
         return len(lines) - len(kept)
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_lines(path: str | os.PathLike[str], damaged: list[str] | None = None) -> list[dict[str, Any]]:
     """The lines of such a file in the order they were written; none where there is no file.
 
     A last line that is only half written, as while the run goes on, is left out.
+
+    Args:
+        path: the file.
+        damaged: a text is added to it that counts the lines that are no JSON object with a step. None: they are left out silently.
     """
     if not Path(path).exists():
         return []
-    return [json.loads(line) for line in _lines(Path(path)) if line.endswith("\n")]
+    lines = [line for line in _lines(Path(path)) if line.endswith("\n")]
+    read = [_parsed(line) for line in lines]
+    bad = [number for number, found in enumerate(read, 1) if found is None]
+    if bad and damaged is not None:
+        damaged.append(
+            f"{Path(path).name}: {len(bad)} of {len(lines)} lines are damaged and left out (the first is line {bad[0]})"
+        )
+    return [found for found in read if found is not None]
 
 
 _BREAKS = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -72,9 +83,17 @@ def _json(line: Mapping[str, Any]) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file with their ends. Only a line feed ends a line, which `str.splitlines` does not heed."""
-    parts = path.read_text(encoding="utf-8").split("\n")
-    return [f"{part}\n" for part in parts[:-1]] + [part for part in parts[-1:] if part]
+    """The lines of a file, which end with a line feed: other characters that some take for the end of a line stand in texts."""
+    *whole, rest = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    return [f"{line}\n" for line in whole] + ([rest] if rest else [])
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 def _finite(value: Any) -> Any:
@@ -83,4 +102,4 @@ def _finite(value: Any) -> Any:
 
 def _is_kept(line: str, step: int) -> bool:
     # A run that was killed may have left half a line at the end.
-    return line.endswith("\n") and json.loads(line)["step"] <= step
+    return line.endswith("\n") and (found := _parsed(line)) is not None and found["step"] <= step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -83,6 +83,34 @@ class MeanMetrics:
         for name, parts in other._parts.items():
             for value, count in zip(parts.values, parts.counts, strict=True):
                 self._add(name, parts.kind, value, count)
+
+    def copied(self) -> MeanMetrics:
+        """Another one with all that this one accumulated. Nothing waits for the device."""
+        other = MeanMetrics()
+        other.absorb(self)
+        return other
+
+    def exchange(self, other: MeanMetrics) -> None:
+        """Exchange all that was accumulated with another."""
+        self._parts, other._parts = other._parts, self._parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was accumulated, as plain numbers: name → its kind, values and counts. Their sums are the same to the bit."""
+        return {
+            name: {
+                "kind": parts.kind,
+                "values": [value.item() for value in parts.values],
+                "counts": [count.item() for count in parts.counts],
+            }
+            for name, parts in self._parts.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._parts = {
+            name: _Parts(parts["kind"], [*map(_tensor, parts["values"])], [*map(_tensor, parts["counts"])])
+            for name, parts in state.items()
+        }
 
     def flush(self, prefix: str = "", gather: Gather | None = None) -> dict[str, float]:
         """Name → value over all that was added since the last flush, on all ranks.

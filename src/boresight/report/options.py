@@ -18,7 +18,7 @@ class ReportOptions:
         False,
         "Print completions with rewards and advantages at every log, and send them with their images to the trackers in report_to.",
     )
-    num_completions_to_print: Annotated[int | None, Range(at_least=0), Needs("log_completions", True)] = option(
+    num_completions_to_print: Annotated[int | None, Range(at_least=1), Needs("log_completions", True)] = option(
         None, "Maximum completions to print and to send to trackers at a log, chosen at random. None: all of the step."
     )
     verdict_steps: Annotated[int, Range(at_least=0)] = option(

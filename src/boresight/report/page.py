@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,25 @@ def write_report(
     output: str | os.PathLike[str] | None = None,
     *,
     max_completions: int = MAX_COMPLETIONS,
+    say: Callable[[str], object] | None = None,
 ) -> Path:
-    """Write the page of a run.
+    """Write the page of a run. Files that cannot be read are left out and named, on the page too.
 
     Args:
         run: the run folder, finished or not.
         output: the file; None: RUN/report.html.
         max_completions: the most in the page. Beyond it, whole steps are left out evenly, and the page says so.
+        say: is called with one line for each damaged file.
 
     Raises:
         DataError: the folder holds nothing of a run.
         ConfigError: plotly is not installed.
     """
-    return write_whole(
-        output or Path(run) / "report.html", report_page(report_data(run, max_completions=max_completions))
-    )
+    data = report_data(run, max_completions=max_completions)
+    if say is not None:
+        for text in data["damaged"]:
+            say(text)
+    return write_whole(output or Path(run) / "report.html", report_page(data))
 
 
 def report_page(data: Mapping[str, Any], *, watch: bool = False) -> str:
@@ -75,6 +79,7 @@ def report_data(folder: str | os.PathLike[str], *, max_completions: int = MAX_CO
         "written": time.time(),
         "facts": facts(run),
         "verdicts": list(run.verdicts),
+        "damaged": list(run.damaged),
         "metrics_from": run.metrics_from,
         "series": lines,
         "charts": charts(lines),
@@ -110,6 +115,8 @@ def facts(run: Run) -> list[dict[str, Any]]:
         if unshared:
             saved = f"{1 - run.work.get(done, 0.0) / unshared:.0%}"
             found.append({"name": label, "value": saved, "note": f"of {unshared:,.0f} with nothing shared"})
+    if run.damaged:
+        found.append({"name": "damaged files", "value": f"{len(run.damaged):,}", "note": "; ".join(run.damaged[:4])})
     return found
 
 

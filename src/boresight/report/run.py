@@ -42,6 +42,8 @@ class Run:
     verdicts: Sequence[Mapping[str, Any]] = ()
     completions: pa.Table | None = None
     """As `read_completions` returns it; None where the method samples none."""
+    damaged: Sequence[str] = ()
+    """What could not be read, one text for each file."""
     work: Mapping[str, float] = field(default_factory=dict)
     """Counters summed over all logged steps, by the name after ``work/``, trainer and sampler together."""
 
@@ -55,15 +57,19 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     folder = Path(folder)
     if not is_run(folder) and not _states(folder):
         raise DataError(f"{folder} is no run folder: {_where_else(folder)}")
-    completions = read_completions(folder) if any((folder / "completions").glob("step_*.parquet")) else None
-    metrics, metrics_from = _metrics(folder, completions)
+    damaged: list[str] = []
+    completions = None
+    if any((folder / "completions").glob("step_*.parquet")):
+        completions = read_completions(folder, damaged=damaged)
+    metrics, metrics_from = _metrics(folder, completions, damaged)
     return Run(
         name=" / ".join(folder.resolve().parts[-2:]),
         metrics=metrics,
         metrics_from=metrics_from,
-        timeline=read_lines(folder / "timeline.jsonl"),
-        verdicts=read_lines(folder / "verdicts.jsonl"),
+        timeline=read_lines(folder / "timeline.jsonl", damaged),
+        verdicts=read_lines(folder / "verdicts.jsonl", damaged),
         completions=completions,
+        damaged=damaged,
         work=work_done(metrics),
     )
 
@@ -107,11 +113,14 @@ def work_done(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return total
 
 
-def _metrics(folder: Path, completions: pa.Table | None) -> tuple[Sequence[Mapping[str, Any]], str]:
+def _metrics(folder: Path, completions: pa.Table | None, damaged: list[str]) -> tuple[Sequence[Mapping[str, Any]], str]:
     if (folder / "metrics.jsonl").exists():
-        return read_lines(folder / "metrics.jsonl"), "metrics.jsonl"
-    if states := _states(folder):
-        return json.loads(states[-1].read_text(encoding="utf-8"))["log_history"], f"{states[-1].parent.name}"
+        return read_lines(folder / "metrics.jsonl", damaged), "metrics.jsonl"
+    for state in reversed(_states(folder)):
+        try:
+            return json.loads(state.read_bytes())["log_history"], f"{state.parent.name}"
+        except (OSError, ValueError, KeyError, TypeError):
+            damaged.append(f"{state.parent.name}/{state.name} cannot be read")
     if completions is not None:
         return _metrics_of_completions(completions), "the completions, since the folder has no metrics.jsonl"
     return [], ""
@@ -120,7 +129,8 @@ def _metrics(folder: Path, completions: pa.Table | None) -> tuple[Sequence[Mappi
 def _states(folder: Path) -> list[Path]:
     """transformers' own logs in the checkpoints, the newest last."""
     found = folder.glob("checkpoint-*/trainer_state.json")
-    return sorted(found, key=lambda path: int(path.parent.name.rpartition("-")[2]))
+    steps = {path: path.parent.name.rpartition("-")[2] for path in found}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
 
 
 def _metrics_of_completions(table: pa.Table) -> list[dict[str, Any]]:

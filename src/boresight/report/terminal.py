@@ -12,6 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from boresight.terminal import printable
+
 MAX_PROMPT_CHARS = 240
 MAX_COMPLETION_CHARS = 400
 
@@ -50,7 +52,7 @@ def rows_to_show(rows: pa.Table, num: int | None) -> pa.Table:
 def _heading(row: dict[str, Any]) -> Text:
     images = len(row["images"])
     about = f"row {row['row']}" + (f", {images} image{'s' * (images > 1)}" if images else "")
-    prompt = _printable(row["prompt"])
+    prompt = printable(row["prompt"]).strip("\n")
     cut = len(prompt) - MAX_PROMPT_CHARS
     tail = f"[{cut} characters before] …{prompt[cut:]}" if cut > 0 else prompt
     return Text.assemble((f"{about}\n", "bold"), (tail, "yellow"))
@@ -71,7 +73,7 @@ def _group_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _completion(row: dict[str, Any]) -> Text:
-    text = _printable(row["completion"])
+    text = printable(row["completion"]).strip("\n")
     cut = len(text) - MAX_COMPLETION_CHARS
     if cut > 0:
         text = f"{text[: MAX_COMPLETION_CHARS // 2]}… [{cut} characters] …{text[-MAX_COMPLETION_CHARS // 2 :]}"
@@ -81,15 +83,8 @@ def _completion(row: dict[str, Any]) -> Text:
 def _by_function(row: dict[str, Any]) -> str:
     """The reward by each function, names without their common ending."""
     rewards = {name.partition("/")[2]: value for name, value in row.items() if name.startswith("rewards/")}
-    return " · ".join(f"{name.removesuffix('_reward')} {_number(value)}" for name, value in rewards.items())
+    return " · ".join(f"{printable(name.removesuffix('_reward'))} {_number(value)}" for name, value in rewards.items())
 
 
 def _number(value: float | None, *, signed: bool = False) -> str:
     return "–" if value is None else f"{value:{'+' if signed else ''}.2f}"
-
-
-def _printable(text: str) -> str:
-    """No control character of a completion reaches the terminal."""
-    return "".join(char if char == "\n" or char.isprintable() else " " if char == "\t" else "�" for char in text).strip(
-        "\n"
-    )

@@ -23,26 +23,31 @@ from boresight.data.bad_rows import QUARANTINE, StreamQuarantine
 from boresight.data.encode import Encoder
 from boresight.data.sources import RowStream, load_rows
 from boresight.errors import ConfigError
+from boresight.files import check_writable
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
 from boresight.model.reference import Reference
 from boresight.model.vision import join_features
 from boresight.modules import evaluating, switch_off_dropout
 from boresight.options import ignored_options
+from boresight.ranks import on_first_rank
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
 from boresight.trainer.checks import DataCheck, Encoding, RowCheck
 from boresight.trainer.config import TrainerConfig
+from boresight.trainer.fingerprint import sampled_weights_digest
+from boresight.trainer.identity import Identity, adapters_of, options_of
+from boresight.trainer.lifecycle import StepBoundary
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader
-from boresight.trainer.nonfinite import NonFiniteSteps
+from boresight.trainer.nonfinite import NonFiniteSteps, ZeroGradients
 from boresight.trainer.options import ReferenceSyncOptions
 from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.reference import ReferenceSync, load_reference
 from boresight.trainer.resolution import check_resolution
-from boresight.trainer.run_folder import CleanFolder
-from boresight.trainer.steps import StepBatches, StepPlan, micro_batches
+from boresight.trainer.run_folder import CleanFolder, RunFolder, check_is_not_model
+from boresight.trainer.steps import StepBatches, StepPlan, check_step_fits, micro_batches
 from boresight.trainer.update import Item, UpdatingTrainer
 from boresight.trainer.verdict_probes import UpdateProbe, Verdicts
 from boresight.types import Row
@@ -82,6 +87,14 @@ class GroupTrainer(UpdatingTrainer[Item]):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
     ) -> None:
+        if args.eval_strategy != "no" and eval_dataset is None:
+            raise ConfigError(
+                f"eval_strategy={getattr(args.eval_strategy, 'value', args.eval_strategy)!r} needs an eval_dataset: give one, or set "
+                "eval_strategy='no'."
+            )
+        check_is_not_model(str(args.output_dir), model)
+        assert args.world_size >= 1  # reading it sets up the process group as the options say
+        on_first_rank(lambda: check_writable(Path(str(args.output_dir))))
         options = from_pretrained_options(args)
         loaded = load_model(model, **options)
         source = None if isinstance(model, nn.Module) else model
@@ -108,6 +121,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
         self.metrics = MeanMetrics()
         self._non_finite = NonFiniteSteps(args.nan_policy)
         rows: Any = None if train_dataset is None else load_rows(train_dataset)
+        self._zero_gradients = ZeroGradients()
         super().__init__(
             model=loaded,
             args=_one_pass_a_step(args, plan, eval_groups),
@@ -131,7 +145,10 @@ class GroupTrainer(UpdatingTrainer[Item]):
             raise ConfigError(
                 f"{type(self).__name__} has no rows: pass train_dataset, or eval_dataset to evaluate only."
             )
+        self.callback_handler.callbacks.insert(0, StepBoundary(self))
+        self.run_folder = RunFolder(self.args.output_dir, self.log_once)
         self._check_data()
+        self.identity = self._identity(args)
 
     # ---- Defined by a method -------------------------------------------------------------------------------------------------------
 
@@ -176,12 +193,32 @@ class GroupTrainer(UpdatingTrainer[Item]):
 
     def state_of_method(self) -> dict[str, Any]:
         reference = {} if self._reference_sync is None else self._reference_sync.state_dict()
-        return {"reference": reference, "num_tokens": self._num_tokens}
+        return super().state_of_method() | {"reference": reference, "num_tokens": self._num_tokens}
 
     def restore_method(self, state: dict[str, Any]) -> None:
+        super().restore_method(state)
         self._num_tokens = state["num_tokens"]
         if self._reference_sync is not None and state["reference"]:
             self._reference_sync.load_state_dict(state["reference"])
+
+    def parts_of_identity(self) -> dict[str, Any]:
+        """What else decides the result of this method's runs, by readable names."""
+        return {}
+
+    def _identity(self, args: TrainerConfig) -> Identity:
+        """The identity of this run: `identity`."""
+        model = self.policy.outer
+        return {
+            "method": type(self).__name__,
+            "model": sampled_weights_digest(model),
+            "adapter": None if (adapter := getattr(model, "peft_config", None)) is None else adapters_of(adapter),
+            "train_dataset": self._data_digest,
+            "groups of a step on a rank": self.plan.groups_per_step,
+            "steps of a rollout": self.plan.steps_per_rollout,
+            "ranks": self.args.world_size,
+            **self.parts_of_identity(),
+            "options": options_of(args),
+        }
 
     # ---- Reference --------------------------------------------------------------------------------------------------------------
 
@@ -224,8 +261,10 @@ class GroupTrainer(UpdatingTrainer[Item]):
             self.train_dataset = check.usable(self.train_dataset, "train")
             self.eval_dataset = check.usable(self.eval_dataset, "eval")
         self.extent = check.extent
+        self._data_digest = check.digest_of("train")
         check.write(self._run_file(QUARANTINE))
         if self.train_dataset is not None and not is_stream(self.train_dataset):
+            check_step_fits(self.plan, len(self.train_dataset), self.args.world_size)
             dropped = self._train_batches().num_dropped
             if dropped:
                 self.log_once(
@@ -283,6 +322,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
         self, dataloader: Any, description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any
     ) -> EvalLoopOutput:
         """Metrics over the evaluation set. Every random state is restored afterwards."""
+        if not self.is_in_train:
+            on_first_rank(lambda: self.run_folder.begin_evaluation(self.identity))
         metrics = MeanMetrics()
         self.model.eval()  # pyright: ignore[reportOptionalMemberAccess]
         num_groups = 0

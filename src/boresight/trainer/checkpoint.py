@@ -1,7 +1,12 @@
-"""Checkpoints that a run resumes from, and the final model folder."""
+"""Checkpoints that a run resumes from, and the final model folder: each is whole, or not there.
+
+A checkpoint is written into a folder of another name, flushed to the disk, listed in its manifest, renamed and checked. Only then are older
+ones removed. So a process that is killed, or a disk that is full, at any moment leaves the last whole checkpoint as it was.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +14,29 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_callback import ExportableState
 
-from boresight.errors import BoresightError, ConfigError, NonFiniteError
+from boresight.errors import BoresightError, CheckpointError, DiskError, NonFiniteError
+from boresight.files import cause_of_failed_write, check_space, flush, flush_folder, free_bytes, in_units, remove_folder
 from boresight.modules import unwrap
+from boresight.ranks import on_every_rank
+from boresight.trainer.identity import Identity
+from boresight.trainer.manifest import MANIFEST, read_manifest, write_manifest
+from boresight.trainer.run_folder import PREFIX, SAVING, RunFolder, publish_model
 
 STATE_FILE = "boresight_state.pt"
 """Each rank's file in a checkpoint: the method's state other than weights, optimizer and random states."""
 
 
 class CheckpointedTrainer(Trainer):
-    """transformers' `Trainer` whose checkpoints hold a method's own state, and whose weights are loaded strictly."""
+    """transformers' `Trainer` whose checkpoints are whole or not there, hold a method's own state, and are loaded strictly."""
 
     args: Any
     checkpoint_dtypes: dict[str, torch.dtype]
     """Name of a weight → its dtype in the checkpoint that training started from."""
+    identity: Identity
+    """This run's."""
+    run_folder: RunFolder
 
     def state_of_method(self) -> dict[str, Any]:
         """The state that a checkpoint needs for bit-exact resuming, other than weights, optimizer and random states."""
@@ -31,20 +45,185 @@ class CheckpointedTrainer(Trainer):
     def restore_method(self, state: dict[str, Any]) -> None:
         """The inverse of `state_of_method`."""
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._refuse_non_finite_weights()
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        torch.save(self.state_of_method(), folder / f"{self.args.process_index}_{STATE_FILE}")
+    # ---- Saving -----------------------------------------------------------------------------------------------------------------
 
-    def keep_what_was_learned(self, error: BoresightError) -> None:
-        """Before the run ends with an error: save a checkpoint of the last finished step, and add to the error how to resume."""
-        if self.state.global_step:
-            self._save_checkpoint(self.model, trial=None)  # pyright: ignore[reportArgumentType]
-            error.add_note(
-                f"boresight: the last finished step is saved in {self.args.output_dir}/checkpoint-{self.state.global_step}; resume with "
-                "trainer.train(resume_from_checkpoint=True)."
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint of the last finished step.
+
+        Raises:
+            NonFiniteError: a trained weight is NaN or infinite.
+            DiskError: it could not be written. Earlier checkpoints are as they were.
+        """
+        self._refuse_non_finite_weights()
+        if self.hp_search_backend is None and trial is None:
+            self.store_flos()
+        folder = Path(self._get_output_dir(trial))
+        target = folder / f"{PREFIX}{self.state.global_step}"
+        aside = folder / f"{SAVING}{target.name}"
+        try:
+            self._writing(target, lambda: self._make_room(aside))
+            self._writing(target, lambda: self._write_checkpoint(aside, target))
+            self._writing(target, lambda: self._publish_checkpoint(aside, target))
+        except BoresightError:
+            if self.args.should_save:
+                remove_folder(aside)
+            raise
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(target))
+
+    def _writing(self, target: Path, work: Callable[[], None]) -> None:
+        """Do a part of the writing on every rank; whatever fails is an error of all of them that names the file and the cause."""
+
+        def named() -> None:
+            try:
+                work()
+            except BoresightError as error:
+                raise self._with_last_whole(error) from error.__cause__
+            except Exception as error:
+                free = in_units(free_bytes(target.parent))
+                cause = cause_of_failed_write(error)
+                message = f"{target} was not saved: {cause}. {free} are free there. Make room, or set output_dir to another disk."
+                raise self._with_last_whole(DiskError(message)) from error
+
+        on_every_rank(named)
+
+    def _with_last_whole(self, error: BoresightError) -> BoresightError:
+        found = [folder for folder in self.run_folder.checkpoints() if (folder / MANIFEST).exists()]
+        kept = f"The last whole checkpoint is {found[-1]}." if found else "There is no checkpoint before it."
+        return error if isinstance(error, NonFiniteError) else type(error)(f"{error} {kept}")
+
+    def _make_room(self, aside: Path) -> None:
+        if self.args.should_save:
+            remove_folder(aside)
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            check_space(aside.parent, self.checkpoint_bytes(), f"The checkpoint of step {self.state.global_step}")
+            aside.mkdir()
+
+    def checkpoint_bytes(self) -> int:
+        """Bytes of the next checkpoint: those of the last, or at least those of its weights and its optimizer's state."""
+        if self._last_size is not None:
+            return self._last_size
+        is_adapter = isinstance(self.model, PeftModel)
+        weights = [
+            weight
+            for weight in self.model.parameters()  # pyright: ignore[reportOptionalMemberAccess]
+            if weight.requires_grad or not is_adapter
+        ]
+        moments = 0
+        if self.optimizer is not None and not self.args.save_only_model:
+            states: Any = self.optimizer.state.values()  # pyright: ignore[reportAttributeAccessIssue]
+            moments = sum(_bytes(value) for state in states for value in state.values() if isinstance(value, Tensor))
+        return sum(map(_bytes, weights)) + moments
+
+    _last_size: int | None = None
+
+    def _write_checkpoint(self, aside: Path, target: Path) -> None:
+        """This rank's files. The best checkpoint is named as it will be called."""
+        self.save_model(str(aside), _internal_call=True)
+        best = target.parent / f"{PREFIX}{self.state.best_global_step}"
+        if self.state.best_global_step and (best == target or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(aside))
+            self._save_scaler(str(aside))
+            self._save_rng_state(str(aside))
+        torch.save(self.state_of_method(), aside / f"{self.args.process_index}_{STATE_FILE}")
+        flush(aside / f"{self.args.process_index}_{STATE_FILE}")
+        if self.args.should_save:
+            self._save_callbacks()
+            self.state.save_to_json(str(aside / "trainer_state.json"))
+
+    def _save_callbacks(self) -> None:
+        """Update the callbacks' states in the trainer's state, as transformers does before it saves that."""
+        found: Any = self.state.stateful_callbacks
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                name, state = type(callback).__name__, callback.state()
+                found[name] = [*found[name], state] if isinstance(found[name], list) else state
+
+    def _publish_checkpoint(self, aside: Path, target: Path) -> None:
+        if not self.args.should_save:
+            return
+        num_ranks = self.args.world_size
+        missing = [rank for rank in range(num_ranks) if not (aside / f"{rank}_{STATE_FILE}").exists()]
+        if missing and not self.args.save_on_each_node:
+            raise DiskError(
+                f"{target} lacks the files of ranks {missing}: output_dir must be a folder that all ranks share."
             )
+        flush_folder(aside)
+        manifest = write_manifest(
+            aside,
+            step=self.state.global_step,
+            num_ranks=num_ranks,
+            resumable=not self.args.save_only_model,
+            run=self.identity,
+        )
+        flush(aside)
+        self.run_folder.publish(aside, target)
+        self._last_size = manifest.size
+        self.run_folder.rotate(self.args.save_total_limit, keep=self.state.best_model_checkpoint)
+
+    def _refuse_non_finite_weights(self) -> None:
+        """Weights that are no numbers never replace good ones on disk.
+
+        Raises:
+            NonFiniteError: with the names of some of them.
+        """
+        named = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]  # pyright: ignore[reportOptionalMemberAccess]
+        if bad := [name for name, weight in named if not weight.detach().isfinite().all()]:
+            raise NonFiniteError(
+                f"step {self.state.global_step}: {len(bad)} of {len(named)} trained tensors hold NaN or infinite values (the first is "
+                f"{bad[0]}), so nothing is saved; earlier checkpoints stay as they are. Lower learning_rate, or set max_grad_norm."
+            )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save a folder that plain transformers loads, with weights in the dtype of the original checkpoint, and a manifest.
+
+        Checkpoints of transformers' loop keep the float32 weights that a resumed run needs.
+
+        Raises:
+            NonFiniteError: a trained weight is NaN or infinite.
+            DiskError: it could not be written. A model that was there before is as it was.
+        """
+        if _internal_call and output_dir is not None:
+            super().save_model(output_dir, True)
+            return
+        self._refuse_non_finite_weights()
+        target = Path(output_dir or self.args.output_dir)
+        aside = target / f"{SAVING}model"
+        self._exporting = True
+        try:
+            self._writing(target, lambda: self._write_model(aside, target))
+        finally:
+            self._exporting = False
+            if self.args.should_save and aside.exists():
+                remove_folder(aside)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _write_model(self, aside: Path, target: Path) -> None:
+        if not self.args.should_save:
+            return
+        remove_folder(aside)
+        aside.mkdir(parents=True)
+        super().save_model(str(aside), True)
+        flush_folder(aside)
+        manifest = write_manifest(
+            aside, step=self.state.global_step, num_ranks=self.args.world_size, resumable=False, run=self.identity
+        )
+        flush(aside)
+        publish_model(aside, target, manifest)
+
+    _exporting = False
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self._exporting:
+            state = self.model.state_dict() if state_dict is None else state_dict  # pyright: ignore[reportOptionalMemberAccess]
+            dtypes = self.checkpoint_dtypes
+            state_dict = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in state.items()}
+        super()._save(output_dir, state_dict)
+
+    # ---- Loading ----------------------------------------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load all weights strictly, as `from_pretrained` does.
@@ -66,41 +245,14 @@ class CheckpointedTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            file = Path(checkpoint) / f"{self.args.process_index}_{STATE_FILE}"
-            if not file.exists():
-                raise ConfigError(
-                    f"{checkpoint} was not saved by boresight with {self.args.world_size} ranks: {file.name} is missing."
+            num_ranks = read_manifest(Path(checkpoint)).num_ranks
+            if num_ranks != self.args.world_size:
+                raise CheckpointError(
+                    f"{checkpoint} was saved by {num_ranks} ranks, and this run has {self.args.world_size}: start as many."
                 )
+            file = Path(checkpoint) / f"{self.args.process_index}_{STATE_FILE}"
             self.restore_method(torch.load(file, weights_only=True))
 
-    def _refuse_non_finite_weights(self) -> None:
-        """Weights that are no numbers never replace good ones on disk.
 
-        Raises:
-            NonFiniteError: with the names of some of them.
-        """
-        named = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]  # pyright: ignore[reportOptionalMemberAccess]
-        if bad := [name for name, weight in named if not weight.detach().isfinite().all()]:
-            raise NonFiniteError(
-                f"step {self.state.global_step}: {len(bad)} of {len(named)} trained tensors hold NaN or infinite values (the first is "
-                f"{bad[0]}), so nothing is saved; earlier checkpoints stay as they are. Lower learning_rate, or set max_grad_norm."
-            )
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save a folder that plain transformers loads, with weights in the dtype of the original checkpoint.
-
-        Checkpoints of transformers' loop keep the float32 weights that a resumed run needs.
-        """
-        if not _internal_call:
-            self._refuse_non_finite_weights()
-        self._exporting = not _internal_call
-        super().save_model(output_dir, _internal_call)
-
-    _exporting = False
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self._exporting:
-            state = self.model.state_dict() if state_dict is None else state_dict  # pyright: ignore[reportOptionalMemberAccess]
-            dtypes = self.checkpoint_dtypes
-            state_dict = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in state.items()}
-        super()._save(output_dir, state_dict)
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

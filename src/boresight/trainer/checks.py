@@ -151,7 +151,7 @@ class DataCheck:
         self.on_bad_row = on_bad_row
         self.log_once = log_once
         self.set_aside: list[SetAside] = []
-        self._reports: list[RowReport | None] = []
+        self._reports: dict[str, RowReport | None] = {}
 
     def usable(self, records: Any, name: str) -> Any:
         """The records that can be used; of a plain dict of data sets, those of each. Every rank must call this, and all get the same.
@@ -161,15 +161,15 @@ class DataCheck:
         """
         if records is None:
             return None
-        if type(records) is dict:
-            return {key: self.usable(part, key) for key, part in records.items()}
+        if isinstance(records, dict):
+            return {key: self.usable(part, f"{name}/{key}") for key, part in records.items()}
         if is_stream(records):
-            self._reports.append(None)
+            self._reports[name] = None
             return records
         check = RowCheck(self.encoder, self.encoding)
         key = check_key(self.encoder, self.encoding)
         report = on_first_rank(lambda: examine(rows_of(records), check, key=key))
-        self._reports.append(report)
+        self._reports[name] = report
         for line in report.summary:
             self.log_once(f"{name}: {line}")
         kept, set_aside = usable_records(records, report, self.on_bad_row, name=name, check=check)
@@ -183,7 +183,12 @@ class DataCheck:
 
     @property
     def extent(self) -> Extent:
-        return Extent.of(self._reports)
+        return Extent.of([*self._reports.values()])
+
+    def digest_of(self, name: str) -> str | None:
+        """A digest of all rows of a checked data set; None for a stream, or if there is none of this name."""
+        report = self._reports.get(name)
+        return None if report is None else report.digest
 
     def write(self, path: Path | None) -> None:
         """Write the quarantine file if rows were set aside, and say so; None: on this rank nothing is written."""

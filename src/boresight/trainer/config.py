@@ -50,7 +50,13 @@ class TrainerConfig(TrainerOptions, TrainingArguments):  # pyright: ignore[repor
         if self.bf16 is None:
             has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = has_bf16 and not self.fp16 and not self.use_cpu
-        super().__post_init__()
+        check_training(self)
+        try:
+            super().__post_init__()
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, ImportError) as error:  # transformers' own checks
+            raise ConfigError(" ".join(str(error).split())) from error
 
     def _refuse_unsupported(self) -> None:
         for option in fields(self):
@@ -82,6 +88,55 @@ def as_config(args: TrainingArguments | None, cls: type[Method]) -> Method:
     return cls(
         **{name: value for name, value in plain.items() if name == "output_dir" or value != getattr(as_made, name)}
     )
+
+
+def check_training(config: TrainerConfig) -> None:
+    """Check the options of transformers that make no sense together.
+
+    Raises:
+        ConfigError: they do not; the message names the fix.
+    """
+    if config.max_steps == 0:
+        raise ConfigError("max_steps=0 trains nothing: set at least 1, or -1 to train num_train_epochs.")
+    for name in ("save_steps", "eval_steps", "logging_steps", "warmup_steps"):
+        value = getattr(config, name)
+        if value is not None and value > 1 and value != int(value):
+            raise ConfigError(f"{name}={value!r} is neither a whole number of steps nor a share of them below 1.")
+        if (
+            value == 0
+            and name != "warmup_steps"
+            and _word(getattr(config, name.replace("steps", "strategy"))) == "steps"
+        ):
+            raise ConfigError(
+                f"{name}=0 is never reached: set at least 1, or {name.replace('steps', 'strategy')}='no'."
+            )
+    if _word(config.eval_strategy) == "no":
+        needs = {
+            "save_strategy='best'": _word(config.save_strategy) == "best",
+            "load_best_model_at_end=True": config.load_best_model_at_end,
+        }
+        for option in (option for option, is_set in needs.items() if is_set):
+            raise ConfigError(f"{option} needs evaluations: set eval_strategy='steps' and give an eval_dataset.")
+    if config.dataloader_persistent_workers and not config.dataloader_num_workers:
+        raise ConfigError("dataloader_persistent_workers=True has no effect: set dataloader_num_workers, or drop it.")
+    _check_trackers(config.report_to)
+
+
+def _word(choice: Any) -> str:
+    """A choice that may be a member of an enumeration."""
+    return str(getattr(choice, "value", choice))
+
+
+def _check_trackers(report_to: object) -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK  # slow, and only for this check
+
+    names = report_to if isinstance(report_to, list) else [report_to]
+    known = ["none", "all", *INTEGRATION_TO_CALLBACK]
+    for name in names:
+        if name is not None and name not in known:
+            raise ConfigError(
+                f"report_to={name!r} is no tracker.{nearest(str(name), known)} Trackers: {', '.join(known)}."
+            )
 
 
 @strict

@@ -224,15 +224,15 @@ class DPOTrainer(GroupTrainer[Pair]):
         first = sum(len(table) for table in tables[: self.args.process_index])
         return list(aot_partners(torch.cat(tables))[first : first + len(own)])
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Compute one optimizer step's gradients with the shift of the earlier steps, then update the shift."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if reads_shift(self.args):
+    def finish_step(self) -> None:
+        """Update the shift, which the next step's pairs see. A step that was skipped teaches it nothing."""
+        super().finish_step()
+        if reads_shift(self.args) and not self.was_skipped:
             everywhere = torch.stack(gather_object([self._reward_sum])).sum(0)
             self.shift.update(*everywhere.tolist())
-        return loss
 
     def begin_passes(self) -> None:
+        super().begin_passes()
         self._reward_sum.zero_()
 
     def total(self, items: Sequence[Pair]) -> Tensor:
@@ -242,6 +242,9 @@ class DPOTrainer(GroupTrainer[Pair]):
         groups = [item.group for item in items]
         stats = self.policy(groups, wrapped=model, entropy=True, collision=self.args.use_weighting)
         device = stats.logp.device
+        self.watch(stats.logp, stats.mask)
+        for item in items:
+            self.watch(item.reference)  # pyright: ignore[reportArgumentType]
         result = preference_loss(
             self.args,
             stats.logp,

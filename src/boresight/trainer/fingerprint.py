@@ -63,6 +63,26 @@ def weights_digest(model: nn.Module, *, adapter: bool = False) -> str:
     return digest.hexdigest()
 
 
+SAMPLED = 256
+"""Values of each tensor that `sampled_weights_digest` reads."""
+
+
+def sampled_weights_digest(model: nn.Module) -> str:
+    """A digest of the names and shapes of all weights of a base model and of evenly spaced values of each, in float32.
+
+    It tells models apart in a fraction of a second, and does not depend on the dtype that they are loaded in, unless that rounds.
+    """
+    prefix = model.base_model.prefix if isinstance(model, PeftModel) else None  # pyright: ignore[reportAttributeAccessIssue]
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if prefix is None or not (str(prefix) in name or "modules_to_save" in name):
+            flat = tensor.detach().flatten()
+            some = flat[:: max(1, len(flat) // SAMPLED)].float().cpu()
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(some.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def saved_model_digest(name: str, options: Mapping[str, Any]) -> str:
     """SHA-256 of a saved model's weight files and configuration, or of its id and commit if it is on the hub.
 

@@ -12,11 +12,10 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
 
 from boresight.data.images import decode
 from boresight.data.sources import RowStream
-from boresight.errors import ConfigError, EngineError
+from boresight.errors import ConfigError
 from boresight.loss.policy import Entropy, LogProbs, counted_mask, high_entropy_threshold, policy_loss, policy_total
 from boresight.loss.policy_options import loss_beta
 from boresight.model.packing import completion_mask
@@ -172,11 +171,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def prepare(self, inputs: list[Prompt]) -> list[Scored]:
         """This optimizer step's groups, after a new rollout if the loader supplied prompts."""
         if inputs:
-            try:
-                self.experience = self.collect(inputs)
-            except EngineError as error:
-                self.keep_what_was_learned(error)
-                raise
+            self.experience = self.collect(inputs)
         place = self.state.global_step % self.plan.rollout_period % self.plan.steps_per_rollout
         items = self.experience[place * self.plan.groups_per_step : (place + 1) * self.plan.groups_per_step]
         return self._with_entropy(items) if self.args.top_entropy_quantile < 1 else items
@@ -284,6 +279,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
         old = [row for item in items if item.old is not None for row in item.old]
         reference = [row for item in items if item.reference is not None for row in item.reference]
         sampled = sampler_logp(groups, width)
+        self.watch(stats.logp, stats.mask)
+        for block in (*old, *reference):
+            self.watch(block)
         result = policy_loss(
             self.args,
             LogProbs(
@@ -313,14 +311,6 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------------------
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        try:
-            return super().evaluation_loop(*args, **kwargs)
-        except EngineError as error:
-            if self.is_in_train:
-                self.keep_what_was_learned(error)
-            raise
-
     def evaluate_step(self, inputs: list[Prompt], metrics: MeanMetrics) -> None:
         """Add reward metrics of completions sampled for a batch, and the policy loss of these completions with its metrics."""
         items = self._with_reference(self.rollouts.evaluate(inputs, self.state, metrics))
@@ -337,6 +327,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
             print_completions(rows, num_completions=num)
             folder = Path(args.output_dir) / "images"
             log_completions(self.callback_handler.callbacks, rows_to_show(rows, num), folder, step=step)
+
+    def parts_of_identity(self) -> dict[str, Any]:
+        return {"rewards": [*self.scorer.names]}
 
     # ---- Checkpoints ------------------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,18 @@ class GRPOConfig(GRPOOptions, TrainerConfig):
             raise ConfigError(
                 f"num_generations={self.num_generations}: an advantage compares completions of one prompt, so it must be at least 2."
             )
+        if self.temperature == 0:
+            raise ConfigError(
+                "temperature=0 makes all completions of a prompt the same, so none is better than another: set temperature above 0."
+            )
+        if self.reward_weights is not None and not any(self.reward_weights):
+            raise ConfigError(
+                f"reward_weights={self.reward_weights!r}: every reward would be 0. Set one of them to another value."
+            )
+        if self.mask_truncated_completions and self.max_completion_length < 2:
+            raise ConfigError(
+                "mask_truncated_completions=True with max_completion_length=1 leaves out every completion: raise max_completion_length."
+            )
         if isinstance(self.steps_per_generation, OptimizerSteps):
             self.steps_per_generation = int(self.steps_per_generation) * self.gradient_accumulation_steps
         self.step_plan()

@@ -78,6 +78,10 @@ class TrainerOptions(DataOptions, ModelOptions, ReportOptions, TRLOptions):
     output_dir: str | None = option(
         "trainer_output", "The run folder: checkpoints, completions, images, metrics.", metavar="FOLDER"
     )
+    overwrite_output_dir: Annotated[bool, Source("transformers 4, where it deleted them")] = option(
+        False,
+        "Start a new run in a folder that holds another run or a model, which is moved aside, into a subfolder. Nothing is deleted.",
+    )
     bf16: bool | None = option(None, "Compute in bfloat16. None: if the hardware supports it (CUDA; never on a CPU).")
     gradient_checkpointing: bool = option(True, "Recompute activations in the backward pass to save memory.")
     logging_steps: Annotated[float, Rate] = option(10, "Optimizer steps between logs.")

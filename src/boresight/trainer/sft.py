@@ -76,6 +76,7 @@ class SFTTrainer(GroupTrainer[Group]):
 
     def loss(self, model: nn.Module, items: Sequence[Group], total: Tensor, metrics: MeanMetrics) -> Tensor:
         stats = self.policy(items, wrapped=model, entropy=True)
+        self.watch(stats.logp, stats.mask)
         metrics.mean("entropy", stats.entropy, weight=stats.mask)  # pyright: ignore[reportArgumentType]
         metrics.mean("mean_token_accuracy", stats.greedy, weight=stats.mask)  # pyright: ignore[reportArgumentType]
         metrics.sum("num_tokens", sum(item.num_tokens for item in items))

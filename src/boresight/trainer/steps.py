@@ -103,6 +103,20 @@ class StepBatches(Sampler[list[int]]):
             yield order[-self.num_rest :].tensor_split(self.world_size)[self.rank].tolist()
 
 
+def check_step_fits(plan: StepPlan, num_rows: int, world_size: int) -> None:
+    """Check that there are as many rows as an optimizer step holds groups.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    groups = plan.groups_per_step * world_size
+    if groups > num_rows:
+        raise ConfigError(
+            f"An optimizer step holds {groups} prompts, and the training data has {num_rows} rows: lower per_device_train_batch_size, "
+            "gradient_accumulation_steps or num_prompts_per_step, or give more rows."
+        )
+
+
 class StreamedBatches(IterableDataset[list[Any]]):
     """As `StepBatches`, for a data set that can only be iterated. Yields the rows instead of their numbers.
 

@@ -34,6 +34,7 @@ class Note:
 
 Count = Range(at_least=1)
 NotNegative = Range(at_least=0)
+Positive = Range(above=0)
 Decay = Range(at_least=0, below=1)
 
 NOTES: Mapping[str, Note] = {
@@ -62,7 +63,7 @@ NOTES: Mapping[str, Note] = {
     "max_steps": Note(
         "Stop after this many optimizer steps; overrides num_train_epochs. -1: no limit.", Range(at_least=-1)
     ),
-    "num_train_epochs": Note("Number of passes over the training rows.", NotNegative),
+    "num_train_epochs": Note("Number of passes over the training rows.", Positive),
     "per_device_eval_batch_size": Note("Rows of one evaluation batch on a rank.", Count),
     "per_device_train_batch_size": Note("Rows of one micro-batch on a rank.", Count),
     "report_to": Note(
@@ -76,7 +77,7 @@ NOTES: Mapping[str, Note] = {
     "save_strategy": Note(
         "When to save checkpoints: never, every save_steps, after each epoch, or after each new best evaluation."
     ),
-    "save_total_limit": Note("Keep only this many checkpoints, the newest."),
+    "save_total_limit": Note("Keep only this many checkpoints, the newest. 0: all.", NotNegative),
     "seed": Note("Seed of new adapters, of the order of rows, and of sampling.", NotNegative),
     "use_cpu": Note("Train on the CPU even if a GPU is available."),
     "warmup_steps": Note("Steps in which the learning rate rises from 0; below 1, a share of all steps.", NotNegative),

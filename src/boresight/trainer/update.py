@@ -13,26 +13,30 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from boresight.errors import NonFiniteError
 from boresight.model.forward import GroupForward
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
-from boresight.trainer.checkpoint import CheckpointedTrainer
-from boresight.trainer.nonfinite import NonFiniteSteps, all_finite, gradients_of
+from boresight.terminal import printable
+from boresight.trainer.identity import options_of
+from boresight.trainer.kept_step import keep_step
+from boresight.trainer.lifecycle import LifecycleTrainer
+from boresight.trainer.nonfinite import BAD, NonFiniteSteps, ZeroGradients, gradients_of, largest
 from boresight.trainer.steps import Cuttable, StepPlan, micro_batches, smaller_budget
 
 Item = TypeVar("Item", bound=Cuttable)
 
 
-class UpdatingTrainer(CheckpointedTrainer, Generic[Item]):
+class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
     """Computes a step's gradients by the items, the divisor and the loss that a method defines."""
 
     plan: StepPlan
     policy: GroupForward
     timeline: Timeline
-    metrics: MeanMetrics
     _max_tokens: int | None
     _non_finite: NonFiniteSteps
+    _zero_gradients: ZeroGradients
+    was_skipped = False
+    """Whether the last step changed no weight, because a number of it was not finite."""
 
     def prepare(self, inputs: list[Any]) -> list[Item]:
         """The items that one optimizer step learns from, given the loader's item for that step."""
@@ -56,48 +60,71 @@ class UpdatingTrainer(CheckpointedTrainer, Generic[Item]):
     def log_once(self, message: str) -> None:
         """Print a line on the first rank only."""
         if self.is_world_process_zero():
-            self.accelerator.print(f"boresight: {message}")
+            self.accelerator.print(printable(f"boresight: {message}"))
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Compute the gradients of one whole optimizer step. transformers clips and applies them."""
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        self.was_skipped = False
         items = self.prepare(inputs)
         with self.timeline.phase("update"):
             total: Any = self.accelerator.reduce(self.total(items).to(self.args.device), reduction="sum")
             # A step without a learning signal still runs one pass: an optimizer treats zero gradients and missing gradients differently.
             learning = [item for item in items if self.learns_from(item)] or items[:1]
             loss = self._backward(model, learning, total)
-            self._refuse_non_finite(model, loss, learning)
+        self._computed = model, loss.detach(), learning
         self._tokens_seen += sum(item.num_tokens for item in items)
         self.note_step()
         return loss * self.accelerator.num_processes
 
-    def _refuse_non_finite(self, model: nn.Module, loss: Tensor, items: Sequence[Item]) -> None:
-        """Drop the step's gradients where the loss or one of them is not finite on any rank; an optimizer leaves weights without one alone.
+    _computed: tuple[nn.Module, Tensor, Sequence[Item]]
+    """The model, this rank's loss, and the items of the step whose gradients are there."""
+
+    def before_weights_change(self) -> None:
+        self._refuse_non_finite()
+        super().before_weights_change()
+
+    def _refuse_non_finite(self) -> None:
+        """Drop the step's gradients where a log-probability, the loss or a gradient is not finite on any rank.
+
+        It is called as the last thing before the optimizer, which leaves weights without a gradient alone.
 
         Raises:
-            NonFiniteError: as `nan_policy` says, after a checkpoint of the last finished step.
+            NonFiniteError: as `nan_policy` says.
         """
+        model, loss, items = self._computed
         # The loss scale of fp16 makes gradients overflow now and then; its scaler skips those steps itself.
-        gradients = [] if self.args.fp16 else gradients_of(model)
-        bad: Any = torch.stack([~loss.isfinite(), ~all_finite(gradients).to(loss.device)]).int()
-        bad_loss, bad_gradient = self.accelerator.reduce(bad, reduction="sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
-        if not bad_loss and not bad_gradient:
+        gradient = largest([] if self.args.fp16 else gradients_of(model)).to(loss.device)
+        bad: Any = torch.stack(
+            [self._bad_logp.to(loss.device), ~loss.isfinite(), ~gradient.isfinite(), gradient > 0]
+        ).int()
+        *found, moves = self.accelerator.reduce(bad, reduction="sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
+        if not any(found):
             self._non_finite.finite()
+            if not self.args.fp16 and (
+                line := self._zero_gradients.seen(self.state.global_step + 1, is_zero=not moves)
+            ):
+                self.log_once(line)
             return
         model.zero_grad(set_to_none=True)
-        self._lost_loss |= bool(bad_loss)
+        self.was_skipped = True
+        self._lost_loss |= bool(found[1])
         self.metrics.sum("update/num_skipped_steps", 1 / self.accelerator.num_processes)
+        what = next(name for name, count in zip(BAD, found, strict=True) if count)
         groups: list[Any] = [getattr(item, "group", item) for item in items]  # an item is a group, or has one
+        step, rank = self.state.global_step + 1, self.args.process_index
+        kept = keep_step(self.args.output_dir, step, rank, what=what, items=items, options=options_of(self.args))
         rows = [group.prompt.row.index for group in groups]
-        try:
-            what = "the loss" if bad_loss else "a gradient"
-            self.log_once(self._non_finite.skipped(self.state.global_step + 1, rows, what))
-        except NonFiniteError as error:
-            self.keep_what_was_learned(error)
-            raise
+        self.log_once(self._non_finite.skipped(step, rows, what, kept))
+
+    def watch(self, logp: Tensor, mask: Tensor | None = None) -> None:
+        """Note whether one of these log-probabilities is not finite; of a mask, where it is true."""
+        bad = ~logp.detach().isfinite()
+        self._bad_logp = self._bad_logp.to(bad.device) | (bad if mask is None else bad & mask).any()
+
+    _bad_logp = torch.tensor(False)
 
     _lost_loss = False
 
@@ -156,6 +183,7 @@ class UpdatingTrainer(CheckpointedTrainer, Generic[Item]):
 
     def begin_passes(self) -> None:
         """Called before the first micro-batch of a step, and again when the step restarts."""
+        self._bad_logp = torch.tensor(False)
 
     _tokens_seen = 0
 

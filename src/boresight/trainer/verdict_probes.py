@@ -114,7 +114,8 @@ class UpdateProbe(TrainerCallback):
             ]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for weight, before, has_gradient in self._watched:
+        # A skipped step has no gradients any more, and says nothing about resolution.
+        for weight, before, has_gradient in (one for one in self._watched if one[0].grad is not None):
             self._metrics.mean("update/frac_unmoved", (_some(weight) == before).float(), weight=has_gradient)
         self._watched = []
 

@@ -3,6 +3,7 @@ supervises a real vLLM in `test_faults`."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import pytest
 from boresight.cli import main
 from boresight.cli.vllm_serve import _vllm_flag
 from boresight.errors import ConfigError
+from boresight.rollout.vllm.inside.key import RequireKey
 from boresight.rollout.vllm.serve import Server, _address, serve, server_command, server_environment
 
 from .conftest import free_port, in_session
@@ -39,8 +41,48 @@ def test_what_training_needs_is_set() -> None:
     assert json.loads(value(command, "--weight-transfer-config")) == {"backend": "boresight"}
     assert command[-2:] == ["--port", "9"]
     assert server_environment()["VLLM_SERVER_DEV_MODE"] == "1"
+    assert value(command, "--host") == "127.0.0.1"  # vLLM itself would listen on every address
     nccl = server_command("folder", [], nccl=True)
     assert json.loads(value(nccl, "--weight-transfer-config")) == {"backend": "boresight_nccl"}
+
+
+@pytest.mark.parametrize("flags", [["--host", "0.0.0.0"], ["--host=10.0.0.2"], ["--host", "::"]])
+def test_other_machines_need_a_key(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BORESIGHT_SERVER_KEY", raising=False)
+    with pytest.raises(ConfigError, match="Set the environment variable BORESIGHT_SERVER_KEY to the same secret"):
+        server_command("folder", flags)
+    monkeypatch.setenv("BORESIGHT_SERVER_KEY", "secret")
+    command = server_command("folder", flags)
+    assert command[-len(flags) :] == flags and command.count("--host") + sum("--host=" in word for word in command) == 1
+    assert not any("secret" in word for word in command)  # which other users of the machine can read
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "status"),
+    [
+        ("/collective_rpc", None, 401), ("/collective_rpc", "Bearer other", 401), ("/collective_rpc", "secret", 401),
+        ("/inference/v1/generate", None, 401), ("/update_weights", "Bearer ", 401), ("/health", None, 200),
+        ("/collective_rpc", "Bearer secret", 200),
+    ],
+)  # fmt: skip
+def test_without_the_key_nothing_but_health_answers(path: str, given: str | None, status: int) -> None:
+    assert asked(RequireKey(answers_200, "secret"), path, given) == status
+    assert asked(RequireKey(answers_200, ""), path, given) == 200  # no key is set
+
+
+async def answers_200(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+def asked(app: Any, path: str, given: str | None) -> int:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [] if given is None else [(b"authorization", given.encode())]
+    asyncio.run(app({"type": "http", "path": path, "headers": headers}, None, send))
+    return sent[0]["status"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +154,8 @@ def test_a_refused_flag_ends_the_command_with_2(capsys: pytest.CaptureFixture[st
         (["--host=10.0.0.1", "--port=77"], ("10.0.0.1", 77)),
     ],
 )
-def test_where_a_server_listens(flags: list[str], address: tuple[str, int]) -> None:
+def test_where_a_server_listens(flags: list[str], address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BORESIGHT_SERVER_KEY", "secret")
     assert _address(server_command("m", flags)) == address
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from boresight.background import in_background
 from boresight.errors import ConfigError
+from boresight.rollout.vllm.protocol.messages import KEY
 
 MAX_CONCURRENT = 64
 """Most calls in flight at a time. The server queues calls beyond its own capacity."""
@@ -48,6 +50,7 @@ class Calls:
             "base_url": url,
             "timeout": httpx.Timeout(None, connect=CONNECT_S),
             "limits": httpx.Limits(max_connections=MAX_CONCURRENT, max_keepalive_connections=0),
+            "headers": {"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY)) else {},
             "trust_env": False,  # no proxy between trainer and engine
             "verify": httpx.create_ssl_context(trust_env=False),
         }

@@ -17,11 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from boresight.errors import ConfigError
-from boresight.rollout.vllm.protocol.messages import BAN, ENGINE, EXTENSION, NCCL_ENGINE, STARTED_BY
+from boresight.rollout.vllm.protocol.messages import (
+    BAN,
+    ENGINE,
+    EXTENSION,
+    KEY,
+    KEY_CHECK,
+    NCCL_ENGINE,
+    STARTED_BY,
+)
 
 MAX_RESTARTS = 5
 """How often a server is restarted within `RESTART_WINDOW_S`. After one more death, boresight gives up."""
 RESTART_WINDOW_S = 600.0
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Hosts that only this machine reaches. vLLM itself listens on every address unless it is given one."""
 
 OURS = {
     "--worker-extension-cls": EXTENSION,
@@ -49,7 +60,7 @@ def server_command(
         min_pixels, max_pixels: the image budget, equal to the trainer's.
 
     Raises:
-        ConfigError: a flag is boresight's to set.
+        ConfigError: a flag is boresight's to set, or other machines could reach the server without a key.
     """
     import torch  # here, because torch is slow to import and `boresight --help` imports this file for its constants
 
@@ -61,11 +72,18 @@ def server_command(
     }
     if budget and "--mm-processor-kwargs" in given:
         raise ConfigError("--min_pixels and --max_pixels are written into --mm-processor-kwargs: drop one of the two.")
+    host = _flag(flags, "--host")
+    if host is not None and host not in LOOPBACK and not os.environ.get(KEY):
+        raise ConfigError(
+            f"--host {host}: whoever reaches the server can change its weights and run its methods. Set the environment variable {KEY} to "
+            "the same secret here and for the trainer, or leave out --host, so that only this machine reaches it."
+        )
     transfer = {"backend": NCCL_ENGINE if nccl else ENGINE}
     # The server's module instead of the command `vllm`, which needs package metadata that a CPU build lacks.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--enable-scale-out"]
     command += [part for pair in OURS.items() for part in pair]
-    command += ["--weight-transfer-config", json.dumps(transfer)]
+    command += ["--weight-transfer-config", json.dumps(transfer), "--middleware", KEY_CHECK]
+    command += [] if host is not None else ["--host", LOOPBACK[0]]
     command += ["--mm-processor-kwargs", json.dumps(budget)] if budget else []
     if not torch.cuda.is_available():
         command += [] if "--enable-chunked-prefill" in given else ["--no-enable-chunked-prefill"]  # see `local.ON_CPU`
@@ -192,10 +210,14 @@ def _reason(code: int) -> str:
 
 def _address(command: Sequence[str]) -> tuple[str, int]:
     """The host and port that a server will listen on, read from its flags."""
+    host = _flag(command, "--host") or LOOPBACK[0]
+    return LOOPBACK[0] if host in ("0.0.0.0", "::") else host, int(_flag(command, "--port") or 8000)
+
+
+def _flag(command: Sequence[str], name: str) -> str | None:
+    """The last value of a flag, in either spelling; None where it is not given."""
     words = [part for word in command for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    given = dict(itertools.pairwise(words))
-    host = given.get("--host", "127.0.0.1")
-    return "127.0.0.1" if host in ("0.0.0.0", "::") else host, int(given.get("--port", 8000))
+    return dict(itertools.pairwise(words)).get(name)
 
 
 def _listens(address: tuple[str, int]) -> bool:

@@ -1,0 +1,127 @@
+"""Options that make no sense end in an error that names them, in Python and on the command line; nothing else is ever raised."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from boresight import DPOConfig, GRPOConfig, SFTConfig
+from boresight.cli import read_command
+from boresight.cli.methods import options_of
+from boresight.errors import UserError
+from boresight.options import declarations
+
+from .conftest import Run, demonstrations, records
+
+CONFIGS = (SFTConfig, DPOConfig, GRPOConfig)
+NAN, INF = math.nan, math.inf
+BEST = {"save_strategy": "best", "metric_for_best_model": "loss"}
+
+SENSELESS: list[tuple[type, dict[str, Any], str]] = [
+    (SFTConfig, {"learning_rate": INF}, "learning_rate=inf"),
+    (SFTConfig, {"weight_decay": NAN}, "weight_decay=nan"),
+    (SFTConfig, {"adam_epsilon": INF}, "adam_epsilon=inf"),
+    (SFTConfig, {"max_steps": 0}, "max_steps=0 trains nothing"),
+    (SFTConfig, {"num_train_epochs": 0}, "num_train_epochs=0"),
+    (SFTConfig, {"save_steps": 0}, "save_steps=0"),
+    (SFTConfig, {"save_steps": 2.5}, "save_steps=2.5 is neither"),
+    (SFTConfig, {"save_total_limit": -1}, "save_total_limit=-1"),
+    (SFTConfig, {"logging_steps": 0}, "logging_steps=0"),
+    (SFTConfig, BEST, "save_strategy='best' needs evaluations"),
+    (SFTConfig, {"load_best_model_at_end": True}, "load_best_model_at_end=True needs evaluations"),
+    (SFTConfig, {"report_to": "wandbb"}, "report_to='wandbb' is no tracker. Did you mean 'wandb'?"),
+    (SFTConfig, {"optim": "bogus"}, "bogus"),
+    (SFTConfig, {"lr_scheduler_type": "bogus"}, "bogus"),
+    (SFTConfig, {"use_cpu": "no"}, "use_cpu='no' is neither True nor False"),
+    (SFTConfig, {"bf16": "yes"}, "bf16='yes'"),
+    (SFTConfig, {"seed": "7"}, "seed='7'"),
+    (SFTConfig, {"run_name": 7}, "run_name=7 is not a text or None"),
+    (SFTConfig, {"shuffle_dataset": 2}, "shuffle_dataset=2"),
+    (SFTConfig, {"dataloader_persistent_workers": True}, "has no effect: set dataloader_num_workers"),
+    (DPOConfig, {"loss_weights": [NAN]}, "loss_weights=nan"),
+    (DPOConfig, {"loss_weights": [-1.0]}, "loss_weights=-1.0"),
+    (DPOConfig, {"loss_weights": [0.0]}, "loss_weights=[0.0]: the loss would be 0"),
+    (
+        DPOConfig,
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": NAN},
+        "f_alpha_divergence_coef=nan",
+    ),
+    (GRPOConfig, {"temperature": 0.0}, "temperature=0 makes all completions"),
+    (GRPOConfig, {"epsilon": 1.5}, "epsilon=1.5"),
+    (GRPOConfig, {"reward_weights": [0.0, 0]}, "every reward would be 0"),
+    (GRPOConfig, {"reward_weights": [INF]}, "reward_weights=inf"),
+    (GRPOConfig, {"mask_truncated_completions": True, "max_completion_length": 1}, "leaves out every completion"),
+    (GRPOConfig, {"log_completions": True, "num_completions_to_print": 0}, "num_completions_to_print=0"),
+]
+
+
+@pytest.mark.parametrize(("config", "options", "message"), SENSELESS)
+def test_it_is_named(config: type, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        config(output_dir=str(tmp_path), **{"use_cpu": True, **options})
+    assert message in str(caught.value)
+
+
+def test_more_prompts_in_a_step_than_rows(sft: Run, grpo: Run) -> None:
+    with pytest.raises(UserError, match="holds 9 prompts, and the training data has 8 rows"):
+        sft(train_dataset=demonstrations(8), per_device_train_batch_size=3, gradient_accumulation_steps=3)
+    with pytest.raises(UserError, match="holds 9 prompts, and the training data has 8 rows"):
+        grpo(train_dataset=records(8), num_prompts_per_step=9)
+
+
+def test_evaluation_without_rows_to_evaluate(sft: Run) -> None:
+    with pytest.raises(UserError, match="eval_strategy='steps' needs an eval_dataset"):
+        sft(eval_strategy="steps", eval_steps=1)
+
+
+WORDS = st.sampled_from(
+    ["", "no", "yes", "true", "False", "None", "bogus", "1", "-1", "nan", "inf", "1e400", "{", "[]", "\x00", "ünï"]
+)
+NUMBERS = st.one_of(st.integers(-3, 3), st.sampled_from([0.5, 1.5, NAN, INF, -INF, 10**30, 1e-300, 10**400]))
+VALUES: st.SearchStrategy[Any] = st.one_of(
+    NUMBERS,
+    WORDS,
+    st.none(),
+    st.booleans(),
+    st.lists(st.one_of(NUMBERS, WORDS), max_size=2),
+    st.just({}),
+    st.just({"a": 1}),
+    st.just(b"x"),
+)
+# Whose values are paths or services, which a configuration may well create or ask.
+OUTSIDE = {"output_dir", "hub_token", "push_to_hub", "accelerator_config", "debug"}
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_value_is_taken_or_named(data: st.DataObject, tmp_path: Path) -> None:
+    """Up to three options at once, of any value: a configuration, or a named error."""
+    config = data.draw(st.sampled_from(CONFIGS))
+    names = sorted({declared.name for declared in declarations(config)} - OUTSIDE)
+    options = {name: data.draw(VALUES) for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=3))}
+    try:
+        found = config(**{"output_dir": str(tmp_path), "use_cpu": True, **options})
+    except UserError:
+        return
+    for name, value in options.items():
+        if isinstance(value, float) and not isinstance(getattr(found, name), str):
+            assert math.isfinite(value), (name, value)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_word_is_read_or_named(data: st.DataObject, tmp_path: Path) -> None:
+    name = data.draw(st.sampled_from(["sft", "dpo", "mpo", "grpo", "gspo"]))
+    known = sorted(options_of(name).keys() - OUTSIDE - {"accelerate_config", "config"})
+    words = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", str(tmp_path), "--use_cpu"]
+    words += ["--reward_funcs", "exact_answer_reward"] if name in ("grpo", "gspo") else []
+    for option in data.draw(st.lists(st.sampled_from(known), min_size=1, max_size=2)):
+        words.append(f"--{option}={data.draw(WORDS)}")
+    with contextlib.suppress(UserError):
+        read_command(name, words)
