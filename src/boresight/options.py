@@ -387,7 +387,7 @@ def _check_type(declared: Declaration, value: Any) -> None:
     for each in values:
         if isinstance(each, int | float) and not _is_finite(each):
             raise ConfigError(f"{declared.name}={_shown(each)} is not a finite number.")
-    if value == declared.default or declared.literals:
+    if value == declared.default or declared.choices:  # choices are checked by themselves, one or several
         return
     kinds = [get_args(kind)[0] for kind in lists] if many else [kind for kind in declared.kinds if kind not in lists]
     kinds = [get_origin(kind) or kind for kind in kinds]
