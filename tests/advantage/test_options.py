@@ -7,7 +7,7 @@ import pytest
 
 from boresight.advantage.options import AdvantageOptions, check_advantage
 from boresight.errors import ConfigError
-from boresight.options import check_options
+from boresight.option_checks import check_options
 
 
 @dataclass

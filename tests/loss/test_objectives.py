@@ -22,7 +22,7 @@ from boresight.loss.preference_options import PreferenceLossOptions, check_prefe
 from boresight.loss.preference_terms import Pairs
 from boresight.loss.ratio import RATIOS
 from boresight.loss.surrogate import Terms
-from boresight.options import check_options
+from boresight.option_checks import check_options
 from boresight.types import PerToken
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])

@@ -10,7 +10,8 @@ from boresight.advantage.options import AdvantageOptions
 from boresight.errors import ConfigError
 from boresight.loss.objectives import OBJECTIVES
 from boresight.loss.policy_options import PolicyLossOptions, check_policy_loss, resolved_names
-from boresight.options import check_options, declarations
+from boresight.option_checks import check_options
+from boresight.options import declarations
 
 
 @pytest.mark.parametrize(

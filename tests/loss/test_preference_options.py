@@ -9,7 +9,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from boresight.errors import ConfigError
 from boresight.loss.objectives import PREFERENCES
 from boresight.loss.preference_options import MPO, PreferenceLossOptions, check_preference_loss, is_coupled, reads_shift
-from boresight.options import check_options, declarations
+from boresight.option_checks import check_options
+from boresight.options import declarations
 
 
 def checked(*names: str, **options: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 import trl
 
 from boresight.errors import ConfigError
-from boresight.options import check_options
+from boresight.option_checks import check_options
 from boresight.rollout.options import SamplingOptions
 from boresight.rollout.sampler import sampling_settings
 from boresight.types import SamplingSettings

@@ -18,7 +18,7 @@ from boresight.cli.help import help_text
 from boresight.cli.methods import METHODS, Method, options_of
 from boresight.cli.options import AdapterFlags, DatasetFlags, ModelFlags, RewardFlags, StartFlags
 from boresight.errors import ConfigError, nearest
-from boresight.options import check_options
+from boresight.option_checks import check_options
 from boresight.trainer.presets import PRESETS, Setting
 
 LAST = "last"

@@ -23,7 +23,8 @@ from boresight.cli.adapter import lora_config
 from boresight.cli.config_file import as_words, read_yaml
 from boresight.cli.options import NOT_HERE, AdapterFlags, ModelFlags
 from boresight.errors import ConfigError, nearest
-from boresight.options import check_options, option
+from boresight.option_checks import check_options
+from boresight.options import option
 
 
 @dataclass

@@ -17,7 +17,7 @@ from boresight.errors import ConfigError, ModelError
 from boresight.model.load import load_model, load_processor, model_facts
 from boresight.model.vision import VisionEncoder, join_features
 from boresight.modules import unwrap
-from boresight.options import check_options
+from boresight.option_checks import check_options
 from boresight.rollout.hf import HFSampler
 from boresight.rollout.options import SamplingOptions
 from boresight.rollout.sampler import sampling_settings

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from boresight.errors import ConfigError, nearest
-from boresight.options import Range, declarations, option, read_json
+from boresight.option_checks import read_json
+from boresight.options import Range, declarations, option
 
 
 @dataclass

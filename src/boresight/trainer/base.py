@@ -29,7 +29,7 @@ from boresight.model.load import adapt, load_model, load_processor, model_facts,
 from boresight.model.reference import Reference
 from boresight.model.vision import join_features
 from boresight.modules import evaluating, switch_off_dropout
-from boresight.options import ignored_options
+from boresight.option_checks import ignored_options
 from boresight.ranks import on_first_rank
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics

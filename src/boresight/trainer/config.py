@@ -14,7 +14,8 @@ from transformers import TrainingArguments
 
 from boresight.errors import ConfigError, nearest
 from boresight.loss.preference_options import check_preference_loss
-from boresight.options import check_options, declarations, default_of, read_json
+from boresight.option_checks import check_options, read_json
+from boresight.options import declarations, default_of
 from boresight.trainer.options import DPOOptions, SFTOptions, TrainerOptions
 from boresight.trainer.training_arguments import RANGES
 

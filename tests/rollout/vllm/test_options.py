@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from boresight.errors import ConfigError
-from boresight.options import check_options, declarations, read_json
+from boresight.option_checks import check_options, read_json
+from boresight.options import declarations
 from boresight.rollout.vllm.options import RESERVED, VLLMOptions, check_vllm
 
 OTHER: dict[str, Any] = {
