@@ -204,10 +204,11 @@ def test_precomputed_is_computed(model_folder: Path, tmp_path: Path, adapted: bo
     computed = trainer(model_folder, tmp_path / "computed", **options)
     computed.train()
     ends = []
-    for _ in range(2):
+    for name in ("pre", "again"):
         run = trainer(
-            model_folder, tmp_path / "pre", precompute_ref_log_probs=True, precompute_ref_batch_size=7, **options
-        )
+            model_folder, tmp_path / name, precompute_ref_log_probs=True, precompute_ref_batch_size=7,
+            precomputed_ref_path=str(tmp_path / "reference.safetensors"), **options,
+        )  # fmt: skip
         assert run.reference is None
         run.train()
         ends.append(weights(run.model))

@@ -284,7 +284,10 @@ def test_a_template_that_opens_think_is_reported_and_its_completions_are_whole(
         processor.chat_template = processor.chat_template.replace(opening, opening + tail)
         processor.save_pretrained(tmp_path / "processor")
         config = GRPOConfig(
-            **QUIET | {"max_steps": 1}, output_dir=str(tmp_path / "run"), num_generations=4, max_completion_length=8
+            **QUIET | {"max_steps": 1},
+            output_dir=str(tmp_path / f"run{len(tail)}"),
+            num_generations=4,
+            max_completion_length=8,
         )
         trainer = GRPOTrainer(
             str(model_folder),

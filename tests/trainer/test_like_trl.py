@@ -71,7 +71,9 @@ class TestEvaluation:
         assert streamed.evaluate()["eval_loss"] == pytest.approx(whole.evaluate()["eval_loss"], rel=1e-5)
 
     def test_pairs_of_another_set_against_a_precomputed_reference(self, model_folder: Path, tmp_path: Path) -> None:
-        config = DPOConfig(output_dir=str(tmp_path), **QUIET, precompute_ref_log_probs=True, max_steps=2)
+        config = DPOConfig(
+            output_dir=str(tmp_path), **QUIET, precompute_ref_log_probs=True, max_steps=2, per_device_train_batch_size=4
+        )
         run = DPOTrainer(str(model_folder), args=config, train_dataset=pairs(4))
         other = [{**row, "rejected": [{"role": "assistant", "content": "green"}]} for row in pairs(4)]
         unseen = [{**row, "rejected": [{"role": "assistant", "content": "blue"}]} for row in pairs(4)]
@@ -178,12 +180,18 @@ class TestConfigurations:
 
     def test_plain_training_arguments(self, model_folder: Path, tmp_path: Path) -> None:
         plain = TrainingArguments(
-            output_dir=str(tmp_path), report_to="none", use_cpu=True, max_steps=1, learning_rate=3e-4, seed=9
+            output_dir=str(tmp_path),
+            report_to="none",
+            use_cpu=True,
+            max_steps=1,
+            learning_rate=3e-4,
+            seed=9,
+            per_device_train_batch_size=4,
         )
         for cls in (SFTConfig, DPOConfig, GRPOConfig):
             config = as_config(plain, cls)
             assert (type(config), config.max_steps, config.learning_rate, config.seed) == (cls, 1, 3e-4, 9)
-        assert isinstance(SFTTrainer(str(model_folder), args=plain, train_dataset=demonstrations(4)).args, SFTConfig)
+        assert isinstance(SFTTrainer(str(model_folder), args=plain, train_dataset=demonstrations(8)).args, SFTConfig)
 
     def test_the_configuration_of_another_method(self, model_folder: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="args is a DPOConfig: pass a SFTConfig"):

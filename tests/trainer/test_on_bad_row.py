@@ -27,7 +27,9 @@ def demonstrations() -> list[dict[str, Any]]:
 
 
 def trainer(folder: Path, out: Path, policy: str, **options: Any) -> SFTTrainer:
-    config = SFTConfig(**QUIET, output_dir=str(out), max_length=150, on_bad_row=policy, **options)  # pyright: ignore[reportArgumentType]
+    config = SFTConfig(
+        **QUIET, output_dir=str(out), max_length=150, on_bad_row=policy, per_device_train_batch_size=2, **options
+    )  # pyright: ignore[reportArgumentType]
     return SFTTrainer(str(folder), config, demonstrations(), eval_dataset=demonstrations()[:3])
 
 

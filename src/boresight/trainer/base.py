@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils import gather_object
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from boresight.data.bad_rows import QUARANTINE, StreamQuarantine
@@ -99,6 +99,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
         loaded = load_model(model, **options)
         source = None if isinstance(model, nn.Module) else model
         processor = load_processor(processing_class, loaded, source, **options)
+        if peft_config is not None:
+            set_seed(args.seed)  # an adapter's first weights are random
         loaded = adapt(loaded, peft_config)
         if getattr(args, "disable_dropout", False):
             switch_off_dropout(loaded)

@@ -36,7 +36,6 @@ LOGS = (
     "completions",
     "trainer_state.json",
     "nonfinite",
-    "quarantine.jsonl",
 )
 MODEL = re.compile(
     r"(config|adapter_config|generation_config)\.json|(model|adapter_model|pytorch_model)\b.*\.(safetensors|bin|json)|"
