@@ -56,7 +56,12 @@ from boresight.types import Group, SamplingSettings
 MAX_COMPLETION_LENGTH = 16
 NUM_SAMPLED = 4
 """Sampled answers to each held-out question."""
-REWARDS = {"both": [answer_format_reward, exact_answer_reward], "exact": [exact_answer_reward]}
+def format_reward(completions: list[Any], **columns: Any) -> list[float]:
+    """As training knows that the template does not open ``<think>``, which TRL does not pass."""
+    return answer_format_reward(completions, think_opened=[False] * len(completions))
+
+
+REWARDS = {"both": [format_reward, exact_answer_reward], "exact": [exact_answer_reward]}
 LOGGED = ("reward", "reward_std", "frac_reward_zero_std", "grad_norm", "entropy", "learning_rate")
 QUIET = {
     "gradient_checkpointing": False,
@@ -146,7 +151,7 @@ class HeldOut(TrainerCallback):
             "step": step,
             "greedy": hits.total() / len(self.gold),
             "sampled": _mean(exact_answer_reward(completions=texts, solution=gold)),
-            "format": _mean(answer_format_reward(completions=texts)),
+            "format": _mean(format_reward(texts)),
             **self._distribution(model, groups),
             "recall": {digit: hits[digit] / num for digit, num in sorted(Counter(self.gold).items())},
             "answers": dict(Counter(greedy).most_common(12)),

@@ -128,6 +128,9 @@ def test_defaults_are_trls_where_they_are_not_listed_as_deviations() -> None:
         "gmpo_epsilon": 0.4,
         "kl_estimator": "k3",
         "advantage_baseline": "mean",
+        "kl_in_reward": False,
+        "reward_clip_range": None,
+        "normalize_advantages": False,
     }
     known = {option.name: option.default for option in fields(GRPOConfig)}
     for options in (PolicyLossOptions, AdvantageOptions):

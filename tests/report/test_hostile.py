@@ -40,7 +40,7 @@ def test_odd_characters_leave_the_file_readable(name: str, tmp_path: Path) -> No
     lines.add(1, {name: 1.0})
     lines.add(2, {"loss": 2.0})
     read = read_lines(tmp_path / "metrics.jsonl")
-    assert [line["step"] for line in read] == [1, 2] and read[0][name.replace("\ud800", "?")] == 1.0
+    assert [line["step"] for line in read] == [1, 2] and read[0][name] == 1.0
     assert lines.discard_after(1) == 1
 
 
