@@ -56,6 +56,8 @@ from boresight.types import Group, SamplingSettings
 MAX_COMPLETION_LENGTH = 16
 NUM_SAMPLED = 4
 """Sampled answers to each held-out question."""
+
+
 def format_reward(completions: list[Any], **columns: Any) -> list[float]:
     """As training knows that the template does not open ``<think>``, which TRL does not pass."""
     return answer_format_reward(completions, think_opened=[False] * len(completions))

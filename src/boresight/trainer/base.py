@@ -47,7 +47,7 @@ from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.reference import ReferenceSync, load_reference
 from boresight.trainer.resolution import check_resolution
 from boresight.trainer.run_folder import CleanFolder, RunFolder, check_is_not_model
-from boresight.trainer.steps import StepBatches, StepPlan, check_step_fits, micro_batches
+from boresight.trainer.steps import StepBatches, StepPlan, micro_batches
 from boresight.trainer.update import Item, UpdatingTrainer
 from boresight.trainer.verdict_probes import UpdateProbe, Verdicts
 from boresight.types import Row
@@ -266,7 +266,11 @@ class GroupTrainer(UpdatingTrainer[Item]):
         self._data_digest = check.digest_of("train")
         check.write(self._run_file(QUARANTINE))
         if self.train_dataset is not None and not is_stream(self.train_dataset):
-            check_step_fits(self.plan, len(self.train_dataset), self.args.world_size)
+            wanted = self.plan.groups_per_step * self.args.world_size
+            if wanted > len(self.train_dataset):
+                self.log_once(
+                    f"an optimizer step holds the {len(self.train_dataset)} rows that there are, instead of {wanted}."
+                )
             dropped = self._train_batches().num_dropped
             if dropped:
                 self.log_once(

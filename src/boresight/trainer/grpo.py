@@ -35,7 +35,7 @@ from boresight.trainer.reasoning import think_note, think_state
 from boresight.trainer.rollouts.engines import engine_sampler
 from boresight.trainer.rollouts.loop import PromptRows, Rollouts
 from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
-from boresight.trainer.steps import micro_batches
+from boresight.trainer.steps import check_step_fits, micro_batches
 from boresight.trainer.verdict_probes import is_due, note_image_swap
 from boresight.types import Group, Prompt, Sampler, TokenStats, TrainingHooks
 
@@ -139,8 +139,10 @@ class GRPOTrainer(GroupTrainer[Scored]):
         return reward_prompt
 
     def _check_data(self) -> None:
-        """Also score the gold answers with the answer rewards."""
+        """Also check that the prompts fill a step, and score the gold answers with the answer rewards."""
         super()._check_data()
+        if self.train_dataset is not None and not is_stream(self.train_dataset):
+            check_step_fits(self.plan, len(self.train_dataset), self.args.world_size)
         if self.args.dynamic_sampling and is_stream(self.train_dataset):
             raise ConfigError(
                 "dynamic_sampling takes further prompts by row number, and a streamed data set has no row numbers: load it without "
