@@ -186,7 +186,6 @@ class TestConfigurations:
             max_steps=1,
             learning_rate=3e-4,
             seed=9,
-            per_device_train_batch_size=4,
         )
         for cls in (SFTConfig, DPOConfig, GRPOConfig):
             config = as_config(plain, cls)
