@@ -10,18 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import pytest
 
 from boresight.errors import ConfigError
-from boresight.options import (
-    SET,
-    Needs,
-    NeedsEither,
-    OneOf,
-    Range,
-    Source,
-    check_options,
-    declarations,
-    option,
-    read_json,
-)
+from boresight.option_checks import check_options, read_json
+from boresight.options import SET, Needs, NeedsEither, OneOf, Range, Source, declarations, option
 
 TABLE: Mapping[str, Any] = {"up": 1, "down": 2}
 

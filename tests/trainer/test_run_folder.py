@@ -258,15 +258,16 @@ def test_two_runs_at_once_are_refused(sft: Run, tmp_path: Path) -> None:
     assert trainer.state.global_step == 1
 
 
-def test_two_trainers_of_one_process_are_refused(sft: Run) -> None:
-    inner = sft(max_steps=1, per_device_train_batch_size=4)
+def test_two_trainers_of_one_process_are_refused(sft: Run, tmp_path: Path) -> None:
+    options = {"output_dir": str(tmp_path / "run"), "max_steps": 1, "per_device_train_batch_size": 4}
+    inner = sft(**options)
 
     class TrainsInside(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             with pytest.raises(ConfigError, match="Another trainer of this process"):
                 inner.train()
 
-    sft(max_steps=1, per_device_train_batch_size=4, callbacks=[TrainsInside()]).train()
+    sft(**options, callbacks=[TrainsInside()]).train()
 
 
 def test_a_trainer_may_evaluate_before_it_trains(sft: Run, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 from boresight import GRPOConfig, GRPOTrainer
 from tests.tiny import build_tiny
 
-from .conftest import QUIET, Gradients, furthest, records, vowel_share
+from .conftest import QUIET, Gradients, furthest, new_folder, records, vowel_share
 
 FAMILIES = ("qwen3_5", "qwen3_5_moe", "lfm2_vl")
 STEPS = 3
@@ -32,7 +32,7 @@ def trained(folder: Path, output_dir: Path, **options: Any) -> tuple[GRPOTrainer
     """A run of three steps, two prompts each, one of them without an image."""
     lengths = {"num_generations": 4, "max_completion_length": 8, "per_device_train_batch_size": 8, "max_steps": STEPS}
     gradients = Gradients()
-    config = GRPOConfig(**{"output_dir": str(output_dir), **QUIET, **lengths, **options})
+    config = GRPOConfig(**{"output_dir": new_folder(output_dir / "run"), **QUIET, **lengths, **options})
     trainer = GRPOTrainer(str(folder), vowel_share, config, records(), callbacks=[gradients])
     trainer.train()
     return trainer, gradients
