@@ -13,6 +13,7 @@ from boresight.cli.env import gpus
 from boresight.cli.flags import nearest_flag
 from boresight.cli.help import help_text
 from boresight.cli.methods import METHODS, first_options, options_of
+from boresight.cli.options import NOT_HERE
 from boresight.errors import ConfigError
 
 
@@ -178,3 +179,8 @@ def test_values(words: list[str], value: object) -> None:
 
 def test_only_what_was_typed_is_read() -> None:
     assert parser_of("grpo").read(["--beta", "0"]) == {"beta": 0.0}
+
+
+def test_no_flag_that_is_there_is_said_to_be_missing() -> None:
+    known = {name for method in METHODS for name in options_of(method)}
+    assert not NOT_HERE.keys() & known

@@ -173,25 +173,14 @@ class PresetFlags:
 
 
 NOT_HERE = {
-    "activation_offloading": "gradient_checkpointing saves memory instead",
     "bnb_4bit_quant_storage": "quantised weights are not tested yet",
     "bnb_4bit_quant_type": "quantised weights are not tested yet",
-    "cast_lm_head_to_fp32": "log-probabilities are computed in float32 already",
-    "dataset_num_proc": "rows are read as they are needed",
     "dataset_text_field": "rename the column to messages, or use --prompt_column and --completion_column",
-    "eval_packing": "groups are packed automatically, see --max_tokens_per_pass",
-    "generation_kwargs": "each sampling option has its own flag",
     "ignore_bias_buffers": "no supported model needs it",
     "load_in_4bit": "quantised weights are not tested yet",
     "load_in_8bit": "quantised weights are not tested yet",
     "lora_task_type": "every supported model is a causal language model",
-    "log_unique_prompts": "every completion is kept in the run folder",
-    "packing": "groups are packed automatically, see --max_tokens_per_pass",
-    "packing_strategy": "groups are packed automatically, see --max_tokens_per_pass",
-    "padding_free": "groups are packed without padding already",
     "reward_model_name_or_path": "wrap the reward model in a function and name it in --reward_funcs",
-    "truncation_mode": "text is cut from its end, images are never cut",
     "use_bnb_nested_quant": "quantised weights are not tested yet",
-    "use_transformers_paged": "sampling shares the prompt's cache already",
 }
 """Flags of TRL that boresight does not have, each with the reason."""
