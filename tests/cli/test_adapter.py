@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from peft import get_peft_model
 from transformers import AutoModelForImageTextToText
 
 from boresight.cli.adapter import lora_config
 from boresight.cli.options import AdapterFlags
+from boresight.model.load import adapt
 from tests.tiny import build_tiny
 
 
@@ -15,7 +15,7 @@ from tests.tiny import build_tiny
 def test_by_default_the_language_model_gets_an_adapter_and_the_eyes_get_none(family: str, tmp_path: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(build_tiny(family, tmp_path))
     language = model.model.language_model if hasattr(model.model, "language_model") else model.model.text_model
-    adapted = get_peft_model(model, lora_config(AdapterFlags(use_peft=True)))
+    adapted = adapt(model, lora_config(AdapterFlags(use_peft=True)))
     inside = {name for name, _ in language.named_parameters() if "lora_A" in name}
     trained = {name for name, value in adapted.named_parameters() if value.requires_grad and "lora_A" in name}
     assert len(trained) == len(inside) > 0

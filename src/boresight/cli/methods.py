@@ -149,6 +149,7 @@ def first_options(method: Method) -> dict[str, tuple[str, ...]]:
     columns = ("completion_column", "chosen_column", "rejected_column", "solution_column")
     sections = {
         "model": ("model_name_or_path", "dtype"),
+        "trained parts": ("train", "lr"),
         "adapter (LoRA)": ("use_peft", "lora_r", "lora_alpha", "lora_target_modules"),
         "data": (
             "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "test_split_size", "prompt_column",
