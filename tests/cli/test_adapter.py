@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForImageTextToText
 
-from boresight.cli.adapter import lora_config
+from boresight.cli import read_command
+from boresight.cli.adapter import lora_config, peft_config
 from boresight.cli.options import AdapterFlags
+from boresight.errors import ConfigError
 from boresight.model.load import adapt
 from tests.tiny import build_tiny
 
@@ -27,3 +29,18 @@ def test_everything_when_asked() -> None:
         AdapterFlags(use_peft=True, lora_target_modules=["all-linear"], lora_modules_to_save=["lm_head"])
     )
     assert (config.target_modules, config.exclude_modules, config.modules_to_save) == ("all-linear", None, ["lm_head"])
+
+
+def test_a_plan_needs_no_further_flag(tmp_path: Path) -> None:
+    words = ["--model_name_or_path", "M", "--dataset_name", "D", "--output_dir", str(tmp_path), "--use_cpu"]
+    command = read_command("sft", [*words, "--train", "language=lora", "--lr", "language=1e-4", "--lora_r", "8"])
+    assert (command.training.train, command.training.lr) == ("language=lora", "language=1e-4")
+    assert peft_config(command).r == 8
+    assert peft_config(read_command("sft", [*words, "--train", "language=full"])) is None
+    with pytest.raises(ConfigError, match="lora_r=8 has no effect: add --train language=lora"):
+        read_command("sft", [*words, "--train", "language=full", "--lora_r", "8"])
+
+
+def test_a_single_name_is_a_name_and_a_pattern_a_pattern() -> None:
+    for word, expected in (("q_proj", {"q_proj"}), ("all-linear", "all-linear"), (".*[qv]_proj", ".*[qv]_proj")):
+        assert lora_config(AdapterFlags(use_peft=True, lora_target_modules=[word])).target_modules == expected

@@ -42,16 +42,13 @@ class AdapterFlags:
 
     heading: ClassVar[str] = "adapter (LoRA)"
 
-    use_peft: bool = option(
-        False, "Train a LoRA adapter instead of the weights; --train, where given, says in which parts."
-    )
+    use_peft: bool = option(False, "Train a LoRA adapter instead of the weights.")
     lora_r: Annotated[int, Range(at_least=1), Adapter] = option(16, "Rank of the adapter.")
     lora_alpha: Annotated[int, Range(at_least=1), Adapter] = option(32, "Scale of the adapter.")
     lora_dropout: Annotated[float, Range(at_least=0, below=1), Adapter] = option(0.05, "Dropout before the adapter.")
     lora_target_modules: Annotated[list[str] | None, Adapter] = option(
         None,
-        "Layers that get an adapter, by the end of their names, or all-linear, in the parts that --train adapts. Without --train, a name "
-        "means the language model's layers, and all-linear those of all parts. None: every linear layer of the adapted parts.",
+        "Layers that get an adapter, by the end of their names, or all-linear. None: every linear layer of the adapted parts.",
         metavar="LAYER",
     )
     lora_target_parameters: Annotated[list[str] | None, Adapter] = option(

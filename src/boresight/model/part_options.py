@@ -28,13 +28,13 @@ class PartOptions:
     # The order of the types matters: transformers' HfArgumentParser reads the second one from a command line.
     train: Annotated[Mapping[str, str] | str | None, Source("not in TRL")] = option(
         None,
-        "What is trained: vision, projector and language, each frozen, lora or full, such as language=lora or "
-        "projector=full,language=lora. A part that is not named is frozen. None: all weights, or the adapter.",
+        "What is trained: vision, projector, language, each frozen (also if not named), lora or full, such as language=lora. None: all "
+        "weights, or peft_config's adapter.",
         metavar="PART=HOW,…",
     )
     lr: Annotated[Mapping[str, float] | str | None, Source("not in TRL")] = option(
         None,
-        "Peak learning rates of parts, such as vision=1e-6. A part that is not named has learning_rate.",
+        "Peak learning rates of parts, such as vision=1e-6; of other parts: learning_rate.",
         metavar="PART=X,…",
     )
 
