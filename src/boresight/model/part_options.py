@@ -34,7 +34,7 @@ class PartOptions:
     )
     lr: Annotated[Mapping[str, float] | str | None, Source("not in TRL")] = option(
         None,
-        "Peak learning rates of parts, such as vision=1e-6; of other parts: learning_rate.",
+        "Learning rates of parts, such as vision=1e-6.",
         metavar="PART=X,…",
     )
 
