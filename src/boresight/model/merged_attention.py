@@ -62,11 +62,12 @@ class Pieces:
             device: of the states.
         """
         groups = [_Group.of(span) for span in spans]
-        cut = window is not None and any(group.longest > window for group in groups)
-        if cut and any(group.branches for group in groups):
+        if window is not None and window >= max(group.longest for group in groups):
+            window = None
+        if window is not None and any(group.branches for group in groups):
             return cls._windowed(groups, window, device)
         lengths = [length for group in groups for length in (group.prompt, *group.branches)]
-        own = Sequences.of(lengths, causal=True, window=window if cut else None, device=device)
+        own = Sequences.of(lengths, causal=True, window=window, device=device)
         return cls(own, None, _shared([group for group in groups if group.branches], device))
 
     @classmethod
