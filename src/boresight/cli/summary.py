@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from boresight.cli.command import Command
-from boresight.cli.progress import SHOWN
+from boresight.report.step_rows import LABELS
 from boresight.trainer.base import GroupTrainer
 
 
@@ -74,7 +74,7 @@ def _change(history: list[dict[str, Any]]) -> str:
         for name in ("loss", "reward", "rewards/accuracies", "mean_token_accuracy", "kl")
         if name in first and name in last
     ]
-    return ", ".join(f"{SHOWN[name]} {first[name]:.3g} → {last[name]:.3g}" for name in names)
+    return ", ".join(f"{LABELS[name]} {first[name]:.3g} → {last[name]:.3g}" for name in names)
 
 
 def _duration(seconds: float) -> str:
