@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from boresight.errors import BoresightError, ConfigError, NonFiniteError
+from boresight.files import share_as_umask
 from boresight.modules import unwrap
 
 STATE_FILE = "boresight_state.pt"
@@ -104,3 +105,4 @@ class CheckpointedTrainer(Trainer):
             dtypes = self.checkpoint_dtypes
             state_dict = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in state.items()}
         super()._save(output_dir, state_dict)
+        share_as_umask(output_dir or self.args.output_dir)
