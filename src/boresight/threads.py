@@ -2,7 +2,7 @@
 
 torch's OpenMP threads spin at the end of every parallel loop by default. With another process on one of the cores, the spinning
 thread takes the time that the others need, and a training step becomes many times slower. Threads that sleep cost a few
-microseconds at each loop. docs/how-to/memory.md has measurements.
+microseconds at each loop. docs/demo.md has measurements.
 """
 
 from __future__ import annotations
