@@ -19,6 +19,7 @@ from transformers import (
 
 from boresight.errors import ConfigError, ModelError
 from boresight.families import family_of
+from boresight.files import missing_path
 from boresight.model.part_options import PartPlan
 from boresight.model.parts import check_float, check_plan, planned, restricted, trained_in_full
 from boresight.modules import unwrap
@@ -61,6 +62,8 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ConfigError(f"dtype={dtype!r} is neither 'auto' nor a torch dtype such as 'float32' or 'bfloat16'.")
         dtype = getattr(torch, dtype)
+    if (missing := missing_path(str(model))) is not None:
+        raise ModelError(f"There is no model at {str(model)!r} {missing}")
     try:
         return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
     except OSError as error:

@@ -34,6 +34,7 @@ from boresight.option_checks import ignored_options
 from boresight.ranks import on_first_rank
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
+from boresight.report.step_rows import show_rows
 from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
 from boresight.trainer.checks import DataCheck, Encoding, RowCheck
@@ -138,6 +139,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        show_rows(self)
         self.timeline = Timeline(self._run_file("timeline.jsonl"))
         self.metric_lines = StepLines(self._run_file("metrics.jsonl"))
         self.verdict_lines = StepLines(self._run_file("verdicts.jsonl"))
