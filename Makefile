@@ -14,7 +14,7 @@ LOCK := requirements-dev.lock
 # Tiny models gain nothing from threads, so each core runs tests of its own; the hub is never asked for anything.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
-.PHONY: help setup lock demo check format test test-pages soak bench docs
+.PHONY: help setup lock demo check format test test-pages soak bench gpu-check gpu-wheels docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST)
@@ -61,6 +61,24 @@ soak: setup  ## the long sweeps
 
 bench: setup  ## time and memory beside TRL, in one run
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/versus_trl.py $(ARGS)
+
+gpu-check: setup  ## what a CUDA machine says: exactness, time, memory (tiny sizes without one; ARGS="--only first")
+	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
+
+# A machine without a network that has torch, torchvision, accelerate, peft and pyarrow needs these, in the versions of the lock.
+GPU_PACKAGES := transformers datasets trl easy-vqa jaxtyping wadler-lindig cloudpickle beartype hypothesis sortedcontainers pytest \
+	iniconfig pluggy math-verify latex2sympy2-extended antlr4-python3-runtime num2words multiprocess dill xxhash pandas \
+	python-dateutil six plotly narwhals
+GPU_PYTHON := 3.12
+empty :=
+space := $(empty) $(empty)
+
+gpu-wheels:  ## gather what a bare CUDA machine lacks into gpu-wheels/ (GPU_PYTHON=3.12)
+	rm -rf gpu-wheels
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest gpu-wheels \
+		--python-version $(GPU_PYTHON) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any \
+		$$(grep -oE '^($(subst $(space),|,$(strip $(GPU_PACKAGES))))==[^ ;]+' $(LOCK))
+	@size=$$(du -sm gpu-wheels | cut -f1); echo "gpu-wheels: $$(ls gpu-wheels | wc -l) wheels, $$size MiB"; test $$size -le 64
 
 docs: setup  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from boresight.model.attention import BranchTable, padded_attention
+from boresight.model.flash_kernels import CpuKernel
 from boresight.model.merged_attention import merged_attention
 from boresight.model.packing import GroupSpan, PackedRow
 
@@ -48,8 +49,7 @@ def ways(prompt: int, completion: int, k: int) -> dict[str, Attend]:
         return padded_attention(query, key, value, table, scale, None)
 
     def merged(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
-        return merged_attention(query, key, value, row.spans, scale).transpose(1, 2)
+        return merged_attention(query, key, value, table.pieces(None), CpuKernel(), scale)
 
     return {"dense mask": dense, "two SDPA calls": padded, "pieces merged": merged}
 

@@ -8,12 +8,12 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from transformers import AutoModelForImageTextToText
 
-from boresight.families import FAMILIES, UNKNOWN, family_of, why_no_branches
+from boresight.families import FAMILIES, UNKNOWN, Part, family_of, why_no_branches
 from boresight.model.vision import text_parameters
 from tests.tiny import FAMILIES as TINY
 from tests.tiny import build_tiny
@@ -45,6 +45,10 @@ def test_every_weight_belongs_to_its_part(family: str, tmp_path: Path) -> None:
         assert (record.part(name) == "language") == (weight in text) == (not re.fullmatch(record.not_language, name)), (
             name
         )
+        for part in get_args(Part):
+            others = [other for other in get_args(Part) if other != part]
+            assert (record.part(name) == part) == bool(re.fullmatch(record.names_of(part), name)), name
+            assert (record.part(name) == part) != bool(re.fullmatch(record.names_of(*others), name)), name
         parts[record.part(name)].add(name)
     assert set(parts) == {"vision", "projector", "language"}
     for place in PROJECTORS[family]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from boresight.lazy import lazy_names
+from boresight.threads import let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from boresight.cli.scripts import (
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from boresight.trainer.sft import SFTTrainer
 
 __version__ = "0.1.0"
+
+let_waiting_threads_sleep()  # here, because it must come before torch
 
 _HOMES = {
     "DPOConfig": "trainer.config",

@@ -86,9 +86,23 @@ class Family:
             return "projector"
         return "vision" if any(word in name for word in self.vision) else "language"
 
+    def names_a_part(self, text: str) -> bool:
+        """Whether a name, or a pattern of names, contains the name of a vision module or projector."""
+        return any(word in text for word in (*self.vision, *self.projector))
+
+    def names_of(self, *parts: Part) -> str:
+        """A regular expression for the whole names of all modules in these parts, as PEFT's `exclude_modules` takes it."""
+        projector, vision = f".*({'|'.join(self.projector)})", f".*({'|'.join(self.vision)})"
+        patterns: dict[Part, str] = {
+            "vision": f"(?!{projector}){vision}.*",
+            "projector": f"{projector}.*",
+            "language": f"(?!{projector})(?!{vision}).*",
+        }
+        return "|".join(f"(?:{patterns[part]})" for part in parts)
+
     @property
     def not_language(self) -> str:
-        """A regular expression for the names of all vision and projector modules, as PEFT's `exclude_modules` takes it."""
+        """A regular expression for the names of all vision and projector modules."""
         return f".*({'|'.join((*self.vision, *self.projector))}).*"
 
 

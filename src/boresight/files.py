@@ -1,4 +1,4 @@
-"""Files and folders that are written completely or not at all, and the state of the disk under them."""
+"""Files and folders that are written completely or not at all, the state of the disk under them, and paths that lead nowhere."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import hashlib
 import os
 import shutil
 import uuid
+from collections.abc import Collection
 from pathlib import Path
 
-from boresight.errors import DiskError
+from boresight.errors import DiskError, nearest
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -134,3 +135,33 @@ def cause_of_failed_write(error: BaseException) -> str:
 def in_units(size: float) -> str:
     """A number of bytes in MiB or GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def share_as_umask(folder: str | os.PathLike[str], pattern: str = "*.safetensors") -> None:
+    """Give files the mode of an ordinary new file. safetensors writes its files for their owner alone."""
+    probe = Path(folder) / f".mode.{os.getpid()}"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in Path(folder).glob(pattern):
+        path.chmod(mode)
+
+
+def missing_path(source: str, suffixes: Collection[str] = ()) -> str | None:
+    """Where a path that does not exist was looked for, with the nearest name there; None if it exists, or may be a hub id.
+
+    A path starts with ``.``, ``/`` or ``~``, has several slashes or a known suffix, or its first part is a folder here.
+
+    Args:
+        suffixes: those of files that may be meant.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return None
+    is_path = path.suffix in suffixes or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if not is_path and not ("/" in source and Path(path.parts[0]).is_dir()):
+        return None
+    folder = path.parent.absolute()
+    if not folder.is_dir():
+        return f"(looked in {folder}, which does not exist)."
+    return f"(looked in {folder}).{nearest(path.name, [entry.name for entry in folder.iterdir()])}"

@@ -15,8 +15,8 @@ ENGINES = {"engines", "engines_learn"}
 
 def test_no_benchmark_is_left_out() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "\ndef main(" in path.read_text()}
-    # `digits` has tests of its own, in test_digits.py.
-    assert scripts == {"attention", "digits", "objectives", "preferences", "rows", "versus_trl"} | ENGINES
+    # `digits` and `gpu_check` have tests of their own.
+    assert scripts == {"attention", "digits", "gpu_check", "objectives", "preferences", "rows", "versus_trl"} | ENGINES
 
 
 def test_attention(benchmark_main: Main, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,7 +135,7 @@ class TestFile:
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
-        ("sft", ["--lora_r", "8"], "lora_r=8 has no effect: add --use_peft, or drop it."),
+        ("sft", ["--lora_r", "8"], "lora_r=8 has no effect: add --train language=lora, or --use_peft, or drop it."),
         ("sft", ["--dataset_test_split", "test"], "--dataset_test_split has no effect while nothing is evaluated"),
         ("sft", ["--test_split_size", "0.1"], "add --eval_strategy steps"),
         (

@@ -234,3 +234,13 @@ def test_a_frozen_bf16_tower_serves_a_float32_language_model(subject: Subjects, 
     stats.logp.sum().backward()
     assert stats.logp.dtype == torch.float32
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in text)
+
+
+@pytest.mark.parametrize("source", ["./gone", "/nowhere/gone", "runs/gone"])
+def test_a_path_of_no_model_fails_without_asking_a_hub(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"There is no model at '.*gone' \(looked in /"):
+        load_model(source)

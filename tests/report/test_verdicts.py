@@ -41,6 +41,24 @@ CASES: list[tuple[str, dict[str, float], list[str], dict[str, float]]] = [
         ["exact_answer_reward failed on 13 % of completions", "reward_timeout", "reward_workers"],
         {"rewards/exact_answer_reward/failed": 0.049},
     ),
+    (
+        "not_applied",
+        {"rewards/think_format_reward/not_applied": 1.0},
+        ["think_format_reward returned None"],
+        {"rewards/think_format_reward/not_applied": 0.5},
+    ),
+    (
+        "reward_constant",
+        {"rewards/exact_answer_reward/std": 0.0, "rewards/think_format_reward/std": 0.0, "frac_reward_zero_std": 1.0},
+        ["The reward is constant", "exact_answer_reward 0.31, think_format_reward 0.83"],
+        {"rewards/exact_answer_reward/std": 0.2, "rewards/think_format_reward/std": 0.0},  # one has been learned
+    ),
+    (
+        "completions_equal",
+        {"completions/frac_repeated": 1.0, "frac_reward_zero_std": 1.0},
+        ["100 % of completions repeat another", "temperature", "0 samples greedily"],
+        {"completions/frac_repeated": 0.97, "frac_reward_zero_std": 0.3},  # short answers
+    ),
     ("unscored", {"frac_unscored": 0.37}, ["37 % of completions have no reward"], {"frac_unscored": 0.25}),
     (
         "rewards_equal",
@@ -67,6 +85,18 @@ CASES: list[tuple[str, dict[str, float], list[str], dict[str, float]]] = [
         {"rewards/exact_answer_reward/unparsed": 0.24},
     ),
     (
+        "never_right",
+        {"rewards/exact_answer_reward/mean": 0.001},
+        ["exact_answer_reward is 0.001 although 89 % of completions have an answer", "solution column"],
+        {"rewards/exact_answer_reward/mean": 0.02},
+    ),
+    (
+        "one_answer",
+        {"completions/frac_commonest_answer": 0.83, "completions/frac_commonest_solution": 0.12},
+        ["83 % of completions give the same answer", "12 %", "learning_rate"],
+        {"completions/frac_commonest_answer": 0.83, "completions/frac_commonest_solution": 0.52},  # yes or no
+    ),
+    (
         "image_ignored",
         {"image/swap_gap": 0.0003},
         ["The image is ignored", "0.0003 nats per token", "max_pixels"],
@@ -86,6 +116,12 @@ CASES: list[tuple[str, dict[str, float], list[str], dict[str, float]]] = [
         {"update/frac_unmoved": 0.45},
     ),
     (
+        "nothing_moves",
+        {"update/relative_size": 3e-9},
+        ["far too low", "3e-09 of their size"],
+        {"update/relative_size": 2e-6},
+    ),
+    (
         "sampler_drift",
         {"sampling/sampling_logp_difference/mean": 0.187},
         ["0.187 nats per token", "vllm_importance_sampling_correction"],
@@ -103,7 +139,7 @@ def test_a_verdict_falls_where_it_must_and_nowhere_else(
     assert verdict.name == name
     for phrase in phrases:
         assert phrase in verdict.text
-    assert [found.name for found in verdicts(WELL | other_side)] == ["fine"]
+    assert [found.name for found in verdicts(WELL | other_side)] == ["not_held_out"]
 
 
 def test_every_verdict_is_tried() -> None:
@@ -120,13 +156,24 @@ def test_a_failing_function_is_not_also_one_that_does_not_apply() -> None:
     assert [verdict.name for verdict in found] == ["rewards_failed"]
 
 
-def test_where_nothing_stands_in_the_way_the_progress_is_said() -> None:
-    (verdict,) = verdicts(WELL)
-    assert verdict.text == "Nothing seen that stands in the way of learning: reward 0.413; 71 % of groups have spread."
-    (verdict,) = verdicts(WELL, WELL | {"reward": 0.437})
-    assert "reward 0.413, -0.024 since the last verdict; 71 %" in verdict.text
-    (verdict,) = verdicts({"loss": 1.25, "grad_norm": 3.0}, {"loss": 1.75})
-    assert verdict.text.endswith("loss 1.25, -0.5 since the last verdict.")
+def test_without_held_out_evidence_nothing_is_fine() -> None:
+    (verdict,) = verdicts(WELL, [WELL | {"reward": 0.401}])
+    assert verdict.name == "not_held_out"
+    assert verdict.text == (
+        "Reward rises on training prompts (0.413, +0.012 since the last verdict; 71 % of groups have spread); nothing held out was asked "
+        "(eval_dataset, eval_strategy='steps')."
+    )
+    (verdict,) = verdicts({"loss": 1.25, "grad_norm": 3.0}, [{"loss": 1.75}], [{"loss": 2.0}])
+    assert "Loss falls on training rows (1.25, -0.5 since" in verdict.text
+    assert "held-out rows were asked only once (loss 2)" in verdict.text
+
+
+def test_fine_with_held_out_evidence() -> None:
+    (verdict,) = verdicts(WELL, [], [{"reward": 0.3}, {"reward": 0.35}])
+    assert verdict.name == "fine"
+    assert verdict.text.startswith(
+        "Held-out reward 0.3 → 0.35 over 2 evaluations; reward is on training prompts (0.413"
+    )
 
 
 def test_demonstrations_that_max_length_cuts() -> None:
@@ -135,7 +182,7 @@ def test_demonstrations_that_max_length_cuts() -> None:
 
 
 def test_low_entropy_is_no_fault_of_demonstrations() -> None:
-    assert [found.name for found in verdicts({"loss": 1.25, "entropy": 0.001})] == ["fine"]
+    assert [found.name for found in verdicts({"loss": 1.25, "entropy": 0.001})] == ["not_held_out"]
 
 
 def test_window_means() -> None:

@@ -68,11 +68,18 @@ def test_it_is_named(config: type, options: dict[str, Any], message: str, tmp_pa
     assert message in str(caught.value)
 
 
-def test_more_prompts_in_a_step_than_rows(sft: Run, grpo: Run) -> None:
-    with pytest.raises(UserError, match="holds 9 prompts, and the training data has 8 rows"):
-        sft(train_dataset=demonstrations(8), per_device_train_batch_size=3, gradient_accumulation_steps=3)
+def test_more_prompts_in_a_step_than_rows(grpo: Run) -> None:
     with pytest.raises(UserError, match="holds 9 prompts, and the training data has 8 rows"):
         grpo(train_dataset=records(8), num_prompts_per_step=9)
+
+
+def test_more_demonstrations_in_a_step_than_rows(sft: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is sampled, so the step over the rows that there are is exact; it is said."""
+    trainer = sft(
+        train_dataset=demonstrations(8), per_device_train_batch_size=3, gradient_accumulation_steps=3, max_steps=1
+    )
+    trainer.train()
+    assert "an optimizer step holds the 8 rows that there are, instead of 9" in capsys.readouterr().out
 
 
 def test_evaluation_without_rows_to_evaluate(sft: Run) -> None:

@@ -40,9 +40,9 @@ def test_verdicts_are_said_written_and_resumed(grpo: Run, tmp_path: Path, capsys
     }  # fmt: skip
     grpo(**options).train()
     text = capsys.readouterr().out
-    assert "boresight: step 2: In 100 % of groups all completions earn the same (mean reward 0.25)" in text
+    assert "boresight: step 2: The reward is constant: every completion of a rollout earns the same (flat 0.25)" in text
     whole = read_lines(tmp_path / "run" / "verdicts.jsonl")
-    assert [step for step, name in said(tmp_path / "run") if name == "rewards_equal"] == [2, 4, 5]
+    assert [step for step, name in said(tmp_path / "run") if name == "reward_constant"] == [2, 4, 5]
     assert {"no_gradient", "truncated"} <= {name for _, name in said(tmp_path / "run")}
     grpo(**options).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
     assert read_lines(tmp_path / "run" / "verdicts.jsonl") == whole

@@ -8,7 +8,7 @@ from peft import LoraConfig
 
 from boresight.cli.command import Command
 from boresight.cli.options import AdapterFlags
-from boresight.families import UNKNOWN
+from boresight.model.parts import is_pattern
 
 
 def peft_config(command: Command) -> Any:
@@ -17,15 +17,15 @@ def peft_config(command: Command) -> Any:
 
 
 def lora_config(adapter: AdapterFlags) -> Any:
-    """PEFT's configuration. Without target modules, every linear layer of the language model gets an adapter. The vision tower and the
-    projector get none, so that image features can be cached."""
+    """PEFT's configuration. Which parts of the model its layers are in, the trainer decides: by `train`, else the language model alone."""
     targets: Any = [name for word in adapter.lora_target_modules or [] if (name := word.strip(", "))]
+    if len(targets) == 1 and (targets[0] == "all-linear" or is_pattern(targets[0])):
+        targets = targets[0]
     return LoraConfig(
         r=adapter.lora_r,
         lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.lora_dropout,
-        target_modules=targets[0] if len(targets) == 1 else targets or "all-linear",
-        exclude_modules=None if targets else UNKNOWN.not_language,
+        target_modules=targets or None,
         target_parameters=adapter.lora_target_parameters,
         modules_to_save=adapter.lora_modules_to_save,
         use_rslora=adapter.use_rslora,

@@ -18,6 +18,7 @@ from boresight.cli.help import help_text
 from boresight.cli.methods import METHODS, Method, options_of
 from boresight.cli.options import AdapterFlags, DatasetFlags, ModelFlags, RewardFlags, StartFlags
 from boresight.errors import ConfigError, nearest
+from boresight.model.part_options import PartOptions, part_plan
 from boresight.option_checks import check_options
 from boresight.trainer.presets import PRESETS, Setting
 
@@ -143,7 +144,9 @@ def _flags(cls: type[Flags], given: Mapping[str, Any]) -> Flags:
 def _command(
     method: Method, given: Mapping[str, Any], recipe: Mapping[str, Setting], file: ConfigFile, start: StartFlags
 ) -> Command:
-    model, adapter, data = _flags(ModelFlags, given), _flags(AdapterFlags, given), _flags(DatasetFlags, given)
+    adapted = part_plan(PartOptions(given.get("train"), given.get("lr"))).parts("lora")
+    adapter = _flags(AdapterFlags, {"use_peft": bool(adapted), **given})  # --train language=lora says so already
+    model, data = _flags(ModelFlags, given), _flags(DatasetFlags, given)
     rewards = _flags(RewardFlags, given)
     _check_what(model, data, file)
     _check_evaluation(given, data)

@@ -149,7 +149,7 @@ def first_options(method: Method) -> dict[str, tuple[str, ...]]:
     columns = ("completion_column", "chosen_column", "rejected_column", "solution_column")
     sections = {
         "model": ("model_name_or_path", "dtype"),
-        "adapter (LoRA)": ("use_peft", "lora_r", "lora_alpha", "lora_target_modules"),
+        "trained parts": ("train", "lr", "use_peft", "lora_r", "lora_target_modules"),
         "data": (
             "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "test_split_size", "prompt_column",
             *(name for name in columns if name in own), "image_column", "system_prompt", "max_pixels",

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from boresight.options import SET, Needs, Range, option
 from boresight.trainer.presets import PRESETS
 
-Adapter = Needs("use_peft", True, "add --use_peft")
+Adapter = Needs("use_peft", True, "add --train language=lora, or --use_peft")
 Launched = Needs("accelerate_config", SET, "add --accelerate_config multi_gpu")
 
 
@@ -48,8 +48,7 @@ class AdapterFlags:
     lora_dropout: Annotated[float, Range(at_least=0, below=1), Adapter] = option(0.05, "Dropout before the adapter.")
     lora_target_modules: Annotated[list[str] | None, Adapter] = option(
         None,
-        "Layers that get an adapter, by the end of their names, or all-linear. None: every linear layer of the language model, and none of "
-        "the vision tower and its projector.",
+        "Layers that get an adapter, by the end of their names, or all-linear. None: every linear layer of the adapted parts.",
         metavar="LAYER",
     )
     lora_target_parameters: Annotated[list[str] | None, Adapter] = option(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from boresight.cli.command import Command
-from boresight.cli.progress import SHOWN
+from boresight.data.sources import RowDataset
+from boresight.report.step_rows import LABELS
 from boresight.terminal import printable
 from boresight.trainer.base import GroupTrainer
+from boresight.trainer.loading import is_stream
+
+MEASURED_ROWS = 64
+"""Training rows whose answers are measured for the length limit of the comparison."""
+DEFAULT_LIMIT = 512
+"""The limit where no row can be measured; `boresight compare` has the same."""
 
 
 def print_summary(command: Command, trainer: GroupTrainer[Any], seconds: float) -> None:
@@ -24,7 +33,7 @@ def print_summary(command: Command, trainer: GroupTrainer[Any], seconds: float) 
         "first → last log": _change(state.log_history),
         "saved": f"{folder} (the {kind}, which plain transformers loads)",
         "view the run": shlex.join(["boresight", "report", folder]),
-        "compare with base": comparison(command),
+        "compare with base": comparison(command, trainer),
     }
     console = Console(highlight=False)
     console.print()
@@ -33,35 +42,73 @@ def print_summary(command: Command, trainer: GroupTrainer[Any], seconds: float) 
             console.print(f"[bold]{title:<18}[/bold]{escape(printable(text))}", soft_wrap=True)
 
 
-def comparison(command: Command) -> str:
-    """The command that compares the trained model with its base model, on the same kind of rows."""
-    data, columns = command.data, dict(command.columns)
-    if "completion" in columns:  # the demonstration is the right answer
-        columns["solution"] = columns.pop("completion")
+def comparison(command: Command, trainer: GroupTrainer[Any]) -> str:
+    """The command that compares the trained model with its base model, on the same kind of rows and marked as in training."""
+    data, columns = command.data, command.columns
     words = ["boresight", "compare", "--model", f"base={command.model.model_name_or_path}"]
     words += ["--model", f"{command.name}={command.training.output_dir}", "--dataset", data.dataset_name or "DATA"]
     for name in ("dataset_config", "image_root", "system_prompt"):
         if (value := getattr(data, name)) is not None:
             words += [f"--{name}", value]
-    for ours in ("image", "prompt", "solution"):
+    for ours in ("image", "prompt"):
         if ours in columns:
             words += [f"--{ours}_column", columns[ours]]
-    if (reward := _answer_reward(command)) is not None:
+    record = first_record(trainer)
+    reward = marking_reward(command.rewards.reward_funcs or ())
+    solution = solution_column(record, columns)
+    if solution not in (None, "solution"):
+        words += ["--solution_column", solution]
+    if reward is not None:
         words += ["--reward", reward]
-    if (length := getattr(command.training, "max_completion_length", None)) is not None:
-        words += ["--max_completion_length", str(length)]
+    words += ["--max_completion_length", str(answer_limit(trainer))]
+    if solution is None and reward is None:
+        return f"{shlex.join(words)} --solution_column NAME\n{'':<18}where NAME is a column with the right answers, as text"
     return shlex.join(words)
 
 
-def _answer_reward(command: Command) -> str | None:
-    """The reward that marked the answers in training, so that the comparison marks them alike; None where several or none did."""
-    from boresight.rewards.check import (
-        reads_gold,
-    )  # here, because it imports torch, which a command that fails early does without
-    from boresight.rewards.function import load_reward
+def first_record(trainer: GroupTrainer[Any]) -> Mapping[str, Any]:
+    """The first training record, its columns renamed; empty for a stream, which would be read again for it."""
+    rows = trainer.train_dataset
+    return {} if rows is None or is_stream(rows) or not len(rows) else rows[0]
 
-    marking = [name for name in command.rewards.reward_funcs or () if reads_gold(load_reward(name))]
-    return marking[0] if len(marking) == 1 else None
+
+def solution_column(record: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+    """The user's column with the right answers as text: the solution, the demonstration, or the preferred answer; None: there is none.
+
+    Args:
+        columns: our name → the user's, where they differ. What is renamed was text, even if it is a message by now.
+    """
+    for ours in ("solution", "completion", "chosen"):
+        if ours in columns:
+            return columns[ours]
+        if isinstance(record.get(ours), str | int | float):
+            return ours
+    return None
+
+
+def marking_reward(names: Sequence[str]) -> str | None:
+    """The reward that marked the answers in training: the one that reads the solution, or the user's own; None where it is not one."""
+    # Imported here, because they import torch, which a command that fails early does without.
+    from boresight.rewards.check import reads_gold
+    from boresight.rewards.function import BUILT_IN, load_reward
+
+    marking = [name for name in names if reads_gold(load_reward(name))]
+    own = [name for name in names if name not in BUILT_IN]
+    return next((found[0] for found in (marking, own) if len(found) == 1), None)
+
+
+def answer_limit(trainer: GroupTrainer[Any]) -> int:
+    """Tokens that an answer may have: the limit of training, or twice the longest of the first `MEASURED_ROWS` answers, as a power of 2."""
+    limit = getattr(trainer.args, "max_completion_length", None)
+    if limit is not None:
+        return limit
+    rows = trainer.train_dataset
+    if rows is None or is_stream(rows):
+        return DEFAULT_LIMIT
+    read = RowDataset(rows)
+    items = [trainer.encode(read[index]) for index in range(min(MEASURED_ROWS, len(read)))]
+    longest = max((len(each.ids) for item in items for each in getattr(item, "group", item).completions), default=0)
+    return 2 ** math.ceil(math.log2(2 * max(longest, 8)))
 
 
 def _change(history: list[dict[str, Any]]) -> str:
@@ -75,7 +122,7 @@ def _change(history: list[dict[str, Any]]) -> str:
         for name in ("loss", "reward", "rewards/accuracies", "mean_token_accuracy", "kl")
         if name in first and name in last
     ]
-    return ", ".join(f"{SHOWN[name]} {first[name]:.3g} → {last[name]:.3g}" for name in names)
+    return ", ".join(f"{LABELS[name]} {first[name]:.3g} → {last[name]:.3g}" for name in names)
 
 
 def _duration(seconds: float) -> str:

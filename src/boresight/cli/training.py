@@ -21,7 +21,6 @@ from transformers.utils import logging
 
 from boresight.cli.adapter import peft_config
 from boresight.cli.command import Command
-from boresight.cli.progress import show_progress
 from boresight.cli.rows import load_datasets
 from boresight.cli.summary import print_summary
 from boresight.errors import StoppedError
@@ -58,7 +57,6 @@ def train(command: Command, trainer: GroupTrainer[Any]) -> None:
     # Without this, threads of the process group may abort the process at exit after a successful run.
     atexit.register(trainer.accelerator.state.destroy_process_group)
     logging.disable_progress_bar()  # a checkpoint's shards would break into the line of the training bar
-    show_progress(trainer)
     folder = Path(command.training.output_dir)
     with saving_when_interrupted(trainer) as stop:
         try:

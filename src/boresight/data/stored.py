@@ -16,6 +16,7 @@ from boresight.data import tables
 from boresight.data.columns import column_names, renamed
 from boresight.data.paths import located
 from boresight.errors import DataError, SplitError, nearest
+from boresight.files import missing_path
 
 _READERS = (*tables.SUFFIXES, ".parquet")
 _SPLITS = {
@@ -56,12 +57,8 @@ def stored_rows(source: str, reading: Reading) -> Any:
         return _folder(path, reading)
     if path.is_file():
         return _table(_read({"train": [path]}, reading.streaming), path.parent, source, reading)
-    looks_local = path.suffix in _READERS or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if looks_local:
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(
-            f"There is no file or folder {source!r} (looked in {Path.cwd()}).{nearest(path.name, siblings)}"
-        )
+    if (missing := missing_path(source, _READERS)) is not None:
+        raise DataError(f"There is no file or folder {source!r} {missing}")
     try:
         splits = datasets.load_dataset(source, reading.name, streaming=reading.streaming)
     except (OSError, ValueError) as error:

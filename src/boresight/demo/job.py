@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, disable_progress_bars
-from transformers import ProgressCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from boresight.data.sources import RowDataset
@@ -99,24 +99,6 @@ class Summary:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
-class Bar(ProgressCallback):
-    """A progress bar with the metrics that show whether the model learns."""
-
-    def __init__(self, title: str) -> None:
-        super().__init__()
-        self.title = title
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.title)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        shown = {"loss": "loss", "rewards/exact_answer_reward/mean": "right", "entropy": "entropy"}
-        if self.training_bar is not None:
-            self.training_bar.set_postfix({name: f"{logs[key]:.2f}" for key, name in shown.items() if key in logs})
-
-
 class TimeLimit(TrainerCallback):
     """Stops training at a time limit."""
 
@@ -188,8 +170,7 @@ def run_demo(
 
 
 def _train(trainer: GroupTrainer[Any], title: str, seconds: float) -> None:
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Bar(title))
+    print(f"\n{title}", flush=True)
     trainer.add_callback(TimeLimit(seconds))
     trainer.train()
 

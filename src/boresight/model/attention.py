@@ -4,14 +4,17 @@ transformers looks up attention functions by name. `install` sets a text model's
 keyword arguments contain a `BranchTable`, the function below runs; otherwise the model's own does. So one model serves shared rows,
 ordinary rows and generation, and gradient checkpointing works, because it passes keyword arguments on.
 
-Attention over a packed row takes two SDPA calls, whatever the number of groups: all prompts with themselves, and all branches with
-their prompt and themselves. On a CPU, full attention uses flash kernels instead (`model/merged_attention.py`), which is faster.
+Attention over a packed row runs in flash kernels (`model/merged_attention.py`). Where none fits (the tokens of an image attend to one
+another, float32 on CUDA, another device) it takes two SDPA calls, whatever the number of groups: all prompts with themselves, and all
+branches with their prompt and themselves. `packed_attention` chooses.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,9 +27,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from boresight.errors import ModelError
-from boresight.model.merged_attention import can_merge, merged_attention
+from boresight.model.flash_kernels import Kernel, flash_kernel
+from boresight.model.merged_attention import Pieces, merged_attention
 from boresight.model.packing import GroupSpan, PackedRow
 from boresight.model.walk import Walk
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "branch_"
 
@@ -63,6 +69,7 @@ class BranchTable:
     state_visits: int = 0
     """How many layers with a state used it (see `states.run_packed`)."""
     _masks: dict[int | None, Masks] = field(default_factory=dict)
+    _pieces: dict[int | None, Pieces] = field(default_factory=dict)
     _walk: Walk | None = None
 
     @classmethod
@@ -118,10 +125,11 @@ class BranchTable:
             self._walk = Walk.of(self.spans).to(self.prompts.device)
         return self._walk
 
-    def is_plain(self, window: int | None) -> bool:
-        """Whether every query attends to all tokens before it, and to no others."""
-        longest = max(span.prompt + max(span.branches, default=0) for span in self.spans)
-        return self.blocks is None and (window is None or longest <= window)
+    def pieces(self, window: int | None) -> Pieces:
+        """The calls of merged attention. Each window's are built once; `window` as for `masks`."""
+        if window not in self._pieces:
+            self._pieces[window] = Pieces.of(self.spans, window, self.prompts.device)
+        return self._pieces[window]
 
     def _prompt_mask(self, window: int | None) -> PromptMask | None:
         width = self.prompts.shape[1]
@@ -170,11 +178,35 @@ def packed_attention(
     window: int | None,
 ) -> Float[Tensor, "1 L heads Dv"]:
     """Attention over one packed row, after rotary embeddings."""
-    if table.is_plain(window) and can_merge(query):
-        repeats = query.shape[1] // key.shape[1]
-        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
-        return merged_attention(query, key, value, table.spans, scale).transpose(1, 2)
-    return padded_attention(query, key, value, table, scale, window)
+    query, key, value = (_autocast(states) for states in (query, key, value))
+    kernel = _kernel(query, value, table)
+    if isinstance(kernel, str):
+        _log_fallback(kernel, query.device.type)
+        return padded_attention(query, key, value, table, scale, window)
+    return merged_attention(query, key, value, table.pieces(window), kernel, scale)
+
+
+def _kernel(query: Tensor, value: Tensor, table: BranchTable) -> Kernel | str:
+    """The flash kernel for these states, or why two SDPA calls run instead."""
+    if table.blocks is not None:
+        return "the tokens of an image attend to one another"
+    return flash_kernel(query, value)
+
+
+@cache
+def _log_fallback(reason: str, device: str) -> None:
+    """Once for each reason. On a CPU the difference is small."""
+    level = logging.INFO if device == "cpu" else logging.WARNING
+    logger.log(
+        level, "Attention over a prompt and its completions takes two masked SDPA calls on %s: %s.", device, reason
+    )
+
+
+def _autocast(states: Tensor) -> Tensor:
+    """As autocast does for SDPA: norms of queries and keys may have left them in float32 beside values in bfloat16."""
+    kind = states.device.type
+    wanted = torch.is_autocast_enabled(kind) and states.dtype == torch.float32
+    return states.to(torch.get_autocast_dtype(kind)) if wanted else states
 
 
 def padded_attention(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
@@ -19,6 +19,9 @@ from transformers import (
 
 from boresight.errors import ConfigError, ModelError
 from boresight.families import family_of
+from boresight.files import missing_path
+from boresight.model.part_options import PartPlan
+from boresight.model.parts import check_float, check_plan, planned, restricted, trained_in_full
 from boresight.modules import unwrap
 from boresight.types import ModelFacts
 
@@ -27,6 +30,12 @@ MODALITY_TOKENS = ("image", "video", "audio", "vision", "img", "boi", "eoi", "<r
 
 WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "force_download")
 """Options of `from_pretrained` that choose files, for a model and its processor alike."""
+
+LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "task_type": "CAUSAL_LM"}
+"""The adapter of a plan that asks for one without a `peft_config`: the defaults of the command line."""
+
+AS_IT_IS = PartPlan()
+"""The plan that changes nothing."""
 
 
 def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "auto", **options: Any) -> nn.Module:
@@ -53,6 +62,8 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ConfigError(f"dtype={dtype!r} is neither 'auto' nor a torch dtype such as 'float32' or 'bfloat16'.")
         dtype = getattr(torch, dtype)
+    if (missing := missing_path(str(model))) is not None:
+        raise ModelError(f"There is no model at {str(model)!r} {missing}")
     try:
         return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
     except OSError as error:
@@ -108,33 +119,70 @@ def load_processor(
     return processor
 
 
-def adapt(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:
-    """The model with a new adapter of this configuration; without a configuration, the model unchanged.
+def adapt(model: nn.Module, peft_config: PeftConfig | None, plan: PartPlan = AS_IT_IS) -> nn.Module:
+    """The model with its adapter, and with those weights trainable that the plan trains.
+
+    Args:
+        peft_config: the adapter's configuration, which is not changed. Without a plan, its layers are the language model's unless their
+            names ask for others (`restricted`). None where the plan asks for an adapter: LoRA of rank 16 on every linear layer.
+        plan: how each part is trained. Without `how`, an adapter is added if there is a `peft_config`, and nothing else changes.
 
     Raises:
-        ConfigError: PEFT already wraps the model.
+        ConfigError: PEFT already wraps the model, an adapter finds no layer in a part, or the plan and the configuration disagree.
     """
-    if peft_config is None:
+    if plan.how is None and peft_config is None:
         return model
     if isinstance(model, PeftModel):
-        raise ConfigError("The model has an adapter already: drop peft_config, or pass the model without the adapter.")
-    return get_peft_model(model, peft_config)  # pyright: ignore[reportArgumentType]
+        option = "peft_config" if plan.how is None else "train"
+        raise ConfigError(f"The model has an adapter already: drop {option}, or pass the model without the adapter.")
+    if plan.how is None:
+        return get_peft_model(model, restricted(peft_config, model))  # pyright: ignore[reportArgumentType]
+    family = family_of(unwrap(model).config.model_type)
+    there = {family.part(name) for name, _ in model.named_parameters()}
+    if missing := [part for part, how in plan.how.items() if how != "frozen" and part not in there]:
+        raise ConfigError(f"train: this model has no weights in {', '.join(missing)}: leave it out.")
+    if plan.parts("lora"):
+        config = planned(peft_config or LoraConfig(**LORA), plan, model)
+        try:
+            adapted = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            raise ConfigError(
+                f"train: no layer takes an adapter of the parts that train adapts ({', '.join(plan.parts('lora'))}); train them in "
+                f"full, or change target_modules. ({error})"
+            ) from error
+        check_plan(adapted, plan)
+        return adapted
+    if peft_config is not None:
+        raise ConfigError(
+            "peft_config (use_peft) has no effect, because train adapts no part: write language=lora, or drop it."
+        )
+    for name, weight in model.named_parameters():
+        trained = plan.how[family.part(name)] == "full"
+        check_float(name, weight, trained=trained)
+        weight.requires_grad_(trained)
+    return model
 
 
 def promote_trainable(model: nn.Module, *, keep: bool = False) -> None:
     """Cast trainable weights to float32; leave frozen weights unchanged.
 
     bf16 weights under AdamW at a learning rate of 1e-6 make only 2 % of the intended update, because steps smaller than their
-    resolution are lost. A family that casts image features (`Family.casts_features`) needs one dtype, so it is cast as a whole.
+    resolution are lost. A family that casts image features (`Family.casts_features`) needs one dtype, so it is cast as a whole. So are
+    vision tower and projector together if some of their weights are trained in full, because features pass from one to the other.
 
     Args:
         keep: the user chose a dtype, so nothing is cast.
     """
     if keep:
         return
-    _promote(parameter for parameter in model.parameters() if parameter.requires_grad)
     inner = unwrap(model)
-    if family_of(inner.config.model_type).casts_features and inner.get_input_embeddings().weight.dtype != inner.dtype:
+    family = family_of(inner.config.model_type)
+    images = [(name, weight) for name, weight in model.named_parameters() if family.part(name) != "language"]
+    full = trained_in_full(model)
+    if any(id(weight) in full for _, weight in images):
+        _promote(weight for _, weight in images)
+    _promote(parameter for parameter in model.parameters() if parameter.requires_grad)
+    if family.casts_features and inner.get_input_embeddings().weight.dtype != inner.dtype:
         _promote(model.parameters())
 
 

@@ -43,6 +43,8 @@ TRAINING = [
           "changed no weight (nan_policy)", "Always 0"),
     Entry("update/frac_unmoved", "share", "Weights with a gradient that an optimizer step left at the bits they had, of a sample; at the "
           "steps on which a verdict falls", "Below 0.1; near 1, the update is below the dtype's resolution"),
+    Entry("update/relative_size", "share", "Norm of an optimizer step's change of a parameter by the parameter's norm, mean over a sample "
+          "of parameters; at the steps on which a verdict falls", "1e-5 to 1e-2; a verdict below 1e-6"),
 ]  # fmt: skip
 
 GROUPS = [
@@ -51,6 +53,8 @@ GROUPS = [
     Entry("rewards/<name>/mean", "reward", "Mean of one reward function where it applies", "Rises"),
     Entry("rewards/<name>/std", "reward", "Its standard deviation", "Above 0"),
     Entry("rewards/<name>/failed", "share", "Completions on which the function raised or ran out of time", "0; a verdict from 0.05"),
+    Entry("rewards/<name>/not_applied", "share", "Completions for which the function returned None or NaN", "0, unless it is for some rows "
+          "only; a verdict at 1"),
     Entry("rewards/<name>/unparsed", "share", "Completions in which a built-in answer reward found no answer; logged by those alone",
           "Falls below 0.1"),
     Entry("rewards/<name>/slowest_s", "seconds", "The slowest completion of a rollout, with `reward_workers`",
@@ -66,6 +70,12 @@ GROUPS = [
     Entry("completions/mean_terminated_length", "tokens", "Length of those that ended by themselves; absent where none did", "—"),
     Entry("completions/min_terminated_length", "tokens", "The shortest of them", "Above 1"),
     Entry("completions/max_terminated_length", "tokens", "The longest of them", "—"),
+    Entry("completions/frac_repeated", "share", "Completions that repeat another of their group, token for token", "Below 0.5; a verdict "
+          "from 0.95"),
+    Entry("completions/frac_commonest_answer", "share", "Completions of a rollout that give its commonest answer; rows with a `solution`",
+          "Near that of the right answers"),
+    Entry("completions/frac_commonest_solution", "share", "The commonest right answer's share of the right answers of a rollout", "—"),
+    Entry("completions/frac_solutions_unsaid", "share", "Right answers of a rollout that none of its completions gives", "Does not rise"),
     Entry("rollout/num_rounds", "rounds", "Of sampling in a rollout, with `dynamic_sampling`", "Below `max_sampling_rounds`"),
     Entry("rollout/num_groups_sampled", "groups", "Sampled since the last log, with `dynamic_sampling`", "—"),
     Entry("rollout/num_groups_thrown_away", "groups", "Of them, those that are not learned from", "Less than are kept"),

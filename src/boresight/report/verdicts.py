@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from boresight.report.trends import TRENDS, Course, progress
+
 Metrics = Mapping[str, float]
 
 EQUAL_REWARDS = 0.75
@@ -28,6 +30,14 @@ UNMOVED = 0.5
 """Share of the weights with a gradient that an optimizer step leaves unchanged, bit for bit."""
 DRIFT_NATS = 0.05
 """Distance of the sampler's log-probabilities from the trainer's, in nats per token, above what rounding explains."""
+REPEATED = 0.95
+"""Share of completions that repeat another of their group, from which sampling has no choice."""
+NEVER_RIGHT = 0.005
+"""Mean of an answer reward at which next to no completion is right."""
+ONE_ANSWER = 0.4
+"""How far the share of the commonest answer lies above that of the commonest right answer, when answers have collapsed."""
+UPDATE_SIZE = 1e-6
+"""Size of an update relative to the weights, below which a thousand steps change them by less than a thousandth."""
 ENTROPY_NATS = 0.01
 """Entropy per token at which all completions of a prompt are nearly the same."""
 
@@ -51,18 +61,21 @@ def window_means(lines: Sequence[Metrics]) -> dict[str, float]:
     return found
 
 
-def verdicts(metrics: Metrics, before: Metrics | None = None) -> list[Verdict]:
+def verdicts(metrics: Metrics, earlier: Sequence[Metrics] = (), held_out: Sequence[Metrics] = ()) -> list[Verdict]:
     """What prevents learning, the most fundamental reason first; where nothing does, the progress.
 
     Args:
         metrics: means over the steps that are judged, by their names in the log. A rule whose metrics are missing is skipped.
-        before: means over the steps of the previous verdict.
+        earlier: the same of the windows before, oldest first.
+        held_out: every evaluation so far, oldest first, by names without their prefix.
 
     Returns:
-        At least one.
+        At least one. "fine" needs two evaluations; without them, "not_held_out" reports what is seen on training prompts alone.
     """
+    course = Course(metrics, earlier, held_out)
     found = [Verdict(name, text) for name, rule in RULES.items() for text in rule(metrics)]
-    return found or [Verdict("fine", _progress(metrics, before or {}))]
+    found += [Verdict(name, text) for name, rule in TRENDS.items() for text in rule(course)]
+    return found or [Verdict(*progress(course))]
 
 
 def _steps_skipped(metrics: Metrics) -> Iterator[str]:
@@ -93,16 +106,47 @@ def _rewards_failed(metrics: Metrics) -> Iterator[str]:
 def _unscored(metrics: Metrics) -> Iterator[str]:
     failed = max((share for _, share in _by_reward(metrics, "failed")), default=0.0)
     share = metrics.get("frac_unscored", 0.0)
-    if share - failed >= UNSCORED:
+    if share - failed >= UNSCORED and not any(True for _ in _not_applied(metrics)):
         yield (
             f"{_percent(share)} of completions have no reward (None or NaN) and teach nothing. Add a reward that applies to them, "
             "or leave out rows whose solution the rewards cannot read."
         )
 
 
+def _not_applied(metrics: Metrics) -> Iterator[str]:
+    for name, share in _by_reward(metrics, "not_applied"):
+        if share == 1:
+            yield (
+                f"{name} returned None (or NaN) for every completion, so it counts for nothing. Check "
+                "its return statement and the column that it reads."
+            )
+
+
+def _reward_constant(metrics: Metrics) -> Iterator[str]:
+    spreads = _by_reward(metrics, "std")
+    if spreads and all(spread == 0 for _, spread in spreads) and metrics.get("frac_reward_zero_std", 0.0) == 1:
+        values = ", ".join(f"{name} {_number(value)}" for name, value in _by_reward(metrics, "mean"))
+        yield (
+            f"The reward is constant: every completion of a rollout earns the same ({values}), so nothing is learned. "
+            "Score some completions by hand with the function: it must tell good ones from bad ones."
+        )
+
+
+def _completions_equal(metrics: Metrics) -> Iterator[str]:
+    share = metrics.get("completions/frac_repeated", 0.0)
+    if share >= REPEATED and metrics.get("frac_reward_zero_std", 0.0) >= EQUAL_REWARDS:
+        yield (
+            f"{_percent(share)} of completions repeat another of their prompt word for word: there is nothing to compare. Set temperature "
+            "to 1 (0 samples greedily), top_k to 0 and top_p to 1; where they are set so, the policy has collapsed: start from an "
+            "earlier checkpoint with a lower learning_rate."
+        )
+
+
 def _rewards_equal(metrics: Metrics) -> Iterator[str]:
     share = metrics.get("frac_reward_zero_std", 0.0)
-    if share >= EQUAL_REWARDS:
+    if share >= EQUAL_REWARDS and not any(
+        True for rule in (_reward_constant, _completions_equal) for _ in rule(metrics)
+    ):
         yield (
             f"In {_percent(share)} of groups all completions earn the same (mean reward {_number(metrics.get('reward', math.nan))}), so "
             "they teach nothing. Set dynamic_sampling=True, raise num_generations or temperature, take prompts that are neither too easy "
@@ -141,6 +185,36 @@ def _parse_failures(metrics: Metrics) -> Iterator[str]:
                 f"{name} finds no answer in {_percent(share)} of completions, and gives them 0 whether they are right or wrong. Ask for "
                 "the answer in the format it reads, add a format reward, or raise max_completion_length."
             )
+
+
+def _never_right(metrics: Metrics) -> Iterator[str]:
+    unparsed = dict(_by_reward(metrics, "unparsed"))
+    for name, mean in _by_reward(metrics, "mean"):
+        if mean <= NEVER_RIGHT and unparsed.get(name, 1.0) < UNPARSED:
+            yield (
+                f"{name} is {_number(mean)} although {_percent(1 - unparsed[name])} of completions have an answer: next to none is right. "
+                "Compare some answers with the solution column (boresight report): it may be wrong or of another form; otherwise the rows "
+                "are too hard for this model."
+            )
+
+
+def _one_answer(metrics: Metrics) -> Iterator[str]:
+    given, right = (metrics.get(f"completions/frac_commonest_{what}", math.nan) for what in ("answer", "solution"))
+    if given - right >= ONE_ANSWER:
+        yield (
+            f"The answers collapse onto few values: {_percent(given)} of completions give the same answer, and {_percent(right)} of the "
+            "right answers are the same. Lower learning_rate, take more prompts per step (num_prompts_per_step), raise temperature, "
+            "set beta, or start from a longer SFT."
+        )
+
+
+def _nothing_moves(metrics: Metrics) -> Iterator[str]:
+    size = metrics.get("update/relative_size", math.inf)
+    if size < UPDATE_SIZE and metrics.get("grad_norm") != 0:
+        yield (
+            f"The learning rate is far too low: an optimizer step changes the trained weights by {size:.1g} of their size. Raise "
+            "learning_rate (1e-6 to 1e-5 for a whole model of billions of weights, 1e-4 for an adapter)."
+        )
 
 
 def _clipped(metrics: Metrics) -> Iterator[str]:
@@ -194,27 +268,24 @@ RULES: dict[str, Callable[[Metrics], Iterator[str]]] = {
     "steps_skipped": _steps_skipped,
     "no_gradient": _no_gradient,
     "rewards_failed": _rewards_failed,
+    "not_applied": _not_applied,
     "unscored": _unscored,
+    "reward_constant": _reward_constant,
+    "completions_equal": _completions_equal,
     "rewards_equal": _rewards_equal,
     "truncated": _truncated,
     "format_failures": _format_failures,
     "parse_failures": _parse_failures,
+    "never_right": _never_right,
+    "one_answer": _one_answer,
     "image_ignored": _image_ignored,
     "clipped": _clipped,
     "below_resolution": _below_resolution,
+    "nothing_moves": _nothing_moves,
     "sampler_drift": _sampler_drift,
     "collapsed": _collapsed,
 }
 """Name → the rule, which yields no text, one, or one for each reward function concerned."""
-
-
-def _progress(metrics: Metrics, before: Metrics) -> str:
-    name = "reward" if "reward" in metrics else "loss"
-    now = f"{name} {_number(metrics.get(name, math.nan))}"
-    came = f", {metrics[name] - before[name]:+.3g} since the last verdict" if name in before and name in metrics else ""
-    share = metrics.get("frac_reward_zero_std")
-    spread = "" if share is None else f"; {_percent(1 - share)} of groups have spread"
-    return f"Nothing seen that stands in the way of learning: {now}{came}{spread}."
 
 
 def _by_reward(metrics: Metrics, kind: str) -> list[tuple[str, float]]:

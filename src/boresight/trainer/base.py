@@ -26,6 +26,7 @@ from boresight.errors import ConfigError
 from boresight.files import check_writable
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
+from boresight.model.part_options import PartPlan, part_plan
 from boresight.model.reference import Reference
 from boresight.model.vision import join_features
 from boresight.modules import evaluating, switch_off_dropout
@@ -33,6 +34,7 @@ from boresight.option_checks import ignored_options
 from boresight.ranks import on_first_rank
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
+from boresight.report.step_rows import show_rows
 from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
 from boresight.trainer.checks import DataCheck, Encoding, RowCheck
@@ -43,6 +45,7 @@ from boresight.trainer.lifecycle import StepBoundary
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader
 from boresight.trainer.nonfinite import NonFiniteSteps, ZeroGradients
 from boresight.trainer.options import ReferenceSyncOptions
+from boresight.trainer.parts import FirstStepCheck, check_rates, left_out_note, parts_table, set_learning_rates
 from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.reference import ReferenceSync, load_reference
 from boresight.trainer.resolution import check_resolution
@@ -64,7 +67,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
         train_dataset, eval_dataset: any input of `data.sources.load_rows`; `eval_dataset` may be a dict of such inputs.
         processing_class: the processor, a bare tokenizer, or None (the last two load the processor from the model's folder).
         callbacks, optimizers: as in transformers.
-        peft_config: trains an adapter with this configuration instead of the weights.
+        peft_config: trains an adapter with this configuration instead of the weights, on the language model unless `args.train` or the
+            names of its layers say otherwise.
     """
 
     args: Any
@@ -99,15 +103,17 @@ class GroupTrainer(UpdatingTrainer[Item]):
         loaded = load_model(model, **options)
         source = None if isinstance(model, nn.Module) else model
         processor = load_processor(processing_class, loaded, source, **options)
-        if peft_config is not None:
-            set_seed(args.seed)  # an adapter's first weights are random
-        loaded = adapt(loaded, peft_config)
+        self.parts = part_plan(args)
+        note = left_out_note(peft_config, self.parts, loaded)
+        set_seed(args.seed)  # an adapter's first weights are random
+        loaded = adapt(loaded, peft_config, self.parts)
         if getattr(args, "disable_dropout", False):
             switch_off_dropout(loaded)
         self.checkpoint_dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
         promote_trainable(loaded, keep="dtype" in options)
         if optimizers[0] is None:
-            check_resolution(loaded, args)
+            check_resolution(loaded, args, self.parts)
+        check_rates(loaded, self.parts, own_optimizer=optimizers[0] is not None)
         self.facts = model_facts(loaded, processor)
         self.encoder = Encoder(processor, facts=self.facts, **self.encoder_options(args))
         self.policy = GroupForward(
@@ -133,6 +139,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        show_rows(self)
         self.timeline = Timeline(self._run_file("timeline.jsonl"))
         self.metric_lines = StepLines(self._run_file("metrics.jsonl"))
         self.verdict_lines = StepLines(self._run_file("verdicts.jsonl"))
@@ -141,8 +148,10 @@ class GroupTrainer(UpdatingTrainer[Item]):
             self.add_callback(UpdateProbe(every, self.metrics))
         self.add_callback(FirstAndLastLogged())
         self.add_callback(CleanFolder(self.discard_after, self.log_once, self.accelerator.wait_for_everyone))
-        for note in ignored_options(args):
-            self.log_once(note)
+        for ignored in ignored_options(args):
+            self.log_once(ignored)
+        if self.parts != PartPlan() or peft_config is not None:
+            self._show_parts(note)
         if train_dataset is None and eval_dataset is None:
             raise ConfigError(
                 f"{type(self).__name__} has no rows: pass train_dataset, or eval_dataset to evaluate only."
@@ -221,6 +230,29 @@ class GroupTrainer(UpdatingTrainer[Item]):
             **self.parts_of_identity(),
             "options": options_of(args),
         }
+
+    # ---- Parts -------------------------------------------------------------------------------------------------------------------
+
+    def _show_parts(self, note: str | None) -> None:
+        """Print what is trained, and check the first step of a plan."""
+        args: Any = self.args
+        self.log_once(f"what is trained:\n{parts_table(self.policy.outer, self.parts, args.learning_rate, args.optim)}")
+        if note is not None:
+            self.log_once(note)
+        if self.parts != PartPlan():
+            self.add_callback(FirstStepCheck(self.log_once, self._warn))
+
+    def _warn(self, step: int, text: str) -> None:
+        self.verdict_lines.add(step, {"verdict": "parts", "text": text})
+        self.log_once(text)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
+        """transformers' optimizer; with `lr`, each part has groups of its own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.parts.lr:
+            set_learning_rates(optimizer, self.policy.outer, self.parts.lr)
+        return optimizer
 
     # ---- Reference --------------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,16 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
 from boresight.errors import BoresightError, CheckpointError, DiskError, NonFiniteError
-from boresight.files import cause_of_failed_write, check_space, flush, flush_folder, free_bytes, in_units, remove_folder
+from boresight.files import (
+    cause_of_failed_write,
+    check_space,
+    flush,
+    flush_folder,
+    free_bytes,
+    in_units,
+    remove_folder,
+    share_as_umask,
+)
 from boresight.modules import unwrap
 from boresight.ranks import on_every_rank
 from boresight.trainer.identity import Identity
@@ -222,6 +231,7 @@ class CheckpointedTrainer(Trainer):
             dtypes = self.checkpoint_dtypes
             state_dict = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in state.items()}
         super()._save(output_dir, state_dict)
+        share_as_umask(output_dir or self.args.output_dir)
 
     # ---- Loading ----------------------------------------------------------------------------------------------------------------
 

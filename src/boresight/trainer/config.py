@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from boresight.errors import ConfigError, nearest
 from boresight.loss.preference_options import check_preference_loss
+from boresight.model.part_options import part_plan
 from boresight.option_checks import check_options, read_json
 from boresight.options import declarations, default_of
 from boresight.trainer.options import DPOOptions, SFTOptions, TrainerOptions
@@ -48,6 +49,7 @@ class TrainerConfig(TrainerOptions, TrainingArguments):  # pyright: ignore[repor
         theirs = {option.name for option in fields(TrainingArguments)}  # which may also be the path of a JSON file
         read_json(self, [declared for declared in declarations(type(self)) if declared.name not in theirs])
         check_options(self, RANGES)
+        part_plan(self)
         if self.bf16 is None:
             has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = has_bf16 and not self.fp16 and not self.use_cpu

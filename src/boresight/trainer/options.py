@@ -15,6 +15,7 @@ from boresight.loss.objectives import OBJECTIVES
 from boresight.loss.policy_options import PolicyLossOptions
 from boresight.loss.preference_options import PreferenceLossOptions
 from boresight.model.options import ModelOptions
+from boresight.model.part_options import PartOptions
 from boresight.options import SET, Needs, OneOf, Range, Source, option
 from boresight.report.options import ReportOptions
 from boresight.rewards.options import RewardOptions
@@ -69,7 +70,7 @@ class DynamicSamplingOptions:
 
 
 @dataclass
-class TrainerOptions(DataOptions, ModelOptions, ReportOptions, TRLOptions):
+class TrainerOptions(PartOptions, DataOptions, ModelOptions, ReportOptions, TRLOptions):
     """Options of every trainer. Defaults that differ from transformers' are TRL's."""
 
     heading: ClassVar[str] = "trainer"

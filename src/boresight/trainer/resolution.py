@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from boresight.errors import ConfigError
+from boresight.families import Part, family_of
+from boresight.model.part_options import PartPlan
+from boresight.modules import unwrap
 
 WEIGHTS_PER_TENSOR = 4096
 """Number of checked weights of each parameter, evenly spaced."""
@@ -15,7 +18,7 @@ LEAST_SHARE = 0.5
 """Minimum share of the weights that a step must be able to change."""
 
 
-def check_resolution(model: nn.Module, args: Any) -> None:
+def check_resolution(model: nn.Module, args: Any, plan: PartPlan | None = None) -> None:
     """Refuse to train weights if a step would leave most of them unchanged.
 
     An update under Adam is about as large as the learning rate. An update below half the distance to the next value of the dtype is
@@ -27,19 +30,32 @@ def check_resolution(model: nn.Module, args: Any) -> None:
     """
     if "adam" not in str(args.optim).lower():
         return
-    coarse = [
-        parameter
-        for parameter in model.parameters()
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16)
-    ]
-    if not coarse or args.learning_rate <= 0:
-        return
-    moved = torch.cat([_moves(parameter.detach(), args.learning_rate) for parameter in coarse])
+    rates = _rates(model, plan)
+    coarse: dict[Any, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            coarse.setdefault(rates.get(name, args.learning_rate), []).append(parameter)
+    for rate, parameters in coarse.items():
+        if rate > 0:
+            _check_rate(parameters, rate)
+
+
+def _rates(model: nn.Module, plan: PartPlan | None) -> dict[str, float]:
+    """Name of a parameter → the learning rate of its part, for parts that have their own."""
+    if plan is None or not plan.lr:
+        return {}
+    family = family_of(unwrap(model).config.model_type)
+    part_of: dict[str, Part] = {name: family.part(name) for name, _ in model.named_parameters()}
+    return {name: plan.lr[part] for name, part in part_of.items() if part in plan.lr}
+
+
+def _check_rate(parameters: list[nn.Parameter], rate: float) -> None:
+    moved = torch.cat([_moves(parameter.detach(), rate) for parameter in parameters])
     share = float(moved.float().mean())
     if share < LEAST_SHARE:
-        dtype = str(coarse[0].dtype).removeprefix("torch.")
+        dtype = str(parameters[0].dtype).removeprefix("torch.")
         raise ConfigError(
-            f"learning_rate={args.learning_rate:g} is below the resolution of {dtype} weights: at most {share:.0%} of them would change. "
+            f"learning_rate={rate:g} is below the resolution of {dtype} weights: at most {share:.0%} of them would change. "
             "All other updates would be rounded away. Leave dtype unset, so that trained weights are float32 (bf16=True still computes in "
             "bfloat16), train an adapter (use_peft), or raise learning_rate."
         )

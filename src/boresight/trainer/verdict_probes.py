@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
+from boresight.report.step_rows import split_prefix
 from boresight.report.verdicts import verdicts, window_means
 from boresight.types import Group, Prompt
 
@@ -24,9 +25,16 @@ SWAPPED_COMPLETIONS = 2
 """Number of completions of such a group that are compared."""
 
 
+FIRST_VERDICT = 20
+"""The step of the first verdict, where `verdict_steps` would let it wait longer."""
+
+
 def is_due(every: int, step: int, num_steps: int = 1) -> bool:
-    """Whether a verdict falls on one of the `num_steps` optimizer steps after `step`. Never where `every` is 0."""
-    return every > 0 and (step + num_steps) // every > step // every
+    """Whether a verdict falls on one of the `num_steps` optimizer steps after `step`: on the multiples of `every`, and on step
+    `FIRST_VERDICT` if that comes first. Never where `every` is 0."""
+    after = step + num_steps
+    is_first = every > FIRST_VERDICT and step < FIRST_VERDICT <= after
+    return every > 0 and (is_first or after // every > step // every)
 
 
 class Verdicts(TrainerCallback):
@@ -48,23 +56,35 @@ class Verdicts(TrainerCallback):
 
     def _start(self) -> None:
         self._window: list[Mapping[str, float]] = []
-        self._before: dict[str, float] | None = None
+        self._earlier: list[Mapping[str, float]] = []
+        self._held_out: list[Mapping[str, float]] = []
         self._last_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._start()
         for line in state.log_history:
+            self._note_evaluation(line)
             if "loss" in line and self._is_complete_with(line):
                 self._close()
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Log the step of a verdict, so that the verdict need not wait for the next log."""
+        control.should_log |= args.logging_strategy == "steps" and is_due(self._every, state.global_step - 1)
+
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         line = state.log_history[-1]
+        self._note_evaluation(line)
         if "loss" in line and self._is_complete_with(line):
             self._judge()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._window:
             self._judge()
+
+    def _note_evaluation(self, line: Mapping[str, Any]) -> None:
+        kind, metrics = split_prefix(line)
+        if kind:
+            self._held_out.append(metrics)
 
     def _is_complete_with(self, line: Mapping[str, float]) -> bool:
         """Add a log line to the window, and return whether a verdict is due."""
@@ -75,13 +95,13 @@ class Verdicts(TrainerCallback):
 
     def _judge(self) -> None:
         means = window_means(self._window)
-        for verdict in verdicts(means, self._before):
+        for verdict in verdicts(means, self._earlier, self._held_out):
             self._lines.add(self._last_step, {"verdict": verdict.name, "text": verdict.text})
             self._say(f"step {self._last_step}: {verdict.text}")
         self._close()
 
     def _close(self) -> None:
-        self._before = window_means(self._window)
+        self._earlier.append(window_means(self._window))
         self._window = []
 
 
@@ -93,7 +113,7 @@ class UpdateProbe(TrainerCallback):
 
     Args:
         every: `verdict_steps`.
-        metrics: receives `update/frac_unmoved`.
+        metrics: receives `update/frac_unmoved`, and `update/relative_size`: |Δw| / |w|, mean over parameters.
     """
 
     def __init__(self, every: int, metrics: MeanMetrics) -> None:
@@ -116,7 +136,11 @@ class UpdateProbe(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # A skipped step has no gradients any more, and says nothing about resolution.
         for weight, before, has_gradient in (one for one in self._watched if one[0].grad is not None):
-            self._metrics.mean("update/frac_unmoved", (_some(weight) == before).float(), weight=has_gradient)
+            now = _some(weight)
+            self._metrics.mean("update/frac_unmoved", (now == before).float(), weight=has_gradient)
+            moved, size = (now.float() - before.float()).square().sum(), before.float().square().sum()
+            if size > 0:  # an adapter's second factor starts at 0
+                self._metrics.mean("update/relative_size", (moved / size).sqrt())
         self._watched = []
 
 
