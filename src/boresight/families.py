@@ -36,16 +36,12 @@ class Family:
 
     # ---- The forward pass -------------------------------------------------------------------------------------------------------------
 
-    shares: bool = False
-    """Whether tests compare its shared layout with plain transformers. `layout="auto"` shares only for such families."""
-    image_blocks: bool = False
-    """Whether the tokens of an image attend to one another bidirectionally, under an otherwise causal mask."""
+    blocks: Literal["image", "prompt"] | None = None
+    """Which tokens attend to one another bidirectionally, under an otherwise causal mask: those of an image, or of the whole prompt."""
     casts_features: bool = False
     """Whether its forward casts image features to the dtype of its first weights. Its embeddings must then have the same dtype."""
     token_types: tuple[str, ...] = ("mm_token_type_ids", "token_type_ids")
     """Names of the processor output and forward argument that hold each token's type: 0 text, 1 image, 2 video."""
-    inputs_beside_features: tuple[str, ...] = ("image_grid_thw",)
-    """Image tensors that the model reads even when it receives ready image features, because its positions depend on them."""
 
     # ---- Weights ----------------------------------------------------------------------------------------------------------------------
 
@@ -66,15 +62,6 @@ class Family:
     image_grids: str = "image_grid_thw"
     """The tensor [images, 3] of a processor that concatenates the patches of all images. It gives each image's number of patches, so
     images can be separated. Other processors choose tiles by the number of images, or pad images to a common size."""
-    token_outputs: tuple[str, ...] = (
-        "input_ids",
-        "attention_mask",
-        "mm_token_type_ids",
-        "token_type_ids",
-        "offset_mapping",
-        "text_replacement_offsets",
-    )
-    """Processor outputs that belong to tokens. All other outputs belong to images."""
     uncounted_image_tokens: int = 16
     """How many tokens per image, at most, the processor leaves out when it counts them from the image's size."""
 
@@ -96,18 +83,19 @@ UNKNOWN = Family()
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         # The processor's count leaves out the line breaks around an image.
-        "gemma3": Family(shares=True, image_blocks=True),
-        "idefics3": Family(shares=True),
-        "internvl": Family(shares=True),
-        "llava": Family(shares=True),
-        "llava_next": Family(shares=True),
+        "gemma3": Family(blocks="image"),
+        "idefics3": Family(),
+        "internvl": Family(),
+        "llava": Family(),
+        "llava_next": Family(),
         # It cuts tiles only when a prompt has one image. With several, the processor's count is too high, and vLLM expands them
         # differently from transformers.
-        "llava_onevision": Family(shares=True),
-        "qwen2_5_vl": Family(shares=True),
-        "qwen2_vl": Family(shares=True),
-        "qwen3_vl": Family(shares=True),
-        "smolvlm": Family(shares=True, casts_features=True),
+        "llava_onevision": Family(),
+        "paligemma": Family(blocks="prompt"),
+        "qwen2_5_vl": Family(),
+        "qwen2_vl": Family(),
+        "qwen3_vl": Family(),
+        "smolvlm": Family(casts_features=True),
     }
 )
 """`model_type` → what is special about it."""

@@ -16,9 +16,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from boresight.data.schema import read_row
 from boresight.errors import ConfigError, ModelError
-from boresight.families import FAMILIES as RECORDS
-from boresight.families import UNKNOWN
-from boresight.model import attention, layouts
+from boresight.model import attention, choice, layouts
 from boresight.model.attention import BranchTable
 from boresight.model.forward import GroupForward
 from boresight.model.packing import PackedRow, pack
@@ -38,8 +36,10 @@ from tests.model.oracle import (
 )
 from tests.tiny import FAMILIES
 
-SHARING = sorted(FAMILIES.keys() - {"qwen3_5"})
-M_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+EXACT = (*FAMILIES, "gemma4", "gemma4_kv", "glm4v", "idefics2", "mistral3", "paligemma", "qwen3_vl_moe")
+"""Families whose layouts are compared here, every group and gradient."""
+SHARING = sorted({*EXACT} - {"qwen3_5"})
+M_ROPE = ("glm4v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 BOUND = 1e-5
 CASES: dict[str, tuple[tuple[int, tuple[int, ...]], ...]] = {
     "K=1": ((1, (9,)),),
@@ -88,7 +88,7 @@ def test_shared_equals_plain_rows(subject: Subjects, expected: Expected, family:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EXACT)
 def test_rows_equals_plain_rows(subject: Subjects, expected: Expected, family: str, case: str) -> None:
     it = subject(family)
     found = ours(GroupForward(it.model(), it.facts, layout="rows"), groups_of(it, case))
@@ -96,7 +96,7 @@ def test_rows_equals_plain_rows(subject: Subjects, expected: Expected, family: s
     assert worst_gradient(found, expected(family, case)) <= BOUND
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EXACT)
 def test_gradient_checkpointing_changes_nothing(subject: Subjects, expected: Expected, family: str) -> None:
     it = subject(family)
     model = it.model().train()
@@ -359,27 +359,17 @@ def test_sharing_recurrent_layers_would_be_wide_of_the_mark(
     subject: Subjects, expected: Expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     it = subject("qwen3_5")
-    monkeypatch.setattr(layouts, "why_not_shared", lambda model: None)
+    monkeypatch.setattr(choice, "why_not_shared", lambda model: None)
     found = ours(GroupForward(it.model(), it.facts, layout="shared"), groups_of(it, "K=2"))
     assert worst_logp(found, expected("qwen3_5", "K=2")) > 1000 * BOUND
 
 
-def test_the_families_that_share_are_those_tested_here(subject: Subjects) -> None:
-    tested = {subject(family).model().config.model_type for family in SHARING}
-    assert tested == {name for name, record in RECORDS.items() if record.shares}
-    for family in SHARING:
-        assert GroupForward(subject(family).model(), subject(family).facts).layout == "shared"
-
-
-def test_a_family_that_is_not_tested_runs_rows_until_asked(
-    subject: Subjects, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    it = subject("llava")
-    monkeypatch.setattr(layouts, "family_of", lambda model_type: UNKNOWN)
-    with caplog.at_level(logging.WARNING):
-        assert GroupForward(it.model(), it.facts).layout == "rows"
-    assert "doctor --probe" in caplog.text
-    assert GroupForward(it.model(), it.facts, layout="shared").layout == "shared"
+@pytest.mark.parametrize("family", EXACT)
+def test_the_layout_follows_from_the_models_own_forward(subject: Subjects, family: str) -> None:
+    it = subject(family)
+    run = GroupForward(it.model(), it.facts, examples=it.examples)
+    assert run.layout == ("shared" if family in SHARING else "rows")
+    assert all(check.passed for check in run.verification.checks) and len(run.verification.checks) >= 4
 
 
 @pytest.mark.parametrize(
@@ -387,8 +377,6 @@ def test_a_family_that_is_not_tested_runs_rows_until_asked(
     [
         ("llava", {"_attn_implementation": "eager"}, "eager"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "caps its attention scores"),
-        ("gemma3", {"use_bidirectional_attention": True}, "attend to later tokens"),
-        ("gemma3", {"layer_types": ["chunked_attention", "full_attention"]}, "chunked_attention"),
     ],
 )
 def test_what_cannot_share_says_why(subject: Subjects, family: str, change: dict[str, Any], reason: str) -> None:
@@ -408,15 +396,6 @@ def test_wrong_settings_are_refused(subject: Subjects) -> None:
     prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     with pytest.raises(ModelError, match="PROMPT_TUNING"):
         GroupForward(get_peft_model(it.model(), prompts), it.facts)
-
-
-def test_a_model_that_takes_no_features_is_refused_with_images(subject: Subjects) -> None:
-    it = subject("llava")
-    run = GroupForward(it.model(), it.facts, layout="rows")
-    run._accepts.discard("mm_encoder_outputs")
-    run([it.group(it.prompt(0), (2, 3))])
-    with pytest.raises(ModelError, match="mm_encoder_outputs"):
-        run([it.group(it.prompt(1), (2, 3))])
 
 
 def test_attention_dropout_is_refused(subject: Subjects) -> None:

@@ -1,4 +1,4 @@
-"""Tiny models of every family that boresight is tested on, built as the demo's is.
+"""Tiny models of the families that boresight is tested on, built as the demo's is.
 
 Every family keeps what makes it special (window attention, DeepStack, tiles, sliding layers), and ties its head as its published
 checkpoints do.
@@ -11,11 +11,30 @@ from pathlib import Path
 from boresight.demo.tiny import build
 from boresight.demo.tiny.build import Family
 from boresight.demo.tiny.qwen import qwen2_5_vl
-from tests.tiny.gemma import gemma3
+from tests.tiny.cohere import aya_vision, cohere2_vision, cohere_compass
+from tests.tiny.deepseek import deepseek_vl, deepseek_vl_hybrid, janus
+from tests.tiny.gemma import gemma3, gemma4, gemma4_bi, gemma4_kv, paligemma, paligemma2
+from tests.tiny.glm import glm4v, glm4v_moe, glm46v, glm_ocr
 from tests.tiny.idefics import idefics3, smolvlm
-from tests.tiny.internvl import internvl
-from tests.tiny.llava import llava, llava_next, llava_onevision
-from tests.tiny.qwen import qwen2_vl, qwen3_5, qwen3_vl
+from tests.tiny.idefics2 import idefics2, idefics2_split
+from tests.tiny.internvl import internvl, qianfan_ocr
+from tests.tiny.llava import llava, llava_next, llava_next_video, llava_onevision, video_llava, vipllava
+from tests.tiny.mistral import lighton_ocr, mistral3, pixtral_llava
+from tests.tiny.patched import (
+    cosmos3_omni,
+    ernie4_5_vl_moe,
+    exaone4_5,
+    glm5_next,
+    hunyuan_vl,
+    hyperclovax_vision_v2,
+    kimi_k25,
+    minimax_m3_vl,
+    muse_glimmer,
+    paddleocr_vl,
+    qwen4_exp,
+    video_llama_3,
+)
+from tests.tiny.qwen import qwen2_vl, qwen3_5, qwen3_5_moe, qwen3_vl, qwen3_vl_moe
 
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": qwen2_vl,
@@ -30,8 +49,51 @@ FAMILIES: dict[str, Family] = {
     "internvl": internvl,
     "gemma3": gemma3,
 }
+"""Every test of a family runs on these."""
+
+ALL: dict[str, Family] = FAMILIES | {
+    "aya_vision": aya_vision,
+    "cohere2_vision": cohere2_vision,
+    "cohere_compass": cohere_compass,
+    "cosmos3_omni": cosmos3_omni,
+    "deepseek_vl": deepseek_vl,
+    "deepseek_vl_hybrid": deepseek_vl_hybrid,
+    "ernie4_5_vl_moe": ernie4_5_vl_moe,
+    "exaone4_5": exaone4_5,
+    "gemma4": gemma4,
+    "gemma4_bi": gemma4_bi,
+    "gemma4_kv": gemma4_kv,
+    "glm46v": glm46v,
+    "glm4v": glm4v,
+    "glm4v_moe": glm4v_moe,
+    "glm5_next": glm5_next,
+    "glm_ocr": glm_ocr,
+    "hunyuan_vl": hunyuan_vl,
+    "hyperclovax_vision_v2": hyperclovax_vision_v2,
+    "idefics2": idefics2,
+    "idefics2_split": idefics2_split,
+    "janus": janus,
+    "kimi_k25": kimi_k25,
+    "lighton_ocr": lighton_ocr,
+    "llava_next_video": llava_next_video,
+    "minimax_m3_vl": minimax_m3_vl,
+    "mistral3": mistral3,
+    "muse_glimmer": muse_glimmer,
+    "paddleocr_vl": paddleocr_vl,
+    "paligemma": paligemma,
+    "paligemma2": paligemma2,
+    "pixtral_llava": pixtral_llava,
+    "qianfan_ocr": qianfan_ocr,
+    "qwen3_5_moe": qwen3_5_moe,
+    "qwen3_vl_moe": qwen3_vl_moe,
+    "qwen4_exp": qwen4_exp,
+    "video_llama_3": video_llama_3,
+    "video_llava": video_llava,
+    "vipllava": vipllava,
+}
+"""Every family that can be built. `make families` tries them all."""
 
 
 def build_tiny(family: str, folder: Path | str, *, seed: int = 0, **sizes: int | float | bool | None) -> Path:
-    """As `boresight.demo.tiny.build_tiny`, with a name in `FAMILIES`."""
-    return build.build_tiny(FAMILIES.get(family, family), folder, seed=seed, **sizes)
+    """As `boresight.demo.tiny.build_tiny`, with a name in `ALL`."""
+    return build.build_tiny(ALL.get(family, family), folder, seed=seed, **sizes)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from boresight.data.budget import set_pixel_budget
 from boresight.data.images import decode
+from boresight.data.outputs import separated
 from boresight.data.schema import part_images
 from boresight.data.spans import Span, counted_tokens, unexpanded_offsets
 from boresight.data.texts import Texts, joined
@@ -26,6 +27,8 @@ class _Processed:
 
     ids: list[int]
     token_types: list[int]
+    token_inputs: Mapping[str, Tensor]
+    """[P, …] by name, see `Prompt.token_inputs`."""
     vision: Mapping[str, Tensor]
     offsets: list[Span] | None
     """Each token's span in the text before expansion; None if the processor does not return it."""
@@ -91,6 +94,7 @@ class Encoder:
             token_types=_ids(processed.token_types),
             vision=processed.vision,
             unexpanded_ids=_ids(self._tokens(text, special=self._adds_special(text, row))[0]),
+            token_inputs=processed.token_inputs,
         )
 
     def demonstration(
@@ -252,9 +256,14 @@ class Encoder:
             token_types=token_types[:split],
             vision=processed.vision,
             unexpanded_ids=_ids(before),
+            token_inputs={name: values[:split] for name, values in processed.token_inputs.items()},
         )
         completion = Completion(
-            ids=ids[split:], mask=mask[split:], text=self._decoded(ids[mask]), token_types=token_types[split:]
+            ids=ids[split:],
+            mask=mask[split:],
+            text=self._decoded(ids[mask]),
+            token_types=token_types[split:],
+            token_inputs={name: values[split:] for name, values in processed.token_inputs.items()},
         )
         return Group(prompt, (completion,))
 
@@ -303,6 +312,7 @@ class Encoder:
             ids=completion.ids[:length],
             mask=kept,
             token_types=None if types is None else types[:length],
+            token_inputs={name: values[:length] for name, values in completion.token_inputs.items()},
             text=self._decoded(completion.ids[:length][kept]),
             truncated=True,
         )
@@ -314,7 +324,7 @@ class Encoder:
             if row.images:
                 raise ModelError(f"{where} has images, but only a tokenizer was given. Pass the model's processor.")
             ids, offsets = self._tokens(text, special=special)
-            return _Processed(ids, [0] * len(ids), {}, offsets)
+            return _Processed(ids, [0] * len(ids), {}, {}, offsets)
         images = [decode(image, where=f"{where}, image {place}") for place, image in enumerate(row.images)]
         try:
             outputs = self.processor(
@@ -336,12 +346,13 @@ class Encoder:
             reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise DataError(f"{where}: the processor refuses it (images: {sizes or 'none'}): {reason}") from error
         ids = list(outputs["input_ids"][0])
-        family = self.facts.family
-        types = next((outputs[name] for name in family.token_types if name in outputs), None)
+        token_inputs, vision = separated(outputs, len(ids))
+        types = next((token_inputs[name] for name in self.facts.family.token_types if name in token_inputs), None)
         return _Processed(
             ids=ids,
-            token_types=[int(id == self.facts.image_token_id) for id in ids] if types is None else list(types[0]),
-            vision={name: value for name, value in outputs.items() if name not in family.token_outputs},
+            token_types=[int(id == self.facts.image_token_id) for id in ids] if types is None else types.tolist(),
+            token_inputs=token_inputs,
+            vision=vision,
             offsets=_original_offsets(outputs, has_images=bool(images)),
         )
 

@@ -57,7 +57,7 @@ class Texts:
 
     def render(self, messages: Sequence[Message], row: Row, **options: bool) -> str:
         """The messages in the processor's chat template."""
-        if not self._has_template:
+        if not self.has_template:
             raise ModelError(
                 f"row {row.index} is a conversation, but the processor has no chat template. Pass one that has, or "
                 "rows of plain strings."
@@ -79,7 +79,8 @@ class Texts:
     @property
     def image_token(self) -> str | None:
         """The token that the processor replaces with an image's tokens."""
-        return getattr(self.processor, "image_token", None)
+        token = getattr(self.processor, "image_token", None)
+        return None if token is None else str(token)  # some processors hold an AddedToken
 
     @property
     def end_id(self) -> int:
@@ -90,7 +91,7 @@ class Texts:
     def placeholder(self) -> str:
         """The text of one image in a string prompt: the image token with the family's marker tokens around it."""
         image = self.image_token
-        if image is None or not self._has_template:
+        if image is None or not self.has_template:
             return image or ""
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}
         text = self.processor.apply_chat_template([message], tokenize=False)
@@ -111,7 +112,8 @@ class Texts:
         return tuple(dict.fromkeys(mark for mark in (*named, *added) if mark))
 
     @property
-    def _has_template(self) -> bool:
+    def has_template(self) -> bool:
+        """Whether the processor has a chat template."""
         return getattr(self.processor, "chat_template", None) is not None
 
     def _completion(self, completion: str | Conversation, row: Row) -> str:

@@ -10,7 +10,7 @@ their prompt and themselves. On a CPU, full attention uses flash kernels instead
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -56,14 +56,18 @@ class BranchTable:
     restore: Int[Tensor, "L"]
     """The index of each token of the row among the padded prompts followed by the padded branches."""
     blocks: Int[Tensor, "G P"] | None = None
-    """For models whose image tokens attend bidirectionally: the number of the image that each token belongs to, or −1."""
+    """For models in which some tokens attend bidirectionally: the number of the block that each token belongs to, or −1."""
     visits: int = 0
     """How many layers used the table. It stays 0 if the model drops keyword arguments before its attention."""
     _masks: dict[int | None, Masks] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, row: PackedRow, *, image_blocks: bool = False) -> BranchTable:
-        """The table of a packed row; set `image_blocks` if an image's tokens attend bidirectionally."""
+    def of(cls, row: PackedRow, *, blocks: str | None = None) -> BranchTable:
+        """The table of a packed row.
+
+        Args:
+            blocks: which tokens attend bidirectionally, see `Family.blocks`.
+        """
         prompts, branches, group = [], [], []
         for number, span in enumerate(row.spans):
             lone = sum(span.branches) if len(span.branches) == 1 else 0
@@ -81,10 +85,14 @@ class BranchTable:
             restore[places] = number * padded_prompts.shape[1] + torch.arange(len(places))
         for number, places in enumerate(branches):
             restore[places] = offset + number * padded_branches.shape[1] + torch.arange(len(places))
-        blocks = _image_blocks(row.token_types.cpu(), prompts) if image_blocks else None
+        attending = None
+        if blocks == "image":
+            attending = _image_blocks(row.token_types.cpu(), prompts)
+        elif blocks == "prompt":
+            attending = _prompt_blocks(row.spans, prompts)
         lengths = torch.tensor([len(places) for places in prompts])
         places = torch.tensor(group, dtype=torch.long)
-        return cls(padded_prompts, padded_branches, places, lengths, row.spans, restore, blocks)
+        return cls(padded_prompts, padded_branches, places, lengths, row.spans, restore, attending)
 
     def to(self, device: torch.device) -> BranchTable:
         """The same table on another device."""
@@ -150,6 +158,14 @@ def _image_blocks(token_types: Int[Tensor, "L"], prompts: list[Tensor]) -> Int[T
     return pad_sequence(blocks, True, -1)
 
 
+def _prompt_blocks(spans: Sequence[GroupSpan], prompts: list[Tensor]) -> Int[Tensor, "G P"]:
+    """0 for the tokens of a prompt; −1 for those of a lone completion and padding."""
+    blocks = [
+        torch.where(torch.arange(len(places)) < span.prompt, 0, -1) for span, places in zip(spans, prompts, strict=True)
+    ]
+    return pad_sequence(blocks, True, -1)
+
+
 def packed_attention(
     query: Float[Tensor, "1 heads L D"],
     key: Float[Tensor, "1 kv L D"],
@@ -159,7 +175,8 @@ def packed_attention(
     window: int | None,
 ) -> Float[Tensor, "1 L heads Dv"]:
     """Attention over one packed row, after rotary embeddings."""
-    if table.is_plain(window) and can_merge(query):
+    # Latent attention (MLA) has values of another size than keys, which flash kernels do not take.
+    if table.is_plain(window) and can_merge(query) and value.shape[-1] == query.shape[-1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
         return merged_attention(query, key, value, table.spans, scale).transpose(1, 2)

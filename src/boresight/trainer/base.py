@@ -19,12 +19,12 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from boresight.data.encode import Encoder
+from boresight.data.made_up import example_source
 from boresight.data.sources import check_rows, load_rows
 from boresight.errors import ConfigError
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
 from boresight.model.reference import Reference
-from boresight.model.vision import join_features
 from boresight.modules import evaluating
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
@@ -94,6 +94,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
             loaded,
             self.facts,
             layout=args.layout,
+            examples=example_source(self.encoder),
             max_logit_bytes=args.max_logit_mib * 2**20,
             max_cache_gib=args.vision_cache_gib,
         )
@@ -230,7 +231,9 @@ class GroupTrainer(UpdatingTrainer[Item]):
             lambda: self.policy.outer,
             self.facts,
             self.encoder.tokenizer,
-            features=lambda prompts: join_features(self.policy.vision(prompts)),
+            features=self.policy.image_outputs if self.policy.takes_features else None,
+            examples=self.policy.examples,
+            uncounted=self.policy.uncounted,
         )
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------------------
