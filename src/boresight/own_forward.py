@@ -30,9 +30,9 @@ def is_token_input(tensor: Tensor, length: int) -> bool:
 
 
 def token_inputs_of(part: Prompt | Completion) -> dict[str, Tensor]:
-    """The token inputs [L, …] of a prompt or completion, types of tokens among them whether or not its processor returned them."""
+    """The token inputs [L, …] of a prompt or completion, its types of tokens among them under the name that most models give them."""
     types = torch.zeros_like(part.ids) if part.token_types is None else part.token_types
-    return {"mm_token_type_ids": types, **part.token_inputs}
+    return {**part.token_inputs, "mm_token_type_ids": types}
 
 
 def prompt_tensors(prompt: Prompt) -> dict[str, Tensor]:
@@ -148,6 +148,30 @@ def is_exact(model: nn.Module) -> bool:
     """Whether all weights are float32 or finer, so that two ways to compute a log-probability agree to 1e-4 nats."""
     exact = {torch.float32, torch.float64}
     return all(parameter.dtype in exact for parameter in model.parameters() if parameter.is_floating_point())
+
+
+def final_states(model: PreTrainedModel, **inputs: Any) -> Float[Tensor, "B L H"]:
+    """Hidden states before the head.
+
+    A class whose base model is the model itself (Llama 4, Qwen-Omni's thinkers) returns none: they are taken where the head receives them,
+    and the head computes a single token's logits.
+    """
+    base: Any = model.base_model
+    if base is not model:
+        return base(**inputs).last_hidden_state
+    seen: list[Tensor] = []
+
+    def take(head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(arguments[0])
+        return (arguments[0][:, :1], *arguments[1:])
+
+    head: Any = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(take)
+    try:
+        base(**inputs)
+    finally:
+        hook.remove()
+    return seen[0]
 
 
 def rope_positions(base: nn.Module, ids: Ids, token_inputs: Mapping[str, Tensor], vision: Mapping[str, Tensor]) -> Any:

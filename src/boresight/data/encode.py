@@ -327,20 +327,7 @@ class Encoder:
             return _Processed(ids, [0] * len(ids), {}, {}, offsets)
         images = [decode(image, where=f"{where}, image {place}") for place, image in enumerate(row.images)]
         try:
-            outputs = self.processor(
-                images=[images]
-                if images
-                else None,  # nested: the images of one text; some families tile a flat list differently
-                text=[text],
-                text_kwargs={
-                    "add_special_tokens": special,
-                    "return_tensors": None,  # several processors cannot return replacement offsets as tensors
-                    "return_mm_token_type_ids": True,
-                    "return_offsets_mapping": True,
-                    "return_text_replacement_offsets": True,
-                },
-                images_kwargs={"return_tensors": "pt"},
-            )
+            outputs = self._called(text, images, special=special)
         except Exception as error:  # of any kind: a StopIteration that escaped would end the loader without an error
             sizes = ", ".join(f"{width}×{height}" for width, height in (image.size for image in row.images))
             reason = f"{type(error).__name__}: {error}".removesuffix(": ")
@@ -348,6 +335,7 @@ class Encoder:
         ids = list(outputs["input_ids"][0])
         token_inputs, vision = separated(outputs, len(ids))
         types = next((token_inputs[name] for name in self.facts.family.token_types if name in token_inputs), None)
+        token_inputs.pop("mm_token_type_ids", None)  # the types of tokens have a field of their own
         return _Processed(
             ids=ids,
             token_types=[int(id == self.facts.image_token_id) for id in ids] if types is None else types.tolist(),
@@ -355,6 +343,27 @@ class Encoder:
             vision=vision,
             offsets=_original_offsets(outputs, has_images=bool(images)),
         )
+
+    def _called(self, text: str, images: Sequence[Any], *, special: bool) -> Mapping[str, Any]:
+        """The processor's outputs for a text and its images. Images are nested: those of one text; some families tile a flat list
+        differently. GOT-OCR takes no nested ones."""
+        options: dict[str, Any] = {
+            "text": [text],
+            "text_kwargs": {
+                "add_special_tokens": special,
+                "return_tensors": None,  # several processors cannot return replacement offsets as tensors
+                "return_mm_token_type_ids": True,
+                "return_offsets_mapping": True,
+                "return_text_replacement_offsets": True,
+            },
+            "images_kwargs": {"return_tensors": "pt"},
+        }
+        try:
+            return self.processor(images=[images] if images else None, **options)
+        except ValueError as error:
+            if not images or "nested" not in str(error).lower():
+                raise
+            return self.processor(images=list(images), **options)
 
     def _prefix_offsets(self, text: str, spans: Sequence[Span] | None, processed: _Processed, row: Row) -> list[Span]:
         """Offsets for processors that do not return replacement offsets. The processor runs on prefixes, so offsets are

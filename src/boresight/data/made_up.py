@@ -121,6 +121,8 @@ def _processed(encoder: Encoder, prompt: Prompt) -> Mapping[str, Tensor]:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
+            # Some models need these, and their processors wait to be asked.
+            processor_kwargs={"return_mm_token_type_ids": True},
             **encoder.texts.chat_template_kwargs,
         )
     )

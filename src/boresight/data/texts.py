@@ -109,7 +109,7 @@ class Texts:
         """Marker tokens that only a template or processor may place. The processor would read them in text as images."""
         named = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
         added = [mark for mark, id in self.tokenizer.get_added_vocab().items() if id in self.facts.modality_ids]
-        return tuple(dict.fromkeys(mark for mark in (*named, *added) if mark))
+        return tuple(dict.fromkeys(str(mark) for mark in (*named, *added) if mark))
 
     @property
     def has_template(self) -> bool:

@@ -96,7 +96,7 @@ class GroupForward:
             layout=candidate.layout,
             joins=candidate.joins,
             max_logit_bytes=self.max_logit_bytes,
-            max_cache_gib=0,
+            max_cache_gib=0.0,
         )
 
     def __call__(

@@ -109,12 +109,18 @@ def _own_logits(model: PreTrainedModel) -> tuple[Float[Tensor, "8 H"], Float[Ten
     was_put: list[bool] = []
 
     def put(base: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-        if base is not model and getattr(output, "last_hidden_state", None) is not None:
+        if getattr(output, "last_hidden_state", None) is not None:
             output.last_hidden_state = hidden[None]
             was_put.append(True)
         return output
 
-    hook = model.base_model.register_forward_hook(put)
+    def put_before(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        was_put.append(True)
+        return (hidden[None], *arguments[1:])
+
+    # Where the base model is the model itself, `own_forward.final_states` takes what its head receives.
+    base: Any = model.base_model
+    hook = head.register_forward_pre_hook(put_before) if base is model else base.register_forward_hook(put)
     try:
         logits = model(input_ids=ids, use_cache=False).logits[0].float()
     finally:

@@ -23,7 +23,7 @@ from boresight.families import family_of, why_no_branches
 from boresight.model.attention import BranchTable, install
 from boresight.model.head import Head, LogitSource
 from boresight.model.packing import completion_mask, pack
-from boresight.own_forward import completion_tensors, continued_token_inputs, is_token_input
+from boresight.own_forward import completion_tensors, continued_token_inputs, final_states, is_token_input
 from boresight.types import Completion, Group, LayoutName, Mask
 
 
@@ -105,7 +105,8 @@ class SharedLayout(Layout):
         device = self.device
         row = pack(self.model.base_model, groups)
         table = BranchTable.of(row, blocks=self.family.blocks).to(device)
-        hidden = self.model.base_model(
+        hidden = final_states(
+            self.model,
             input_ids=row.ids[None].to(device),
             position_ids=(row.positions[None] if row.positions.ndim == 1 else row.positions[:, None]).to(device),
             # transformers passes a 4-D mask on unchanged, and the table replaces it, so no L×L mask is built.
@@ -114,7 +115,7 @@ class SharedLayout(Layout):
             branches=table,
             **self._token_inputs(groups),
             **features,
-        ).last_hidden_state[0]
+        )[0]
         if not table.visits:
             raise ModelError(
                 f"{type(self.model).__name__} does not pass keyword arguments to its attention: use layout='rows'."
@@ -169,13 +170,14 @@ class RowsLayout(Layout):
                 predictors.append(torch.arange(len(completion.ids))[completion.mask] + len(group.prompt.ids) - 1)
                 targets.append(completion.ids[completion.mask])
         mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in ids], True)
-        hidden = self.model.base_model(
+        hidden = final_states(
+            self.model,
             input_ids=pad_sequence(ids, True, self.pad_id).to(device),
             attention_mask=mask.long().to(device),
             use_cache=False,
             **self._joined(rows_inputs, ids),
             **features,
-        ).last_hidden_state
+        )
         rows = torch.repeat_interleave(torch.arange(len(ids)), torch.tensor([len(target) for target in targets]))
         return Predictions(
             hidden[rows.to(device), torch.cat(predictors).to(device)],
@@ -209,11 +211,8 @@ class RowsLayout(Layout):
 
 def takes_features(model: PreTrainedModel) -> bool:
     """Whether the model's forward without its head takes ready image features."""
-    return (
-        "mm_encoder_outputs" in inspect.signature(model.base_model.forward).parameters
-        and hasattr(model.base_model, "get_image_features")
-        and model.base_model is not model
-    )
+    base = model.base_model
+    return "mm_encoder_outputs" in inspect.signature(base.forward).parameters and hasattr(base, "get_image_features")
 
 
 def why_not_shared(model: PreTrainedModel) -> str | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from boresight.errors import ModelError
 from boresight.modules import unwrap
 from boresight.own_forward import is_exact, own_logits
-from boresight.types import Example, Group, LayoutName, TokenStats
+from boresight.types import Completion, Example, Group, LayoutName, TokenStats
 
 NUM_GRADIENTS = 64
 """Most parameters whose gradients are compared: trainable vectors (gains, biases), or the smallest trainable tensors (adapters)."""
@@ -109,17 +109,28 @@ class Oracle:
         for example in self.examples:
             rows = []
             for completion in example.group.completions:
-                with torch.set_grad_enabled(bool(self.parameters)):
-                    logits = own_logits(
-                        self.model, example.processed, completion.ids, num_last=len(completion.ids) + 1
-                    )[:-1].float()
-                    ids = completion.ids.to(logits.device)
-                    logp = logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+                logp = self._row(example, completion)
                 for total, found in zip(gradients, self._gradients(logp, next(weights)), strict=True):
                     total += found
                 rows.append(logp.detach())
             self.rows.append(rows)
         return Measured(torch.cat([row for rows in self.rows for row in rows]), gradients)
+
+    def _row(self, example: Example, completion: Completion) -> Tensor:
+        """[C] log-probabilities of a completion."""
+        with torch.set_grad_enabled(bool(self.parameters)):
+            try:
+                logits = own_logits(self.model, example.processed, completion.ids, num_last=len(completion.ids) + 1)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of any kind: a model class fails in its own way
+                kind = "with" if example.group.prompt.images else "without"
+                raise ModelError(
+                    f"{type(self.model).__name__} cannot be trained: its own forward fails on what its processor makes of a prompt {kind} "
+                    f"images ({type(error).__name__}: {str(error).strip().splitlines()[:1]})."
+                ) from error
+            ids = completion.ids.to(logits.device)
+            return logits[:-1].float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
 
     def of(self, forward: Forward) -> Measured:
         """The same numbers of a layout."""

@@ -23,7 +23,7 @@ from boresight.data.made_up import example_source
 from boresight.data.sources import check_rows, load_rows
 from boresight.errors import ConfigError
 from boresight.model.forward import GroupForward
-from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
+from boresight.model.load import adapt, load_model, load_processor, model_facts, places_whole, promote_trainable
 from boresight.model.reference import Reference
 from boresight.modules import evaluating
 from boresight.report.jsonl import StepLines
@@ -90,6 +90,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
             check_resolution(loaded, args)
         self.facts = model_facts(loaded, processor)
         self.encoder = Encoder(processor, facts=self.facts, **self.encoder_options(args))
+        if places_whole(loaded, args):
+            loaded.to(args.device)  # its layout is verified where it trains
         self.policy = GroupForward(
             loaded,
             self.facts,
