@@ -30,14 +30,19 @@ Part = Literal["vision", "projector", "language"]
 model."""
 
 
+Blocks = Literal["image", "image in windows", "prompt"]
+"""Which tokens attend to one another bidirectionally, under an otherwise causal mask: those of an image, those of an image in sliding
+layers only, or those of the whole prompt."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One family of models, as transformers' `model_type` names it. The defaults hold for families that are not listed."""
 
     # ---- The forward pass -------------------------------------------------------------------------------------------------------------
 
-    blocks: Literal["image", "prompt"] | None = None
-    """Which tokens attend to one another bidirectionally, under an otherwise causal mask: those of an image, or of the whole prompt."""
+    blocks: Blocks | None = None
+    """Which tokens attend to one another bidirectionally, see `bidirectional_blocks`."""
     casts_features: bool = False
     """Whether its forward casts image features to the dtype of its first weights. Its embeddings must then have the same dtype."""
     token_types: tuple[str, ...] = ("mm_token_type_ids", "token_type_ids")
@@ -104,6 +109,13 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 def family_of(model_type: str) -> Family:
     """The record of a family."""
     return FAMILIES.get(model_type, UNKNOWN)
+
+
+def bidirectional_blocks(family: Family, text_config: Any) -> Blocks | None:
+    """Which tokens of a prompt attend to one another bidirectionally. Gemma 4's config says so itself, and not every size does."""
+    return (
+        "image in windows" if getattr(text_config, "use_bidirectional_attention", None) == "vision" else family.blocks
+    )
 
 
 BRANCHING_LAYERS = frozenset({"full_attention", "sliding_attention"})

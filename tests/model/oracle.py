@@ -44,7 +44,12 @@ def plain_rows(it: Subject, groups: Sequence[Group]) -> Iterator[tuple[dict[str,
                 grown["cross_attention_mask"] = torch.cat(
                     [seen, seen[:, -1:].expand(-1, after.shape[1], *seen.shape[2:])], 1
                 )
-            yield {name: value for name, value in {**inputs, **grown}.items() if name != "labels"}, completion.ids
+            taken = {name: value for name, value in {**inputs, **grown}.items() if name != "labels"}
+            # Llama 4's processor returns bf16 pixels whatever the model.
+            yield (
+                {name: value.float() if value.is_floating_point() else value for name, value in taken.items()},
+                completion.ids,
+            )
 
 
 def plain_logits(model: nn.Module, inputs: dict[str, Tensor], ids: Tensor) -> Tensor:

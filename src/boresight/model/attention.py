@@ -24,6 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from boresight.errors import ModelError
+from boresight.families import Blocks
 from boresight.model.merged_attention import can_merge, merged_attention
 from boresight.model.packing import GroupSpan, PackedRow
 
@@ -57,16 +58,18 @@ class BranchTable:
     """The index of each token of the row among the padded prompts followed by the padded branches."""
     blocks: Int[Tensor, "G P"] | None = None
     """For models in which some tokens attend bidirectionally: the number of the block that each token belongs to, or −1."""
+    blocks_need_window: bool = False
+    """Whether blocks exist in sliding layers only (Gemma 4)."""
     visits: int = 0
     """How many layers used the table. It stays 0 if the model drops keyword arguments before its attention."""
     _masks: dict[int | None, Masks] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, row: PackedRow, *, blocks: str | None = None) -> BranchTable:
+    def of(cls, row: PackedRow, *, blocks: Blocks | None = None) -> BranchTable:
         """The table of a packed row.
 
         Args:
-            blocks: which tokens attend bidirectionally, see `Family.blocks`.
+            blocks: which tokens attend bidirectionally.
         """
         prompts, branches, group = [], [], []
         for number, span in enumerate(row.spans):
@@ -86,13 +89,14 @@ class BranchTable:
         for number, places in enumerate(branches):
             restore[places] = offset + number * padded_branches.shape[1] + torch.arange(len(places))
         attending = None
-        if blocks == "image":
+        if blocks in ("image", "image in windows"):
             attending = _image_blocks(row.token_types.cpu(), prompts)
         elif blocks == "prompt":
             attending = _prompt_blocks(row.spans, prompts)
         lengths = torch.tensor([len(places) for places in prompts])
         places = torch.tensor(group, dtype=torch.long)
-        return cls(padded_prompts, padded_branches, places, lengths, row.spans, restore, attending)
+        in_windows = blocks == "image in windows"
+        return cls(padded_prompts, padded_branches, places, lengths, row.spans, restore, attending, in_windows)
 
     def to(self, device: torch.device) -> BranchTable:
         """The same table on another device."""
@@ -101,7 +105,11 @@ class BranchTable:
             for name in ("prompts", "branches", "group", "prompt_lengths", "restore", "blocks")
             if (value := getattr(self, name)) is not None
         }
-        return BranchTable(**moved, spans=self.spans)
+        return BranchTable(**moved, spans=self.spans, blocks_need_window=self.blocks_need_window)
+
+    def blocks_at(self, window: int | None) -> Int[Tensor, "G P"] | None:
+        """The blocks of a layer with this window."""
+        return None if self.blocks_need_window and window is None else self.blocks
 
     def masks(self, window: int | None) -> Masks:
         """The masks of prompts (None if plain causal) and of branches: true where a query attends to a key.
@@ -118,17 +126,17 @@ class BranchTable:
     def is_plain(self, window: int | None) -> bool:
         """Whether every query attends to all tokens before it, and to no others."""
         longest = max(span.prompt + max(span.branches, default=0) for span in self.spans)
-        return self.blocks is None and (window is None or longest <= window)
+        return self.blocks_at(window) is None and (window is None or longest <= window)
 
     def _prompt_mask(self, window: int | None) -> PromptMask | None:
-        width = self.prompts.shape[1]
-        if self.blocks is None and (window is None or width <= window):
+        width, blocks = self.prompts.shape[1], self.blocks_at(window)
+        if blocks is None and (window is None or width <= window):
             return None
         place = torch.arange(width, device=self.prompts.device)
         distance = place[:, None] - place
         mask = distance >= 0
-        if self.blocks is not None:
-            same = (self.blocks[:, :, None] == self.blocks[:, None]) & (self.blocks[:, None] >= 0)
+        if blocks is not None:
+            same = (blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0)
             mask = mask | same
         if window is not None:
             # As in transformers: the window limits attention to earlier tokens, but not to later tokens of an image's block.

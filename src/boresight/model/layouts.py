@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from boresight.errors import ModelError
-from boresight.families import family_of, why_no_branches
+from boresight.families import bidirectional_blocks, family_of, why_no_branches
 from boresight.model.attention import BranchTable, install
 from boresight.model.head import Head, LogitSource
 from boresight.model.packing import completion_mask, pack
@@ -96,6 +96,7 @@ class SharedLayout(Layout):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self._accepts = set(inspect.signature(model.base_model.forward).parameters)
+        self._blocks = bidirectional_blocks(self.family, model.get_decoder().config)
         install(model)
 
     def prompts(self, groups: Sequence[Group]) -> list[Group]:
@@ -104,7 +105,7 @@ class SharedLayout(Layout):
     def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
         device = self.device
         row = pack(self.model.base_model, groups)
-        table = BranchTable.of(row, blocks=self.family.blocks).to(device)
+        table = BranchTable.of(row, blocks=self._blocks).to(device)
         hidden = final_states(
             self.model,
             input_ids=row.ids[None].to(device),
