@@ -3,7 +3,8 @@
 A record holds only what cannot be read elsewhere. The rest is read from the model, its processor or the engine where it is needed, so
 that it also works for families that are not listed:
 
-    positions              `get_rope_index` of the model; without one, tokens are counted (model/positions.py)
+    layout, sampling                                       the model's own forward (model/verification.py, rollout/choice.py)
+    positions              `get_rope_index` of the model; without one, tokens are counted (own_forward.py)
     decoder and head       `get_decoder`, `get_output_embeddings` (model/vision.py)
     scale and cap of logits                                the model's own logits (model/head.py)
     kinds of layers        `layer_types` of its text config (`why_no_branches`, below)
@@ -89,17 +90,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         # The processor's count leaves out the line breaks around an image.
         "gemma3": Family(blocks="image"),
-        "idefics3": Family(),
-        "internvl": Family(),
-        "llava": Family(),
-        "llava_next": Family(),
-        # It cuts tiles only when a prompt has one image. With several, the processor's count is too high, and vLLM expands them
-        # differently from transformers.
-        "llava_onevision": Family(),
         "paligemma": Family(blocks="prompt"),
-        "qwen2_5_vl": Family(),
-        "qwen2_vl": Family(),
-        "qwen3_vl": Family(),
         "smolvlm": Family(casts_features=True),
     }
 )

@@ -15,7 +15,7 @@ from boresight.demo.tiny.build import Family
 from boresight.demo.tiny.qwen import qwen2_5_vl
 from tests.tiny.cohere import aya_vision, cohere2_vision, cohere_compass
 from tests.tiny.deepseek import deepseek_vl, deepseek_vl_hybrid, janus
-from tests.tiny.gemma import gemma3, gemma4, gemma4_bi, gemma4_kv, paligemma, paligemma2
+from tests.tiny.gemma import gemma3, gemma4, gemma4_bi, gemma4_kv, gemma4_unified, paligemma, paligemma2
 from tests.tiny.glm import glm4v, glm4v_moe, glm46v, glm_ocr
 from tests.tiny.idefics import idefics3, smolvlm
 from tests.tiny.idefics2 import idefics2, idefics2_split
@@ -84,6 +84,7 @@ ALL: dict[str, Family] = FAMILIES | {
     "gemma4": gemma4,
     "gemma4_bi": gemma4_bi,
     "gemma4_kv": gemma4_kv,
+    "gemma4_unified": gemma4_unified,
     "glm46v": glm46v,
     "glm4v": glm4v,
     "glm4v_moe": glm4v_moe,

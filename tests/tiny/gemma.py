@@ -158,3 +158,47 @@ def gemma4_kv(sizes: Sizes) -> Recipe:
 def gemma4_bi(sizes: Sizes) -> Recipe:
     """The tokens of an image attend to one another in both directions."""
     return gemma4(sizes, use_bidirectional_attention="vision")
+
+
+def gemma4_unified(sizes: Sizes) -> Recipe:
+    """No tower: patches are embedded as they are, and attend to one another in both directions."""
+    tokenizer = tokenizer_of(sizes, "<|image|>", "<|video|>", named=GEMMA4, bos="<bos>")
+    return recipe(
+        sizes,
+        tokenizer,
+        transformers.Gemma4UnifiedConfig,
+        transformers.Gemma4UnifiedProcessor,
+        text={
+            "head_dim": head_dim(sizes),
+            "global_head_dim": head_dim(sizes),
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention"] * (sizes.num_layers - 1) + ["full_attention"],
+            "use_bidirectional_attention": "vision",
+        },
+        vision={
+            "patch_size": sizes.patch_size,
+            "pooling_kernel_size": 2,
+            "mm_embed_dim": sizes.hidden_size,
+            "mm_posemb_size": 64,
+            "output_proj_dims": sizes.hidden_size,
+        },
+        processor={
+            "feature_extractor": transformers.Gemma4UnifiedAudioFeatureExtractor(),
+            "image_processor": transformers.Gemma4UnifiedImageProcessor(
+                patch_size=sizes.patch_size, max_soft_tokens=70, pooling_kernel_size=2
+            ),
+            "video_processor": transformers.Gemma4UnifiedVideoProcessor(),
+            "image_seq_length": 70,
+        },
+        audio_config=None,
+        **ids(
+            tokenizer,
+            boi_token_id="<|image>",
+            eoi_token_id="<image|>",
+            image_token_id="<|image|>",
+            video_token_id="<|video|>",
+            boa_token_id="<|audio>",
+            eoa_token_index="<audio|>",
+            audio_token_id="<|audio|>",
+        ),
+    )
