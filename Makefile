@@ -59,7 +59,7 @@ test-pages: setup  ## the pages in a real browser; fails where there is none
 soak: setup  ## the long sweeps
 	$(TEST_ENV) $(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
 
-families: setup  ## try every family tiny, and write docs/reference/families.md (ARGS="llava gemma3" prints some)
+families: setup  ## try every family tiny, and write docs/reference/families.md (ARGS="llava gemma3": only these rows)
 	$(TEST_ENV) $(BIN)/python -m tests.tiny.table $(ARGS)
 
 bench: setup  ## time and memory beside TRL, in one run

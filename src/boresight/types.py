@@ -170,6 +170,8 @@ class ModelFacts:
     """Columns of the language-model head."""
     family: Family = UNKNOWN
     """The properties of the model's family, for rooms that have no access to the model."""
+    window: int | None = None
+    """How many tokens back a query of a sliding or chunked layer attends at most; None if all layers attend to all."""
 
 
 @dataclass(frozen=True, slots=True)

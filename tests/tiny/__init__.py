@@ -21,7 +21,9 @@ from tests.tiny.idefics import idefics3, smolvlm
 from tests.tiny.idefics2 import idefics2, idefics2_split
 from tests.tiny.internvl import internvl, qianfan_ocr
 from tests.tiny.llava import llava, llava_next, llava_next_video, llava_onevision, video_llava, vipllava
+from tests.tiny.minicpm import minicpmv4_6, minicpmv4_7
 from tests.tiny.mistral import lighton_ocr, mistral3, pixtral_llava
+from tests.tiny.omni import qwen2_5_omni_thinker, qwen3_omni_moe_thinker
 from tests.tiny.others import (
     aria,
     emu3,
@@ -29,8 +31,6 @@ from tests.tiny.others import (
     inkling_mm_model,
     lfm2_vl,
     llama4,
-    minicpmv4_6,
-    minicpmv4_7,
     mllama,
     ovis2,
     step3p7,
@@ -47,8 +47,6 @@ from tests.tiny.patched import (
     minimax_m3_vl,
     muse_glimmer,
     paddleocr_vl,
-    qwen2_5_omni_thinker,
-    qwen3_omni_moe_thinker,
     qwen4_exp,
     video_llama_3,
 )

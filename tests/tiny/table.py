@@ -1,7 +1,7 @@
 """`make families`: every family that can be built tiny, tried in every way, as a table in docs/reference/families.md.
 
     python -m tests.tiny.table                every family
-    python -m tests.tiny.table llava gemma3   some, printed only
+    python -m tests.tiny.table llava gemma3   some, whose rows of the page are written anew
 
 Each family is built with random weights of its real class, with its real processor, in float32. Its layout is chosen as at the start of any
 training; SFT, DPO and GRPO run two steps each on rows with 0, 1 and 2 images; and the folder that SFT saved is loaded by plain
@@ -57,6 +57,13 @@ class Outcome:
     def trains(self) -> bool:
         """By all three methods, with an equal reload."""
         return all(self.methods.get(name) == "yes" for name in METHODS) and self.reload.startswith("yes")
+
+    @classmethod
+    def read(cls, row: str) -> Outcome:
+        """The inverse of `row`."""
+        family, layout, exactness, *methods, sampling, reload, notes = re.split(r" ?(?<!\\)\| ?", row.strip())[1:-1]
+        found = dict(zip(METHODS, methods, strict=True))
+        return cls(family, layout, sampling, exactness, found, reload, [notes.replace("\\|", "|")])
 
     def row(self) -> str:
         methods = (self.methods.get(name, "–") for name in METHODS)
@@ -222,15 +229,21 @@ def quiet(function: Callable[[], Outcome]) -> Outcome:
         return function()
 
 
+def written() -> dict[str, Outcome]:
+    """The outcomes on the page, by family."""
+    lines = PAGE.read_text().splitlines() if PAGE.exists() else []
+    rows = [Outcome.read(line) for line in lines if line.startswith("| ") and not line.startswith("| family")]
+    return {outcome.family: outcome for outcome in rows}
+
+
 def main(names: Sequence[str]) -> None:
-    outcomes = []
+    outcomes = written() if names else {}
     for family in names or sorted(ALL):
         start = time.perf_counter()
-        outcomes.append(quiet(lambda family=family: tried(family)))
-        print(f"{outcomes[-1].row()}  {time.perf_counter() - start:.0f} s", flush=True)
-        if not names:
-            PAGE.write_text(page(outcomes))
-    print(page(outcomes).split("**")[1])
+        outcomes[family] = quiet(lambda family=family: tried(family))
+        print(f"{outcomes[family].row()}  {time.perf_counter() - start:.0f} s", flush=True)
+        PAGE.write_text(page([outcomes[each] for each in sorted(outcomes)]))
+    print(PAGE.read_text().split("**")[1])
 
 
 if __name__ == "__main__":

@@ -39,3 +39,6 @@ def test_the_page_counts_what_trains() -> None:
     text = page([good, rows, bad, changed])
     assert "**2 of 4 families train by all three methods with an equal reload; 1 of them share prompts.**" in text
     assert "| b | rows | 1e-06 | yes | yes | yes | branches | yes, 0e+00 | its layers \\| cannot branch |" in text
+    assert [Outcome.read(outcome.row()).row() for outcome in (good, rows, bad)] == [
+        each.row() for each in (good, rows, bad)
+    ]

@@ -19,8 +19,10 @@ from boresight.types import Completion, Example, ExampleSource, Group, Prompt
 WORDS = "What is in the image?"
 IMAGES: tuple[tuple[tuple[int, int], ...], ...] = (((112, 112),), ((112, 112),), ((224, 112), (112, 112)), ())
 """Width and height of each prompt's images: two prompts with one image of the same size, one with two of other sizes, one without."""
-TEXT_REPEATS = 8
-"""How often the words are repeated in the prompt without images, which makes it longer than the windows of small models."""
+TEXT_TOKENS = 48
+"""Fewest tokens of the prompt without images. It is also longer than the model's window, unless that is above `LONGEST`."""
+LONGEST = 1200
+"""Most tokens that are made up to pass a window. What a longer window hides is not compared."""
 LENGTHS = (5, 3)
 """Tokens of every prompt's completions. The second is the beginning of the first: what follows must not change it."""
 
@@ -36,7 +38,7 @@ def example_source(encoder: Encoder) -> ExampleSource:
         "variables": encoder.texts.chat_template_kwargs,
         "ids": encoder.facts.modality_ids,
         "sampled": (encoder.facts.vocab_size, len(encoder.tokenizer)),
-        "groups": (IMAGES, TEXT_REPEATS, LENGTHS, WORDS),
+        "groups": (IMAGES, TEXT_TOKENS, LONGEST, LENGTHS, WORDS, encoder.facts.window),
     }
     return ExampleSource(hashlib.sha256(str(settings).encode()).hexdigest(), lambda: made_up_examples(encoder))
 
@@ -87,13 +89,21 @@ def _completions(encoder: Encoder, generator: torch.Generator) -> tuple[Completi
 
 
 def _prompt(encoder: Encoder, images: Sequence[Image.Image]) -> Prompt:
-    words = WORDS if images else " ".join([WORDS] * TEXT_REPEATS)
+    words = WORDS if images else _long(encoder)
     if encoder.texts.has_template:
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": words}]
         record: dict[str, Any] = {"prompt": [{"role": "user", "content": content}]}
     else:
         record = {"prompt": f"{(encoder.texts.image_token or '') * len(images)}{words}"}
     return encoder.prompt(read_row({**record, "images": list(images)}, 0))
+
+
+def _long(encoder: Encoder) -> str:
+    """The words as often as the prompt without images needs them."""
+    window = encoder.facts.window or 0
+    tokens = max(TEXT_TOKENS, window + 8 if window + 8 <= LONGEST else 0)
+    each = len(encoder.tokenizer(WORDS, add_special_tokens=False)["input_ids"])
+    return " ".join([WORDS] * -(-tokens // each))
 
 
 def _processed(encoder: Encoder, prompt: Prompt) -> Mapping[str, Tensor]:

@@ -192,7 +192,15 @@ def model_facts(model: nn.Module, processor: ProcessorMixin) -> ModelFacts:
         image_token_id=getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None)),
         vocab_size=vocab,
         family=family_of(model.config.model_type),
+        window=_window(model.get_decoder().config),
     )
+
+
+def _window(config: Any) -> int | None:
+    """The smallest window of a text config, whatever its name."""
+    names = ("sliding_window", "sliding_window_size", "attention_chunk_size")
+    windows = [getattr(config, name, None) for name in names]
+    return min((window for window in windows if isinstance(window, int)), default=None)
 
 
 def why_unsupported(model: PreTrainedModel) -> str | None:
