@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from boresight.errors import ModelError
-from boresight.families import bidirectional_blocks, family_of, why_no_branches
+from boresight.families import Blocks, bidirectional_blocks, family_of, why_no_branches
 from boresight.model.attention import BranchTable, install
 from boresight.model.head import Head, LogitSource
 from boresight.model.packing import completion_mask, pack
@@ -96,7 +96,7 @@ class SharedLayout(Layout):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self._accepts = set(inspect.signature(model.base_model.forward).parameters)
-        self._blocks = bidirectional_blocks(self.family, model.get_decoder().config)
+        self._blocks: Blocks | None = bidirectional_blocks(self.family, model.get_decoder().config)
         install(model)
 
     def prompts(self, groups: Sequence[Group]) -> list[Group]:
