@@ -17,6 +17,18 @@ install_import_hook(
     ["boresight.loss", "boresight.advantage", "boresight.model", "boresight.types"], "beartype.beartype"
 )
 
+
+@pytest.fixture(scope="session", autouse=True)
+def own_verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Layouts that this run verifies are kept for this run: a test may change what a model computes."""
+    from boresight import verdicts  # after the import hook
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("verified")
+        patch.setattr(verdicts, "folder", lambda: folder)
+        yield
+
+
 NO_BROWSER = "pages NOT tested: no chromium or google-chrome found (apt-get install chromium)"
 
 

@@ -59,8 +59,7 @@ def test_every_weight_belongs_to_its_part(family: str, tmp_path: Path) -> None:
 def test_a_family_that_nobody_listed_has_the_defaults() -> None:
     assert "made_up" not in FAMILIES
     assert family_of("made_up") is UNKNOWN
-    assert not UNKNOWN.shares
-    assert family_of("gemma3").image_blocks and not UNKNOWN.image_blocks
+    assert family_of("gemma3").blocks == "image" and UNKNOWN.blocks is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 A record holds only what cannot be read elsewhere. The rest is read from the model, its processor or the engine where it is needed, so
 that it also works for families that are not listed:
 
-    positions              `get_rope_index` of the model; without one, tokens are counted (model/positions.py)
+    layout, sampling                                       the model's own forward (model/verification.py, rollout/choice.py)
+    positions              `get_rope_index` of the model; without one, tokens are counted (own_forward.py)
     decoder and head       `get_decoder`, `get_output_embeddings` (model/vision.py)
     scale and cap of logits                                the model's own logits (model/head.py)
     kinds of layers        `layer_types` of its text config (`why_no_branches`, below); classes of its layers (state_layers.py)
@@ -32,22 +33,23 @@ Part = Literal["vision", "projector", "language"]
 model."""
 
 
+Blocks = Literal["image", "image in windows", "prompt"]
+"""Which tokens attend to one another bidirectionally, under an otherwise causal mask: those of an image, those of an image in sliding
+layers only, or those of the whole prompt."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One family of models, as transformers' `model_type` names it. The defaults hold for families that are not listed."""
 
     # ---- The forward pass -------------------------------------------------------------------------------------------------------------
 
-    shares: bool = False
-    """Whether tests compare its shared layout with plain transformers. `layout="auto"` shares only for such families."""
-    image_blocks: bool = False
-    """Whether the tokens of an image attend to one another bidirectionally, under an otherwise causal mask."""
+    blocks: Blocks | None = None
+    """Which tokens attend to one another bidirectionally, see `bidirectional_blocks`."""
     casts_features: bool = False
     """Whether its forward casts image features to the dtype of its first weights. Its embeddings must then have the same dtype."""
     token_types: tuple[str, ...] = ("mm_token_type_ids", "token_type_ids")
     """Names of the processor output and forward argument that hold each token's type: 0 text, 1 image, 2 video."""
-    inputs_beside_features: tuple[str, ...] = ("image_grid_thw",)
-    """Image tensors that the model reads even when it receives ready image features, because its positions depend on them."""
 
     # ---- Weights ----------------------------------------------------------------------------------------------------------------------
 
@@ -68,15 +70,6 @@ class Family:
     image_grids: str = "image_grid_thw"
     """The tensor [images, 3] of a processor that concatenates the patches of all images. It gives each image's number of patches, so
     images can be separated. Other processors choose tiles by the number of images, or pad images to a common size."""
-    token_outputs: tuple[str, ...] = (
-        "input_ids",
-        "attention_mask",
-        "mm_token_type_ids",
-        "token_type_ids",
-        "offset_mapping",
-        "text_replacement_offsets",
-    )
-    """Processor outputs that belong to tokens. All other outputs belong to images."""
     uncounted_image_tokens: int = 16
     """How many tokens per image, at most, the processor leaves out when it counts them from the image's size."""
 
@@ -112,21 +105,12 @@ UNKNOWN = Family()
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         # The processor's count leaves out the line breaks around an image.
-        "gemma3": Family(shares=True, image_blocks=True),
-        "idefics3": Family(shares=True),
-        "internvl": Family(shares=True),
-        "lfm2_vl": Family(shares=True),
-        "llava": Family(shares=True),
-        "llava_next": Family(shares=True),
+        "gemma3": Family(blocks="image"),
         # It cuts tiles only when a prompt has one image. With several, the processor's count is too high, and vLLM expands them
         # differently from transformers.
-        "llava_onevision": Family(shares=True),
-        "qwen2_5_vl": Family(shares=True),
-        "qwen2_vl": Family(shares=True),
-        "qwen3_5": Family(shares=True),
-        "qwen3_5_moe": Family(shares=True),
-        "qwen3_vl": Family(shares=True),
-        "smolvlm": Family(shares=True, casts_features=True),
+        "llava_onevision": Family(),
+        "paligemma": Family(blocks="prompt"),
+        "smolvlm": Family(casts_features=True),
     }
 )
 """`model_type` → what is special about it."""
@@ -137,8 +121,15 @@ def family_of(model_type: str) -> Family:
     return FAMILIES.get(model_type, UNKNOWN)
 
 
+def bidirectional_blocks(family: Family, text_config: Any) -> Blocks | None:
+    """Which tokens of a prompt attend to one another bidirectionally. Gemma 4's config says so itself, and not every size does."""
+    return (
+        "image in windows" if getattr(text_config, "use_bidirectional_attention", None) == "vision" else family.blocks
+    )
+
+
 BRANCHING_LAYERS = frozenset({"full_attention", "sliding_attention"}) | STATE_KINDS
-"""Layer types in which completions can be branches of one prompt."""
+"""Layer types (names in a text config's `layer_types`) in which completions can be branches of one prompt."""
 
 
 def why_no_branches(text_config: Any) -> str | None:

@@ -21,6 +21,12 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue, reportReturnType]
 
 
+def text_parameters(model: PreTrainedModel) -> set[nn.Parameter]:
+    """The parameters of the language model and its head, which image features do not depend on."""
+    head = model.get_output_embeddings()
+    return {*model.get_decoder().parameters(), *(head.parameters() if head is not None else ())}
+
+
 def matching_arguments(function: Callable[..., object], arguments: Mapping[str, Value]) -> dict[str, Value]:
     """The `arguments` that `function` has parameters for."""
     names = inspect.signature(function).parameters

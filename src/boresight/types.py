@@ -88,6 +88,9 @@ class Prompt:
     """The processor's other tensors (`pixel_values`, `image_grid_thw`, …), as the model takes them. Empty without images."""
     unexpanded_ids: Int[Tensor, "U"]
     """The same prompt before images were expanded, as it is sent to a generation engine."""
+    token_inputs: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """[P, …] the processor's outputs with one entry per token besides ids and mask (`mm_token_type_ids`, `cross_attention_mask`, …),
+    as the model takes them."""
 
     @property
     def images(self) -> tuple[EncodedImage, ...]:
@@ -110,6 +113,8 @@ class Completion:
     """True when generation hit the length limit before a stop token."""
     token_types: Ids | None = None
     """[C] as `Prompt.token_types`; set only for K = 1, where images may occur anywhere."""
+    token_inputs: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """[C, …] as `Prompt.token_inputs`; set together with `token_types`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +176,8 @@ class ModelFacts:
     """Columns of the language-model head."""
     family: Family = UNKNOWN
     """The properties of the model's family, for rooms that have no access to the model."""
+    window: int | None = None
+    """How many tokens back a query of a sliding or chunked layer attends at most; None if all layers attend to all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,4 +327,24 @@ class EngineInputs:
     """For logs of the engine."""
 
 
-LayoutName = Literal["shared", "rows"]
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A made-up group on which a model's layouts are compared with its own forward."""
+
+    group: Group
+    processed: Mapping[str, Tensor]
+    """The processor's outputs for the group's prompt, by its own path from conversation to tensors: `input_ids` [1, P] and the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleSource:
+    """Makes examples when they are needed."""
+
+    key: str
+    """Equal keys make equal examples: the processor's configuration."""
+    make: Callable[[], Sequence[Example]]
+
+
+LayoutName = Literal["shared", "rows", "plain"]
+"""How groups run through a model: a prompt once with its completions as branches, a row for each completion, or the model's own forward
+for each completion with all of its processor's tensors."""

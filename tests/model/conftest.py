@@ -16,9 +16,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from boresight.data.encode import Encoder
 from boresight.data.images import decode
+from boresight.data.made_up import example_source
 from boresight.data.schema import read_row
 from boresight.model.load import model_facts
-from boresight.types import Completion, Group, ModelFacts, Prompt
+from boresight.types import Completion, ExampleSource, Group, ModelFacts, Prompt
 from tests.tiny import build_tiny
 
 SIZES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -45,6 +46,10 @@ class Subject:
     processor: Any
     facts: ModelFacts
     encoder: Encoder
+
+    @property
+    def examples(self) -> ExampleSource:
+        return example_source(self.encoder)
 
     def model(self, **options: Any) -> Any:
         """Fresh weights, in evaluation mode."""

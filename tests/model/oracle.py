@@ -34,9 +34,22 @@ def plain_rows(it: Subject, groups: Sequence[Group]) -> Iterator[tuple[dict[str,
             after = completion.ids[None]
             ids = torch.cat([inputs["input_ids"], after], 1)
             grown = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            for name in {"token_type_ids", "mm_token_type_ids"} & inputs.keys():
-                grown[name] = torch.cat([inputs[name], torch.zeros_like(after)], 1)
-            yield {**inputs, **grown}, completion.ids
+            for name in {"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids"} & inputs.keys():
+                # In PaliGemma, 1 is an answer, which does not see its own future; elsewhere, an image.
+                is_answer = name == "token_type_ids" and it.family.startswith("paligemma")
+                grown[name] = torch.cat([inputs[name], torch.full_like(after, int(is_answer))], 1)
+            if (
+                seen := inputs.get("cross_attention_mask")
+            ) is not None:  # an answer sees the images that its question ends with
+                grown["cross_attention_mask"] = torch.cat(
+                    [seen, seen[:, -1:].expand(-1, after.shape[1], *seen.shape[2:])], 1
+                )
+            taken = {name: value for name, value in {**inputs, **grown}.items() if name != "labels"}
+            # Llama 4's processor returns bf16 pixels whatever the model.
+            yield (
+                {name: value.float() if value.is_floating_point() else value for name, value in taken.items()},
+                completion.ids,
+            )
 
 
 def plain_logits(model: nn.Module, inputs: dict[str, Tensor], ids: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def check_against_one_dense_mask(
         row.token_types[span.start] = 0  # two prompts' images never touch
     length = len(row.ids)
     query, key, value = (torch.randn(1, heads, length, 5, requires_grad=True) for heads in (4, 2, 2))
-    table = BranchTable.of(row, image_blocks=blocks)
+    table = BranchTable.of(row, blocks="image" if blocks else None)
     found = attention(query, key, value, table, 0.3, window)
     dense = scaled_dot_product_attention(
         query, repeat_kv(key, 2), repeat_kv(value, 2), visible(row, window, blocks), scale=0.3

@@ -247,7 +247,7 @@ def test_cuda_says_what_it_does_not_take() -> None:
 def test_the_fallback_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     attention._log_fallback.cache_clear()
     row = row_of([(4, [2, 3])])
-    table = BranchTable.of(row, image_blocks=True)
+    table = BranchTable.of(row, blocks="image")
     query, key, value = (torch.randn(1, heads, len(row.ids), SIZE) for heads in (HEADS, KV_HEADS, KV_HEADS))
     with caplog.at_level(logging.INFO, logger=attention.__name__):
         for _ in range(3):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,8 +15,6 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from boresight.data.schema import read_row
 from boresight.errors import ConfigError, ModelError
-from boresight.families import FAMILIES as RECORDS
-from boresight.families import UNKNOWN
 from boresight.model import attention, layouts
 from boresight.model.attention import BranchTable
 from boresight.model.forward import GroupForward
@@ -38,8 +35,9 @@ from tests.model.oracle import (
 )
 from tests.tiny import FAMILIES
 
-SHARING = sorted(FAMILIES)
-M_ROPE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe")
+SHARING = sorted({*FAMILIES, "gemma4", "gemma4_kv", "glm4v", "idefics2", "mistral3", "qwen3_vl_moe"})
+"""Families whose layouts are compared here, every group and gradient."""
+M_ROPE = ("glm4v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl_moe")
 BOUND = 1e-5
 CASES: dict[str, tuple[tuple[int, tuple[int, ...]], ...]] = {
     "K=1": ((1, (9,)),),
@@ -88,7 +86,7 @@ def test_shared_equals_plain_rows(subject: Subjects, expected: Expected, family:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHARING)
 def test_rows_equals_plain_rows(subject: Subjects, expected: Expected, family: str, case: str) -> None:
     it = subject(family)
     found = ours(GroupForward(it.model(), it.facts, layout="rows"), groups_of(it, case))
@@ -96,7 +94,7 @@ def test_rows_equals_plain_rows(subject: Subjects, expected: Expected, family: s
     assert worst_gradient(found, expected(family, case)) <= BOUND
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SHARING)
 def test_gradient_checkpointing_changes_nothing(subject: Subjects, expected: Expected, family: str) -> None:
     it = subject(family)
     model = it.model().train()
@@ -196,7 +194,7 @@ def ours_mask(group: Group) -> Tensor:
 
 
 @pytest.mark.parametrize("layout", ["shared", "rows"])
-@pytest.mark.parametrize("family", SHARING)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_lone_completion_may_hold_images(subject: Subjects, family: str, layout: str) -> None:
     """SFT on a conversation whose second turn brings an image of its own, in one row with a pair."""
     it = subject(family)
@@ -248,7 +246,7 @@ def test_an_image_wider_than_the_sliding_window(subject: Subjects) -> None:
 # ---- Precision, adapters, heads ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", SHARING)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_is_bounded(subject: Subjects, family: str) -> None:
     """bf16 weights against the same weights in float32: 0.1 nats and, in the median parameter's gradient, 5 %; in both layouts alike."""
     it = subject(family)
@@ -343,22 +341,12 @@ def test_counts(subject: Subjects, layout: str) -> None:
     assert run.counts["vision_encodes"] == 16  # the tower is trained: its gradient is needed again
 
 
-def test_the_families_that_share_are_those_tested_here(subject: Subjects) -> None:
-    tested = {subject(family).model().config.model_type for family in SHARING}
-    assert tested == {name for name, record in RECORDS.items() if record.shares}
-    for family in SHARING:
-        assert GroupForward(subject(family).model(), subject(family).facts).layout == "shared"
-
-
-def test_a_family_that_is_not_tested_runs_rows_until_asked(
-    subject: Subjects, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    it = subject("llava")
-    monkeypatch.setattr(layouts, "family_of", lambda model_type: UNKNOWN)
-    with caplog.at_level(logging.WARNING):
-        assert GroupForward(it.model(), it.facts).layout == "rows"
-    assert "doctor --probe" in caplog.text
-    assert GroupForward(it.model(), it.facts, layout="shared").layout == "shared"
+@pytest.mark.parametrize("family", SHARING)
+def test_the_layout_follows_from_the_models_own_forward(subject: Subjects, family: str) -> None:
+    it = subject(family)
+    run = GroupForward(it.model(), it.facts, examples=it.examples)
+    assert run.layout == "shared"
+    assert all(check.passed for check in run.verification.checks) and len(run.verification.checks) >= 4
 
 
 @pytest.mark.parametrize(
@@ -366,7 +354,6 @@ def test_a_family_that_is_not_tested_runs_rows_until_asked(
     [
         ("llava", {"_attn_implementation": "eager"}, "eager"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "caps its attention scores"),
-        ("gemma3", {"use_bidirectional_attention": True}, "attend to later tokens"),
         ("gemma3", {"layer_types": ["chunked_attention", "full_attention"]}, "chunked_attention"),
         ("gemma3", {"layer_types": ["linear_attention", "full_attention"]}, "does not know the state of its layers"),
     ],
@@ -376,7 +363,7 @@ def test_what_cannot_share_says_why(subject: Subjects, family: str, change: dict
     model = it.model()
     for name, value in change.items():
         setattr(model.get_decoder().config, name, value)
-    assert GroupForward(model, it.facts).layout == "rows"
+    assert reason in (layouts.why_not_shared(model) or "")
     with pytest.raises(ConfigError, match=reason):
         GroupForward(model, it.facts, layout="shared")
 
@@ -388,15 +375,6 @@ def test_wrong_settings_are_refused(subject: Subjects) -> None:
     prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     with pytest.raises(ModelError, match="PROMPT_TUNING"):
         GroupForward(get_peft_model(it.model(), prompts), it.facts)
-
-
-def test_a_model_that_takes_no_features_is_refused_with_images(subject: Subjects) -> None:
-    it = subject("llava")
-    run = GroupForward(it.model(), it.facts, layout="rows")
-    run._accepts.discard("mm_encoder_outputs")
-    run([it.group(it.prompt(0), (2, 3))])
-    with pytest.raises(ModelError, match="mm_encoder_outputs"):
-        run([it.group(it.prompt(1), (2, 3))])
 
 
 def test_attention_dropout_is_refused(subject: Subjects) -> None:

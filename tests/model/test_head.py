@@ -23,6 +23,8 @@ from transformers import (
     GraniteForCausalLM,
     HyperCLOVAXConfig,
     HyperCLOVAXForCausalLM,
+    InklingForCausalLM,
+    InklingTextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PaliGemmaConfig,
@@ -55,12 +57,24 @@ TOWER = {
     "image_size": 8,
     "patch_size": 4,
 }
+INKLING: dict[str, Any] = {
+    "logits_mup_width_multiplier": 3.0,
+    "layer_types": ["hybrid"],
+    "mlp_layer_types": ["dense"],
+    "d_rel": 4,
+    "rel_extent": 16,
+    "swa_num_attention_heads": 2,
+    "swa_num_key_value_heads": 1,
+    "swa_head_dim": 8,
+}
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], float, float | None]] = {
     "plain": (lambda: LlamaForCausalLM(LlamaConfig(**TINY)), 1.0, None),
     "scaled": (lambda: CohereForCausalLM(CohereConfig(**TINY, logit_scale=0.25)), 0.25, None),
     "divided": (lambda: GraniteForCausalLM(GraniteConfig(**TINY, logits_scaling=8.0)), 0.125, None),
     "multiplied": (lambda: HyperCLOVAXForCausalLM(HyperCLOVAXConfig(**TINY, logits_scaling=0.5)), 0.5, None),
     "soft-capped": (lambda: Gemma2ForCausalLM(Gemma2Config(**TINY, final_logit_softcapping=5.0)), 1.0, 5.0),
+    # Inkling divides its hidden states, under a name of its own.
+    "divided before": (lambda: InklingForCausalLM(InklingTextConfig(**TINY, **INKLING)), 1 / 3, None),
     # Two classes that drop what their text config says.
     "scale dropped": (lambda: AyaVisionForConditionalGeneration(aya()), 1.0, None),
     "cap dropped": (lambda: PaliGemmaForConditionalGeneration(paligemma()), 1.0, None),

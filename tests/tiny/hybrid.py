@@ -8,10 +8,10 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig
 
-from boresight.demo.tiny.qwen import chatml, content, mrope, qwen_recipe
+from boresight.demo.tiny.qwen import chatml, content
 from boresight.demo.tiny.sizes import Recipe, Sizes
 from boresight.demo.tiny.tokenizer import token_id, trained_tokenizer
-from tests.tiny.qwen import qwen3_tower
+from tests.tiny.qwen import interleaved, qwen3_line
 
 
 def alternating(sizes: Sizes, kind: str) -> list[str]:
@@ -19,27 +19,21 @@ def alternating(sizes: Sizes, kind: str) -> list[str]:
     return [kind if place % 2 == 0 else "full_attention" for place in range(sizes.num_layers)]
 
 
-def qwen3_5_line(sizes: Sizes, config_class: Callable[..., PreTrainedConfig], **text: Any) -> Recipe:
-    """A Qwen3.5. As published, the recurrence has more value heads than key heads."""
+def delta_net(sizes: Sizes) -> dict[str, Any]:
+    """Gated DeltaNet between layers of full attention. As published, the recurrence has more value heads than key heads."""
     head_dim = sizes.hidden_size // sizes.num_heads
-    return qwen_recipe(
-        sizes,
-        config_class,
-        transformers.Qwen3VLProcessor,
-        transformers.Qwen3VLVideoProcessor,
-        text={
-            "head_dim": head_dim,
-            "rope_parameters": mrope(sizes, 5 * sizes.half_head_dim // 16)
-            | {"mrope_interleaved": True, "partial_rotary_factor": 1.0},
-            "linear_num_key_heads": sizes.num_kv_heads,
-            "linear_num_value_heads": sizes.num_heads,
-            "linear_key_head_dim": head_dim,
-            "linear_value_head_dim": head_dim,
-            **text,
-        },
-        vision=qwen3_tower(sizes),
-        default_system=None,
-    )
+    return {
+        "rope_parameters": interleaved(sizes) | {"partial_rotary_factor": 1.0},
+        "layer_types": alternating(sizes, "linear_attention"),
+        "linear_num_key_heads": sizes.num_kv_heads,
+        "linear_num_value_heads": sizes.num_heads,
+        "linear_key_head_dim": head_dim,
+        "linear_value_head_dim": head_dim,
+    }
+
+
+def qwen3_5_line(sizes: Sizes, config_class: Callable[..., PreTrainedConfig], **text: Any) -> Recipe:
+    return qwen3_line(sizes, config_class, delta_net(sizes) | text, {})
 
 
 def qwen3_5(sizes: Sizes, layer_types: list[str] | None = None) -> Recipe:

@@ -1,4 +1,4 @@
-"""LLaVA 1.5, LLaVA-NeXT and LLaVA-OneVision."""
+"""LLaVA 1.5, LLaVA-NeXT, LLaVA-OneVision, and their kin."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from boresight.demo.tiny.qwen import chatml
 from boresight.demo.tiny.sizes import Recipe, Sizes
 from boresight.demo.tiny.tokenizer import token_id, trained_tokenizer
 from tests.tiny import chat_templates
+from tests.tiny.recipes import ids, recipe, square, tokenizer_of
 
 
 def llama_tokenizer(sizes: Sizes, chat_template: str) -> PreTrainedTokenizerFast:
@@ -49,9 +50,10 @@ def llava(sizes: Sizes) -> Recipe:
         image_seq_length=sizes.tokens_per_tile,
         tie_word_embeddings=sizes.tied(False),
     )
-    square = {"height": sizes.tile_size, "width": sizes.tile_size}
     processor = transformers.LlavaProcessor(
-        image_processor=transformers.LlavaImageProcessor(size={"shortest_edge": sizes.tile_size}, crop_size=square),
+        image_processor=transformers.LlavaImageProcessor(
+            size={"shortest_edge": sizes.tile_size}, crop_size=square(sizes)
+        ),
         tokenizer=tokenizer,
         patch_size=sizes.token_size,
         vision_feature_select_strategy="default",
@@ -111,13 +113,86 @@ def llava_onevision(sizes: Sizes) -> Recipe:
         vision_aspect_ratio="anyres_max_9",
         tie_word_embeddings=sizes.tied(True),
     )
-    square = {"height": sizes.tile_size, "width": sizes.tile_size}
     processor = transformers.LlavaOnevisionProcessor(
-        image_processor=transformers.LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=pinpoints(sizes)),
+        image_processor=transformers.LlavaOnevisionImageProcessor(
+            size=square(sizes), image_grid_pinpoints=pinpoints(sizes)
+        ),
         tokenizer=tokenizer,
-        video_processor=transformers.LlavaOnevisionVideoProcessor(size=square),
+        video_processor=transformers.LlavaOnevisionVideoProcessor(size=square(sizes)),
         num_image_tokens=sizes.tokens_per_tile,
         vision_feature_select_strategy="full",
         chat_template=tokenizer.chat_template,
     )
     return Recipe(config, processor, ("<|im_end|>", "<|endoftext|>"))
+
+
+def llava_next_video(sizes: Sizes) -> Recipe:
+    tokenizer = tokenizer_of(sizes, "<image>", "<image>", "<video>")
+    return recipe(
+        sizes,
+        tokenizer,
+        transformers.LlavaNextVideoConfig,
+        transformers.LlavaNextVideoProcessor,
+        text={"model_type": "llama"},
+        vision=clip_tower(sizes),
+        processor={
+            "image_processor": transformers.LlavaNextImageProcessor(
+                size={"shortest_edge": sizes.tile_size}, crop_size=square(sizes), image_grid_pinpoints=pinpoints(sizes)
+            ),
+            "video_processor": transformers.LlavaNextVideoVideoProcessor(size=square(sizes)),
+            "patch_size": sizes.token_size,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,
+        },
+        tied=False,
+        image_grid_pinpoints=pinpoints(sizes),
+        **ids(tokenizer, image_token_index="<image>", video_token_index="<video>"),
+    )
+
+
+def video_llava(sizes: Sizes) -> Recipe:
+    tokenizer = tokenizer_of(sizes, "<image>", "<image>", "<video>")
+    return recipe(
+        sizes,
+        tokenizer,
+        transformers.VideoLlavaConfig,
+        transformers.VideoLlavaProcessor,
+        text={"model_type": "llama"},
+        vision=clip_tower(sizes),
+        processor={
+            "image_processor": transformers.VideoLlavaImageProcessor(
+                size={"shortest_edge": sizes.tile_size}, crop_size=square(sizes)
+            ),
+            "video_processor": transformers.VideoLlavaVideoProcessor(size=square(sizes)),
+            "patch_size": sizes.token_size,
+            "vision_feature_select_strategy": "default",
+        },
+        tied=False,
+        image_seq_length=sizes.tokens_per_tile,
+        **ids(tokenizer, image_token_index="<image>", video_token_index="<video>"),
+    )
+
+
+def vipllava(sizes: Sizes) -> Recipe:
+    """The features of several layers of the tower side by side."""
+    tokenizer = tokenizer_of(sizes, "<image>", "<image>")
+    return recipe(
+        sizes,
+        tokenizer,
+        transformers.VipLlavaConfig,
+        transformers.LlavaProcessor,
+        text={"model_type": "llama"},
+        vision=clip_tower(sizes),
+        processor={
+            "image_processor": transformers.CLIPImageProcessor(
+                size={"shortest_edge": sizes.tile_size}, crop_size=square(sizes)
+            ),
+            "patch_size": sizes.token_size,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,
+        },
+        tied=False,
+        vision_feature_layers=[-2, -1],
+        image_seq_length=sizes.tokens_per_tile,
+        **ids(tokenizer, image_token_index="<image>"),
+    )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from boresight.data.budget import set_pixel_budget
 from boresight.data.images import decode
+from boresight.data.outputs import separated
 from boresight.data.schema import part_images
 from boresight.data.sizes import counts_by_size, expanded_tokens, image_token_counts, refusal
 from boresight.data.spans import Span, counted_tokens, unexpanded_offsets
@@ -28,6 +29,8 @@ class _Processed:
 
     ids: list[int]
     token_types: list[int]
+    token_inputs: Mapping[str, Tensor]
+    """[P, …] by name, see `Prompt.token_inputs`."""
     vision: Mapping[str, Tensor]
     offsets: list[Span] | None
     """Each token's span in the text before expansion; None if the processor does not return it."""
@@ -95,6 +98,7 @@ class Encoder:
             token_types=_ids(processed.token_types),
             vision=processed.vision,
             unexpanded_ids=_ids(self._tokens(text, special=self._adds_special(text, row))[0]),
+            token_inputs=processed.token_inputs,
         )
 
     def demonstration(
@@ -270,9 +274,14 @@ class Encoder:
             token_types=token_types[:split],
             vision=processed.vision,
             unexpanded_ids=_ids(before),
+            token_inputs={name: values[:split] for name, values in processed.token_inputs.items()},
         )
         completion = Completion(
-            ids=ids[split:], mask=mask[split:], text=self._decoded(ids[mask]), token_types=token_types[split:]
+            ids=ids[split:],
+            mask=mask[split:],
+            text=self._decoded(ids[mask]),
+            token_types=token_types[split:],
+            token_inputs={name: values[split:] for name, values in processed.token_inputs.items()},
         )
         return Group(prompt, (completion,))
 
@@ -321,6 +330,7 @@ class Encoder:
             ids=completion.ids[:length],
             mask=kept,
             token_types=None if types is None else types[:length],
+            token_inputs={name: values[:length] for name, values in completion.token_inputs.items()},
             text=self._decoded(completion.ids[:length][kept]),
             truncated=True,
         )
@@ -332,39 +342,49 @@ class Encoder:
             if row.images:
                 raise ModelError(f"{where} has images, but only a tokenizer was given. Pass the model's processor.")
             ids, offsets = self._tokens(text, special=special)
-            return _Processed(ids, [0] * len(ids), {}, offsets)
+            return _Processed(ids, [0] * len(ids), {}, {}, offsets)
         if self.by_size and (counts := image_token_counts(self.processor, row)) is not None:
             margin, image_id = self.facts.family.uncounted_image_tokens, self.texts.image_token_id
             tokens = zip(*self._tokens(text, special=special), strict=True)
             ids, types, offsets = expanded_tokens(tokens, image_id, [count + margin for count in counts])
-            return _Processed(ids, types, {}, offsets)
+            return _Processed(ids, types, {}, {}, offsets)
         images = [decode(image, where=f"{where}, image {place}") for place, image in enumerate(row.images)]
         try:
-            outputs = self.processor(
-                images=[images]
-                if images
-                else None,  # nested: the images of one text; some families tile a flat list differently
-                text=[text],
-                text_kwargs={
-                    "add_special_tokens": special,
-                    "return_tensors": None,  # several processors cannot return replacement offsets as tensors
-                    "return_mm_token_type_ids": True,
-                    "return_offsets_mapping": True,
-                    "return_text_replacement_offsets": True,
-                },
-                images_kwargs={"return_tensors": "pt"},
-            )
+            outputs = self._called(text, images, special=special)
         except Exception as error:  # of any kind: a StopIteration that escaped would end the loader without an error
             raise refusal(error, row) from error
         ids = list(outputs["input_ids"][0])
-        family = self.facts.family
-        types = next((outputs[name] for name in family.token_types if name in outputs), None)
+        token_inputs, vision = separated(outputs, len(ids))
+        types = next((token_inputs[name] for name in self.facts.family.token_types if name in token_inputs), None)
+        token_inputs.pop("mm_token_type_ids", None)  # the types of tokens have a field of their own
         return _Processed(
             ids=ids,
-            token_types=[int(id == self.facts.image_token_id) for id in ids] if types is None else list(types[0]),
-            vision={name: value for name, value in outputs.items() if name not in family.token_outputs},
+            token_types=[int(id == self.facts.image_token_id) for id in ids] if types is None else types.tolist(),
+            token_inputs=token_inputs,
+            vision=vision,
             offsets=_original_offsets(outputs, has_images=bool(images)),
         )
+
+    def _called(self, text: str, images: Sequence[Any], *, special: bool) -> Mapping[str, Any]:
+        """The processor's outputs for a text and its images. Images are nested: those of one text; some families tile a flat list
+        differently. GOT-OCR takes no nested ones."""
+        options: dict[str, Any] = {
+            "text": [text],
+            "text_kwargs": {
+                "add_special_tokens": special,
+                "return_tensors": None,  # several processors cannot return replacement offsets as tensors
+                "return_mm_token_type_ids": True,
+                "return_offsets_mapping": True,
+                "return_text_replacement_offsets": True,
+            },
+            "images_kwargs": {"return_tensors": "pt"},
+        }
+        try:
+            return self.processor(images=[images] if images else None, **options)
+        except ValueError as error:
+            if not images or "nested" not in str(error).lower():
+                raise
+            return self.processor(images=list(images), **options)
 
     def _prefix_offsets(self, text: str, spans: Sequence[Span] | None, processed: _Processed, row: Row) -> list[Span]:
         """Offsets for processors that do not return replacement offsets. The processor runs on prefixes, so offsets are

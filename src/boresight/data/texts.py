@@ -62,7 +62,7 @@ class Texts:
 
     def render(self, messages: Sequence[Message], row: Row, **options: bool) -> str:
         """The messages in the processor's chat template."""
-        if not self._has_template:
+        if not self.has_template:
             raise ModelError(
                 f"row {row.index} is a conversation, but the processor has no chat template. Pass one that has, or "
                 "rows of plain strings."
@@ -92,7 +92,8 @@ class Texts:
     @property
     def image_token(self) -> str | None:
         """The token that the processor replaces with an image's tokens."""
-        return getattr(self.processor, "image_token", None)
+        token = getattr(self.processor, "image_token", None)
+        return None if token is None else str(token)  # some processors hold an AddedToken
 
     @property
     def image_token_id(self) -> int | None:
@@ -108,7 +109,7 @@ class Texts:
     def placeholder(self) -> str:
         """The text of one image in a string prompt: the image token with the family's marker tokens around it."""
         image = self.image_token
-        if image is None or not self._has_template:
+        if image is None or not self.has_template:
             return image or ""
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}
         text = self.processor.apply_chat_template([message], tokenize=False)
@@ -126,7 +127,7 @@ class Texts:
         """Marker tokens that only a template or processor may place. The processor would read them in text as images."""
         named = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
         added = [mark for mark, id in self.tokenizer.get_added_vocab().items() if id in self.facts.modality_ids]
-        return tuple(dict.fromkeys(mark for mark in (*named, *added) if mark))
+        return tuple(dict.fromkeys(str(mark) for mark in (*named, *added) if mark))
 
     @cached_property
     def control(self) -> tuple[str, ...]:
@@ -134,7 +135,8 @@ class Texts:
         return tuple(token for token in dict.fromkeys(self.tokenizer.all_special_tokens) if token not in self.reserved)
 
     @property
-    def _has_template(self) -> bool:
+    def has_template(self) -> bool:
+        """Whether the processor has a chat template."""
         return getattr(self.processor, "chat_template", None) is not None
 
     def _completion(self, completion: str | Conversation, row: Row) -> str:

@@ -12,7 +12,7 @@ branches with their prompt and themselves. `packed_attention` chooses.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -27,6 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from boresight.errors import ModelError
+from boresight.families import Blocks
 from boresight.model.flash_kernels import Kernel, flash_kernel
 from boresight.model.merged_attention import Pieces, merged_attention
 from boresight.model.packing import GroupSpan, PackedRow
@@ -63,7 +64,9 @@ class BranchTable:
     restore: Int[Tensor, "L"]
     """The index of each token of the row among the padded prompts followed by the padded branches."""
     blocks: Int[Tensor, "G P"] | None = None
-    """For models whose image tokens attend bidirectionally: the number of the image that each token belongs to, or −1."""
+    """For models in which some tokens attend bidirectionally: the number of the block that each token belongs to, or −1."""
+    blocks_need_window: bool = False
+    """Whether blocks exist in sliding layers only (Gemma 4)."""
     visits: int = 0
     """How many layers used the table. It stays 0 if the model drops keyword arguments before its attention."""
     state_visits: int = 0
@@ -73,8 +76,12 @@ class BranchTable:
     _walk: Walk | None = None
 
     @classmethod
-    def of(cls, row: PackedRow, *, image_blocks: bool = False) -> BranchTable:
-        """The table of a packed row; set `image_blocks` if an image's tokens attend bidirectionally."""
+    def of(cls, row: PackedRow, *, blocks: Blocks | None = None) -> BranchTable:
+        """The table of a packed row.
+
+        Args:
+            blocks: which tokens attend bidirectionally.
+        """
         prompts, branches, group = [], [], []
         for number, span in enumerate(row.spans):
             lone = sum(span.branches) if len(span.branches) == 1 else 0
@@ -92,10 +99,15 @@ class BranchTable:
             restore[places] = number * padded_prompts.shape[1] + torch.arange(len(places))
         for number, places in enumerate(branches):
             restore[places] = offset + number * padded_branches.shape[1] + torch.arange(len(places))
-        blocks = _image_blocks(row.token_types.cpu(), prompts) if image_blocks else None
+        attending = None
+        if blocks in ("image", "image in windows"):
+            attending = _image_blocks(row.token_types.cpu(), prompts)
+        elif blocks == "prompt":
+            attending = _prompt_blocks(row.spans, prompts)
         lengths = torch.tensor([len(places) for places in prompts])
         places = torch.tensor(group, dtype=torch.long)
-        return cls(padded_prompts, padded_branches, places, lengths, row.spans, restore, blocks)
+        in_windows = blocks == "image in windows"
+        return cls(padded_prompts, padded_branches, places, lengths, row.spans, restore, attending, in_windows)
 
     def to(self, device: torch.device) -> BranchTable:
         """The same table on another device."""
@@ -104,7 +116,11 @@ class BranchTable:
             for name in ("prompts", "branches", "group", "prompt_lengths", "restore", "blocks")
             if (value := getattr(self, name)) is not None
         }
-        return BranchTable(**moved, spans=self.spans)
+        return BranchTable(**moved, spans=self.spans, blocks_need_window=self.blocks_need_window)
+
+    def blocks_at(self, window: int | None) -> Int[Tensor, "G P"] | None:
+        """The blocks of a layer with this window."""
+        return None if self.blocks_need_window and window is None else self.blocks
 
     def masks(self, window: int | None) -> Masks:
         """The masks of prompts (None if plain causal) and of branches: true where a query attends to a key.
@@ -132,14 +148,14 @@ class BranchTable:
         return self._pieces[window]
 
     def _prompt_mask(self, window: int | None) -> PromptMask | None:
-        width = self.prompts.shape[1]
-        if self.blocks is None and (window is None or width <= window):
+        width, blocks = self.prompts.shape[1], self.blocks_at(window)
+        if blocks is None and (window is None or width <= window):
             return None
         place = torch.arange(width, device=self.prompts.device)
         distance = place[:, None] - place
         mask = distance >= 0
-        if self.blocks is not None:
-            same = (self.blocks[:, :, None] == self.blocks[:, None]) & (self.blocks[:, None] >= 0)
+        if blocks is not None:
+            same = (blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0)
             mask = mask | same
         if window is not None:
             # As in transformers: the window limits attention to earlier tokens, but not to later tokens of an image's block.
@@ -169,6 +185,14 @@ def _image_blocks(token_types: Int[Tensor, "L"], prompts: list[Tensor]) -> Int[T
     return pad_sequence(blocks, True, -1)
 
 
+def _prompt_blocks(spans: Sequence[GroupSpan], prompts: list[Tensor]) -> Int[Tensor, "G P"]:
+    """0 for the tokens of a prompt; −1 for those of a lone completion and padding."""
+    blocks = [
+        torch.where(torch.arange(len(places)) < span.prompt, 0, -1) for span, places in zip(spans, prompts, strict=True)
+    ]
+    return pad_sequence(blocks, True, -1)
+
+
 def packed_attention(
     query: Float[Tensor, "1 heads L D"],
     key: Float[Tensor, "1 kv L D"],
@@ -179,16 +203,16 @@ def packed_attention(
 ) -> Float[Tensor, "1 L heads Dv"]:
     """Attention over one packed row, after rotary embeddings."""
     query, key, value = (_autocast(states) for states in (query, key, value))
-    kernel = _kernel(query, value, table)
+    kernel = _kernel(query, value, table, window)
     if isinstance(kernel, str):
         _log_fallback(kernel, query.device.type)
         return padded_attention(query, key, value, table, scale, window)
     return merged_attention(query, key, value, table.pieces(window), kernel, scale)
 
 
-def _kernel(query: Tensor, value: Tensor, table: BranchTable) -> Kernel | str:
+def _kernel(query: Tensor, value: Tensor, table: BranchTable, window: int | None) -> Kernel | str:
     """The flash kernel for these states, or why two SDPA calls run instead."""
-    if table.blocks is not None:
+    if table.blocks_at(window) is not None:
         return "the tokens of an image attend to one another"
     return flash_kernel(query, value)
 

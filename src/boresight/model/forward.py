@@ -14,11 +14,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from boresight.errors import ModelError
-from boresight.model.head import MAX_LOGIT_BYTES, Head, token_logp
-from boresight.model.layouts import Predictions, choose_layout
+from boresight.model.choice import build_layout, choose
+from boresight.model.head import MAX_LOGIT_BYTES, token_logp
+from boresight.model.layouts import Predictions
+from boresight.model.verification import Candidate, Forward
 from boresight.model.vision import VisionEncoder, join_features
 from boresight.modules import unwrap
-from boresight.types import Group, Ids, LayoutName, ModelFacts, TokenStats
+from boresight.types import ExampleSource, Group, Ids, LayoutName, ModelFacts, Prompt, TokenStats
 
 
 class GroupForward:
@@ -29,7 +31,9 @@ class GroupForward:
     Args:
         model: as loaded, or wrapped by PEFT.
         facts: from `load.model_facts`.
-        layout: `"shared"`, `"rows"`, or `"auto"`: see `layouts.choose_layout`.
+        layout: `"shared"`, `"rows"`, `"plain"` or `"auto"`: see `choice.choose`.
+        examples: makes the groups on which the layout is verified. None verifies nothing: for a model whose layout is known.
+        joins: see `VisionEncoder`; verification decides about it.
         max_logit_bytes: see `head.token_logp`.
         max_cache_gib: see `vision.VisionEncoder`.
 
@@ -38,6 +42,8 @@ class GroupForward:
         model: the transformers model inside it, adapters in its layers.
         facts: as passed.
         layout: the chosen layout.
+        verification: how it was chosen.
+        examples: as passed.
         max_logit_bytes: as passed.
         vision: encodes images and caches their features; a frozen copy of the model may share it.
         counts: work done so far: vision_encodes, prompt_tokens, completion_tokens, padded_tokens; and the work that prompts and images
@@ -59,6 +65,8 @@ class GroupForward:
         facts: ModelFacts,
         *,
         layout: LayoutName | str = "auto",
+        examples: ExampleSource | None = None,
+        joins: bool = True,
         max_logit_bytes: int = MAX_LOGIT_BYTES,
         max_cache_gib: float = 2.0,
     ) -> None:
@@ -72,10 +80,24 @@ class GroupForward:
         self.max_logit_bytes = max_logit_bytes
         self.counts = Counter()
         self.vision = VisionEncoder(self.model, max_cache_gib=max_cache_gib, counts=self.counts)
-        self._head = Head.of(self.model)
-        self._layout = choose_layout(self.model, layout, pad_id=facts.pad_id)
-        self.layout = self._layout.name
+        self.examples = examples
         self._accepts = set(inspect.signature(self.model.base_model.forward).parameters)
+        self._keep_statistics()
+        self.verification = choose(model, layout, examples, self._attempt)
+        self.vision.joins = joins and self.verification.joins
+        self._layout = build_layout(self.model, self.verification.layout, pad_id=facts.pad_id)
+        self.layout = self._layout.name
+
+    def _attempt(self, candidate: Candidate) -> Forward:
+        """The forward of a candidate, with its own counts."""
+        return GroupForward(
+            self.outer,
+            self.facts,
+            layout=candidate.layout,
+            joins=candidate.joins,
+            max_logit_bytes=self.max_logit_bytes,
+            max_cache_gib=0.0,
+        )
 
     def __call__(
         self,
@@ -99,8 +121,9 @@ class GroupForward:
         """
 
         def forward() -> TokenStats:
+            self._keep_statistics()
             prompts = self._layout.prompts(groups)
-            found = self._layout(groups, self._features(prompts))
+            found = self._predictions(groups)
             self._count(groups, prompts, found)
             return self._stats(
                 found,
@@ -116,17 +139,51 @@ class GroupForward:
         with _redirected(wrapped.module, forward):  # pyright: ignore[reportArgumentType]
             return wrapped()
 
-    def _features(self, prompts: Sequence[Group]) -> dict[str, Any]:
-        """The image features of these prompts as keyword arguments of the model's forward."""
-        with_images = [group.prompt for group in prompts if group.prompt.vision]
-        if not with_images:
+    def _predictions(self, groups: Sequence[Group]) -> Predictions:
+        """One forward of the layout, or one for each group whose image features cannot be joined with others'."""
+        if self.vision.joins:
+            return self._layout(groups, self._features(self._layout.prompts(groups)))
+        parts = [self._layout([group], self._features(self._layout.prompts([group]))) for group in groups]
+        return Predictions.joined(parts)
+
+    def _features(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """The image features of these groups' prompts as keyword arguments of the model's forward, with the images' grids and sizes, which
+        positions may depend on."""
+        with_images = [group.prompt for group in groups if group.prompt.vision]
+        if not with_images or not self._layout.takes_features:
             return {}
-        if "mm_encoder_outputs" not in self._accepts:
-            raise ModelError(
-                f"{type(self.model).__name__} takes no image features (mm_encoder_outputs), so images cannot be encoded only once: "
-                "boresight does not support it."
-            )
-        return {"mm_encoder_outputs": {"image": join_features(self.vision(with_images))}}
+        beside = {
+            name: torch.cat([prompt.vision[name] for prompt in with_images]).to(self._layout.device)
+            for name, tensor in with_images[0].vision.items()
+            if name in self._accepts and not tensor.is_floating_point() and tensor.ndim <= 2
+        }
+        return {**beside, "mm_encoder_outputs": {"image": self.image_outputs(with_images)}}
+
+    def image_outputs(self, prompts: Sequence[Prompt]) -> Any:
+        """The vision tower's output for these prompts, as the model's forward takes it, computed or cached."""
+        return join_features(self.vision(prompts))
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether `image_outputs` can be handed to the model."""
+        return self._layout.takes_features
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """A context whose work does not count."""
+        before = self.counts.copy()
+        try:
+            yield
+        finally:
+            self.counts.clear()
+            self.counts.update(before)
+
+    def _keep_statistics(self) -> None:
+        """Keep modules with running statistics (BatchNorm in a tower) in evaluation mode, so that an image has the same features in every
+        pass. `train()` switches them back, hence at every call; not undone afterwards, because checkpointing runs modules again."""
+        for module in self.model.modules():
+            if getattr(module, "track_running_stats", False):
+                module.eval()
 
     def _banned(self) -> Ids | None:
         ids = self.facts.modality_ids
@@ -134,7 +191,9 @@ class GroupForward:
 
     def _stats(self, found: Predictions, **options: Any) -> TokenStats:
         """The head's results, each at the index of its token."""
-        results = token_logp(self._head, found.hidden, found.targets, max_logit_bytes=self.max_logit_bytes, **options)
+        results = token_logp(
+            self._layout.head, found.hidden, found.targets, max_logit_bytes=self.max_logit_bytes, **options
+        )
         logp, *rest = (
             None if values is None else values.new_zeros(found.mask.shape).masked_scatter(found.mask, values)
             for values in results
@@ -142,6 +201,8 @@ class GroupForward:
         return TokenStats(logp, found.mask, *rest)  # pyright: ignore[reportArgumentType]
 
     def _count(self, groups: Sequence[Group], prompts: Sequence[Group], found: Predictions) -> None:
+        if not self._layout.takes_features:
+            self.counts["vision_encodes"] += sum(len(group.prompt.images) for group in prompts)
         self.counts["prompt_tokens"] += sum(len(group.prompt.ids) for group in prompts)
         self.counts["completion_tokens"] += sum(group.num_completion_tokens for group in groups)
         self.counts["padded_tokens"] += found.num_padded
@@ -151,13 +212,22 @@ class GroupForward:
 
 @contextmanager
 def _redirected(module: nn.Module, forward: Callable[[], TokenStats]) -> Iterator[None]:
-    """For one call, `module(…)` runs `forward`, so that a wrapper's own forward, with its hooks, calls it."""
+    """For one call, `module(…)` runs `forward`, so that a wrapper's own forward, with its hooks, calls it. The module's own forward is back
+    in place while `forward` runs, which may call it."""
     before = module.__dict__.get("forward")
-    module.forward = forward
+
+    def restore() -> None:
+        if before is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = before
+
+    def once() -> TokenStats:
+        restore()
+        return forward()
+
+    module.forward = once
     try:
         yield
     finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
+        restore()

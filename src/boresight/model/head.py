@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,13 +18,35 @@ MAX_LOGIT_BYTES = 2**28
 """Most bytes of float32 logits in memory at once. 256 MiB holds 2,048 tokens of a vocabulary of 32,768."""
 
 
+@runtime_checkable
+class LogitSource(Protocol):
+    """From what a forward pass returns for each predicted token to logits."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def logits(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
+        """Logits in float32."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLogits:
+    """Of a forward pass that returns logits itself."""
+
+    vocab_size: int
+
+    def logits(self, hidden: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+        return hidden.float()
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """The language-model head: all steps from a hidden state to logits.
 
     Args:
         project: the output embeddings: tied or not, with or without LoRA.
-        scale: multiplies the logits (Cohere, Granite).
+        scale: multiplies the logits (Cohere, Granite, Inkling).
         soft_cap: limits logits to ±soft_cap by tanh (Gemma 2).
     """
 
@@ -32,35 +55,33 @@ class Head:
     soft_cap: float | None = None
 
     @classmethod
+    @torch.no_grad()
     def of(cls, model: PreTrainedModel) -> Head:
-        """The head of a transformers model.
+        """The head of a transformers model, as the model's own logits show it.
 
-        If its text config has a scale or a cap, the model's own logits decide how it is applied. Some classes ignore them
-        (Aya Vision, PaliGemma 2), and HyperCLOVA X multiplies by the value that Granite divides by.
+        No option of a config decides, because classes differ in which they honour: Aya Vision and PaliGemma 2 ignore theirs, and
+        HyperCLOVA X multiplies by the value that Granite divides by. A measured scale is rounded to the nearest number of the config.
 
         Raises:
-            ModelError: the model does something else with its logits.
+            ModelError: the model does something else with its logits, or its base model returns no hidden states.
         """
-        config = model.config.get_text_config()
         project: Any = model.get_output_embeddings()
         plain = cls(project)
-        scale = getattr(config, "logit_scale", None) or 1.0
-        scaling = getattr(config, "logits_scaling", None) or 1.0
-        cap = getattr(config, "final_logit_softcapping", None)
-        candidates = [
-            replace(plain, scale=scale / scaling, soft_cap=cap),
-            plain,
-            replace(plain, scale=scale * scaling, soft_cap=cap),
-        ]
-        if candidates[0] == plain:
-            return plain
         hidden, logits = _own_logits(model)
-        for head in candidates:
-            if torch.allclose(head.logits(hidden), logits, rtol=1e-2, atol=1e-2 * logits.abs().max().item()):
+        small, large = seen = list(zip(hidden.chunk(2), logits.chunk(2), strict=True))
+        if all(_explains(plain, *pair) for pair in seen):
+            return plain
+        scale = _nearest(_ratio(plain.logits(small[0]), small[1]), model.config)
+        for cap in (None, _nearest(large[1].abs().max().item(), model.config)):
+            head = replace(plain, scale=scale, soft_cap=cap)
+            if all(_explains(head, *pair) for pair in seen):
                 return head
-        raise ModelError(
-            f"{type(model).__name__} changes its logits in a way that neither its scale nor its cap explains."
-        )
+        raise ModelError(f"{type(model).__name__} changes its logits in a way that neither a scale nor a cap explains.")
+
+    @property
+    def vocab_size(self) -> int:
+        weight: Any = self.project.weight
+        return len(weight)
 
     def logits(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """Logits in float32."""
@@ -73,23 +94,72 @@ class Head:
 
 
 @torch.no_grad()
-def _own_logits(model: PreTrainedModel) -> tuple[Float[Tensor, "4 H"], Float[Tensor, "4 V"]]:
-    """Random hidden states, and the logits that the model's own forward computes from them."""
+def _own_logits(model: PreTrainedModel) -> tuple[Float[Tensor, "8 H"], Float[Tensor, "8 V"]]:
+    """Random hidden states, and the logits that the model's own forward computes from them: four states so small that no cap bends their
+    logits, and four so large that nothing but a cap is left of them.
+
+    Raises:
+        ModelError: the base model returns no hidden states.
+    """
     head: Any = model.get_output_embeddings()
     weight = head.weight
-    # Large enough for a cap to have an effect.
-    hidden = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight) * 8
+    hidden = torch.randn(8, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    hidden = hidden * torch.tensor([1e-3] * 4 + [1e3] * 4).to(hidden)[:, None]
     ids = torch.zeros(1, len(hidden), dtype=torch.long, device=weight.device)
+    was_put: list[bool] = []
 
     def put(base: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-        output.last_hidden_state = hidden[None]
+        if getattr(output, "last_hidden_state", None) is not None:
+            output.last_hidden_state = hidden[None]
+            was_put.append(True)
         return output
 
-    hook = model.base_model.register_forward_hook(put)
+    def put_before(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        was_put.append(True)
+        return (hidden[None], *arguments[1:])
+
+    # Where the base model is the model itself, `own_forward.final_states` takes what its head receives.
+    base: Any = model.base_model
+    hook = head.register_forward_pre_hook(put_before) if base is model else base.register_forward_hook(put)
     try:
-        return hidden, model(input_ids=ids, use_cache=False).logits[0].float()
+        logits = model(input_ids=ids, use_cache=False).logits[0].float()
     finally:
         hook.remove()
+    if not was_put:
+        raise ModelError(f"{type(model).__name__} has no base model that returns hidden states.")
+    return hidden, logits
+
+
+def _explains(head: Head, hidden: Tensor, logits: Tensor) -> bool:
+    """Whether the head computes these logits, up to the rounding of a bf16 product."""
+    return torch.allclose(head.logits(hidden), logits, rtol=1e-2, atol=1e-2 * logits.abs().max().item())
+
+
+def _ratio(logits: Tensor, own: Tensor) -> float:
+    """own / logits, from the largest of them."""
+    kept = logits.abs() >= logits.abs().median()
+    return (own[kept] / logits[kept]).median().item()
+
+
+def _nearest(value: float, config: Any) -> float:
+    """The number of a config, or the reciprocal of one, that is within 1 % of a measured value; the value itself if there is none.
+
+    Products of two are tried too (a multiplier on top of a scale).
+    """
+    numbers = {
+        float(number)
+        for part in (config, config.get_text_config())
+        for name, number in part.to_dict().items()
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and number and LOGIT_NAME.search(name)
+    }
+    single = {1.0, *numbers, *(1 / number for number in numbers)}
+    known = {first * second for first in single for second in single}
+    best = min(known, key=lambda number: abs(number - value))
+    return best if abs(best - value) <= 1e-2 * abs(value) else value
+
+
+LOGIT_NAME = re.compile("logit|multiplier|mup|cap|scale|scaling")
+"""Names of config fields that may hold a head's scale or cap."""
 
 
 class TokenLogp(NamedTuple):
@@ -106,7 +176,7 @@ class TokenLogp(NamedTuple):
 
 
 def token_logp(
-    head: Head,
+    head: LogitSource,
     hidden: Float[Tensor, "N H"],
     targets: Int[Tensor, "N"],
     *,
@@ -123,7 +193,8 @@ def token_logp(
     each.
 
     Args:
-        hidden: final hidden states.
+        head: turns what follows into logits.
+        hidden: final hidden states, or logits (`OwnLogits`).
         targets: ids.
         temperature: divides the logits before the softmax.
         banned: ids whose probability is zero, as in sampling.
@@ -148,9 +219,7 @@ def token_logp(
             greedy = logits.detach().argmax(-1) == targets
             return TokenLogp(logp, log_total - mean, greedy, log_collision)
 
-    weight: Any = head.project.weight
-    vocab = len(weight)
-    size = max(1, max_logit_bytes // (4 * vocab))
+    size = max(1, max_logit_bytes // (4 * head.vocab_size))
     if len(targets) <= size:
         return chunk_stats(hidden, targets)
     recompute = torch.is_grad_enabled()

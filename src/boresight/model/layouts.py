@@ -1,13 +1,12 @@
-"""The two ways to run groups through a model. They give the same numbers.
+"""The two fast ways to run groups through a model. They give the same numbers as its own forward (`plain`).
 
 `SharedLayout` runs a prompt once with its completions as branches. `RowsLayout` repeats the prompt for every completion, as other
-trainers do. Tests compare the first with the second, and models whose layers cannot branch use the second.
+trainers do, but not its images. `choice` picks one for a model.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,23 +18,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from boresight.errors import ConfigError, ModelError
-from boresight.families import family_of, why_no_branches
+from boresight.errors import ModelError
+from boresight.families import Blocks, bidirectional_blocks, family_of, why_no_branches
 from boresight.model import states
 from boresight.model.attention import BranchTable, install
+from boresight.model.head import Head, LogitSource
 from boresight.model.packing import completion_mask, pack
+from boresight.own_forward import completion_tensors, continued_token_inputs, final_states, is_token_input
 from boresight.state_layers import why_no_states
-from boresight.types import Group, LayoutName, Mask
-
-logger = logging.getLogger(__name__)
+from boresight.types import Completion, Group, LayoutName, Mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """The result for groups of a forward pass of the model without its head."""
+    """The result of a forward pass for groups."""
 
     hidden: Float[Tensor, "N H"]
-    """The hidden state that predicts each counted token."""
+    """What predicts each counted token: a hidden state, or logits, for the layout's `head`."""
     targets: Int[Tensor, "N"]
     """The id of each counted token."""
     mask: Mask
@@ -43,14 +42,35 @@ class Predictions:
     num_padded: int = 0
     """How many padding tokens were computed."""
 
+    @classmethod
+    def joined(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Those of several passes, groups in order."""
+        if len(parts) == 1:
+            return parts[0]
+        masks = [row for part in parts for row in part.mask]
+        return cls(
+            torch.cat([part.hidden for part in parts]),
+            torch.cat([part.targets for part in parts]),
+            pad_sequence(masks, True),
+            sum(part.num_padded for part in parts),
+        )
+
 
 class Layout(ABC):
-    """One way to run groups through a model without its head."""
+    """One way to run groups through a model.
+
+    Attributes:
+        name: its name among the options.
+        takes_features: whether it takes ready image features; otherwise the model encodes images itself.
+        head: from `Predictions.hidden` to logits.
+    """
 
     name: ClassVar[LayoutName]
+    takes_features: ClassVar[bool] = True
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, head: LogitSource | None = None) -> None:
         self.model = model
+        self.head: LogitSource = Head.of(model) if head is None else head
         self.family = family_of(model.config.model_type)
 
     @property
@@ -77,6 +97,8 @@ class SharedLayout(Layout):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
+        self._accepts = set(inspect.signature(model.base_model.forward).parameters)
+        self._blocks: Blocks | None = bidirectional_blocks(self.family, model.get_decoder().config)
         install(model)
         self.num_state_layers = states.install(model)
 
@@ -86,21 +108,43 @@ class SharedLayout(Layout):
     def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
         device = self.device
         row = pack(self.model.base_model, groups)
-        table = BranchTable.of(row, image_blocks=self.family.image_blocks).to(device)
-        hidden = self.model.base_model(
+        table = BranchTable.of(row, blocks=self._blocks).to(device)
+        hidden = final_states(
+            self.model,
             input_ids=row.ids[None].to(device),
             position_ids=(row.positions[None] if row.positions.ndim == 1 else row.positions[:, None]).to(device),
             # transformers passes a 4-D mask on unchanged, and the table replaces it, so no L×L mask is built.
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
             use_cache=False,
             branches=table,
+            **self._token_inputs(groups),
             **features,
-        ).last_hidden_state[0]
+        )[0]
         if not table.visits or table.state_visits != self.num_state_layers:
             raise ModelError(
                 f"{type(self.model).__name__} does not pass keyword arguments to its layers: use layout='rows'."
             )
         return Predictions(hidden[row.predictors.to(device)], row.targets.to(device), row.mask.to(device))
+
+    def _token_inputs(self, groups: Sequence[Group]) -> dict[str, Tensor]:
+        """Token inputs of the row, other than types of tokens: those only decide about positions and masks, which are given."""
+        names = {
+            name for group in groups for name in group.prompt.token_inputs if name not in self.family.token_types
+        } & self._accepts
+        rows: dict[str, list[Tensor]] = {name: [] for name in names}
+        for group in groups if names else ():
+            prompt = {name: group.prompt.token_inputs[name][None] for name in names}
+            length = len(group.prompt.ids)
+            for name, values in prompt.items():
+                rows[name].append(values[0])
+            for completion in group.completions:
+                own = completion.token_inputs or {
+                    name: values[0, length:]
+                    for name, values in continued_token_inputs(self.model, prompt, len(completion.ids)).items()
+                }
+                for name in names:
+                    rows[name].append(own[name])
+        return {name: torch.cat(values)[None].to(self.device) for name, values in rows.items()}
 
 
 class RowsLayout(Layout):
@@ -122,24 +166,22 @@ class RowsLayout(Layout):
 
     def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
         device = self.device
-        ids, types, predictors, targets = [], [], [], []
+        ids, rows_inputs, predictors, targets = [], [], [], []
         for group in groups:
             for completion in group.completions:
-                own = completion.token_types
                 ids.append(torch.cat([group.prompt.ids, completion.ids]))
-                types.append(
-                    torch.cat([group.prompt.token_types, torch.zeros_like(completion.ids) if own is None else own])
-                )
+                rows_inputs.append(self._token_inputs(group, completion))
                 predictors.append(torch.arange(len(completion.ids))[completion.mask] + len(group.prompt.ids) - 1)
                 targets.append(completion.ids[completion.mask])
         mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in ids], True)
-        hidden = self.model.base_model(
+        hidden = final_states(
+            self.model,
             input_ids=pad_sequence(ids, True, self.pad_id).to(device),
             attention_mask=mask.long().to(device),
             use_cache=False,
-            **self._further_inputs(groups, pad_sequence(types, True)),
+            **self._joined(rows_inputs, ids),
             **features,
-        ).last_hidden_state
+        )
         rows = torch.repeat_interleave(torch.arange(len(ids)), torch.tensor([len(target) for target in targets]))
         return Predictions(
             hidden[rows.to(device), torch.cat(predictors).to(device)],
@@ -148,54 +190,44 @@ class RowsLayout(Layout):
             num_padded=int((~mask).sum()),
         )
 
-    def _further_inputs(self, groups: Sequence[Group], types: Int[Tensor, "B L"]) -> dict[str, Tensor]:
-        """The model's inputs besides ids and features. M-RoPE models compute positions from token types and image grids."""
-        inputs = dict.fromkeys(self.family.token_types, types)
-        for name in self.family.inputs_beside_features:
-            if found := [group.prompt.vision[name] for group in self.prompts(groups) if name in group.prompt.vision]:
-                inputs[name] = torch.cat(found)
-        return {name: tensor.to(self.device) for name, tensor in inputs.items() if name in self._accepts}
+    def _token_inputs(self, group: Group, completion: Completion) -> dict[str, Tensor]:
+        """Token inputs [L, …] of one row that the model takes."""
+        tensors, further = completion_tensors(self.model, group.prompt, completion)
+        length = tensors["input_ids"].shape[1]
+        tokens = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name in self._accepts - {"input_ids", "attention_mask"} and is_token_input(tensor, length)
+        }
+        return {name: values[0] for name, values in continued_token_inputs(self.model, tokens, len(further)).items()}
+
+    def _joined(self, rows: Sequence[Mapping[str, Tensor]], ids: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The token inputs of all rows, padded with zeros, which also stand for an input that a row does not have."""
+        joined = {}
+        for name in sorted({name for row in rows for name in row}):
+            like = next(row[name] for row in rows if name in row)
+            values = [
+                row.get(name, like.new_zeros(len(own), *like.shape[1:])) for row, own in zip(rows, ids, strict=True)
+            ]
+            joined[name] = pad_sequence(values, True).to(self.device)
+        return joined
+
+
+def takes_features(model: PreTrainedModel) -> bool:
+    """Whether the model's forward without its head takes ready image features."""
+    base = model.base_model
+    return "mm_encoder_outputs" in inspect.signature(base.forward).parameters and hasattr(base, "get_image_features")
 
 
 def why_not_shared(model: PreTrainedModel) -> str | None:
-    """Why a model cannot use the shared layout, or None if it can."""
+    """What in a model's structure keeps it from the shared layout; None if nothing does, and values must decide."""
     config = model.get_decoder().config
     if (reason := why_no_branches(config)) is not None:
         return reason
-    accepts = inspect.signature(model.base_model.forward).parameters
     if config._attn_implementation == "eager":
         return "it was loaded with eager attention, which each model class defines itself; 'sdpa' can share"
-    if "mm_encoder_outputs" not in accepts:
+    if not takes_features(model):
         return "its forward takes no image features (mm_encoder_outputs)"
     if (reason := why_no_states(model)) is not None:
         return reason
-    if getattr(config, "use_bidirectional_attention", None) or (
-        "token_type_ids" in accepts and not family_of(model.config.model_type).image_blocks
-    ):
-        return "some of its tokens attend to later tokens, in a pattern that boresight does not know"
     return None
-
-
-def choose_layout(model: PreTrainedModel, wanted: LayoutName | str, *, pad_id: int) -> Layout:
-    """The layout that the user chose. `"auto"` gives the shared one if tests compare the model's family with plain transformers.
-
-    Raises:
-        ConfigError: the layout is unknown, or the model cannot share.
-    """
-    name = type(model).__name__
-    if wanted not in ("auto", "shared", "rows"):
-        raise ConfigError(f"layout={wanted!r} is not one of 'auto', 'shared', 'rows'.")
-    if wanted == "rows":
-        return RowsLayout(model, pad_id=pad_id)
-    reason = why_not_shared(model)
-    if wanted == "shared" and reason is not None:
-        raise ConfigError(f"layout='shared' cannot serve {name}: {reason}. Use layout='rows'.")
-    if wanted == "auto" and reason is None and not family_of(model.config.model_type).shares:
-        reason = (
-            "no test covers its family's shared layout; `boresight doctor --probe` checks whether the model can share, and "
-            "layout='shared' enables it"
-        )
-    if reason is None:
-        return SharedLayout(model)
-    logger.warning("%s runs one row per completion: %s.", name, reason)
-    return RowsLayout(model, pad_id=pad_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -65,7 +67,7 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
     if (missing := missing_path(str(model))) is not None:
         raise ModelError(f"There is no model at {str(model)!r} {missing}")
     try:
-        return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
+        return _from_pretrained(model, dtype=dtype, **options)
     except OSError as error:
         raise ModelError(
             f"There is no model at {str(model)!r} (neither a folder nor a hub id that can be reached): {error}"
@@ -74,6 +76,16 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
         raise ModelError(
             f"{str(model)!r} is not a vision-language model that transformers supports: {error}"
         ) from error
+
+
+def _from_pretrained(model: str | Path, **options: Any) -> nn.Module:
+    try:
+        return AutoModelForImageTextToText.from_pretrained(model, **options)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        # Models that read images and sounds are listed elsewhere (Phi-4-multimodal).
+        return AutoModelForMultimodalLM.from_pretrained(model, **options)
 
 
 def load_processor(
@@ -163,6 +175,21 @@ def adapt(model: nn.Module, peft_config: PeftConfig | None, plan: PartPlan = AS_
     return model
 
 
+def places_whole(model: nn.Module, args: Any) -> bool:
+    """Whether training keeps a whole copy of the model on this process's device: no shards, quantized weights, or several devices.
+
+    Args:
+        args: transformers' TrainingArguments.
+    """
+    inner = unwrap(model)
+    is_sharded = any(
+        os.environ.get(name, "false").lower() in ("1", "true")
+        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    )
+    is_placed = hasattr(inner, "hf_device_map") or getattr(inner, "quantization_method", None) is not None
+    return not (args.deepspeed or args.fsdp or is_sharded or is_placed)
+
+
 def promote_trainable(model: nn.Module, *, keep: bool = False) -> None:
     """Cast trainable weights to float32; leave frozen weights unchanged.
 
@@ -196,9 +223,11 @@ def model_facts(model: nn.Module, processor: ProcessorMixin) -> ModelFacts:
     """The facts that other rooms need, from the model's config, its generation config and its tokenizer.
 
     Raises:
-        ModelError: no end token is known.
+        ModelError: the model cannot be trained here, or no end token is known.
     """
     model = unwrap(model)
+    if (reason := why_unsupported(model)) is not None:
+        raise ModelError(f"{type(model).__name__} cannot be trained: {reason}.")
     tokenizer: Any = processor.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
     generation = getattr(model, "generation_config", None)
     stops = getattr(generation, "eos_token_id", None)
@@ -218,7 +247,30 @@ def model_facts(model: nn.Module, processor: ProcessorMixin) -> ModelFacts:
         image_token_id=getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None)),
         vocab_size=vocab,
         family=family_of(model.config.model_type),
+        window=_window(model.get_decoder().config),
     )
+
+
+def _window(config: Any) -> int | None:
+    """The smallest window of a text config, whatever its name."""
+    names = ("sliding_window", "sliding_window_size", "attention_chunk_size")
+    windows = [getattr(config, name, None) for name in names]
+    return min((window for window in windows if isinstance(window, int)), default=None)
+
+
+def why_unsupported(model: PreTrainedModel) -> str | None:
+    """Why completions of a prompt cannot be learnt by this class at all; None if they can."""
+    config = model.config
+    if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
+        return "it is an encoder-decoder, which reads the prompt in another model than the one that continues it"
+    try:
+        head: Any = model.get_output_embeddings()
+        model.get_decoder()
+    except (AttributeError, NotImplementedError):
+        head = None
+    if getattr(head, "weight", None) is None:
+        return "it has no language-model head over a decoder (of a Qwen-Omni model, train the thinker)"
+    return None
 
 
 def _modality_ids(model: PreTrainedModel, processor: ProcessorMixin) -> set[int]:

@@ -18,10 +18,11 @@ class ModelOptions:
         None, "Further arguments of `from_pretrained`, if the model is given by id or folder."
     )
     trust_remote_code: bool = option(False, "Run model code that comes with a checkpoint.")
-    layout: Literal["auto", "shared", "rows"] = option(
+    layout: Literal["auto", "shared", "rows", "plain"] = option(
         "auto",
-        "'shared' runs a prompt once with its completions as branches. 'rows' repeats it for each completion. 'auto' shares for the "
-        "families that tests cover. The results are the same.",
+        "'shared' runs a prompt once with its completions as branches. 'rows' repeats it for each completion. 'plain' runs the model's own "
+        "forward for each completion, images included. The results are the same. 'auto' takes the first of them that "
+        "equals the model's own forward on made-up groups.",
     )
     max_logit_mib: Annotated[int, Range(at_least=1)] = option(256, "Most logits in memory at once, in MiB.")
     vision_cache_gib: Annotated[float, Range(at_least=0)] = option(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from boresight.modules import matching_arguments
+from boresight.own_forward import rope_positions, token_inputs_of
 from boresight.types import Completion, Prompt
 
 Positions = Int[Tensor, "L"] | Int[Tensor, "A L"]
@@ -28,17 +26,13 @@ def sequence_positions(base: nn.Module, prompt: Prompt, completion: Completion |
     Returns:
         [P] or, for M-RoPE models, [A, P]; P includes the completion's tokens if one is given.
     """
-    ids, types = prompt.ids, prompt.token_types
+    ids, tokens = prompt.ids, token_inputs_of(prompt)
     if completion is not None:
+        own = token_inputs_of(completion)
         ids = torch.cat([ids, completion.ids])
-        own = completion.token_types
-        types = torch.cat([types, torch.zeros_like(completion.ids) if own is None else own])
-    rope_index: Any = getattr(base, "get_rope_index", None)
-    if rope_index is None:
-        return torch.arange(len(ids), device=ids.device)
-    grids = matching_arguments(rope_index, prompt.vision)
-    positions, _ = rope_index(ids[None], mm_token_type_ids=types[None], **grids)
-    return positions[:, 0]
+        tokens = {name: torch.cat([values, own[name]]) for name, values in tokens.items() if name in own}
+    positions = rope_positions(base, ids, tokens, prompt.vision)
+    return torch.arange(len(ids), device=ids.device) if positions is None else positions
 
 
 def branch_positions(

@@ -39,8 +39,10 @@ class Reference:
         self.forward = GroupForward(
             frozen,
             policy.facts,
-            # Another model's family may not support the shared layout.
-            layout="auto" if model is not None and policy.layout == "shared" else policy.layout,
+            # Another model is verified on its own.
+            layout=policy.layout if model is None else "auto",
+            examples=None if model is None else policy.examples,
+            joins=policy.vision.joins or model is not None,
             max_logit_bytes=policy.max_logit_bytes,
             max_cache_gib=policy.vision.max_cache_bytes / 2**30,
         )

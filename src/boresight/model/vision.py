@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from boresight.errors import ModelError
+from boresight.errors import ModelError, ShapeError
 from boresight.families import Family, family_of
-from boresight.modules import matching_arguments
+from boresight.modules import matching_arguments, text_parameters
+from boresight.own_forward import on_model
 from boresight.types import Prompt
 
 Parts = Float[Tensor, "... H"] | tuple[Float[Tensor, "... H"], ...]
@@ -35,6 +37,27 @@ class Features:
     def num_bytes(self) -> int:
         levels = (self.pooled, *self.deepstack)
         return sum(part.nbytes for level in levels for part in ((level,) if isinstance(level, Tensor) else level))
+
+
+@dataclass(frozen=True, slots=True)
+class WholeFeatures:
+    """The vision tower's output for all images of one prompt, in whatever form the model's forward reads it. It cannot be joined."""
+
+    output: Any
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in _tensors(self.output))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
 
 
 def _joined(parts: Sequence[Parts]) -> Parts:
@@ -58,8 +81,18 @@ def _split(whole: Any, parts: int) -> list[Parts]:
     return [tuple(whole[part * share : (part + 1) * share]) for part in range(parts)]
 
 
-def join_features(features: Sequence[Features]) -> BaseModelOutputWithPooling:
-    """Join several prompts' features into the vision tower's output for all of them (transformers' `mm_encoder_outputs["image"]`)."""
+def join_features(features: Sequence[Features | WholeFeatures]) -> Any:
+    """Join several prompts' features into the vision tower's output for all of them (transformers' `mm_encoder_outputs["image"]`).
+
+    Raises:
+        ShapeError: whole outputs of several prompts.
+    """
+    if isinstance(features[0], WholeFeatures):
+        if len(features) > 1:
+            raise ShapeError("Whole outputs of a vision tower cannot be joined.")
+        # A model may write into what it reads.
+        return copy.copy(features[0].output)
+    features = cast("Sequence[Features]", features)
     output: Any = BaseModelOutputWithPooling()
     output.pooler_output = _joined([item.pooled for item in features])
     output.deepstack_features = [_joined(level) for level in zip(*(item.deepstack for item in features), strict=True)]
@@ -123,12 +156,6 @@ def _shape(prompt: Prompt, family: Family) -> Hashable:
     return tuple((name, tuple(tensor.shape)) for name, tensor in sorted(prompt.vision.items()))
 
 
-def text_parameters(model: PreTrainedModel) -> set[nn.Parameter]:
-    """The parameters of the language model and its head, which image features do not depend on."""
-    head = model.get_output_embeddings()
-    return {*model.get_decoder().parameters(), *(head.parameters() if head is not None else ())}
-
-
 def vision_is_frozen(model: PreTrainedModel) -> bool:
     """Whether vision tower and projector are frozen."""
     text = text_parameters(model)
@@ -147,6 +174,10 @@ class VisionEncoder:
         max_cache_gib: most memory for cached features of a frozen vision tower. The oldest are evicted first.
         batch_size: how many prompts go through the vision tower together.
         counts: its entry `vision_encodes` counts the images that went through the vision tower.
+
+    Attributes:
+        joins: whether prompts go through the vision tower together, and their features can be joined. False where the tower's output has
+            another form than `Features`, or depends on its neighbours: each prompt's images then run alone (`WholeFeatures`).
     """
 
     def __init__(
@@ -161,8 +192,9 @@ class VisionEncoder:
         self.family = family_of(model.config.model_type)
         self.max_cache_bytes = int(max_cache_gib * 2**30)
         self.batch_size = batch_size
+        self.joins = True
         self.counts = Counter[str]() if counts is None else counts
-        self._cache: OrderedDict[Hashable, Features] = OrderedDict()
+        self._cache: OrderedDict[Hashable, Features | WholeFeatures] = OrderedDict()
         self._cache_bytes = 0
 
     def clear(self) -> None:
@@ -170,49 +202,49 @@ class VisionEncoder:
         self._cache.clear()
         self._cache_bytes = 0
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[Features]:
+    def __call__(self, prompts: Sequence[Prompt]) -> list[Features | WholeFeatures]:
         """The features of every prompt, in order. Every prompt must have images."""
         frozen = vision_is_frozen(self.model)
         if not frozen:
             self.clear()
-        images = [single_images(prompt, self.family) for prompt in prompts]
+        images = [single_images(prompt, self.family) if self.joins else [prompt] for prompt in prompts]
         wanted = {image_key(single): single for singles in images for single in singles}
         known = {key: self._cache[key] for key in wanted if key in self._cache}
         with torch.no_grad() if frozen else nullcontext():
             known |= self._encode([(key, prompt) for key, prompt in wanted.items() if key not in known])
         if frozen:
             self._remember(known)
-        return [_together([known[image_key(single)] for single in singles]) for singles in images]
+        found = [[known[image_key(single)] for single in singles] for singles in images]
+        return [_together(cast("list[Features]", parts)) if self.joins else parts[0] for parts in found]
 
-    def _encode(self, prompts: Sequence[tuple[Hashable, Prompt]]) -> dict[Hashable, Features]:
+    def _encode(self, prompts: Sequence[tuple[Hashable, Prompt]]) -> dict[Hashable, Features | WholeFeatures]:
+        if not self.joins:
+            return {key: WholeFeatures(self._output([prompt])) for key, prompt in prompts}
         shapes: dict[Hashable, list[tuple[Hashable, Prompt]]] = {}
         for key, prompt in prompts:
             shapes.setdefault(_shape(prompt, self.family), []).append((key, prompt))
-        features: dict[Hashable, Features] = {}
+        features: dict[Hashable, Features | WholeFeatures] = {}
         for same in shapes.values():
             for start in range(0, len(same), self.batch_size):
                 batch = same[start : start + self.batch_size]
-                outputs = self._tower([prompt for _, prompt in batch])
+                outputs = split_features(self._output([prompt for _, prompt in batch]), len(batch))
                 features |= {key: item for (key, _), item in zip(batch, outputs, strict=True)}
         return features
 
-    def _tower(self, prompts: Sequence[Prompt]) -> list[Features]:
+    def _output(self, prompts: Sequence[Prompt]) -> Any:
+        """The vision tower's output for these prompts together."""
         base: Any = self.model.base_model
-        device = next(base.parameters()).device
-        tensors = {
-            name: torch.cat([prompt.vision[name] for prompt in prompts]).to(device) for name in prompts[0].vision
-        }
-        inputs = matching_arguments(base.get_image_features, tensors)
-        if unknown := tensors.keys() - inputs.keys():
+        joined = {name: torch.cat([prompt.vision[name] for prompt in prompts]) for name in prompts[0].vision}
+        inputs = matching_arguments(base.get_image_features, on_model(self.model, joined))
+        if self.joins and (unknown := joined.keys() - inputs.keys()):
             raise ModelError(
                 f"{type(self.model).__name__} takes no {', '.join(sorted(unknown))} for images, but the processor returned them: "
                 "processor and model do not match."
             )
-        output = base.get_image_features(**inputs, return_dict=True)
         self.counts["vision_encodes"] += sum(len(prompt.images) for prompt in prompts)
-        return split_features(output, len(prompts))
+        return base.get_image_features(**inputs, return_dict=True)
 
-    def _remember(self, features: dict[Hashable, Features]) -> None:
+    def _remember(self, features: Mapping[Hashable, Features | WholeFeatures]) -> None:
         for key, item in features.items():
             if key not in self._cache:
                 self._cache[key] = item

@@ -75,6 +75,10 @@ class BranchLayer(CacheLayerMixin):
         self.steps += 1
         return self, self
 
+    def to(self, *args: Any, **kwargs: Any) -> BranchLayer:
+        """The layer itself: a later layer that shares these keys moves them to its device (Gemma 3n and 4)."""
+        return self
+
     def select(self, rows: Tensor, columns: Tensor, width: int) -> None:
         """Keep the groups `rows` ([G′]), their branches `columns` ([G′, K′]), and the first `width` tokens of the prompts."""
         self.prompt_keys = self.prompt_keys[rows, :, :width]

@@ -1,4 +1,4 @@
-"""Decoding: the prompt's forward pass, which fills a cache, and the ordinary way to sample from that cache."""
+"""Decoding: the prompt's forward pass, which fills a cache, and the ordinary ways to sample from that cache, or without one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from boresight.families import family_of, why_no_branches
+from boresight.families import why_no_branches
 from boresight.modules import matching_arguments
+from boresight.own_forward import on_model, own_logits, prompt_tensors, rope_positions, token_inputs_of
 from boresight.state_layers import why_no_states
 from boresight.types import Prompt
 
@@ -58,8 +59,6 @@ class Prefill:
         self.device = next(model.parameters()).device
         self.config = model.get_decoder().config
         self.layer_types: Sequence[str] = getattr(self.config, "layer_types", None) or ()
-        self._family = family_of(model.config.model_type)
-        self._rope_index: Any = getattr(model.base_model, "get_rope_index", None)
         self.axes = 0
         """The number of position axes in M-RoPE models, known after the first prompt; 0 for plain positions."""
 
@@ -71,20 +70,27 @@ class Prefill:
 
     def __call__(self, prompt: Prompt, cache: DynamicCache) -> tuple[Tensor, int, DynamicCache]:
         """Logits [1, V] after the prompt, the position of the first token that follows, and the filled cache."""
-        ids, types = prompt.ids[None].to(self.device), prompt.token_types[None].to(self.device)
-        inputs: dict[str, Any] = {name: tensor.to(self.device) for name, tensor in prompt.vision.items()}
-        inputs |= matching_arguments(self.model.forward, dict.fromkeys(self._family.token_types, types))
+        tensors = prompt_tensors(prompt)
+        ids = tensors.pop("input_ids").to(self.device)
+        del tensors["attention_mask"]
         position = ids.shape[1]
-        if self._rope_index is not None:
-            # Positions are passed here and at every step. Without them the model would read and write its own `rope_deltas`.
-            grids = matching_arguments(self._rope_index, {name: inputs[name] for name in prompt.vision})
-            inputs["position_ids"], _ = self._rope_index(ids, mm_token_type_ids=types, **grids)
-            self.axes = len(inputs["position_ids"])
-            position = int(inputs["position_ids"].max()) + 1
+        # Positions are passed here and at every step. Without them the model would read and write its own `rope_deltas`.
+        positions = rope_positions(self.model.base_model, prompt.ids, token_inputs_of(prompt), prompt.vision)
         if prompt.vision and self.features is not None:
-            inputs = {name: value for name, value in inputs.items() if name not in prompt.vision}
+            # Grids and sizes stay.
+            pixels = {name for name, tensor in prompt.vision.items() if tensor.is_floating_point() or tensor.ndim > 2}
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in pixels}
+        inputs: dict[str, Any] = on_model(self.model, matching_arguments(self.model.forward, tensors))
+        if prompt.vision and self.features is not None:
             inputs["mm_encoder_outputs"] = {"image": self.features([prompt])}
-        output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
+        if positions is None:
+            inputs["position_ids"] = torch.arange(position, device=self.device)[None]
+        else:
+            inputs["position_ids"] = positions[:, None].to(self.device)
+            self.axes = len(positions)
+            position = int(positions.max()) + 1
+        inputs |= matching_arguments(self.model.forward, {"logits_to_keep": 1})
+        output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **inputs)
         return output.logits[:, -1], position, cache
 
 
@@ -116,3 +122,27 @@ class Rows:
             return None
         self._cache.reorder_cache(kept)  # pyright: ignore[reportArgumentType]
         return kept
+
+
+class Plain:
+    """Completions of one prompt through the model's own forward, without a cache: N = K slots. Each token costs a whole row, images
+    included, but the result does not depend on how a model keeps its cache."""
+
+    def __init__(self, prefill: Prefill, prompt: Prompt, num_completions: int) -> None:
+        self.model, self._tensors = prefill.model, prompt_tensors(prompt)
+        self._ids = torch.empty(num_completions, 0, dtype=torch.long)
+        self.logits = self._logits(self._ids[0]).expand(num_completions, -1)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self._ids = torch.cat([self._ids, tokens.cpu()[:, None]], 1)
+        return torch.cat([self._logits(row) for row in self._ids])
+
+    def compact(self, alive: Tensor) -> Tensor | None:
+        kept = alive.nonzero()[:, 0]
+        if len(kept) == len(alive):
+            return None
+        self._ids = self._ids[kept.cpu()]
+        return kept
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        return own_logits(self.model, self._tensors, ids, num_last=1)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from boresight.modules import evaluating, unwrap
-from boresight.rollout.branches import Branches
-from boresight.rollout.decode import Decoder, ImageFeatures, Prefill, Rows
+from boresight.rollout.choice import SAYS, Sampling, choose_sampling
+from boresight.rollout.decode import Decoder, ImageFeatures, Prefill
 from boresight.rollout.distribution import Distribution, uniforms
-from boresight.types import Completion, Group, ModelFacts, Prompt, SamplingSettings
+from boresight.types import Completion, ExampleSource, Group, ModelFacts, Prompt, SamplingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class HFSampler:
         tokenizer: decodes completions.
         features: returns image features, computed or cached by another pass (of a frozen vision tower); None lets the model encode
             images.
+        examples: makes the groups on which sampling is verified at the first call. None verifies nothing.
+        uncounted: a context in which `features` counts no work.
     """
 
     def __init__(
@@ -40,11 +43,16 @@ class HFSampler:
         tokenizer: PreTrainedTokenizerBase,
         *,
         features: ImageFeatures | None = None,
+        examples: ExampleSource | None = None,
+        uncounted: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.model = model
         self.facts = facts
         self.tokenizer = tokenizer
         self.features = features
+        self.examples = examples
+        self.uncounted = uncounted
+        self._sampling: Sampling | None = None
         self.counts: Counter[str] = Counter()
         """Work done so far: vision_encodes (images through the vision tower; not counted here with `features`, which has its own
         counts), prompt_tokens, completion_tokens, padded_tokens (computed for finished completions)."""
@@ -62,15 +70,23 @@ class HFSampler:
         base = unwrap(model)
         numbers = uniforms(prompts, settings)
         with torch.no_grad(), evaluating(model):
-            prefill = Prefill(base, self.features)
-            reason = prefill.why_not_branches()
-            if reason is None:
-                return self._groups(prompts, settings, Branches(prefill, prompts, settings.num_completions), numbers)
-            self._warn_once(f"{type(base).__name__} samples one prompt at a time, one row per completion: {reason}.")
+            sampling, prefill = self._way(model), Prefill(base, self.features)
+            if sampling.reason:
+                self._warn_once(f"{type(base).__name__} {SAYS[sampling.way]}: {sampling.reason.rstrip('.')}.")
+            batches = [prompts] if sampling.way == "branches" else [[prompt] for prompt in prompts]
+            shares = numbers.split([settings.num_completions * len(batch) for batch in batches])
             groups: list[Group] = []
-            for prompt, share in zip(prompts, numbers.split(settings.num_completions), strict=True):
-                groups += self._groups([prompt], settings, Rows(prefill, prompt, settings.num_completions), share)
+            for batch, share in zip(batches, shares, strict=True):
+                (decoder,) = sampling.decoders(prefill, batch, settings.num_completions)
+                groups += self._groups(batch, settings, decoder, share)
             return groups
+
+    def _way(self, model: nn.Module) -> Sampling:
+        """How the model is sampled from, chosen once."""
+        if self._sampling is None:
+            with self.uncounted():
+                self._sampling = choose_sampling(model, self.features, self.examples)
+        return self._sampling
 
     def _groups(
         self, prompts: Sequence[Prompt], settings: SamplingSettings, decoder: Decoder, numbers: Tensor

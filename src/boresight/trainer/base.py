@@ -21,14 +21,14 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from boresight.data.bad_rows import QUARANTINE, StreamQuarantine
 from boresight.data.encode import Encoder
+from boresight.data.made_up import example_source
 from boresight.data.sources import RowStream, load_rows
 from boresight.errors import ConfigError
 from boresight.files import check_writable
 from boresight.model.forward import GroupForward
-from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
+from boresight.model.load import adapt, load_model, load_processor, model_facts, places_whole, promote_trainable
 from boresight.model.part_options import PartPlan, part_plan
 from boresight.model.reference import Reference
-from boresight.model.vision import join_features
 from boresight.modules import evaluating, switch_off_dropout
 from boresight.option_checks import ignored_options
 from boresight.ranks import on_first_rank
@@ -116,10 +116,13 @@ class GroupTrainer(UpdatingTrainer[Item]):
         check_rates(loaded, self.parts, own_optimizer=optimizers[0] is not None)
         self.facts = model_facts(loaded, processor)
         self.encoder = Encoder(processor, facts=self.facts, **self.encoder_options(args))
+        if places_whole(loaded, args):
+            loaded.to(args.device)  # its layout is verified where it trains
         self.policy = GroupForward(
             loaded,
             self.facts,
             layout=args.layout,
+            examples=example_source(self.encoder),
             max_logit_bytes=args.max_logit_mib * 2**20,
             max_cache_gib=args.vision_cache_gib,
         )
@@ -351,7 +354,9 @@ class GroupTrainer(UpdatingTrainer[Item]):
             lambda: self.policy.outer,
             self.facts,
             self.encoder.tokenizer,
-            features=lambda prompts: join_features(self.policy.vision(prompts)),
+            features=self.policy.image_outputs if self.policy.takes_features else None,
+            examples=self.policy.examples,
+            uncounted=self.policy.uncounted,
         )
 
     # ---- Evaluation -------------------------------------------------------------------------------------------------------------

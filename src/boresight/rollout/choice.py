@@ -1,0 +1,137 @@
+"""How a model is sampled from: the fastest way whose log-probabilities are those of its own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from boresight import verdicts
+from boresight.errors import ModelError
+from boresight.modules import unwrap
+from boresight.own_forward import is_exact, own_logits
+from boresight.rollout.branches import Branches
+from boresight.rollout.decode import Decoder, ImageFeatures, Plain, Prefill, Rows
+from boresight.types import Example, ExampleSource, Prompt
+
+Way: TypeAlias = Literal["branches", "rows", "plain"]
+
+SAYS: dict[Way, str] = {
+    "branches": "samples completions as branches of their prompts",
+    "rows": "samples one prompt at a time, one row per completion",
+    "plain": "samples one prompt at a time, without a cache",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a model is sampled from, and why not faster."""
+
+    way: Way
+    reason: str = ""
+
+    def decoders(self, prefill: Prefill, prompts: Sequence[Prompt], num_completions: int) -> list[Decoder]:
+        """The decoders of these prompts: one for all of them, or one for each."""
+        if self.way == "branches":
+            return [Branches(prefill, prompts, num_completions)]
+        kind = Rows if self.way == "rows" else Plain
+        return [kind(prefill, prompt, num_completions) for prompt in prompts]
+
+
+def choose_sampling(
+    model: nn.Module, features: ImageFeatures | None, examples: ExampleSource | None, *, use_kept: bool = True
+) -> Sampling:
+    """The way to sample from a model, verified on made-up groups, or as verified before (`verdicts`).
+
+    Args:
+        model: in evaluation mode.
+        features: see `Prefill`.
+        examples: None: nothing is verified; structure alone decides.
+        use_kept: whether an earlier result will do.
+
+    Raises:
+        ModelError: no way gives the log-probabilities of the model's own forward.
+    """
+    base = unwrap(model)
+    obstacle = Prefill(base, features).why_not_branches()
+    if examples is None:
+        return Sampling("branches" if obstacle is None else "rows", obstacle or "")
+    key = verdicts.key_of(model, examples.key, "sampling", str(features is None))
+    if use_kept and (record := verdicts.kept(key)) is not None:
+        return Sampling(**record)
+    found = _verified(Prefill(base, features), examples.make(), obstacle)
+    verdicts.keep(key, {"way": found.way, "reason": found.reason})
+    return found
+
+
+def _verified(prefill: Prefill, examples: Sequence[Example], obstacle: str | None) -> Sampling:
+    expected = [_expected(prefill, example) for example in examples]
+    bound = 1e-4 if is_exact(prefill.model) else 0.25
+    ways: list[Way] = ["rows", "plain"] if obstacle else ["branches", "rows", "plain"]
+    reasons = [obstacle] if obstacle else []
+    for way in ways:
+        # Each way starts from its own prefill, whatever an earlier one left behind.
+        reason = _difference(lambda tried=way: Sampling(tried), prefill, examples, expected, bound)
+        if reason is None:
+            return Sampling(way, "; ".join(reasons))
+        reasons.append(f"{way}: {reason}")
+    name = type(prefill.model).__name__
+    raise ModelError(
+        f"{name} cannot be sampled from: no way gives the log-probabilities of its own forward. {'; '.join(reasons)}."
+    )
+
+
+@torch.no_grad()
+def _expected(prefill: Prefill, example: Example) -> Tensor:
+    """[C] log-probabilities of the example's first completion under the model's own forward."""
+    ids = example.group.completions[0].ids
+    logits = own_logits(prefill.model, example.processed, ids, num_last=len(ids) + 1)[:-1].float().cpu()
+    return logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+
+
+def _difference(
+    sampling: Callable[[], Sampling],
+    prefill: Prefill,
+    examples: Sequence[Example],
+    expected: Sequence[Tensor],
+    bound: float,
+) -> str | None:
+    """What sets a way's log-probabilities of the first completions apart from those expected; None if nothing does."""
+    prompts = [example.group.prompt for example in examples]
+    try:
+        decoders = sampling().decoders(Prefill(prefill.model, prefill.features), prompts, 2)
+        shares = [expected] if len(decoders) == 1 else [[one] for one in expected]
+        ids = [example.group.completions[0].ids for example in examples]
+        owns = [ids] if len(decoders) == 1 else [[one] for one in ids]
+        far = max(
+            (_forced(decoder, torch.stack(own)) - torch.stack(list(share))).abs().max().item()
+            for decoder, own, share in zip(decoders, owns, shares, strict=True)
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of any kind: a model class fails in its own way on a cache that it was not written for
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[-1:]}"
+    return (
+        None if far <= bound else f"log-probabilities {far:.1e} from those of its own forward (required: ≤ {bound:.0e})"
+    )
+
+
+def _forced(decoder: Decoder, ids: Tensor) -> Tensor:
+    """[G, C] log-probabilities of one given completion per prompt, as the first of two. The second ends two tokens before it."""
+    device = decoder.logits.device
+    slots, logits, found = torch.arange(2 * len(ids), device=device), decoder.logits, []
+    for place in range(ids.shape[1]):
+        tokens = ids[:, place].to(device).repeat_interleave(2)[slots]
+        logp = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+        found.append(logp[slots % 2 == 0].cpu())
+        if place == ids.shape[1] - 1:
+            break
+        if place == ids.shape[1] - 3:
+            kept = decoder.compact(slots % 2 == 0)
+            if kept is not None:
+                slots, tokens = slots[kept], tokens[kept]
+        logits = decoder.step(tokens)
+    return torch.stack(found, 1)

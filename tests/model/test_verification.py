@@ -1,0 +1,214 @@
+"""The layout that a model gets, and that it gives the model's own numbers, for one family of every kind."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from boresight import verdicts
+from boresight.data.schema import read_row
+from boresight.errors import ConfigError, ModelError
+from boresight.model import verification
+from boresight.model.forward import GroupForward
+from boresight.model.load import model_facts
+from boresight.types import Group
+from tests.model.conftest import Subjects, noise
+from tests.model.oracle import oracle, ours, worst_gradient, worst_logp
+
+BOUND = 1e-5
+LAYOUTS: dict[str, tuple[str, bool, str]] = {
+    "paligemma": ("shared", True, ""),  # its prompt attends in both directions
+    "ernie4_5_vl_moe": ("shared", True, ""),  # experts by the type of a token
+    "qwen2_5_omni_thinker": ("shared", True, ""),  # no base model
+    "kimi_k25": ("shared", True, ""),  # latent attention
+    "muse_glimmer": ("shared", True, ""),  # a multiplier under a cap
+    "hunyuan_vl": ("shared", False, "zip"),  # features of all images in one row
+    "ovis2": ("shared", False, "visual_indicator_features"),
+    "minimax_m3_vl": ("shared", False, r"\|Δ log-prob\|"),  # neighbours change an image's features
+    "gemma4_bi": ("shared", True, ""),  # blocks in sliding layers only
+    "paligemma2": ("rows", True, "caps its attention scores"),
+    "minicpmv4_7": ("shared", False, "runs: RuntimeError"),
+    "mllama": ("plain", True, "takes no image features"),
+    "llama4": ("plain", True, "chunked_attention"),
+}
+"""Layout, whether features are joined, and what the reason mentions."""
+
+
+def groups_of(it: Any, *, text: bool = True) -> list[Group]:
+    counts = ((0, (4, 6)), (1, (6, 1, 9)), (2, (2, 7))) if text else ((1, (6, 1, 9)), (2, (2, 7)))
+    return [it.group(it.prompt(images, seed=images), lengths, seed=images) for images, lengths in counts]
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_every_family_runs_in_a_layout_that_is_its_own_forward(subject: Subjects, family: str) -> None:
+    layout, joins, reason = LAYOUTS[family]
+    it = subject(family)
+    model = it.model()
+    run = GroupForward(model, it.facts, examples=it.examples)
+    assert (run.layout, run.vision.joins) == (layout, joins)
+    assert re.search(reason, run.verification.reason) if reason else run.verification.reason == ""
+    groups = groups_of(it, text=not family.startswith("paligemma"))
+    wanted = oracle(it, model, groups)
+    found = ours(run, groups)
+    assert worst_logp(found, wanted) <= BOUND
+    assert worst_gradient(found, wanted) <= 10 * BOUND
+
+
+@pytest.mark.parametrize(("family", "layout"), [("paligemma2", "shared"), ("mllama", "rows")])
+def test_a_layout_asked_for_by_name_is_verified_too(subject: Subjects, family: str, layout: str) -> None:
+    it = subject(family)
+    with pytest.raises(ConfigError, match=f"layout='{layout}' cannot"):
+        GroupForward(it.model(), it.facts, layout=layout, examples=it.examples)
+
+
+@pytest.mark.parametrize("layout", ["shared", "rows", "plain"])
+def test_every_layout_by_name(subject: Subjects, layout: str) -> None:
+    it = subject("llava")
+    assert GroupForward(it.model(), it.facts, layout=layout, examples=it.examples).layout == layout
+
+
+def test_in_bf16_under_an_adapter(subject: Subjects) -> None:
+    it = subject("qwen2_5_vl")
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(it.model(dtype=torch.bfloat16), adapter)
+    run = GroupForward(model, it.facts, examples=it.examples)
+    assert run.layout == "shared"
+    assert any("gradients" in check.name for check in run.verification.checks)
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+# ---- What is refused -----------------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_that_see_later_ones_are_refused(subject: Subjects) -> None:
+    """A language model that is handed no mask: any two layouts may agree on its numbers, which learn to copy."""
+    it = subject("gemma3")
+    model = it.model()
+    text = model.model.language_model
+    for layer in text.layers:
+        layer.self_attn.is_causal = False
+    own, sees_all = text.forward, dict.fromkeys(("full_attention", "sliding_attention"))
+    text.forward = lambda *arguments, attention_mask=None, **options: own(
+        *arguments, attention_mask=sees_all, **options
+    )
+    with pytest.raises(ModelError, match="attend to later ones"):
+        GroupForward(model, it.facts, examples=it.examples)
+
+
+def test_an_encoder_decoder_is_refused(subject: Subjects) -> None:
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 32}
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        model_facts(T5ForConditionalGeneration(T5Config(**sizes)), subject("llava").processor)
+
+
+# ---- Results that are kept ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A place for results in which there are none."""
+    monkeypatch.setattr(verdicts, "folder", lambda: tmp_path)
+    monkeypatch.setattr(verdicts, "_known", {})
+    return tmp_path
+
+
+def test_a_model_is_verified_once(subject: Subjects, empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = subject("llava")
+    first = GroupForward(it.model(), it.facts, examples=it.examples).verification
+    assert len(list(empty.glob("*.json"))) == 1
+    calls: list[int] = []
+    monkeypatch.setattr(verification.Oracle, "_measure", lambda self: calls.append(1))
+    assert GroupForward(it.model(), it.facts, examples=it.examples).verification == first
+    verdicts._known.clear()  # another process, which reads the file
+    assert GroupForward(it.model(), it.facts, examples=it.examples).verification == first
+    assert not calls
+
+
+def test_what_a_result_depends_on(subject: Subjects) -> None:
+    it, model = subject("llava"), subject("llava").model()
+    key = verdicts.key_of(model, it.examples.key)
+    assert key == verdicts.key_of(it.model(), it.examples.key)
+
+    class Other(type(model)):
+        pass
+
+    frozen = it.model()
+    frozen.model.vision_tower.requires_grad_(False)
+    deeper = it.model()
+    deeper.config.text_config.attention_dropout = 0.5
+    others = [
+        verdicts.key_of(it.model(dtype=torch.bfloat16), it.examples.key),
+        verdicts.key_of(frozen, it.examples.key),
+        verdicts.key_of(deeper, it.examples.key),
+        verdicts.key_of(Other(model.config), it.examples.key),
+        verdicts.key_of(get_peft_model(it.model(), LoraConfig(target_modules=["q_proj"])), it.examples.key),
+        verdicts.key_of(model, subject("vipllava").examples.key),
+    ]
+    assert None not in others and len({key, *others}) == 7
+    GroupForward(model, it.facts, layout="shared")  # which routes the model's attention
+    assert verdicts.key_of(model, it.examples.key) == key
+
+
+def test_a_model_that_was_altered_is_verified_every_time(subject: Subjects, empty: Path) -> None:
+    it, model = subject("llava"), subject("llava").model()
+
+    def bend(module: nn.Module, arguments: Any, output: Any) -> Any:
+        output.logits = output.logits + torch.arange(output.logits.shape[-1]) / 100
+        return output
+
+    model.register_forward_hook(bend)
+    run = GroupForward(model, it.facts, examples=it.examples)
+    assert run.layout == "plain" and not list(empty.iterdir())
+    groups = groups_of(it)
+    assert worst_logp(ours(run, groups), oracle(it, model, groups)) <= BOUND
+    with pytest.raises(ModelError, match="changes its logits in a way"):
+        GroupForward(model, it.facts, layout="rows")
+
+
+# ---- Kinds of fault ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_train_mode_changes_no_image(subject: Subjects) -> None:
+    """Emu3's tower has BatchNorm: with a batch's statistics an image would have other codes in every pass."""
+    it = subject("emu3")
+    model = it.model()
+    groups = groups_of(it)
+    with torch.no_grad():
+        wanted = GroupForward(model, it.facts)(groups).logp
+        found = GroupForward(model.train(), it.facts)(groups).logp
+    torch.testing.assert_close(found, wanted, atol=BOUND, rtol=0)
+    assert any(isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)) for module in model.modules())
+
+
+@pytest.mark.parametrize("layout", ["shared", "rows", "plain"])
+def test_an_answer_does_not_see_its_own_future(subject: Subjects, layout: str) -> None:
+    """PaliGemma, SFT on a conversation: the processor takes all of it for the prompt, whose tokens attend in both directions."""
+    it = subject("paligemma")
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what color?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a red circle"}]},
+    ]
+    row = read_row({"messages": messages, "images": [noise((64, 96), 0)]}, 0)
+    group = it.encoder.demonstration(row, assistant_only=True)
+    completion = group.completions[0]
+    assert completion.token_types is not None and "token_type_ids" in completion.token_inputs
+    changed, place = completion.ids.clone(), int(completion.mask.nonzero()[-1])
+    changed[place] = (changed[place] + 1) % 100 + 5
+    other = replace(group, completions=(replace(completion, ids=changed),))
+    run = GroupForward(it.model(), it.facts, layout=layout)
+    with torch.no_grad():
+        one, two = run([group]).logp[0], run([other]).logp[0]
+    assert place >= 3 and one[:place].abs().min() > 0
+    torch.testing.assert_close(one[:place], two[:place], atol=BOUND, rtol=0)
+    assert (one[place] - two[place]).abs() > 0.01
+    reference = GroupForward(it.model(), it.facts, layout="plain")
+    with torch.no_grad():
+        torch.testing.assert_close(one, reference([group]).logp[0], atol=BOUND, rtol=0)

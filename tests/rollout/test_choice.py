@@ -1,0 +1,85 @@
+"""How each kind of model is sampled from, and that its log-probabilities are those of the model's own forward."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from boresight import verdicts
+from boresight.data.encode import Encoder
+from boresight.data.made_up import example_source
+from boresight.errors import ModelError
+from boresight.own_forward import own_logits, prompt_tensors
+from boresight.rollout import choice
+from boresight.rollout.decode import Prefill
+from boresight.rollout.hf import HFSampler
+from boresight.types import SamplingSettings
+from tests.rollout.conftest import Subject
+
+Subjects = Callable[[str], Subject]
+
+WAYS = {
+    "qwen2_5_vl": "branches",
+    "gemma4_kv": "branches",  # layers that attend to another layer's keys
+    "hunyuan_vl": "branches",  # four axes of positions
+    "kimi_k25": "rows",  # latent attention keeps no keys
+    "qwen3_5": "branches",  # a recurrent state, copied for each completion
+    "mllama": "plain",  # an answer's mask over images
+    "qwen4_exp": "plain",  # a cache that cannot be reordered
+}
+
+
+def sampler(it: Subject, **options: Any) -> HFSampler:
+    source = example_source(Encoder(it.processor, facts=it.facts))
+    return HFSampler(lambda: it.model, it.facts, it.processor.tokenizer, examples=source, **options)
+
+
+@pytest.mark.parametrize("family", WAYS)
+def test_every_kind_is_sampled_from_rightly(subject: Subjects, family: str, caplog: pytest.LogCaptureFixture) -> None:
+    it = subject(family)
+    ours = sampler(it)
+    torch.manual_seed(3)
+    with caplog.at_level(logging.WARNING):
+        groups = ours.sample(it.prompts, SamplingSettings(3, 5))
+        ours.sample(it.prompts[:1], SamplingSettings(1, 1))
+    assert ours._sampling is not None and ours._sampling.way == WAYS[family]
+    said = [record for record in caplog.records if "samples" in record.message]
+    assert len(said) == (WAYS[family] != "branches")
+    for group in groups:
+        for completion in group.completions:
+            with torch.no_grad():
+                count = len(completion.ids) + 1
+                logits = own_logits(it.model, prompt_tensors(group.prompt), completion.ids, num_last=count)[:-1].float()
+            logits[:, list(it.facts.modality_ids)] = -torch.inf
+            expected = logits.log_softmax(-1).gather(1, completion.ids[:, None])[:, 0]
+            torch.testing.assert_close(completion.sampler_logp, expected, atol=1e-4, rtol=0)
+
+
+def test_a_way_that_is_wrong_is_not_used(subject: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions of completions one too far: branches and rows fail, and the model's own forward takes over."""
+    it = subject("llava")
+    monkeypatch.setattr(verdicts, "kept", lambda key: None)
+    monkeypatch.setattr(verdicts, "keep", lambda key, result: None)
+    own = Prefill.__call__
+
+    def shifted(self: Any, *arguments: Any) -> Any:
+        logits, position, cache = own(self, *arguments)
+        return logits, position + 3, cache
+
+    monkeypatch.setattr(Prefill, "__call__", shifted)
+    ours = sampler(it)
+    ours.sample(it.prompts[:1], SamplingSettings(2, 2, temperature=0.0))
+    assert ours._sampling is not None and ours._sampling.way == "plain"
+    assert "log-probabilities" in ours._sampling.reason
+
+
+def test_no_way_at_all_is_an_error(subject: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = subject("llava")
+    monkeypatch.setattr(verdicts, "kept", lambda key: None)
+    monkeypatch.setattr(choice, "_expected", lambda prefill, example: torch.zeros(5))
+    with pytest.raises(ModelError, match="cannot be sampled from"):
+        sampler(it).sample(it.prompts[:1], SamplingSettings(2, 2))
