@@ -13,6 +13,7 @@ BoresightError
 ├── DiskError (also OSError)        the run folder cannot be written to, or its disk is full
 ├── CheckpointError                 a checkpoint is incomplete or damaged; the message names its files
 ├── NonFiniteError                 losses, gradients or weights stopped being finite numbers
+├── RankError (also RuntimeError)   another rank failed; the message has its trace
 ├── StoppedError                    the user ended a run; the message says how to resume
 └── ShapeError (also AssertionError)   a bug in boresight: a tensor of the wrong shape
 """
@@ -77,6 +78,10 @@ class CheckpointError(BoresightError):
 
 class NonFiniteError(BoresightError):
     """Losses, gradients or weights are NaN or infinite. The message names the step and its rows."""
+
+
+class RankError(BoresightError, RuntimeError):
+    """Another rank failed, so this one cannot go on. The message names it and has its trace."""
 
 
 class StoppedError(BoresightError):

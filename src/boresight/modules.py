@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 Value = TypeVar("Value")
@@ -50,3 +51,31 @@ def switch_off_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+
+
+@contextmanager
+def redirected(module: nn.Module, forward: Callable[[], object]) -> Iterator[None]:
+    """For one call, `module(…)` runs `forward`, so that a wrapper's own forward, with its hooks, calls it. The module's own forward is back
+    in place while `forward` runs, which may call it."""
+    before = module.__dict__.get("forward")
+
+    def restore() -> None:
+        if before is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = before
+
+    def once() -> object:
+        restore()
+        return forward()
+
+    module.forward = once
+    try:
+        yield
+    finally:
+        restore()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that FSDP2 divides over ranks; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -75,20 +75,33 @@ def exit_code(work: Callable[[], object]) -> int:
     143 terminated. boresight's own errors are printed."""
     try:
         result = work()
-    except UserError as error:
-        print(printable(f"boresight: {error}"), file=sys.stderr)
-        return BAD_INPUT
-    except StoppedError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(printable(f"\nboresight: {error}"), file=sys.stderr)
-        return SIGNALLED + error.signal
-    except BoresightError as error:  # for example a failed engine; its notes describe how to continue
-        print(printable("\n".join([f"\nboresight: {error}", *getattr(error, "__notes__", ())])), file=sys.stderr)
-        return FAILED
+    except BoresightError as error:
+        _tell_ranks(error)
+        return _printed(error)
     except KeyboardInterrupt:
         print("\nboresight: interrupted; nothing was saved", file=sys.stderr)
         return INTERRUPTED
     return result if isinstance(result, int) else DONE
+
+
+def _tell_ranks(error: BoresightError) -> None:
+    """Report an error to the other ranks, if this process has any."""
+    if (link := sys.modules.get("boresight.rank_link")) is not None:  # it imports torch
+        link.report(error)
+
+
+def _printed(error: BoresightError) -> int:
+    """Print an error, and return its exit code."""
+    if isinstance(error, UserError):
+        print(printable(f"boresight: {error}"), file=sys.stderr)
+        return BAD_INPUT
+    if isinstance(error, StoppedError):
+        if os.environ.get("RANK", "0") == "0":
+            print(printable(f"\nboresight: {error}"), file=sys.stderr)
+        return SIGNALLED + error.signal
+    # For example a failed engine; its notes describe how to continue.
+    print(printable("\n".join([f"\nboresight: {error}", *getattr(error, "__notes__", ())])), file=sys.stderr)
+    return FAILED
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

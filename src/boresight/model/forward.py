@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from boresight.model.head import MAX_LOGIT_BYTES, token_logp
 from boresight.model.layouts import Predictions
 from boresight.model.verification import Candidate, Forward
 from boresight.model.vision import VisionEncoder, join_features
-from boresight.modules import unwrap
+from boresight.modules import redirected, unwrap
 from boresight.types import ExampleSource, Group, Ids, LayoutName, ModelFacts, Prompt, TokenStats
 
 
@@ -136,7 +136,7 @@ class GroupForward:
 
         if wrapped is None or wrapped is self.outer:
             return forward()
-        with _redirected(wrapped.module, forward):  # pyright: ignore[reportArgumentType]
+        with redirected(wrapped.module, forward):  # pyright: ignore[reportArgumentType]
             return wrapped()
 
     def _predictions(self, groups: Sequence[Group]) -> Predictions:
@@ -208,26 +208,3 @@ class GroupForward:
         self.counts["padded_tokens"] += found.num_padded
         self.counts["unshared_prompt_tokens"] += sum(len(group) * len(group.prompt.ids) for group in groups)
         self.counts["unshared_vision_encodes"] += sum(len(group) * len(group.prompt.images) for group in groups)
-
-
-@contextmanager
-def _redirected(module: nn.Module, forward: Callable[[], TokenStats]) -> Iterator[None]:
-    """For one call, `module(…)` runs `forward`, so that a wrapper's own forward, with its hooks, calls it. The module's own forward is back
-    in place while `forward` runs, which may call it."""
-    before = module.__dict__.get("forward")
-
-    def restore() -> None:
-        if before is None:
-            module.__dict__.pop("forward", None)
-        else:
-            module.forward = before
-
-    def once() -> TokenStats:
-        restore()
-        return forward()
-
-    module.forward = once
-    try:
-        yield
-    finally:
-        restore()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -175,19 +174,11 @@ def adapt(model: nn.Module, peft_config: PeftConfig | None, plan: PartPlan = AS_
     return model
 
 
-def places_whole(model: nn.Module, args: Any) -> bool:
-    """Whether training keeps a whole copy of the model on this process's device: no shards, quantized weights, or several devices.
-
-    Args:
-        args: transformers' TrainingArguments.
-    """
+def places_whole(model: nn.Module) -> bool:
+    """Whether the whole model is placed on this process's device: no quantized weights, and not several devices. FSDP2 divides it later."""
     inner = unwrap(model)
-    is_sharded = any(
-        os.environ.get(name, "false").lower() in ("1", "true")
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    )
     is_placed = hasattr(inner, "hf_device_map") or getattr(inner, "quantization_method", None) is not None
-    return not (args.deepspeed or args.fsdp or is_sharded or is_placed)
+    return not is_placed
 
 
 def promote_trainable(model: nn.Module, *, keep: bool = False) -> None:

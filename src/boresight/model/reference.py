@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from boresight.errors import ModelError
 from boresight.model.forward import GroupForward
+from boresight.model.shards import as_shards, whole
 from boresight.model.vision import vision_is_frozen
 from boresight.modules import evaluating
 from boresight.types import Group, TokenStats
@@ -69,19 +70,19 @@ class Reference:
             if weight.requires_grad:
                 if name not in own or own[name].shape != weight.shape:
                     raise ModelError(f"The reference cannot follow the policy: it has no {name} of its shape.")
-                own[name].lerp_(weight.to(own[name]), share)
+                own[name].lerp_(as_shards(weight.detach(), own[name]), share)
         if not vision_is_frozen(policy.model):
             self.forward.vision.clear()
 
     def moved_weights(self, policy: GroupForward) -> dict[str, Tensor]:
-        """The weights that `follow` changes, by name. A checkpoint must hold them."""
+        """The weights that `follow` changes, by name. A checkpoint must hold them. All ranks call this together."""
         moved = {name for name, weight in policy.model.named_parameters() if weight.requires_grad}
-        return {name: weight.detach() for name, weight in self.forward.model.named_parameters() if name in moved}
+        return {name: whole(weight.detach()) for name, weight in self.forward.model.named_parameters() if name in moved}
 
     @torch.no_grad()
     def restore(self, weights: Mapping[str, Tensor]) -> None:
         """Load weights from a checkpoint."""
         for name, weight in self.forward.model.named_parameters():
             if name in weights:
-                weight.copy_(weights[name])
+                weight.copy_(as_shards(weights[name], weight))
         self.forward.vision.clear()

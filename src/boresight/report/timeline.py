@@ -21,6 +21,7 @@ class Timeline:
         synchronize: called at both ends of a phase to wait for an asynchronous device (`torch.cuda.synchronize`).
             The seconds become exact and the step slower; None does not wait.
         clock: returns seconds since any fixed moment.
+        entered: called with the name of every phase that begins.
     """
 
     def __init__(
@@ -29,7 +30,9 @@ class Timeline:
         *,
         synchronize: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        entered: Callable[[str], None] = lambda name: None,
     ) -> None:
+        self._entered = entered
         self.lines = StepLines(path)
         self._synchronize = synchronize
         self._clock = clock
@@ -42,6 +45,7 @@ class Timeline:
         """Count the time inside as phase `name`, one of `PHASES` or any other."""
         self._charge()
         self._open.append(name)
+        self._entered(name)
         try:
             yield
         finally:

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from boresight import rank_link
 from boresight.data.bad_rows import QUARANTINE, StreamQuarantine
 from boresight.data.encode import Encoder
 from boresight.data.made_up import example_source
@@ -29,6 +30,7 @@ from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, places_whole, promote_trainable
 from boresight.model.part_options import PartPlan, part_plan
 from boresight.model.reference import Reference
+from boresight.model.shards import gathered
 from boresight.modules import evaluating, switch_off_dropout
 from boresight.option_checks import ignored_options
 from boresight.ranks import on_first_rank
@@ -50,6 +52,7 @@ from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.reference import ReferenceSync, load_reference
 from boresight.trainer.resolution import check_resolution
 from boresight.trainer.run_folder import CleanFolder, RunFolder, check_is_not_model
+from boresight.trainer.sharding import divide, refuse_other_engines, shard
 from boresight.trainer.steps import StepBatches, StepPlan, micro_batches
 from boresight.trainer.update import Item, UpdatingTrainer
 from boresight.trainer.verdict_probes import UpdateProbe, Verdicts
@@ -97,7 +100,9 @@ class GroupTrainer(UpdatingTrainer[Item]):
                 "eval_strategy='no'."
             )
         check_is_not_model(str(args.output_dir), model)
+        refuse_other_engines(args)
         assert args.world_size >= 1  # reading it sets up the process group as the options say
+        rank_link.start()
         on_first_rank(lambda: check_writable(Path(str(args.output_dir))))
         options = from_pretrained_options(args)
         loaded = load_model(model, **options)
@@ -116,7 +121,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
         check_rates(loaded, self.parts, own_optimizer=optimizers[0] is not None)
         self.facts = model_facts(loaded, processor)
         self.encoder = Encoder(processor, facts=self.facts, **self.encoder_options(args))
-        if places_whole(loaded, args):
+        if places_whole(loaded):
             loaded.to(args.device)  # its layout is verified where it trains
         self.policy = GroupForward(
             loaded,
@@ -143,7 +148,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
             optimizers=optimizers,
         )
         show_rows(self)
-        self.timeline = Timeline(self._run_file("timeline.jsonl"))
+        self.timeline = Timeline(self._run_file("timeline.jsonl"), entered=rank_link.at)
         self.metric_lines = StepLines(self._run_file("metrics.jsonl"))
         self.verdict_lines = StepLines(self._run_file("verdicts.jsonl"))
         if every := self.args.verdict_steps:
@@ -249,6 +254,11 @@ class GroupTrainer(UpdatingTrainer[Item]):
         self.verdict_lines.add(step, {"verdict": "parts", "text": text})
         self.log_once(text)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """transformers' accelerator, which divides models over CPUs too."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = divide(self.accelerator)
+
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """transformers' optimizer; with `lr`, each part has groups of its own."""
         is_new = self.optimizer is None
@@ -266,6 +276,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
             ref_model: see `load_reference`.
         """
         self.reference = self.load_reference(ref_model)
+        if self.accelerator.is_fsdp2 and self.reference.adapter is None:
+            shard(self.reference.forward.outer, self.accelerator)
         if config.sync_ref_model:
             self._reference_sync = ReferenceSync(self.reference, self.policy, config)
             self.add_callback(self._reference_sync)
@@ -275,6 +287,9 @@ class GroupTrainer(UpdatingTrainer[Item]):
         return load_reference(self.policy, ref_model, device=self.args.device, options=options)
 
     _reference_sync: ReferenceSync | None = None
+
+    def models_beside(self) -> list[nn.Module]:
+        return [] if self.ref_model is None else [self.ref_model]
 
     @property
     def ref_model(self) -> nn.Module | None:
@@ -370,7 +385,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
         metrics = MeanMetrics()
         self.model.eval()  # pyright: ignore[reportOptionalMemberAccess]
         num_groups = 0
-        with random_states_kept(), torch.no_grad(), self.compute_loss_context_manager():
+        models: Any = (self.model, *self.models_beside())
+        with random_states_kept(), gathered(*models), torch.no_grad(), self.compute_loss_context_manager():
             for inputs in dataloader:
                 self.evaluate_step(inputs, metrics)
                 num_groups += len(inputs)

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils import load_peft_weights
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
 
 from boresight.errors import BoresightError, CheckpointError, DiskError, NonFiniteError
@@ -27,11 +29,13 @@ from boresight.files import (
     remove_folder,
     share_as_umask,
 )
-from boresight.modules import unwrap
+from boresight.model.shards import class_of, full_state, is_sharded, load_full_state
+from boresight.modules import local, unwrap
 from boresight.ranks import on_every_rank
 from boresight.trainer.identity import Identity
 from boresight.trainer.manifest import MANIFEST, read_manifest, write_manifest
 from boresight.trainer.run_folder import PREFIX, SAVING, RunFolder, publish_model
+from boresight.trainer.sharding import load_optimizer, save_optimizer
 
 STATE_FILE = "boresight_state.pt"
 """Each rank's file in a checkpoint: the method's state other than weights, optimizer and random states."""
@@ -178,7 +182,10 @@ class CheckpointedTrainer(Trainer):
         Raises:
             NonFiniteError: with the names of some of them.
         """
-        named = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]  # pyright: ignore[reportOptionalMemberAccess]
+        on_every_rank(self._check_weights)
+
+    def _check_weights(self) -> None:
+        named = [(name, local(weight)) for name, weight in self.model.named_parameters() if weight.requires_grad]  # pyright: ignore[reportOptionalMemberAccess]
         if bad := [name for name, weight in named if not weight.detach().isfinite().all()]:
             raise NonFiniteError(
                 f"step {self.state.global_step}: {len(bad)} of {len(named)} trained tensors hold NaN or infinite values (the first is "
@@ -195,7 +202,7 @@ class CheckpointedTrainer(Trainer):
             DiskError: it could not be written. A model that was there before is as it was.
         """
         if _internal_call and output_dir is not None:
-            super().save_model(output_dir, True)
+            self._save_whole(output_dir)
             return
         self._refuse_non_finite_weights()
         target = Path(output_dir or self.args.output_dir)
@@ -211,17 +218,25 @@ class CheckpointedTrainer(Trainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _write_model(self, aside: Path, target: Path) -> None:
+        if self.args.should_save:
+            remove_folder(aside)
+            aside.mkdir(parents=True)
+        self._save_whole(str(aside))
         if not self.args.should_save:
             return
-        remove_folder(aside)
-        aside.mkdir(parents=True)
-        super().save_model(str(aside), True)
         flush_folder(aside)
         manifest = write_manifest(
             aside, step=self.state.global_step, num_ranks=self.args.world_size, resumable=False, run=self.identity
         )
         flush(aside)
         publish_model(aside, target, manifest)
+
+    def _save_whole(self, folder: str) -> None:
+        """Write the whole weights from the first rank, of a model with shards too. All ranks call this together."""
+        model: Any = self.model
+        state = full_state(model) if is_sharded(model) else None
+        if self.args.should_save:
+            self._save(folder, state)
 
     _exporting = False
 
@@ -241,7 +256,11 @@ class CheckpointedTrainer(Trainer):
         transformers' own loop loads state dictionaries by name. Some families, such as Qwen2.5-VL, are saved under other names than their
         modules have. No name would match, and training would continue from the current weights.
         """
-        target = unwrap(self.model if model is None else model)  # pyright: ignore[reportArgumentType]
+        whole: Any = self.model if model is None else model
+        if is_sharded(whole):
+            load_full_state(whole, self._saved_state(Path(resume_from_checkpoint)))
+            return
+        target = unwrap(whole)
         if isinstance(self.model, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
@@ -249,11 +268,34 @@ class CheckpointedTrainer(Trainer):
         saved = type(target).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         target.load_state_dict(saved.state_dict(), strict=True)
 
+    def _saved_state(self, checkpoint: Path) -> dict[str, Tensor]:
+        """The weights of a checkpoint by the names of this run's model, or of its adapter."""
+        if isinstance(self.model, PeftModel):
+            return load_peft_weights(str(checkpoint), device="cpu")
+        model: Any = class_of(unwrap(self.model))  # pyright: ignore[reportArgumentType]
+        return model.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        model: Any = self.model
+        if not is_sharded(model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_optimizer(model, self.optimizer, output_dir, writes=self.args.should_save)
+        if self.args.should_save:
+            scheduler: Any = self.lr_scheduler
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)  # pyright: ignore[reportArgumentType]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        model: Any = self.model
+        if checkpoint is not None and is_sharded(model):
+            load_optimizer(model, self.optimizer, checkpoint)
+            scheduler: Any = self.lr_scheduler
+            scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             num_ranks = read_manifest(Path(checkpoint)).num_ranks
             if num_ranks != self.args.world_size:

@@ -10,7 +10,9 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import TrainerCallback
 
+from boresight import rank_link
 from boresight.errors import BoresightError, ConfigError
+from boresight.rank_link import together
 from boresight.ranks import is_raised_everywhere, on_first_rank
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.checkpoint import CheckpointedTrainer
@@ -21,7 +23,15 @@ from boresight.trainer.run_folder import PREFIX
 Moment = Literal["between steps", "in a step", "changing weights"]
 
 
-class LifecycleTrainer(CheckpointedTrainer):
+class BuiltTogether(type):
+    """Of classes whose instances all ranks build together: an error of one in a constructor is raised on all of them."""
+
+    def __call__(cls, *arguments: Any, **options: Any) -> Any:
+        with together():
+            return super().__call__(*arguments, **options)
+
+
+class LifecycleTrainer(CheckpointedTrainer, metaclass=BuiltTogether):
     """Trains in a folder of its own, and saves the last finished step before an error ends the run."""
 
     metrics: MeanMetrics
@@ -51,7 +61,7 @@ class LifecycleTrainer(CheckpointedTrainer):
             DiskError: the folder cannot be written to, or its disk is full.
         """
         asked = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
-        with self._folder_held():
+        with together(), self._folder_held():
             checkpoint = on_first_rank(lambda: self._enter(asked))
             self._moment = "between steps"
             try:
@@ -61,6 +71,11 @@ class LifecycleTrainer(CheckpointedTrainer):
                 raise
             finally:
                 self.is_in_train = False
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """As in transformers. An error on one rank is raised on all of them."""
+        with together():
+            return super().evaluate(*arguments, **options)
 
     @contextlib.contextmanager
     def _folder_held(self) -> Iterator[None]:
@@ -185,6 +200,7 @@ class StepBoundary(TrainerCallback):
         trainer = self._trainer
         trainer._before_step = random_states(), trainer.metrics.copied(), trainer._tr_loss.clone(), trainer.current_flos
         trainer._moment = "in a step"
+        rank_link.at(f"step {trainer.state.global_step + 1}")
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self._trainer._moment = "between steps"

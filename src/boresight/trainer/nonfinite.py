@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from boresight.errors import NonFiniteError
+from boresight.modules import local
 
 MAX_IN_A_ROW = 3
 """Steps that may be skipped one after another; one more ends the run, since nothing is learned any more."""
@@ -33,8 +34,8 @@ def largest(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def gradients_of(model: nn.Module) -> list[Tensor]:
-    """The gradients of a model's parameters, those that there are."""
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    """The gradients of a model's parameters, those that there are; of a model with shards, this rank's part."""
+    return [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
 
 
 class NonFiniteSteps:

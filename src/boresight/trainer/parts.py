@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftConfig
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from boresight.errors import ConfigError, ModelError
 from boresight.families import Part, family_of
 from boresight.model.part_options import PARTS, PartPlan
 from boresight.model.parts import PartSummary, left_out, summaries
-from boresight.modules import unwrap
+from boresight.modules import local, unwrap
 
 CHUNK = 2**20
 """Number of weights whose bits are summed at once."""
@@ -184,7 +186,9 @@ class FirstStepCheck(TrainerCallback):
         if self._done or not any(group["lr"] > 0 for group in optimizer.param_groups):
             return
         self._with_gradient = {
-            name for name, weight in _trained(model) if weight.grad is not None and bool(weight.grad.count_nonzero())
+            name
+            for name, weight in _trained(model)
+            if weight.grad is not None and bool(local(weight.grad).count_nonzero())
         }
         if self._with_gradient:
             self._before = checksums(model.named_parameters())
@@ -233,8 +237,17 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def checksums(named: Any) -> dict[str, int]:
-    """Name → a checksum of all bits of a tensor, weighted by position. Two tensors that differ in one weight have different ones."""
-    return {name: _checksum(weight.detach()) for name, weight in named}
+    """Name → a checksum of all bits of a tensor, weighted by position. Two tensors that differ in one weight have different ones.
+
+    All ranks call this together: the checksum of a tensor with shards is over all of them.
+    """
+    weights = dict(named)
+    found = {name: _checksum(local(weight.detach())) for name, weight in weights.items()}
+    sharded = [name for name, weight in weights.items() if isinstance(weight, DTensor)]
+    if sharded:
+        everywhere = gather_object([[found[name] for name in sharded]])
+        found |= {name: hash(tuple(sums)) for name, *sums in zip(sharded, *everywhere, strict=True)}
+    return found
 
 
 def _checksum(weight: Tensor) -> int:

@@ -13,7 +13,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from boresight import rank_link
 from boresight.model.forward import GroupForward
+from boresight.model.shards import drop_gradients, gathered, is_sharded, scatter_gradients
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
 from boresight.terminal import printable
@@ -42,6 +44,10 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
         """The items that one optimizer step learns from, given the loader's item for that step."""
         return inputs
 
+    def models_beside(self) -> list[nn.Module]:
+        """The models other than the policy that `prepare` runs. Those with shards are gathered for it."""
+        return []
+
     def total(self, items: Sequence[Item]) -> Tensor:
         """This rank's share of the loss's divisor: a scalar or a vector, to be summed over all ranks."""
         raise NotImplementedError
@@ -68,7 +74,12 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         self.was_skipped = False
-        items = self.prepare(inputs)
+        with gathered(model):
+            return self._gathered_step(model, inputs)
+
+    def _gathered_step(self, model: nn.Module, inputs: Any) -> Tensor:
+        with gathered(*self.models_beside()):
+            items = self.prepare(inputs)
         with self.timeline.phase("update"):
             total: Any = self.accelerator.reduce(self.total(items).to(self.args.device), reduction="sum")
             # A step without a learning signal still runs one pass: an optimizer treats zero gradients and missing gradients differently.
@@ -157,10 +168,12 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
                     f"step {self.state.global_step + 1}: a micro-batch did not fit in memory; from now on max_tokens_per_pass={budget}."
                 )
             else:
+                if is_sharded(model):
+                    scatter_gradients(model)
                 self.metrics.absorb(metrics)
                 return loss
             # This runs outside `except`, whose traceback keeps the activations alive. It clears the partly accumulated gradients.
-            model.zero_grad(set_to_none=True)
+            drop_gradients(model)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -168,10 +181,13 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
         self, model: nn.Module, passes: Sequence[Sequence[Item]], total: Tensor, metrics: MeanMetrics
     ) -> Tensor:
         loss = torch.zeros((), device=self.args.device)
+        shards = is_sharded(model)
         for number, part in enumerate(passes, 1):
             last = number == len(passes)
-            self._exchanging = last and self.accelerator.num_processes > 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            self._exchanging = last and not shards and self.accelerator.num_processes > 1
+            if last:
+                rank_link.at("the last micro-batch")
+            with contextlib.nullcontext() if last or shards else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     share = self.loss(model, part, total, metrics)
                 # Gradients are averaged over ranks; the total already counts all of them.

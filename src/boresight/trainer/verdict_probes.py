@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback
 
+from boresight.modules import local
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.step_rows import split_prefix
@@ -130,7 +131,7 @@ class UpdateProbe(TrainerCallback):
             self._watched = [
                 (weight, _some(weight).clone(), _some(weight.grad) != 0)
                 for weight in model.parameters()
-                if weight.grad is not None
+                if weight.grad is not None and local(weight).numel()
             ]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -145,7 +146,7 @@ class UpdateProbe(TrainerCallback):
 
 
 def _some(values: Tensor) -> Tensor:
-    flat = values.detach().flatten()
+    flat = local(values.detach()).flatten()
     return flat[:: max(1, len(flat) // WEIGHTS_PER_TENSOR)]
 
 

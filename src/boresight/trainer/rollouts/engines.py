@@ -16,6 +16,7 @@ from boresight.data.images import decode
 from boresight.model.adapter_export import PolicyAdapter
 from boresight.model.export import PolicyWeights
 from boresight.model.forward import GroupForward
+from boresight.model.shards import class_of
 from boresight.modules import unwrap
 from boresight.rollout.options import narrows
 from boresight.rollout.synced import SyncedEngine, SyncedSampler
@@ -77,7 +78,7 @@ def save_without_weights(policy: GroupForward, encoder: Encoder, folder: Path) -
     """Save the files that an engine reads in addition to weights: config, generation config, and the trainer's own processor."""
     base = unwrap(policy.outer)
     config = copy.deepcopy(base.config)
-    config.architectures = [type(base).__name__]
+    config.architectures = [class_of(base).__name__]
     config.save_pretrained(folder)
     if base.generation_config is not None:
         base.generation_config.save_pretrained(folder)

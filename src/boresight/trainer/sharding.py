@@ -1,0 +1,92 @@
+"""How accelerate divides models over ranks: what is refused, the reference's shards, and the optimizer's state."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from boresight.errors import ConfigError
+
+INSTEAD = "use FSDP2: --accelerate_config fsdp2, or fsdp_version: 2 in your own accelerate file"
+OPTIMIZER_FILE = "optimizer.pt"
+
+
+def is_set(name: str) -> bool:
+    """Whether a launcher set a flag of the environment."""
+    return os.environ.get(name, "false").lower() in ("1", "true")
+
+
+def refuse_other_engines(args: Any) -> None:
+    """Refuse ways of dividing a model that are not supported, before accelerate reads them.
+
+    Raises:
+        ConfigError: DeepSpeed, FSDP's first version, or loading on the first rank alone.
+    """
+    if is_set("ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(f"DeepSpeed is not supported: {INSTEAD}.")
+    config: Any = args.fsdp_config or {}
+    by_option = bool(args.fsdp)
+    if not (is_set("ACCELERATE_USE_FSDP") or by_option):
+        return
+    version = config.get("version", config.get("fsdp_version", 1)) if by_option else os.environ.get("FSDP_VERSION", "1")
+    if int(version) != 2:
+        raise ConfigError(f"FSDP's version {version} is not supported: {INSTEAD}, or fsdp_config={{'version': 2}}.")
+    if is_set("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        raise ConfigError(
+            "fsdp_cpu_ram_efficient_loading loads weights on the first rank alone, and every rank verifies the layout on the whole model: "
+            "set it to false."
+        )
+
+
+def divide(accelerator: Accelerator) -> bool:
+    """Complete what accelerate does for FSDP2, before it prepares the model. Returns whether it divides models.
+
+    Gradients are summed in float32, over micro-batches and ranks; accelerate's policy sums them in the dtype of computing. And models are
+    divided over CPU processes too: accelerate does so for GPUs alone, though its functions run anywhere.
+    """
+    if is_set("ACCELERATE_USE_FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and accelerator.mixed_precision == "bf16":
+        # Autocast casts inputs, as on one process.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    return plugin is not None
+
+
+def shard(model: nn.Module, accelerator: Accelerator) -> None:
+    """Divide a frozen model's weights over ranks, in place, as accelerate divides the policy's."""
+    fsdp2_prepare_model(accelerator, model)
+
+
+def save_optimizer(model: nn.Module, optimizer: Any, folder: str | Path, *, writes: bool) -> None:
+    """Write the whole state of an optimizer of shards, by names of weights, from the first rank. All ranks call this."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_optimizer_state_dict(model, _inner(optimizer), options=options)
+    if writes:
+        torch.save(state, Path(folder) / OPTIMIZER_FILE)
+
+
+def load_optimizer(model: nn.Module, optimizer: Any, folder: str | Path) -> None:
+    """Load a file of `save_optimizer`, over any number of ranks."""
+    state = torch.load(Path(folder) / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    set_optimizer_state_dict(model, _inner(optimizer), state, options=StateDictOptions(full_state_dict=True))
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    return getattr(optimizer, "optimizer", optimizer)

@@ -1,0 +1,135 @@
+"""Trains a few steps of each method and saves the models: run alone, or by torchrun on two ranks whose weights are divided by FSDP2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+"""What `accelerate launch` sets for the configuration `fsdp2`."""
+if "WORLD_SIZE" in os.environ:
+    os.environ.update(FSDP2)
+
+import torch  # noqa: E402
+from accelerate import PartialState  # noqa: E402
+from peft import LoraConfig  # noqa: E402
+
+from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
+from boresight.loss.preference_options import MPO  # noqa: E402
+
+from .conftest import QUIET, demonstrations, records, vowel_share  # noqa: E402
+from .test_dpo import preferences  # noqa: E402
+
+RANKS = int(os.environ.get("WORLD_SIZE", "1"))
+COMMON: dict[str, Any] = {**QUIET, "use_cpu": True, "max_steps": 3, "optim": "sgd", "learning_rate": 0.05}
+"""SGD, because Adam's first steps blow a difference of rounding up to a whole step where a gradient is nearly 0."""
+GROUPS: dict[str, Any] = {"num_generations": 4, "max_completion_length": 6, "beta": 0.1}
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights="gaussian")
+
+
+def images_on_the_first_rank_alone() -> list[dict[str, Any]]:
+    """16 rows; of each 8, the first 4 have images. Two ranks with 4 rows of a step each: one of them reads only text."""
+    rows = demonstrations(32)
+    with_image = [row for row in rows if row["image"] is not None]
+    without = [row for row in rows if row["image"] is None]
+    return [*with_image[:4], *without[:4], *with_image[4:8], *without[4:8]]
+
+
+def sft(model: str, folder: str, rows: Any = None, **options: Any) -> Any:
+    adapter = options.pop("peft_config", None)
+    batch = {"per_device_train_batch_size": 4 // RANKS, "gradient_accumulation_steps": 2}
+    config = SFTConfig(**{**COMMON, **batch, **options}, output_dir=folder)
+    return SFTTrainer(model, config, demonstrations(24) if rows is None else rows, peft_config=adapter)
+
+
+def dpo(model: str, folder: str, **options: Any) -> Any:
+    adapter = options.pop("peft_config", None)
+    batch = {"per_device_train_batch_size": 4 // RANKS, "gradient_accumulation_steps": 1}
+    config = DPOConfig(**{**COMMON, **batch, **options}, output_dir=folder)
+    return DPOTrainer(model, args=config, train_dataset=preferences(), peft_config=adapter)
+
+
+def grpo(model: str, folder: str, **options: Any) -> Any:
+    adapter = options.pop("peft_config", None)
+    config = GRPOConfig(**{**COMMON, **GROUPS, "num_prompts_per_step": 4, **options}, output_dir=folder)
+    return GRPOTrainer(model, vowel_share, config, records(12), peft_config=adapter)
+
+
+GSPO: dict[str, Any] = {"importance_sampling_level": "sequence", "beta": 0.0, "num_iterations": 2}
+CASES: dict[str, Any] = {
+    "sft": lambda model, folder: sft(model, folder, max_grad_norm=0.1, gradient_checkpointing=True),
+    "sft-lora": lambda model, folder: sft(model, folder, peft_config=lora(), learning_rate=0.5),
+    "text-only": lambda model, folder: sft(
+        model,
+        folder,
+        images_on_the_first_rank_alone(),
+        shuffle_dataset=False,
+        max_steps=2,
+        per_device_train_batch_size=8 // RANKS,
+        gradient_accumulation_steps=1,
+    ),
+    "dpo": dpo,
+    "dpo-lora": lambda model, folder: dpo(model, folder, peft_config=lora(), learning_rate=0.5),
+    "mpo": lambda model, folder: dpo(model, folder, **MPO),
+    "precomputed": lambda model, folder: dpo(model, folder, precompute_ref_log_probs=True),
+    "follows": lambda model, folder: dpo(model, folder, sync_ref_model=True, ref_model_sync_steps=1),
+    "grpo": lambda model, folder: grpo(model, folder, verdict_steps=1),
+    "grpo-lora": lambda model, folder: grpo(model, folder, peft_config=lora()),
+    "gspo": lambda model, folder: grpo(model, folder, **GSPO),
+    "gspo-lora": lambda model, folder: grpo(model, folder, **GSPO, peft_config=lora()),
+    "parts": lambda model, folder: sft(
+        model, folder, train="vision=full,projector=frozen,language=lora", peft_config=lora()
+    ),
+    "cut": lambda model, folder: sft(model, folder, max_tokens_per_pass=60),
+}
+
+
+def run(case: str, model: str, folder: Path) -> dict[str, Any]:
+    """Train a case; returns what the first rank measured."""
+    trainer = CASES[case](model, str(folder / "run"))
+    trainer.train()
+    weights = [*trainer.model.parameters()]
+    held = sum(getattr(weight, "_local_tensor", weight).nbytes for weight in weights)
+    trainer.save_model(str(folder / "model"))
+    return {"log": trainer.state.log_history, "share": held / sum(weight.nbytes for weight in weights)}
+
+
+def resumed(model: str, folder: Path) -> None:
+    """Four steps; and two steps, saved, and two more from there."""
+    for name, kind in (("full", {}), ("lora", {"peft_config": lora()})):
+        options: dict[str, Any] = {"optim": "adamw_torch", "learning_rate": 1e-3, "save_strategy": "steps", **kind}
+        sft(model, str(folder / name / "run"), max_steps=4, save_steps=2, **options).train()
+        trainer = sft(model, str(folder / name / "run"), max_steps=4, save_steps=10, **options)
+        uninterrupted = folder / name / "run" / "checkpoint-4"
+        if PartialState().is_main_process:
+            uninterrupted.rename(folder / name / "uninterrupted")
+        PartialState().wait_for_everyone()
+        trainer.train(resume_from_checkpoint=True)
+        trainer.save_model(str(folder / name / "resumed"))
+
+
+if __name__ == "__main__":
+    model, output_dir, *asked = sys.argv[1:]
+    for case in asked:
+        if case == "resumed":
+            resumed(model, Path(output_dir) / case)
+            continue
+        found = run(case, model, Path(output_dir) / case)
+        if PartialState().is_main_process:
+            torch.save(found, Path(output_dir) / case / "found.pt")
+    PartialState().wait_for_everyone()
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,84 @@
+"""Two processes whose weights FSDP2 divides learn what one process would, and each holds half of the weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+SHORT = ("sft", "text-only", "mpo", "grpo", "gspo-lora")
+LONG = ("sft-lora", "dpo", "dpo-lora", "precomputed", "follows", "grpo-lora", "gspo", "parts", "cut")
+
+
+def train(model: Path, folder: Path, ranks: int, *cases: str) -> Path:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if ranks == 2 else []
+    command = [sys.executable, *launcher, "-m", "tests.trainer.shards", str(model), str(folder), *cases]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-10_000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The short cases on one rank."""
+    return train(model_folder, tmp_path_factory.mktemp("alone"), 1, *SHORT)
+
+
+@pytest.fixture(scope="module")
+def divided(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The short cases, and a resumed run, on two ranks."""
+    return train(model_folder, tmp_path_factory.mktemp("divided"), 2, *SHORT, "resumed")
+
+
+@pytest.mark.timeout(500)
+def test_the_runs_end(alone: Path, divided: Path) -> None:
+    """Two minutes of work on an idle machine, which the limit of a single test would cut off on a busy one."""
+    assert {folder.name for folder in alone.iterdir()} | {"resumed"} == {folder.name for folder in divided.iterdir()}
+
+
+def assert_equal(one: Path, two: Path, tolerance: float) -> None:
+    """Equal names and weights."""
+    (file,) = one.glob("*.safetensors")
+    weights, others = load_file(file), load_file(two / file.name)
+    assert weights.keys() == others.keys()
+    furthest = max((weights[name].double() - others[name].double()).abs().max().item() for name in weights)
+    assert furthest <= tolerance
+
+
+def assert_case_equal(one: Path, two: Path, model_folder: Path) -> None:
+    assert_equal(one / "model", two / "model", 1e-6)
+    found, other = (torch.load(folder / "found.pt", weights_only=False) for folder in (one, two))
+    assert (found["share"], other["share"]) == (1.0, pytest.approx(0.5, abs=0.02))
+    for line, same in zip(found["log"], other["log"], strict=True):
+        for name in {"loss", "grad_norm", "reward", "kl", "rewards/margins", "completions/mean_length"} & line.keys():
+            assert same[name] == pytest.approx(line[name], rel=1e-4, abs=1e-5), name
+    # A control: training moved the weights by more than the tolerance.
+    if (one / "model" / "model.safetensors").exists():
+        before, after = (load_file(folder / "model.safetensors") for folder in (model_folder, one / "model"))
+        assert max((after[name] - before[name]).abs().max().item() for name in after) > 1e-4
+
+
+@pytest.mark.parametrize("case", SHORT)
+def test_two_ranks_with_shards_equal_one(case: str, alone: Path, divided: Path, model_folder: Path) -> None:
+    assert_case_equal(alone / case, divided / case, model_folder)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_resumed_run_of_shards_has_the_same_bits(kind: str, divided: Path) -> None:
+    folder = divided / "resumed" / kind
+    assert_equal(folder / "uninterrupted", folder / "run" / "checkpoint-4", 0.0)
+    assert_equal(folder / "uninterrupted", folder / "resumed", 0.0)
+
+
+@pytest.mark.soak
+def test_all_methods_with_shards_equal_one_process(model_folder: Path, tmp_path: Path) -> None:
+    found = {ranks: train(model_folder, tmp_path / str(ranks), ranks, *LONG) for ranks in (1, 2)}
+    for case in LONG:
+        assert_case_equal(found[1] / case, found[2] / case, model_folder)
