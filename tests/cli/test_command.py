@@ -150,7 +150,7 @@ class TestFile:
             "'float8' is not one of auto, float32, bfloat16, float16. Did you mean 'float32'?",
         ),
         ("sft", ["--log_completions"], "it samples no completions"),
-        ("sft", ["--fsdp", "full_shard"], "does not support fsdp"),
+        ("sft", ["--deepspeed", "ds.json"], "--accelerate_config fsdp2"),
         (
             "sft",
             ["--resume_from_checkpoint", "last", "--output_dir", "nowhere"],

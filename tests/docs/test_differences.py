@@ -76,7 +76,7 @@ def test_every_parameter_that_only_one_has_is_on_the_page(trainer: str) -> None:
 def test_options_of_trl_that_are_refused_are_on_the_page(config: str) -> None:
     """Its own, and those of transformers that people do use."""
     inherited = {option.name for option in fields(TrainingArguments)}
-    used = {"auto_find_batch_size", "deepspeed", "fsdp", "parallelism_config", "torch_compile", "liger_kernel_config"}
+    used = {"auto_find_batch_size", "deepspeed", "parallelism_config", "torch_compile", "liger_kernel_config"}
     refused = getattr(boresight, config).unsupported.keys() & options(trl, config).keys()
     assert refused >= used
     assert sorted((refused - inherited | used) - NAMED) == []

@@ -17,7 +17,7 @@ FSDP2 = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
 """What `accelerate launch` sets for the configuration `fsdp2`."""
-if "WORLD_SIZE" in os.environ:
+if "WORLD_SIZE" in os.environ and "WHOLE_WEIGHTS" not in os.environ:
     os.environ.update(FSDP2)
 
 import torch  # noqa: E402
@@ -121,9 +121,25 @@ def resumed(model: str, folder: Path) -> None:
         trainer.save_model(str(folder / name / "resumed"))
 
 
+def continued(model: str, folder: Path, until: int) -> None:
+    """GRPO, whose rollouts serve two steps, and MPO, whose shift is a mean over steps: up to a step, from where the last run ended."""
+    common: dict[str, Any] = {"save_strategy": "steps", "save_steps": until, "max_steps": until, "optim": "adamw_torch"}
+    common |= {"lr_scheduler_type": "constant", "learning_rate": 1e-3, "adam_epsilon": 1e-3, "logging_steps": 1}
+    for name, trainer in (
+        ("grpo", grpo(model, str(folder / "grpo"), **common, steps_per_generation=2)),
+        ("mpo", dpo(model, str(folder / "mpo"), **common, **MPO)),
+    ):
+        trainer.train(resume_from_checkpoint=(folder / name).exists() and any((folder / name).glob("checkpoint-*")))
+        if PartialState().is_main_process:
+            torch.save(trainer.state.log_history, folder / f"{name}.pt")
+
+
 if __name__ == "__main__":
     model, output_dir, *asked = sys.argv[1:]
     for case in asked:
+        if case.startswith("until="):
+            continued(model, Path(output_dir), int(case.removeprefix("until=")))
+            continue
         if case == "resumed":
             resumed(model, Path(output_dir) / case)
             continue

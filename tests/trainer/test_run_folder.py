@@ -216,7 +216,7 @@ def test_only_the_same_run_is_resumed(sft: Run, tmp_path: Path, capsys: pytest.C
     for change, line in (
         ({"weight_decay": 0.1}, "weight_decay: 0.0 → 0.1"),
         ({"train_dataset": demonstrations(12)}, "train_dataset: 24 rows"),
-        ({"per_device_train_batch_size": 2}, "groups of a step on a rank: 4 → 2"),
+        ({"per_device_train_batch_size": 2}, "groups of a step: 4 → 2"),
     ):
         with pytest.raises(ConfigError, match=line):
             sft(output_dir=folder, max_steps=3, **{**SAVES, **change}).train(resume_from_checkpoint=True)

@@ -1,4 +1,4 @@
-"""Two processes whose weights FSDP2 divides learn what one process would, and each holds half of the weights."""
+"""Two processes whose weights FSDP2 divides learn what one process would, each holds half of the weights, and their number may change."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SHORT = ("sft", "text-only", "mpo", "grpo", "gspo-lora")
 LONG = ("sft-lora", "dpo", "dpo-lora", "precomputed", "follows", "grpo-lora", "gspo", "parts", "cut")
 
 
-def train(model: Path, folder: Path, ranks: int, *cases: str) -> Path:
+def train(model: Path, folder: Path, ranks: int, *cases: str, **environment: str) -> Path:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if ranks == 2 else []
     command = [sys.executable, *launcher, "-m", "tests.trainer.shards", str(model), str(folder), *cases]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-10_000:]
     return folder
@@ -75,6 +75,26 @@ def test_a_resumed_run_of_shards_has_the_same_bits(kind: str, divided: Path) -> 
     folder = divided / "resumed" / kind
     assert_equal(folder / "uninterrupted", folder / "run" / "checkpoint-4", 0.0)
     assert_equal(folder / "uninterrupted", folder / "resumed", 0.0)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "environment", [{"WHOLE_WEIGHTS": "1"}, pytest.param({}, marks=pytest.mark.soak)], ids=["ddp", "fsdp2"]
+)
+def test_a_run_goes_on_over_another_number_of_ranks(
+    environment: dict[str, str], model_folder: Path, tmp_path: Path
+) -> None:
+    """Two ranks, then one, then two, each from the middle of a rollout, equal one that was never interrupted."""
+    for ranks, until in ((2, 1), (1, 3), (2, 4)):
+        train(model_folder, tmp_path / "changing", ranks, f"until={until}", **environment)
+    train(model_folder, tmp_path / "whole", 1, "until=4")
+    for method in ("grpo", "mpo"):
+        folders = [tmp_path / name / method / "checkpoint-4" for name in ("whole", "changing")]
+        assert_equal(*folders, 2e-6)
+        log, other = (torch.load(tmp_path / name / f"{method}.pt") for name in ("whole", "changing"))
+        assert [line["step"] for line in log] == [line["step"] for line in other]
+        for name in {"loss", "reward", "kl", "rewards/margins", "loss/bco_shift", "num_tokens"} & log[-2].keys():
+            assert other[-2][name] == pytest.approx(log[-2][name], rel=1e-4, abs=1e-6), name
 
 
 @pytest.mark.soak

@@ -19,6 +19,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="run the groups of a step that was not finite again, and name the first module that goes bad; the run's log names the file",
     )
+    what.add_argument(
+        "--plan",
+        action="store_true",
+        help="what training the model needs on --gpus of --memory; reads its config alone",
+    )
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="with --plan: how many GPUs (default: 1)")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        default=80.0,
+        metavar="GB",
+        help="with --plan: the memory of each GPU in GB (default: 80)",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,7 +49,16 @@ def run(options: argparse.Namespace) -> None:
         console.print(found.advice, markup=False)
         return
     if not options.model:
-        raise ConfigError("--probe checks a model: name it with --model.")
+        raise ConfigError("--probe and --plan are about a model: name it with --model.")
+    if options.plan:
+        from boresight.doctor.plan import plan
+
+        if options.gpus < 1 or options.memory <= 0:
+            raise ConfigError(f"--gpus {options.gpus} --memory {options.memory:g}: both must be above 0.")
+        table, settings = plan(options.model, options.gpus, options.memory)
+        console.print(table)
+        print(settings, end="")
+        return
     from boresight.doctor.probe import probe
 
     report = probe(options.model)

@@ -27,7 +27,14 @@ from boresight.data.sources import RowStream, load_rows
 from boresight.errors import ConfigError
 from boresight.files import check_writable
 from boresight.model.forward import GroupForward
-from boresight.model.load import adapt, load_model, load_processor, model_facts, places_whole, promote_trainable
+from boresight.model.load import (
+    adapt,
+    load_model,
+    load_processor,
+    model_facts,
+    places_whole,
+    promote_trainable,
+)
 from boresight.model.part_options import PartPlan, part_plan
 from boresight.model.reference import Reference
 from boresight.model.shards import gathered
@@ -232,9 +239,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
             "model": sampled_weights_digest(model),
             "adapter": None if (adapter := getattr(model, "peft_config", None)) is None else adapters_of(adapter),
             "train_dataset": self._data_digest,
-            "groups of a step on a rank": self.plan.groups_per_step,
+            "groups of a step": self.plan.groups_per_step * self.args.world_size,
             "steps of a rollout": self.plan.steps_per_rollout,
-            "ranks": self.args.world_size,
             **self.parts_of_identity(),
             "options": options_of(args),
         }

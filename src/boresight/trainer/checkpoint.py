@@ -6,7 +6,7 @@ ones removed. So a process that is killed, or a disk that is full, at any moment
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import torch
 from peft import PeftModel
 from peft.utils import load_peft_weights
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, set_seed
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
 
-from boresight.errors import BoresightError, CheckpointError, DiskError, NonFiniteError
+from boresight.errors import BoresightError, DiskError, NonFiniteError
 from boresight.files import (
     cause_of_failed_write,
     check_space,
@@ -57,6 +57,10 @@ class CheckpointedTrainer(Trainer):
 
     def restore_method(self, state: dict[str, Any]) -> None:
         """The inverse of `state_of_method`."""
+
+    def redistributed(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """This rank's state, from those of another number of ranks. What is the same on all ranks is taken from the first."""
+        return dict(states[0])
 
     # ---- Saving -----------------------------------------------------------------------------------------------------------------
 
@@ -297,13 +301,23 @@ class CheckpointedTrainer(Trainer):
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            num_ranks = read_manifest(Path(checkpoint)).num_ranks
-            if num_ranks != self.args.world_size:
-                raise CheckpointError(
-                    f"{checkpoint} was saved by {num_ranks} ranks, and this run has {self.args.world_size}: start as many."
-                )
-            file = Path(checkpoint) / f"{self.args.process_index}_{STATE_FILE}"
-            self.restore_method(torch.load(file, weights_only=True))
+            self.restore_method(self._state_in(Path(checkpoint)))
+
+    def _state_in(self, checkpoint: Path) -> dict[str, Any]:
+        """This rank's state in a checkpoint, of as many ranks or of another number."""
+        num_ranks, rank = read_manifest(checkpoint).num_ranks, self.args.process_index
+        wanted = [rank] if num_ranks == self.args.world_size else range(num_ranks)
+        files = [checkpoint / f"{old}_{STATE_FILE}" for old in wanted]
+        states = [torch.load(file, weights_only=True) for file in files]
+        return states[0] if num_ranks == self.args.world_size else self.redistributed(states)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As transformers. With another number of ranks, each rank's generators are seeded by the run's seed and the step: dropout draws
+        other numbers then. Sampling has seeds of its own."""
+        if checkpoint is None or read_manifest(Path(checkpoint)).num_ranks == self.args.world_size:
+            super()._load_rng_state(checkpoint)
+        else:
+            set_seed((self.args.seed + 1_000_003 * self.state.global_step + self.args.process_index) % 2**32)
 
 
 def _bytes(tensor: Tensor) -> int:

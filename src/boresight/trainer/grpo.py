@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from boresight.trainer.config import as_config
 from boresight.trainer.grpo_config import GRPOConfig, RLOOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.reasoning import think_note, think_state
+from boresight.trainer.redistribution import dealt
 from boresight.trainer.rollouts.engines import engine_sampler
 from boresight.trainer.rollouts.loop import PromptRows, Rollouts
 from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
@@ -338,6 +339,11 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def state_of_method(self) -> dict[str, Any]:
         under_way = self.state.global_step % self.plan.rollout_period != 0
         return super().state_of_method() | {"experience": state_of(self.experience) if under_way else []}
+
+    def redistributed(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        ranks, args = [state["experience"] for state in states], self.args
+        experience = dealt(ranks, self.plan.steps_per_rollout, args.process_index, args.world_size)
+        return super().redistributed(states) | {"experience": experience}
 
     def restore_method(self, state: dict[str, Any]) -> None:
         super().restore_method(state)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from boresight.report.metrics import MeanMetrics
 from boresight.trainer.checkpoint import CheckpointedTrainer
 from boresight.trainer.manifest import faults
 from boresight.trainer.random_states import random_states, random_states_kept
+from boresight.trainer.redistribution import merged_sums
 from boresight.trainer.run_folder import PREFIX
 
 Moment = Literal["between steps", "in a step", "changing weights"]
@@ -29,6 +31,12 @@ class BuiltTogether(type):
     def __call__(cls, *arguments: Any, **options: Any) -> Any:
         with together():
             return super().__call__(*arguments, **options)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of the constructor, for `help` and editors, which would show `__call__`'s."""
+        full = inspect.signature(cls.__init__)
+        return full.replace(parameters=[*full.parameters.values()][1:])
 
 
 class LifecycleTrainer(CheckpointedTrainer, metaclass=BuiltTogether):
@@ -160,6 +168,10 @@ class LifecycleTrainer(CheckpointedTrainer, metaclass=BuiltTogether):
             "step_of_last_log": self._globalstep_last_logged,
         }
         return super().state_of_method() | {"sums": sums}
+
+    def redistributed(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        sums = merged_sums([state["sums"] for state in states], self.args.process_index, self.args.world_size)
+        return super().redistributed(states) | {"sums": sums}
 
     def restore_method(self, state: dict[str, Any]) -> None:
         super().restore_method(state)

@@ -75,16 +75,31 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def save_optimizer(model: nn.Module, optimizer: Any, folder: str | Path, *, writes: bool) -> None:
-    """Write the whole state of an optimizer of shards, by names of weights, from the first rank. All ranks call this."""
+    """Write the whole state of an optimizer of shards from the first rank, as an optimizer without shards has it. All ranks call this."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_optimizer_state_dict(model, _inner(optimizer), options=options)
-    if writes:
-        torch.save(state, Path(folder) / OPTIMIZER_FILE)
+    state: Any = get_optimizer_state_dict(model, _inner(optimizer), options=options)
+    if not writes:
+        return
+    groups = state["param_groups"]
+    number = {name: place for place, name in enumerate(name for group in groups for name in group["params"])}
+    numbered = {
+        "state": {number[name]: values for name, values in state["state"].items()},
+        "param_groups": [{**group, "params": [number[name] for name in group["params"]]} for group in groups],
+    }
+    torch.save(numbered, Path(folder) / OPTIMIZER_FILE)
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, folder: str | Path) -> None:
-    """Load a file of `save_optimizer`, over any number of ranks."""
-    state = torch.load(Path(folder) / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    """Load the file of an optimizer, of shards or not, into one of shards."""
+    found = torch.load(Path(folder) / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    name_of = {id(weight): name for name, weight in model.named_parameters()}
+    names = [name_of[id(weight)] for group in _inner(optimizer).param_groups for weight in group["params"]]
+    state = {
+        "state": {names[number]: values for number, values in found["state"].items()},
+        "param_groups": [
+            {**group, "params": [names[number] for number in group["params"]]} for group in found["param_groups"]
+        ],
+    }
     set_optimizer_state_dict(model, _inner(optimizer), state, options=StateDictOptions(full_state_dict=True))
 
 
