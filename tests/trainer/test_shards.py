@@ -89,8 +89,8 @@ def test_a_run_goes_on_over_another_number_of_ranks(
         train(model_folder, tmp_path / "changing", ranks, f"until={until}", **environment)
     train(model_folder, tmp_path / "whole", 1, "until=4")
     for method in ("grpo", "mpo"):
-        folders = [tmp_path / name / method / "checkpoint-4" for name in ("whole", "changing")]
-        assert_equal(*folders, 2e-6)
+        whole, changing = (tmp_path / name / method / "checkpoint-4" for name in ("whole", "changing"))
+        assert_equal(whole, changing, 2e-6)
         log, other = (torch.load(tmp_path / name / f"{method}.pt") for name in ("whole", "changing"))
         assert [line["step"] for line in log] == [line["step"] for line in other]
         for name in {"loss", "reward", "kl", "rewards/margins", "loss/bco_shift", "num_tokens"} & log[-2].keys():
