@@ -19,7 +19,7 @@ from boresight.data.schema import part_images
 from boresight.data.sizes import counts_by_size, expanded_tokens, image_token_counts, refusal
 from boresight.data.spans import Span, counted_tokens, unexpanded_offsets
 from boresight.data.texts import Texts, is_text, joined
-from boresight.errors import DataError, ModelError
+from boresight.errors import DataError, ImageError, ModelError
 from boresight.types import Completion, Conversation, Group, Ids, ModelFacts, Prompt, Row
 
 
@@ -357,9 +357,15 @@ class Encoder:
         token_inputs, vision = separated(outputs, len(ids))
         types = next((token_inputs[name] for name in self.facts.family.token_types if name in token_inputs), None)
         token_inputs.pop("mm_token_type_ids", None)  # the types of tokens have a field of their own
+        token_types = [int(id == self.facts.image_token_id) for id in ids] if types is None else types.tolist()
+        if images and self.facts.image_token_id is not None and 1 not in token_types:
+            raise ImageError(
+                f"{where}: nothing in its text stands for its {len(images)} image(s), so the model would not see them. If its "
+                "messages name them, the chat template leaves them out: use the one of the model's processor."
+            )
         return _Processed(
             ids=ids,
-            token_types=[int(id == self.facts.image_token_id) for id in ids] if types is None else types.tolist(),
+            token_types=token_types,
             token_inputs=token_inputs,
             vision=vision,
             offsets=_original_offsets(outputs, has_images=bool(images)),

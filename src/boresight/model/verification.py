@@ -148,6 +148,8 @@ class Oracle:
         if not self.parameters:
             return []
         total = (logp * weights.to(logp.device)).sum()
+        if not total.requires_grad:  # a prompt without images, and only the vision tower is trained
+            return [torch.zeros_like(parameter) for parameter in self.parameters]
         found = torch.autograd.grad(total, self.parameters, allow_unused=True)
         return [
             torch.zeros_like(parameter) if gradient is None else gradient
