@@ -30,9 +30,9 @@ def folder() -> Path:
 
 
 def key_of(model: nn.Module, *further: str) -> str | None:
-    """What a check of a model depends on, as a digest: its class and that class's source, configuration, adapters, trained weights, precision, device, and
-    the versions of the libraries and of boresight's own source. None for a model that was altered after it was built, whose results are
-    not kept.
+    """What a check of a model depends on, as a digest: its class and that class's source, configuration, adapters, trained weights,
+    precision, device, and the versions of the libraries and of boresight's own source. None for a model that was altered after it was
+    built, whose results are not kept.
     """
     inner = unwrap(model)
     if is_altered(inner):

@@ -358,7 +358,7 @@ class Encoder:
         types = next((token_inputs[name] for name in self.facts.family.token_types if name in token_inputs), None)
         token_inputs.pop("mm_token_type_ids", None)  # the types of tokens have a field of their own
         token_types = [int(id == self.facts.image_token_id) for id in ids] if types is None else types.tolist()
-        if images and self.facts.image_token_id is not None and 1 not in token_types:
+        if images and self.facts.modality_ids and set(ids).isdisjoint(self.facts.modality_ids):
             raise ImageError(
                 f"{where}: nothing in its text stands for its {len(images)} image(s), so the model would not see them. If its "
                 "messages name them, the chat template leaves them out: use the one of the model's processor."
