@@ -16,10 +16,10 @@ from boresight.data.budget import set_pixel_budget
 from boresight.data.images import decode
 from boresight.data.outputs import separated
 from boresight.data.schema import part_images
-from boresight.data.sizes import counts_by_size, expanded_tokens, image_token_counts, refusal
+from boresight.data.sizes import counts_by_size, expanded_tokens, image_token_counts, refusal, unplaced
 from boresight.data.spans import Span, counted_tokens, unexpanded_offsets
 from boresight.data.texts import Texts, is_text, joined
-from boresight.errors import DataError, ImageError, ModelError
+from boresight.errors import DataError, ModelError
 from boresight.types import Completion, Conversation, Group, Ids, ModelFacts, Prompt, Row
 
 
@@ -352,6 +352,8 @@ class Encoder:
         try:
             outputs = self._called(text, images, special=special)
         except Exception as error:  # of any kind: a StopIteration that escaped would end the loader without an error
+            if images and self.texts.image_token and self.texts.image_token not in text:
+                raise unplaced(row) from error
             raise refusal(error, row) from error
         ids = list(outputs["input_ids"][0])
         token_inputs, vision = separated(outputs, len(ids))
@@ -359,10 +361,7 @@ class Encoder:
         token_inputs.pop("mm_token_type_ids", None)  # the types of tokens have a field of their own
         token_types = [int(id == self.facts.image_token_id) for id in ids] if types is None else types.tolist()
         if images and self.facts.modality_ids and set(ids).isdisjoint(self.facts.modality_ids):
-            raise ImageError(
-                f"{where}: nothing in its text stands for its {len(images)} image(s), so the model would not see them. If its "
-                "messages name them, the chat template leaves them out: use the one of the model's processor."
-            )
+            raise unplaced(row)
         return _Processed(
             ids=ids,
             token_types=token_types,
