@@ -14,7 +14,7 @@ LOCK := requirements-dev.lock
 # Tiny models gain nothing from threads, so each core runs tests of its own; the hub is never asked for anything.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
-.PHONY: help setup lock demo check format test test-pages soak bench gpu-check gpu-wheels docs
+.PHONY: help setup lock demo check format test test-pages soak fuzz bench gpu-check gpu-wheels docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test-pages: setup  ## the pages in a real browser; fails where there is none
 
 soak: setup  ## the long sweeps
 	$(TEST_ENV) $(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+
+fuzz: setup  ## damaged rows and images for 20 minutes (ARGS="--minutes 5 --seed 1")
+	HF_HUB_OFFLINE=1 $(BIN)/python -W ignore -m tests.data.fuzz $(ARGS)
 
 bench: setup  ## time and memory beside TRL, in one run
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/versus_trl.py $(ARGS)
