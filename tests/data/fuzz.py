@@ -75,14 +75,18 @@ NAMES = (
     "path", "index", "name", "arguments", "tool_calls", "function", "", "\ud800", "a\0b",
 )  # fmt: skip
 
+ODD_TEXTS = (
+    "", " ", "\0", "\ud800", "x" * 5000, "<image>", "<video>", "user", "[]", "{}", '[{"role": 1}]', "null", "NaN", "é\u202e", "[" * 2000,
+    "file:///etc/passwd", "http://x/a.png", "/dev/zero", "~nobody/x", "data:image/png;base64,!",
+)  # fmt: skip
+
 
 def odd_value(chance: random.Random, depth: int = 0) -> Any:
     """A value that a table may hold and no row expects."""
     leaves: list[Callable[[], Any]] = [
         lambda: None, lambda: chance.choice([True, False]), lambda: chance.choice([0, -1, 7, 10**30, 2**63]),
         lambda: chance.choice([0.5, float("nan"), float("inf"), -0.0]),
-        lambda: chance.choice(["", " ", "\0", "\ud800", "x" * 5000, "<image>", "<video>", "user", "[]", "{}", '[{"role": 1}]', "null", "NaN",
-                               "file:///etc/passwd", "http://x/a.png", "/dev/zero", "~nobody/x", "data:image/png;base64,!", "é\u202e", "[" * 2000]),
+        lambda: chance.choice(ODD_TEXTS),
         lambda: chance.choice([b"", b"\x89PNG\r\n\x1a\n", _png(), bytes(50)]),
         lambda: Image.new(chance.choice(["RGB", "L", "P", "F", "I;16", "CMYK"]), chance.choice([(1, 1), (0, 3), (1, 900)])),
         lambda: object(), lambda: {1, 2}, lambda: range(3), lambda: Path("x.png"),
