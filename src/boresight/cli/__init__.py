@@ -55,6 +55,8 @@ def _run(words: list[str]) -> int | None:
     if name in TRAINING:
         command = read_command(name, words[1:])  # answers --help before torch is imported
         return importlib.import_module("boresight.cli.training").run(command)
+    if name == "doctor" and words[1:] and words[1] in TRAINING:
+        return doctor.check_run(words[1], words[2:])
     parser, commands = _parser()
     if name and not name.startswith("-") and name not in commands:
         raise ConfigError(

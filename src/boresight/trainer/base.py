@@ -23,7 +23,6 @@ from boresight.data.bad_rows import QUARANTINE, StreamQuarantine
 from boresight.data.encode import Encoder
 from boresight.data.sources import RowStream, load_rows
 from boresight.errors import ConfigError
-from boresight.files import check_writable
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
 from boresight.model.part_options import PartPlan, part_plan
@@ -31,6 +30,8 @@ from boresight.model.reference import Reference
 from boresight.model.vision import join_features
 from boresight.modules import evaluating, switch_off_dropout
 from boresight.option_checks import ignored_options
+from boresight.preflight import SetUp, preflight, report
+from boresight.preflight.disk import check_folder
 from boresight.ranks import on_first_rank
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
@@ -98,7 +99,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
             )
         check_is_not_model(str(args.output_dir), model)
         assert args.world_size >= 1  # reading it sets up the process group as the options say
-        on_first_rank(lambda: check_writable(Path(str(args.output_dir))))
+        on_first_rank(lambda: check_folder(Path(str(args.output_dir)), model))
         options = from_pretrained_options(args)
         loaded = load_model(model, **options)
         source = None if isinstance(model, nn.Module) else model
@@ -160,6 +161,11 @@ class GroupTrainer(UpdatingTrainer[Item]):
         self.run_folder = RunFolder(self.args.output_dir, self.log_once)
         self._check_data()
         self.identity = self._identity(args)
+        self.set_up = SetUp(
+            args, loaded, self.encoder, self.facts, self.parts, peft_config, self.extent.max_prompt_tokens
+        )
+        if args.preflight != "off" and train_dataset is not None:
+            on_first_rank(lambda: report(preflight(self.set_up), self.log_once))
 
     # ---- Defined by a method -------------------------------------------------------------------------------------------------------
 
@@ -189,6 +195,10 @@ class GroupTrainer(UpdatingTrainer[Item]):
     def encode(self, row: Row) -> Any:
         """Convert a row to an item."""
         return self.row_encoder(row)
+
+    def longest_items(self, rows: Sequence[Row]) -> list[Item]:
+        """The items of a step of these rows, with completions as long as they may become. For a trial before training."""
+        return self.prepare([self.encode(row) for row in rows])
 
     def evaluate_step(self, inputs: list[Any], metrics: MeanMetrics) -> None:
         """Add the metrics of one batch of the evaluation set."""
@@ -294,7 +304,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
         with self.timeline.phase("data"):
             self.train_dataset = check.usable(self.train_dataset, "train")
             self.eval_dataset = check.usable(self.eval_dataset, "eval")
-        self.extent = check.extent
+        self.extent, self.set_aside = check.extent, tuple(check.set_aside)
         self._data_digest = check.digest_of("train")
         check.write(self._run_file(QUARANTINE))
         if self.train_dataset is not None and not is_stream(self.train_dataset):
