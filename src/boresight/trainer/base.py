@@ -28,7 +28,7 @@ from boresight.model.load import adapt, load_model, load_processor, model_facts,
 from boresight.model.part_options import PartPlan, part_plan
 from boresight.model.reference import Reference
 from boresight.model.vision import join_features
-from boresight.modules import evaluating, switch_off_dropout
+from boresight.modules import evaluating, switch_off_dropout, unwrap
 from boresight.option_checks import ignored_options
 from boresight.preflight import SetUp, preflight, report
 from boresight.preflight.disk import check_folder
@@ -158,7 +158,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
                 f"{type(self).__name__} has no rows: pass train_dataset, or eval_dataset to evaluate only."
             )
         self.callback_handler.callbacks.insert(0, StepBoundary(self))
-        self.run_folder = RunFolder(self.args.output_dir, self.log_once)
+        base_model = str(source or getattr(unwrap(loaded).config, "_name_or_path", "")) or None
+        self.run_folder = RunFolder(self.args.output_dir, self.log_once, {"base_model": base_model})
         self._check_data()
         self.identity = self._identity(args)
         self.set_up = SetUp(
