@@ -44,6 +44,7 @@ from boresight.trainer.fingerprint import sampled_weights_digest
 from boresight.trainer.identity import Identity, adapters_of, options_of
 from boresight.trainer.lifecycle import StepBoundary
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader
+from boresight.trainer.nested_options import named
 from boresight.trainer.nonfinite import NonFiniteSteps, ZeroGradients
 from boresight.trainer.options import ReferenceSyncOptions
 from boresight.trainer.parts import FirstStepCheck, check_rates, left_out_note, parts_table, set_learning_rates
@@ -101,7 +102,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
         assert args.world_size >= 1  # reading it sets up the process group as the options say
         on_first_rank(lambda: check_folder(Path(str(args.output_dir)), model))
         options = from_pretrained_options(args)
-        loaded = load_model(model, **options)
+        with named(f"model_init_kwargs={options!r}") if options else contextlib.nullcontext():
+            loaded = load_model(model, **options)
         source = None if isinstance(model, nn.Module) else model
         processor = load_processor(processing_class, loaded, source, **options)
         self.parts = part_plan(args)
@@ -260,7 +262,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """transformers' optimizer; with `lr`, each part has groups of its own."""
         is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
+        with named(f"optim={str(getattr(self.args.optim, 'value', self.args.optim))!r}"):
+            optimizer = super().create_optimizer(model)
         if is_new and self.parts.lr:
             set_learning_rates(optimizer, self.policy.outer, self.parts.lr)
         return optimizer
