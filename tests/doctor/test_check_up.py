@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from peft import LoraConfig
@@ -124,6 +125,13 @@ def test_nothing_is_wrong_with_a_right_run_of_samples(folder: Path, tmp_path: Pa
     texts = {finding.check: finding.text for finding in everything}
     assert "its log-probabilities differ from the trainer's by" in texts["sampler"]
     assert "no reward reads a solution" in texts["gold answers"]
+
+
+def test_a_stream_is_checked_as_far_as_it_can_be(folder: Path, tmp_path: Path) -> None:
+    stream = datasets.Dataset.from_list([{**row, "image": None} for row in questions()]).to_iterable_dataset()
+    everything = [*check_up(planned(folder, tmp_path, stream, rewards=[shades], max_steps=2))]
+    assert [str(finding) for finding in everything if finding.level != "note"] == []
+    assert any("the rows are a stream" in finding.text for finding in everything if finding.check == "rows")
 
 
 # ---- Wrong set-ups -------------------------------------------------------------------------------------------------------------------
@@ -330,3 +338,21 @@ def test_a_typo_in_a_column(folder: Path, table: Callable[..., list[str]], capsy
 def test_a_typo_in_a_flag(folder: Path, table: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(table(folder, "--completion_colum", "answer")) == 2
     assert "--completion_column" in capsys.readouterr().err
+
+
+def test_a_command_for_several_processes_is_checked_in_this_one(
+    folder: Path, table: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It must not be launched, which would train."""
+    assert (
+        main(table(folder, "--completion_column", "answer", "--accelerate_config", "cpu", "--num_processes", "2")) == 0
+    )
+    assert "0 errors, 0 warnings" in capsys.readouterr().out
+    assert not Path("run").exists()
+
+
+def test_help_explains_doctor_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "grpo", "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("boresight doctor METHOD takes the flags of boresight METHOD")

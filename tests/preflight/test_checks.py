@@ -64,7 +64,7 @@ def test_another_placeholder(set_up: Make) -> None:
     ("template", "level", "text"),
     [
         (WITHOUT_ENDS, "warning", "no end token ('<|endoftext|>', '<|im_end|>') follows an answer"),
-        (QUESTIONS_ALIKE, "error", "questions and answers alike"),
+        (QUESTIONS_ALIKE, "warning", "questions and answers alike"),
         (LAST_ALONE, "error", "leaves out 2 of three messages"),
         ("{{ raise_exception('one turn only') }}", "warning", "one turn only"),
     ],

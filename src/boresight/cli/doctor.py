@@ -74,7 +74,9 @@ def check_run(method: str, words: Sequence[str]) -> int:
     own.add_argument("--show-batch", "--show_batch", action="store_true")
     own.add_argument("--memory-gib", "--memory_gib", type=float)
     options, rest = own.parse_known_args(list(words))
-    command = read_command(method, rest)
+    if {"-h", "--help", "--help-all"} & set(rest):
+        print(f"{EPILOG}\n")
+    command = read_command(method, rest, launches=False)
 
     # Everything below imports torch, which takes seconds, and an unreadable flag needs none of it.
     from rich.console import Console

@@ -22,6 +22,7 @@ from boresight.errors import BoresightError, ConfigError, DataError, DiskError, 
 from boresight.preflight import Finding, SetUp, preflight
 from boresight.preflight.disk import check_folder
 from boresight.trainer.base import GroupTrainer
+from boresight.trainer.dpo import DPOTrainer
 from boresight.trainer.grpo import GRPOTrainer
 from boresight.trainer.run_folder import RunFolder, check_is_not_model
 
@@ -95,6 +96,8 @@ def _trainer(run: PlannedRun, folder: Path) -> GroupTrainer[Any]:
     config.preflight, config.on_bad_row, config.verdict_steps = "off", "drop", 0
     if issubclass(run.trainer, GRPOTrainer):
         config.gold_check, config.log_completions = "off", False
+    if issubclass(run.trainer, DPOTrainer):
+        config.precompute_ref_log_probs = False  # which takes a pass over all rows
     train, evaluation = run.rows()
     return run.trainer(model=run.model, args=config, train_dataset=train, eval_dataset=evaluation, **run.arguments())  # pyright: ignore[reportCallIssue]
 

@@ -37,7 +37,7 @@ def check_template(set_up: SetUp) -> Iterator[Finding]:
     to_assistant, to_user = _between(whole, ASKED, ANSWERED), _between(whole, ANSWERED, AGAIN)
     if to_assistant == to_user:
         yield Finding(
-            "template", "error", "chat_template", "it writes questions and answers alike, so that the model cannot tell the roles apart.",
+            "template", "warning", "chat_template", "it writes questions and answers alike, so that the model cannot tell the roles apart.",
             "Pass a processor whose chat template marks the roles.",
         )  # fmt: skip
     ids = set_up.encoder.tokenizer(to_user, add_special_tokens=False)["input_ids"]
