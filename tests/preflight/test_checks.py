@@ -129,7 +129,7 @@ def test_a_row_beyond_the_positions_of_the_model(set_up: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("models", "level"), [(0.5, "error"), (3.9, "error"), (4.1, "warning"), (6.9, "warning"), (7.1, None)]
+    ("models", "level"), [(0.5, "error"), (2.9, "error"), (3.1, "warning"), (6.9, "warning"), (7.1, None)]
 )
 def test_room_for_checkpoints(set_up: Make, monkeypatch: pytest.MonkeyPatch, models: float, level: str | None) -> None:
     """A checkpoint of full training is three models large: two stay at once while the oldest goes, and the model is saved at the end."""

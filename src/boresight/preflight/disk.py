@@ -50,7 +50,7 @@ def check_disk(set_up: SetUp) -> Iterator[Finding]:
             "disk", "note", "", f"{in_units(free)} free, {in_units(needed)} needed for checkpoints and model."
         )
         return
-    if free < model + one * saves:
+    if free < (one if saves else model):
         yield Finding(
             "disk", "error", "output_dir",
             f"the disk of {set_up.output_dir} has {in_units(free)} free; the model takes {in_units(model)}"
