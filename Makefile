@@ -14,7 +14,7 @@ LOCK := requirements-dev.lock
 # Tiny models gain nothing from threads, so each core runs tests of its own; the hub is never asked for anything.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
-.PHONY: help setup lock demo check format test test-pages newest oldest soak families bench gpu-check gpu-wheels docs
+.PHONY: help setup lock demo check format test test-pages newest oldest soak fuzz families bench gpu-check gpu-wheels docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z -]*\):.*##/\1	/p' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ newest oldest: | $(UV)  ## the tests without vLLM, with the newest / the oldest 
 
 soak: setup  ## the long sweeps
 	$(TEST_ENV) $(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+
+fuzz: setup  ## damaged rows and images for 20 minutes (ARGS="--minutes 5 --seed 1")
+	HF_HUB_OFFLINE=1 $(BIN)/python -W ignore -m tests.data.fuzz $(ARGS)
 
 families: setup  ## try every family tiny, and write docs/reference/families.md (ARGS="llava gemma3": only these rows)
 	$(TEST_ENV) $(BIN)/python -m tests.tiny.table $(ARGS)

@@ -54,6 +54,23 @@ def test_sft(sft: Run, tmp_path: Path, workers: int) -> None:
         assert same(weights(whole), weights(resumed))
 
 
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_a_run_that_was_done_takes_no_further_step(
+    request: pytest.FixtureRequest, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed between its last checkpoint and the saving of its model, in the middle of an epoch."""
+    run: Run = request.getfixturevalue(method)
+    options = {**(SFT if method == "sft" else GRPO), "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    whole = run(output_dir=str(tmp_path / "whole"), **options)
+    whole.train()
+    resumed = run(output_dir=str(tmp_path / "whole"), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2
+    assert same(weights(whole), weights(resumed))
+    assert not (tmp_path / "whole" / "checkpoint-3").exists()
+    assert "all 2 steps are done already" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("step", [4, 6, 7])
 def test_grpo(grpo: Run, tmp_path: Path, step: int) -> None:
     """Between two draws, and within one: the completions that were under way are learned from, not sampled again."""

@@ -73,7 +73,7 @@ class Command:
         return "\n".join(f"  {shown:<{width}}  {source}" for shown, source in lines)
 
 
-def read_command(name: str, words: Sequence[str] | None = None, **defaults: Any) -> Command:
+def read_command(name: str, words: Sequence[str] | None = None, *, launches: bool = True, **defaults: Any) -> Command:
     """Read a training command.
 
     Typed options override `--config`, which overrides `defaults`, which override a preset. The options that a preset sets are printed.
@@ -82,6 +82,7 @@ def read_command(name: str, words: Sequence[str] | None = None, **defaults: Any)
     Args:
         name: sft, dpo, mpo, grpo or gspo.
         words: the options of `boresight NAME`; None: the arguments of this script.
+        launches: whether `--accelerate_config` restarts the command; without, it is read and has no effect.
         defaults: a script's own defaults, where they differ from boresight's.
 
     Raises:
@@ -103,7 +104,7 @@ def read_command(name: str, words: Sequence[str] | None = None, **defaults: Any)
     preset = given.get("preset") or method.recipe
     recipe = _recipe(preset, method)
     start = _flags(StartFlags, given)
-    if start.accelerate_config:
+    if start.accelerate_config and launches:
         from boresight.cli.launch import launch  # imports accelerate, which imports torch
 
         launch(start, program, words)

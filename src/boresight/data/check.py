@@ -78,6 +78,8 @@ class RowReport:
     max_images: int = 0
     files: dict[str, list[Any]] = field(default_factory=dict)
     """Path of an image → its size, its time of change, and the list of the rows that name it."""
+    lengths: list[int | None] = field(default_factory=list)
+    """Tokens of every row, in order; None where it cannot be used, or they were not counted."""
     digests: list[str] = field(default_factory=list)
     """`row_digest` of every row, in order; empty where it cannot be used."""
 
@@ -90,6 +92,7 @@ class RowReport:
         """Count one more row."""
         self.num_rows += 1
         self.digests.append("")
+        self.lengths.append(None)
         self.note(outcome)
 
     def forget(self, rows: Collection[int]) -> None:
@@ -102,6 +105,7 @@ class RowReport:
     def note(self, outcome: Outcome) -> None:
         """Take what was found about a row."""
         self.digests[outcome.row] = outcome.digest
+        self.lengths[outcome.row] = outcome.checked.num_tokens if outcome.reason is None else None
         if outcome.reason is not None:
             self.bad[outcome.row] = (outcome.reason, outcome.is_image)
             return

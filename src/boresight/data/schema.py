@@ -247,13 +247,21 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     if "content" not in message and not message.get("tool_calls"):
         raise DataError(f"{where}: the message has no 'content'.{nearest('content', message)}")
     if "tool_calls" in message:
-        message["tool_calls"] = [with_arguments(call) for call in without_padding(message["tool_calls"])]
+        message["tool_calls"] = _tool_calls(message["tool_calls"], where)
     content = message.get("content", "")
     message["was_string"] = isinstance(content, str)
     if isinstance(content, str):
         _check_encodable(content, where)
     message["content"] = [{"type": "text", "text": content}] if isinstance(content, str) else _parts(content, where)
     return message
+
+
+def _tool_calls(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list | tuple) or not all(isinstance(call, Mapping) for call in value):
+        raise DataError(
+            f"{where}: tool_calls is a list of calls, such as [{{'type': 'function', 'function': {{…}}}}], not a {type(value).__name__}."
+        )
+    return [with_arguments(call) for call in without_padding(value)]
 
 
 def _check_encodable(text: str, where: str) -> None:

@@ -24,13 +24,14 @@ from boresight.data.encode import Encoder
 from boresight.data.made_up import example_source
 from boresight.data.sources import RowStream, load_rows
 from boresight.errors import ConfigError
-from boresight.files import check_writable
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, places_whole, promote_trainable
 from boresight.model.part_options import PartPlan, part_plan
 from boresight.model.reference import Reference
-from boresight.modules import evaluating, switch_off_dropout
+from boresight.modules import evaluating, switch_off_dropout, unwrap
 from boresight.option_checks import ignored_options
+from boresight.preflight import SetUp, preflight, report
+from boresight.preflight.disk import check_folder
 from boresight.ranks import on_first_rank
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
@@ -43,6 +44,7 @@ from boresight.trainer.fingerprint import sampled_weights_digest
 from boresight.trainer.identity import Identity, adapters_of, options_of
 from boresight.trainer.lifecycle import StepBoundary
 from boresight.trainer.loading import StepLoader, each, is_stream, step_loader
+from boresight.trainer.nested_options import named
 from boresight.trainer.nonfinite import NonFiniteSteps, ZeroGradients
 from boresight.trainer.options import ReferenceSyncOptions
 from boresight.trainer.parts import FirstStepCheck, check_rates, left_out_note, parts_table, set_learning_rates
@@ -98,9 +100,10 @@ class GroupTrainer(UpdatingTrainer[Item]):
             )
         check_is_not_model(str(args.output_dir), model)
         assert args.world_size >= 1  # reading it sets up the process group as the options say
-        on_first_rank(lambda: check_writable(Path(str(args.output_dir))))
+        on_first_rank(lambda: check_folder(Path(str(args.output_dir)), model))
         options = from_pretrained_options(args)
-        loaded = load_model(model, **options)
+        with named(f"model_init_kwargs={options!r}") if options else contextlib.nullcontext():
+            loaded = load_model(model, **options)
         source = None if isinstance(model, nn.Module) else model
         processor = load_processor(processing_class, loaded, source, **options)
         self.parts = part_plan(args)
@@ -160,9 +163,15 @@ class GroupTrainer(UpdatingTrainer[Item]):
                 f"{type(self).__name__} has no rows: pass train_dataset, or eval_dataset to evaluate only."
             )
         self.callback_handler.callbacks.insert(0, StepBoundary(self))
-        self.run_folder = RunFolder(self.args.output_dir, self.log_once)
+        base_model = str(source or getattr(unwrap(loaded).config, "_name_or_path", "")) or None
+        self.run_folder = RunFolder(self.args.output_dir, self.log_once, {"base_model": base_model})
         self._check_data()
         self.identity = self._identity(args)
+        self.set_up = SetUp(
+            args, loaded, self.encoder, self.facts, self.parts, peft_config, self.extent.max_prompt_tokens
+        )
+        if args.preflight != "off" and train_dataset is not None:
+            on_first_rank(lambda: report(preflight(self.set_up), self.log_once))
 
     # ---- Defined by a method -------------------------------------------------------------------------------------------------------
 
@@ -192,6 +201,10 @@ class GroupTrainer(UpdatingTrainer[Item]):
     def encode(self, row: Row) -> Any:
         """Convert a row to an item."""
         return self.row_encoder(row)
+
+    def longest_items(self, rows: Sequence[Row]) -> list[Item]:
+        """The items of a step of these rows, with completions as long as they may become. For a trial before training."""
+        return self.prepare([self.encode(row) for row in rows])
 
     def evaluate_step(self, inputs: list[Any], metrics: MeanMetrics) -> None:
         """Add the metrics of one batch of the evaluation set."""
@@ -252,7 +265,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """transformers' optimizer; with `lr`, each part has groups of its own."""
         is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
+        with named(f"optim={str(getattr(self.args.optim, 'value', self.args.optim))!r}"):
+            optimizer = super().create_optimizer(model)
         if is_new and self.parts.lr:
             set_learning_rates(optimizer, self.policy.outer, self.parts.lr)
         return optimizer
@@ -297,7 +311,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
         with self.timeline.phase("data"):
             self.train_dataset = check.usable(self.train_dataset, "train")
             self.eval_dataset = check.usable(self.eval_dataset, "eval")
-        self.extent = check.extent
+        self.extent, self.set_aside = check.extent, tuple(check.set_aside)
         self._data_digest = check.digest_of("train")
         check.write(self._run_file(QUARANTINE))
         if self.train_dataset is not None and not is_stream(self.train_dataset):

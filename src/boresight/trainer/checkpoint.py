@@ -31,6 +31,7 @@ from boresight.modules import unwrap
 from boresight.ranks import on_every_rank
 from boresight.trainer.identity import Identity
 from boresight.trainer.manifest import MANIFEST, read_manifest, write_manifest
+from boresight.trainer.nested_options import named
 from boresight.trainer.run_folder import PREFIX, SAVING, RunFolder, publish_model
 
 STATE_FILE = "boresight_state.pt"
@@ -53,6 +54,11 @@ class CheckpointedTrainer(Trainer):
 
     def restore_method(self, state: dict[str, Any]) -> None:
         """The inverse of `state_of_method`."""
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """As in transformers; what the hub refuses is an error of the option."""
+        with named("push_to_hub=True"):
+            super().init_hf_repo(token)
 
     # ---- Saving -----------------------------------------------------------------------------------------------------------------
 

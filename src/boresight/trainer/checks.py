@@ -18,8 +18,8 @@ from boresight.data.images import decode
 from boresight.data.sources import RowDataset, rows_of
 from boresight.errors import DataError, RewardError
 from boresight.ranks import on_first_rank
-from boresight.rewards.check import check_gold
-from boresight.rewards.check_boxes import check_boxes
+from boresight.rewards.check import GoldCheck, check_gold
+from boresight.rewards.check_boxes import BoxCheck, check_boxes
 from boresight.rewards.score import Scorer
 from boresight.trainer.fingerprint import processor_digest, template_digest
 from boresight.trainer.loading import is_stream
@@ -136,6 +136,11 @@ def check_key(encoder: Encoder, encoding: Encoding) -> str:
     return repr(parts)
 
 
+def row_lengths(encoder: Encoder, records: Any) -> RowReport:
+    """The tokens of every row, from texts and image sizes alone and before any cut: `RowReport.lengths`. Kept on disk by content."""
+    return examine(rows_of(records), RowCheck(encoder, seconds=0), key=check_key(encoder, _counted))
+
+
 class DataCheck:
     """Checks the data sets of a run before training, and keeps what can be used.
 
@@ -198,22 +203,27 @@ class DataCheck:
                 self.log_once(line)
 
 
-def gold_findings(
-    scorer: Scorer, records: Any, template: str, *, seed: int, is_error: bool, think_opened: bool = False
-) -> list[str]:
-    """The results of the answer rewards on the gold answers of up to `GOLD_ROWS` rows, one line per reward.
+def gold_checks(
+    scorer: Scorer, records: Any, template: str, *, seed: int, think_opened: bool = False
+) -> list[GoldCheck | BoxCheck]:
+    """The marks of the answer rewards for the gold answers of up to `GOLD_ROWS` rows, one result for each reward.
 
     Args:
         think_opened: whether the prompts end with ``<think>``.
+    """
+    rows = RowDataset(records)
+    picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:GOLD_ROWS].tolist()
+    prompts = [_unprocessed(rows[index]) for index in sorted(picked)]
+    return [*check_gold(scorer.without_tokens(think_opened), prompts, template), *check_boxes(scorer, prompts)]
+
+
+def gold_findings(checks: Sequence[GoldCheck | BoxCheck], *, is_error: bool) -> list[str]:
+    """One line for each result.
 
     Raises:
         RewardError: `is_error` is set, and a reward does not give the full score to all gold answers, or also gives it to nonsense, reads
             only a part of a gold, or applies to none.
     """
-    rows = RowDataset(records)
-    picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:GOLD_ROWS].tolist()
-    prompts = [_unprocessed(rows[index]) for index in sorted(picked)]
-    checks = [*check_gold(scorer.without_tokens(think_opened), prompts, template), *check_boxes(scorer, prompts)]
     unsound = [str(check) for check in checks if not check.is_sound]
     if unsound and is_error:
         raise RewardError(

@@ -25,9 +25,11 @@ from boresight.report.metric_dictionary import entry_for
 from boresight.report.metrics import MeanMetrics
 from boresight.report.terminal import print_completions, rows_to_show
 from boresight.report.trackers import log_completions
+from boresight.rewards.check import GoldCheck
+from boresight.rewards.check_boxes import BoxCheck
 from boresight.rewards.score import Scorer
 from boresight.trainer.base import GroupTrainer
-from boresight.trainer.checks import Encoding, gold_findings, reward_prompt
+from boresight.trainer.checks import Encoding, gold_checks, gold_findings, reward_prompt
 from boresight.trainer.config import as_config
 from boresight.trainer.grpo_config import GRPOConfig, RLOOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
@@ -37,7 +39,7 @@ from boresight.trainer.rollouts.loop import PromptRows, Rollouts
 from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
 from boresight.trainer.steps import check_step_fits, micro_batches
 from boresight.trainer.verdict_probes import is_due, note_image_swap
-from boresight.types import Group, Prompt, Sampler, TokenStats, TrainingHooks
+from boresight.types import Completion, Group, Prompt, Row, Sampler, TokenStats, TrainingHooks
 
 
 class GRPOTrainer(GroupTrainer[Scored]):
@@ -155,18 +157,20 @@ class GRPOTrainer(GroupTrainer[Scored]):
         # One rank checks; an error is raised on all of them.
         if records is None or is_stream(records) or not len(records) or not self.is_world_process_zero():
             return
-        state = think_state(self._prompt(0), self.encoder.tokenizer)
-        if note := think_note(state):
+        if note := think_note(think_state(self._prompt(0), self.encoder.tokenizer)):
             self.log_once(note)
         if args.gold_check == "off":
             return
-        # The completions that are tried follow a prompt as a model's do.
-        template = args.gold_template.removeprefix("<think>") if state == "opened" else args.gold_template
-        is_error = args.gold_check == "error"
-        for found in gold_findings(
-            self.scorer, records, template, seed=args.seed, is_error=is_error, think_opened=state == "opened"
-        ):
+        for found in gold_findings(self.gold_checks(), is_error=args.gold_check == "error"):
             self.log_once(found)
+
+    def gold_checks(self) -> list[GoldCheck | BoxCheck]:
+        """How the answer rewards mark the gold answers of the training rows."""
+        args = self.args
+        is_opened = think_state(self._prompt(0), self.encoder.tokenizer) == "opened"
+        # The completions that are tried follow a prompt as a model's do.
+        template = args.gold_template.removeprefix("<think>") if is_opened else args.gold_template
+        return gold_checks(self.scorer, self.train_dataset, template, seed=args.seed, think_opened=is_opened)
 
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
@@ -177,6 +181,14 @@ class GRPOTrainer(GroupTrainer[Scored]):
         place = self.state.global_step % self.plan.rollout_period % self.plan.steps_per_rollout
         items = self.experience[place * self.plan.groups_per_step : (place + 1) * self.plan.groups_per_step]
         return self._with_entropy(items) if self.args.top_entropy_quantile < 1 else items
+
+    def longest_items(self, rows: Sequence[Row]) -> list[Scored]:
+        """Groups of made-up completions of `max_completion_length` tokens, half of which are better than the mean."""
+        ids = torch.full((self.args.max_completion_length,), self.facts.stop_ids[0])
+        completion = Completion(ids, torch.ones_like(ids, dtype=torch.bool), "")
+        count = self.args.num_generations
+        groups = [Group(self.encode(row), (completion,) * count) for row in rows]
+        return self._with_logp([Scored(group, torch.linspace(-1.0, 1.0, count)) for group in groups])
 
     def collect(self, prompts: Sequence[Prompt]) -> list[Scored]:
         """Sample completions of prompts, score them, compute advantages, and add the log-probabilities that the loss needs."""

@@ -94,6 +94,11 @@ class TrainerOptions(PartOptions, DataOptions, ModelOptions, ReportOptions, TRLO
         "What to do when the loss or a gradient of an optimizer step is NaN or infinite. 'skip' leaves the weights as they are, counts the "
         "step and names its rows, and ends the run after three such steps in a row. 'stop' ends the run at the first.",
     )
+    preflight: Annotated[Literal["auto", "off"], Source("not in TRL")] = option(
+        "auto",
+        "Before training, check disk, vocabulary, chat template, trained parts and longest row, in seconds: errors end the run, warnings "
+        "are printed. `boresight doctor` checks more, with passes of the model.",
+    )
     max_tokens_per_pass: Annotated[int | None, Count] = option(
         None,
         "Maximum packed tokens of a micro-batch. None: the size of a micro-batch follows from per_device_train_batch_size.",
