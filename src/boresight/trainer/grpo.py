@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from boresight.data.images import decode
 from boresight.data.sources import RowStream
-from boresight.errors import ConfigError
+from boresight.errors import ConfigError, DataError
 from boresight.loss.policy import Entropy, LogProbs, counted_mask, high_entropy_threshold, policy_loss, policy_total
 from boresight.loss.policy_options import loss_beta
 from boresight.model.packing import completion_mask
@@ -27,7 +28,7 @@ from boresight.report.terminal import print_completions, rows_to_show
 from boresight.report.trackers import log_completions
 from boresight.rewards.score import Scorer
 from boresight.trainer.base import GroupTrainer
-from boresight.trainer.checks import Encoding, gold_findings, reward_prompt
+from boresight.trainer.checks import Encoding, gold_findings, gold_rows, reward_prompt
 from boresight.trainer.config import as_config
 from boresight.trainer.grpo_config import GRPOConfig, RLOOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
@@ -37,7 +38,7 @@ from boresight.trainer.rollouts.loop import PromptRows, Rollouts
 from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
 from boresight.trainer.steps import check_step_fits, micro_batches
 from boresight.trainer.verdict_probes import is_due, note_image_swap
-from boresight.types import Group, Prompt, Sampler, TokenStats, TrainingHooks
+from boresight.types import Group, Prompt, Row, Sampler, TokenStats, TrainingHooks
 
 
 class GRPOTrainer(GroupTrainer[Scored]):
@@ -153,20 +154,31 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def _check_gold(self) -> None:
         args, records = self.args, self.train_dataset
         # One rank checks; an error is raised on all of them.
-        if records is None or is_stream(records) or not len(records) or not self.is_world_process_zero():
+        if records is None or not self.is_world_process_zero():
             return
-        state = think_state(self._prompt(0), self.encoder.tokenizer)
+        rows = gold_rows(records, args.seed)
+        prompt = self._first_prompt(rows)
+        if prompt is None:  # no row can be used, which training will say
+            return
+        state = think_state(prompt, self.encoder.tokenizer)
         if note := think_note(state):
             self.log_once(note)
         if args.gold_check == "off":
             return
         # The completions that are tried follow a prompt as a model's do.
         template = args.gold_template.removeprefix("<think>") if state == "opened" else args.gold_template
+        if is_stream(records):
+            self.log_once(f"gold check: the rows are streamed, so their first {len(rows)} are tried.")
         is_error = args.gold_check == "error"
-        for found in gold_findings(
-            self.scorer, records, template, seed=args.seed, is_error=is_error, think_opened=state == "opened"
-        ):
+        for found in gold_findings(self.scorer, rows, template, is_error=is_error, think_opened=state == "opened"):
             self.log_once(found)
+
+    def _first_prompt(self, rows: Sequence[Row]) -> Prompt | None:
+        """The prompt of the first row that can be encoded."""
+        for row in rows:
+            with suppress(DataError):
+                return self.encode(row)
+        return None
 
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
