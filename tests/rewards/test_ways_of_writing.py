@@ -122,6 +122,20 @@ def test_fractions(reward: Any, above: int, below: int, sign: Rewrite, around: R
     ] * len(ways)
 
 
+ROOTS = (r"{0}\sqrt{{{1}}}", r"{0} \sqrt {{ {1} }}", "{0}√{1}", "{0}*sqrt({1})", r"{0} \cdot \sqrt{{{1}}}", "{0}·√{1}")
+
+
+@given(
+    st.integers(2, 99), st.sampled_from([2, 3, 5, 6, 7, 10, 11]), st.sampled_from(ROOTS), st.sampled_from(ROOTS), AROUND
+)
+@settings(deadline=None, max_examples=80)
+def test_roots(factor: int, below: int, said: str, gold: str, around: Rewrite) -> None:
+    """A gold with and without dollar signs, and neither misread as the first number in it."""
+    written, solution = said.format(factor, below), around(gold.format(factor, below))
+    texts = [tagged(around(written)), tagged(written), tagged(said.format(factor + 1, below)), tagged(str(factor))]
+    assert accuracy_reward(texts, [solution] * 4) == [1, 1, 0, 0], (written, solution)
+
+
 @given(st.integers(0, 100), st.sampled_from(["{}%", r"{}\%", "{} %", "{} percent", r"${}\%$"]))
 @settings(deadline=None, max_examples=60)
 def test_percent(number: int, way: str) -> None:
