@@ -60,12 +60,13 @@ def start(folder: Path, model: Path) -> dict[str, Any]:
     times.append(time.perf_counter())
     trainer = SFTTrainer(str(model), config, records)
     times.append(time.perf_counter())
-    trainer.train()
+    loss = trainer.train().training_loss
     times.append(time.perf_counter())
     return {
         "seconds": [after - before for before, after in pairwise(times)],
         "cpu_seconds": _cpu_seconds() - before,
         "peak_mib": max(each.ru_maxrss for each in _usage()) // 1024,
+        "loss": loss,
     }
 
 
