@@ -290,6 +290,16 @@ class TestRLOO:
         assert kl.abs().max() > 1e-3
 
 
+def test_the_model_of_the_reference(grpo: Run) -> None:
+    run = grpo(max_steps=1, per_device_train_batch_size=4, beta=0.1)
+    assert run.ref_model is not None and run.ref_model is not run.model
+    assert {name: tuple(value.shape) for name, value in run.ref_model.named_parameters()} == {
+        name: tuple(value.shape) for name, value in run.model.named_parameters()
+    }
+    assert grpo(max_steps=1, per_device_train_batch_size=4, beta=0.0).ref_model is None
+    assert grpo(max_steps=1, per_device_train_batch_size=4, beta=0.1, train="language=lora").ref_model is None
+
+
 class TestPlainText:
     ROWS = Dataset.from_list(
         [{"question": f"is {place} even?", "reply": "yes" * (1 + place % 3)} for place in range(6)]
