@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any
 
 import datasets
@@ -22,6 +24,7 @@ RECORDS = [
 KINDS: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
     "list": list,
     "data set": datasets.Dataset.from_list,
+    "stored stream": lambda records: datasets.Dataset.from_list(records).to_iterable_dataset(),
     "stream": lambda records: datasets.IterableDataset.from_generator(lambda: iter(records)),
 }
 
@@ -79,6 +82,19 @@ def test_nothing_is_asked_for(kind: str, field: str) -> None:
 def test_what_makes_no_text(kind: str, records: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         rows(text_rows(load_rows(KINDS[kind](records)), **options))
+
+
+def test_images_are_not_written_anew() -> None:
+    """Their bytes are those of the file, whatever kind of records holds them."""
+    stream = BytesIO()
+    Image.effect_noise((8, 8), 50).convert("RGB").save(stream, "JPEG")
+    records = [{"body": "x", "image": {"bytes": stream.getvalue(), "path": None}}]
+    features = datasets.Features({"body": datasets.Value("string"), "image": datasets.Image()})
+    stored = datasets.Dataset.from_list(records, features=features)
+    for given in (records, stored, stored.to_iterable_dataset()):
+        for made in (text_rows(load_rows(given), field="body"), text_rows(load_rows(given), formatting_func=str)):
+            (row,) = rows(made)
+            assert row.images[0].digest == hashlib.sha256(stream.getvalue()).hexdigest()
 
 
 def test_rows_that_change_each_time_are_refused() -> None:

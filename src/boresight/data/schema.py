@@ -68,6 +68,7 @@ def read_row(record: Mapping[str, Any], index: int) -> Row:
         texts = {"text": record.pop("text")}
     if not texts and record.get(TOKENS) is not None:
         columns = {name: value for name, value in record.items() if name not in (*TEXT_COLUMNS, *IMAGE_COLUMNS)}
+        # The one completion has no text of its own: `pretokenised` reads the ids.
         return Row(index, [], ("",), tuple(column_images(record, where)), columns)
     if tuple(texts) not in _FORMATS:
         raise DataError(_unknown_format(record, tuple(texts), where))
