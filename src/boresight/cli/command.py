@@ -188,6 +188,11 @@ def _check_what(model: ModelFlags, data: DatasetFlags, file: ConfigFile) -> None
         raise ConfigError("Which model? Give a folder or a hub id: --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct.")
     if data.dataset_name is not None and file.datasets:
         raise ConfigError(f"--dataset_name and the datasets of {file.path} both set the training data: leave one out.")
+    for name in ("data_dir", "data_files"):
+        if file.datasets and getattr(data, name) is not None:
+            raise ConfigError(
+                f"{name} has no effect beside the datasets of {file.path}: write it in the part that it is of."
+            )
     if data.dataset_name is None and not file.datasets:
         raise ConfigError("Which training data? Give a file, a folder or a hub id: --dataset_name data/train.csv.")
 

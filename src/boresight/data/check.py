@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +28,8 @@ MAX_NAMED = 10
 MIN_PARALLEL = 1000
 """Rows from which on processes are started, and the result is kept."""
 _CHUNK = 64
+_LOG_EVERY_S = 30.0
+"""Seconds between lines about progress in a log file; on a terminal the bar moves all the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,11 @@ def _outcomes(rows: Any, check: Check | None, numbers: Sequence[int], workers: i
     parallel = workers if workers > 1 and len(numbers) >= MIN_PARALLEL else 0
     loader: Iterable[Any] = torch.utils.data.DataLoader(chunks, batch_size=None, num_workers=parallel)
     with tqdm(
-        total=len(numbers), desc="Checking rows", unit=" rows", disable=True if len(numbers) < MIN_PARALLEL else None
+        total=len(numbers),
+        desc="Checking rows",
+        unit=" rows",
+        disable=len(numbers) < MIN_PARALLEL,
+        mininterval=0.1 if sys.stderr.isatty() else _LOG_EVERY_S,
     ) as bar:
         for found in loader:
             for outcome in found:

@@ -10,7 +10,6 @@ from boresight.preflight import Finding
 from boresight.report.completions import read_completions
 from boresight.rewards.check import GoldCheck
 from boresight.trainer.grpo import GRPOTrainer
-from boresight.trainer.loading import is_stream
 from boresight.trainer.rollouts.scored import Scored
 from boresight.types import Prompt
 
@@ -24,9 +23,6 @@ def check_gold_answers(trainer: GRPOTrainer, is_error: bool) -> Iterator[Finding
     Args:
         is_error: whether the run ends for it (`gold_check='error'`).
     """
-    if is_stream(trainer.train_dataset):
-        yield Finding("gold answers", "note", "", "the rows are a stream: no gold answer is checked.")
-        return
     checks = trainer.gold_checks()
     if not checks:
         yield Finding("gold answers", "note", "", "no reward reads a solution, so no gold answer is checked.")

@@ -43,7 +43,7 @@ from boresight.trainer.config import TrainerConfig
 from boresight.trainer.fingerprint import sampled_weights_digest
 from boresight.trainer.identity import Identity, adapters_of, options_of
 from boresight.trainer.lifecycle import StepBoundary
-from boresight.trainer.loading import StepLoader, each, is_stream, step_loader
+from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
 from boresight.trainer.nested_options import named
 from boresight.trainer.nonfinite import NonFiniteSteps, ZeroGradients
 from boresight.trainer.options import ReferenceSyncOptions
@@ -134,13 +134,13 @@ class GroupTrainer(UpdatingTrainer[Item]):
         self._max_tokens: int | None = args.max_tokens_per_pass
         self.metrics = MeanMetrics()
         self._non_finite = NonFiniteSteps(args.nan_policy)
-        rows: Any = None if train_dataset is None else load_rows(train_dataset)
+        rows: Any = None if train_dataset is None else self.read(train_dataset)
         self._zero_gradients = ZeroGradients()
         super().__init__(
             model=loaded,
             args=_one_pass_a_step(args, plan, eval_groups),
             train_dataset=rows,
-            eval_dataset=each(load_rows, eval_dataset),
+            eval_dataset=each(self.read, eval_dataset),
             processing_class=processor,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -182,6 +182,10 @@ class GroupTrainer(UpdatingTrainer[Item]):
             "max_pixels": args.max_pixels,
             "chat_template_kwargs": args.chat_template_kwargs,
         }
+
+    def read(self, source: Any) -> Any:
+        """The records of a training or evaluation set, from any input of `data.sources.load_rows`."""
+        return load_rows(source)
 
     @property
     def encoding(self) -> Encoding:
@@ -347,7 +351,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
-        records: Any = self.eval_dataset if eval_dataset is None else load_rows(eval_dataset)
+        known = any(eval_dataset is own for own in values(self.eval_dataset))  # read when the trainer was built
+        records: Any = self.eval_dataset if eval_dataset is None else eval_dataset if known else self.read(eval_dataset)
         if records is None:
             raise ConfigError("Evaluation needs an eval_dataset.")
         rank, world_size = self.args.process_index, self.args.world_size

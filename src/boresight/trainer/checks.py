@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from boresight.data.check import Checked, RowReport, examine
 from boresight.data.encode import Encoder
 from boresight.data.findings import control_findings
 from boresight.data.images import decode
-from boresight.data.sources import RowDataset, rows_of
+from boresight.data.sources import RowDataset, RowStream, rows_of
 from boresight.errors import DataError, RewardError
 from boresight.ranks import on_first_rank
 from boresight.rewards.check import GoldCheck, check_gold
@@ -27,6 +28,8 @@ from boresight.types import Group, Prompt, Row
 
 GOLD_ROWS = 256
 """Maximum rows whose gold answers are scored before training."""
+STREAMED_GOLD_ROWS = 64
+"""The same for a stream, whose first rows are read once more for it."""
 
 
 Encoding = Callable[[Encoder, Row], Any]
@@ -203,17 +206,26 @@ class DataCheck:
                 self.log_once(line)
 
 
-def gold_checks(
-    scorer: Scorer, records: Any, template: str, *, seed: int, think_opened: bool = False
-) -> list[GoldCheck | BoxCheck]:
-    """The marks of the answer rewards for the gold answers of up to `GOLD_ROWS` rows, one result for each reward.
-
-    Args:
-        think_opened: whether the prompts end with ``<think>``.
-    """
+def gold_rows(records: Any, seed: int) -> list[Row]:
+    """The rows whose gold answers are scored before training: `GOLD_ROWS` at random; of a stream the first `STREAMED_GOLD_ROWS`, without
+    those that cannot be read."""
+    if is_stream(records):
+        return list(islice(RowStream(records, on_bad_row="drop"), STREAMED_GOLD_ROWS))
     rows = RowDataset(records)
     picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:GOLD_ROWS].tolist()
-    prompts = [_unprocessed(rows[index]) for index in sorted(picked)]
+    return [rows[index] for index in sorted(picked)]
+
+
+def gold_checks(
+    scorer: Scorer, rows: Sequence[Row], template: str, *, think_opened: bool = False
+) -> list[GoldCheck | BoxCheck]:
+    """The marks of the answer rewards for the gold answers of some rows, one result for each reward.
+
+    Args:
+        rows: `gold_rows`.
+        think_opened: whether the prompts end with ``<think>``.
+    """
+    prompts = [_unprocessed(row) for row in rows]
     return [*check_gold(scorer.without_tokens(think_opened), prompts, template), *check_boxes(scorer, prompts)]
 
 

@@ -118,6 +118,10 @@ class SFTOptions(TrainerOptions, TRLSFTOptions):
     completion_only_loss: bool | None = option(
         None, "In `prompt`/`completion` rows, compute the loss only on the completion. None: yes."
     )
+    dataset_text_field: str = option(
+        "text",
+        "The column of rows of plain text to imitate. An empty string, as TRL's vision examples write it, means none but text.",
+    )
     max_length: Annotated[int | None, Count] = option(
         None, "Maximum tokens of a row; text is cut from the end, images are never cut. None: no limit."
     )
