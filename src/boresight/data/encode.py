@@ -160,6 +160,22 @@ class Encoder:
             )
         return self._shortened(self._answered(row, assistant_only=True), max_length)
 
+    def continuation(self, text: str, row: Row) -> tuple[Ids, Ids, Ids, Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The tokens of a rendered text that follows other tokens, and of the row's images in it: no special tokens are added.
+
+        Returns:
+            [C] ids with images expanded, [U] without, and [C] types of tokens, then token inputs and image tensors as in `Prompt`.
+        """
+        processed = self._process(text, row, special=False)
+        unexpanded = self._tokens(text, special=False)[0]
+        return (
+            _ids(processed.ids),
+            _ids(unexpanded),
+            _ids(processed.token_types),
+            processed.token_inputs,
+            processed.vision,
+        )
+
     def count_tokens(self, row: Row) -> int:
         """The number of tokens of the row's prompt and completions, images expanded. Image tokens are counted from image
         sizes alone if the processor supports it.
@@ -335,9 +351,14 @@ class Encoder:
             truncated=True,
         )
 
-    def _process(self, text: str, row: Row) -> _Processed:
-        """Run the processor on this text and the row's images."""
-        where, special = f"row {row.index}", self._adds_special(text, row)
+    def _process(self, text: str, row: Row, *, special: bool | None = None) -> _Processed:
+        """Run the processor on this text and the row's images.
+
+        Args:
+            special: whether to add special tokens; None: unless the text begins with them.
+        """
+        where = f"row {row.index}"
+        special = self._adds_special(text, row) if special is None else special
         if self.texts.is_bare:
             if row.images:
                 raise ModelError(f"{where} has images, but only a tokenizer was given. Pass the model's processor.")

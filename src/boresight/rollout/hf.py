@@ -103,9 +103,10 @@ class HFSampler:
         self.counts["padded_tokens"] += computed - sum(lengths)
         k = settings.num_completions
         self.counts["unshared_prompt_tokens"] += k * sum(len(prompt.ids) for prompt in prompts)
-        self.counts["unshared_vision_encodes"] += k * sum(len(prompt.images) for prompt in prompts)
+        num_images = sum(len(each.images) for prompt in prompts for each in prompt.image_sets)
+        self.counts["unshared_vision_encodes"] += k * num_images
         if self.features is None:
-            self.counts["vision_encodes"] += sum(len(prompt.images) for prompt in prompts)
+            self.counts["vision_encodes"] += num_images
         texts = self.tokenizer.batch_decode(
             [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)], skip_special_tokens=True
         )

@@ -216,7 +216,7 @@ class VLLMSampler:
             name = f"{base} {index} {seen[index]}".encode()
             seen[index] += 1
             seed = int.from_bytes(hashlib.sha256(name).digest()[:4]) >> 1
-            images = [self.decode_image(image) for image in prompt.images]
+            images = [self.decode_image(image) for each in prompt.image_sets for image in each.images]
             requests.append(Request(prompt.unexpanded_ids.tolist(), images, common | {"seed": seed}))
         return requests
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from boresight.types import Completion, Group, PerSequence, PerToken, Prompt
+from boresight.types import Completion, EncodedImage, Group, ImageSet, PerSequence, PerToken, Prompt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,22 +85,41 @@ def group_state(group: Group) -> dict[str, Any]:
     """A group as tensors and plain values, for checkpoints and transfer. Prompts are left out, because rows can be encoded again."""
     return {
         "row": group.prompt.row.index,
-        "completions": [
-            {
-                "ids": completion.ids,
-                "mask": completion.mask,
-                "text": completion.text,
-                "sampler_logp": completion.sampler_logp,
-                "truncated": completion.truncated,
-            }
-            for completion in group.completions
-        ],
+        "completions": [completion_state(completion) for completion in group.completions],
     }
 
 
 def group_from_state(state: dict[str, Any], prompt: Callable[[int], Prompt]) -> Group:
     """The inverse of `group_state`; `prompt` encodes a row by its number."""
-    return Group(prompt(state["row"]), tuple(Completion(**completion) for completion in state["completions"]))
+    return Group(prompt(state["row"]), tuple(map(completion_from_state, state["completions"])))
+
+
+def completion_state(completion: Completion) -> dict[str, Any]:
+    """A completion as tensors and plain values, the images of its environment's turns included."""
+    values = {each.name: getattr(completion, each.name) for each in fields(completion)}
+    return values | {
+        "token_inputs": dict(completion.token_inputs),
+        "messages": None if completion.messages is None else [dict(message) for message in completion.messages],
+        "image_sets": [
+            {
+                "images": [
+                    {each.name: getattr(image, each.name) for each in fields(image)} for image in image_set.images
+                ],
+                "vision": dict(image_set.vision),
+            }
+            for image_set in completion.image_sets
+        ],
+    }
+
+
+def completion_from_state(state: Mapping[str, Any]) -> Completion:
+    """The inverse of `completion_state`."""
+    sets = tuple(
+        ImageSet(tuple(EncodedImage(**image) for image in each["images"]), each["vision"])
+        for each in state["image_sets"]
+    )
+    messages = None if state["messages"] is None else tuple(state["messages"])
+    return Completion(**{**state, "image_sets": sets, "messages": messages})
 
 
 def state_of(items: Sequence[Scored]) -> list[dict[str, Any]]:
