@@ -115,6 +115,8 @@ class Prompt:
     token_inputs: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """[P, …] the processor's outputs with one entry per token besides ids and mask (`mm_token_type_ids`, `cross_attention_mask`, …),
     as the model takes them."""
+    observation: str = ""
+    """What an environment added to the end of the row's prompt when it was reset."""
     further_images: tuple[ImageSet, ...] = ()
     """Images of earlier turns that follow the row's own prompt."""
     begun: tuple[Prompt, Completion] | None = None
@@ -125,6 +127,10 @@ class Prompt:
     def images(self) -> tuple[EncodedImage, ...]:
         """The row's own images, whose tensors are in `vision`."""
         return self.row.images
+
+    def room(self, max_completion_length: int) -> int:
+        """How many tokens a completion of this length may still add, turns that are there counted."""
+        return max_completion_length - (0 if self.begun is None else len(self.begun[1].ids))
 
     @property
     def image_sets(self) -> tuple[HasImages, ...]:
@@ -247,7 +253,7 @@ class SamplingSettings:
 
     num_completions: int = 8
     max_completion_length: int = 512
-    """In tokens, including the end token."""
+    """In tokens, including the end token, and the turns that a prompt already has (`Prompt.begun`)."""
     temperature: float = 1.0
     """0: greedy decoding."""
     top_p: float = 1.0

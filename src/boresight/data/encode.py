@@ -52,6 +52,7 @@ class Encoder:
             because truncation would separate a question from its image.
         chat_template_kwargs: further variables for the chat template (TRL's option of this name). A row's column of
             this name takes precedence.
+        tools: descriptions of the tools in every prompt, by the row's column `environment`; None: those of all others.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Encoder:
         max_pixels: int | None = None,
         max_prompt_length: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Mapping[str | None, Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
         self.processor = processor
-        self.texts = Texts(processor, facts, chat_template_kwargs)
+        self.texts = Texts(processor, facts, chat_template_kwargs, tools)
         self.tokenizer = self.texts.tokenizer
         self.facts = facts
         self.max_prompt_length = max_prompt_length
@@ -100,6 +102,22 @@ class Encoder:
             unexpanded_ids=_ids(self._tokens(text, special=self._adds_special(text, row))[0]),
             token_inputs=processed.token_inputs,
         )
+
+    def with_observation(self, prompt: Prompt, observation: str) -> Prompt:
+        """The prompt of a conversation with an environment's words at the end of its last message.
+
+        Raises:
+            DataError: the row's prompt is a string.
+        """
+        row = prompt.row
+        if isinstance(row.prompt, str):
+            raise DataError(
+                f"row {row.index}: environments need prompts that are conversations, and this one is a string."
+            )
+        last = row.prompt[-1]
+        content = [*last["content"], {"type": "text", "text": observation}]
+        changed = self.prompt(replace(row, prompt=(*row.prompt[:-1], {**last, "content": content})))
+        return replace(changed, observation=observation)
 
     def demonstration(
         self,
@@ -205,6 +223,13 @@ class Encoder:
         """
         other = copy.copy(self)
         other.by_size = True
+        return other
+
+    def without_tools(self) -> Encoder:
+        """This encoder, but without descriptions of tools in its prompts."""
+        other = copy.copy(self)
+        other.texts = copy.copy(self.texts)
+        other.texts.tools = {}
         return other
 
     @property

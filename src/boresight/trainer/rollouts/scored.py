@@ -85,13 +85,21 @@ def group_state(group: Group) -> dict[str, Any]:
     """A group as tensors and plain values, for checkpoints and transfer. Prompts are left out, because rows can be encoded again."""
     return {
         "row": group.prompt.row.index,
+        "observation": group.prompt.observation,
         "completions": [completion_state(completion) for completion in group.completions],
     }
 
 
-def group_from_state(state: dict[str, Any], prompt: Callable[[int], Prompt]) -> Group:
-    """The inverse of `group_state`; `prompt` encodes a row by its number."""
-    return Group(prompt(state["row"]), tuple(map(completion_from_state, state["completions"])))
+Observed = Callable[[Prompt, str], Prompt]
+"""`Encoder.with_observation`."""
+
+
+def group_from_state(state: dict[str, Any], prompt: Callable[[int], Prompt], observed: Observed | None = None) -> Group:
+    """The inverse of `group_state`; `prompt` encodes a row by its number, `observed` adds what an environment said at its reset."""
+    own = prompt(state["row"])
+    if state["observation"] and observed is not None:
+        own = observed(own, state["observation"])
+    return Group(own, tuple(map(completion_from_state, state["completions"])))
 
 
 def completion_state(completion: Completion) -> dict[str, Any]:
@@ -103,7 +111,8 @@ def completion_state(completion: Completion) -> dict[str, Any]:
         "image_sets": [
             {
                 "images": [
-                    {each.name: getattr(image, each.name) for each in fields(image)} for image in image_set.images
+                    {each.name: _plain(getattr(image, each.name)) for each in fields(image)}
+                    for image in image_set.images
                 ],
                 "vision": dict(image_set.vision),
             }
@@ -114,12 +123,19 @@ def completion_state(completion: Completion) -> dict[str, Any]:
 
 def completion_from_state(state: Mapping[str, Any]) -> Completion:
     """The inverse of `completion_state`."""
-    sets = tuple(
-        ImageSet(tuple(EncodedImage(**image) for image in each["images"]), each["vision"])
-        for each in state["image_sets"]
-    )
+    sets = tuple(ImageSet(tuple(map(_image, each["images"])), each["vision"]) for each in state["image_sets"])
     messages = None if state["messages"] is None else tuple(state["messages"])
     return Completion(**{**state, "image_sets": sets, "messages": messages})
+
+
+def _plain(value: Any) -> Any:
+    """Bytes as a tensor: files of weights and plain values hold no bytes."""
+    return torch.frombuffer(bytearray(value), dtype=torch.uint8) if isinstance(value, bytes) else value
+
+
+def _image(state: Mapping[str, Any]) -> EncodedImage:
+    source = state["source"]
+    return EncodedImage(**{**state, "source": source.numpy().tobytes() if isinstance(source, Tensor) else source})
 
 
 def state_of(items: Sequence[Scored]) -> list[dict[str, Any]]:
@@ -130,9 +146,11 @@ def state_of(items: Sequence[Scored]) -> list[dict[str, Any]]:
     ]
 
 
-def from_state(states: Sequence[dict[str, Any]], prompt: Callable[[int], Prompt]) -> list[Scored]:
+def from_state(
+    states: Sequence[dict[str, Any]], prompt: Callable[[int], Prompt], observed: Observed | None = None
+) -> list[Scored]:
     """The inverse of `state_of`."""
     return [
-        Scored(group_from_state(state, prompt), state["advantage"], state["old"], state["reference"])
+        Scored(group_from_state(state, prompt, observed), state["advantage"], state["old"], state["reference"])
         for state in states
     ]
