@@ -119,26 +119,35 @@ def grpo(model_folder: Path, tmp_path: Path) -> Run:
     return build
 
 
+def tool_trainer(
+    model: str | Path, output_dir: str, script: Any = None, reward_funcs: Any = None, train_dataset: Any = None, *, tools: Any = None,
+    environment_factory: Any = None, callbacks: Any = None, by_row: bool = False, **options: Any,
+) -> GRPOTrainer:  # fmt: skip
+    """A trainer whose chat template renders tools, with `script` as its policy."""
+    processor = AutoProcessor.from_pretrained(model)
+    processor.chat_template = processor.tokenizer.chat_template = chatml_with_tools(CONTENT)
+    config = GRPOConfig(
+        **{"output_dir": output_dir, **QUIET, "num_generations": 4, "max_completion_length": 200, "num_prompts_per_step": 2,
+           "per_device_train_batch_size": 8, "max_steps": 1, "gold_check": "off", **options}
+    )  # fmt: skip
+    trainer = GRPOTrainer(
+        str(model), reward_funcs, config, records()[:4] if train_dataset is None else train_dataset,
+        processing_class=processor, tools=tools, environment_factory=environment_factory, callbacks=callbacks,
+    )  # fmt: skip
+    if script is not None:
+        scripted: Any = Scripted(trainer, script, by_row=by_row)
+        trainer.rollouts.turns.sampler = scripted  # pyright: ignore[reportOptionalMemberAccess]
+    return trainer
+
+
 @pytest.fixture
 def with_tools(model_folder: Path, tmp_path: Path) -> Run:
-    """A trainer whose chat template renders tools, with `script` as its policy."""
+    """Builds a `GRPOTrainer` with tools; see `tool_trainer`."""
 
-    def build(script: Any = None, reward_funcs: Any = None, train_dataset: Any = None, tools: Any = None,
-              environment_factory: Any = None, **options: Any) -> GRPOTrainer:  # fmt: skip
-        processor = AutoProcessor.from_pretrained(model_folder)
-        processor.chat_template = processor.tokenizer.chat_template = chatml_with_tools(CONTENT)
-        config = GRPOConfig(
-            **{"output_dir": new_folder(tmp_path / "tools"), **QUIET, "num_generations": 4, "max_completion_length": 200,
-               "num_prompts_per_step": 2, "per_device_train_batch_size": 8, "max_steps": 1, "gold_check": "off", **options}
-        )  # fmt: skip
-        trainer = GRPOTrainer(
-            str(model_folder), reward_funcs, config, records()[:4] if train_dataset is None else train_dataset,
-            processing_class=processor, tools=tools, environment_factory=environment_factory,
-        )  # fmt: skip
-        if script is not None:
-            scripted: Any = Scripted(trainer, script)
-            trainer.rollouts.turns.sampler = scripted  # pyright: ignore[reportOptionalMemberAccess]
-        return trainer
+    def build(*arguments: Any, **options: Any) -> GRPOTrainer:
+        return tool_trainer(
+            model_folder, options.pop("output_dir", new_folder(tmp_path / "tools")), *arguments, **options
+        )
 
     return build
 

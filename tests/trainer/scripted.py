@@ -19,16 +19,19 @@ class Scripted:
     Args:
         real: the trainer's own sampler.
         script: from (the place of the prompt or branch in this call, the completion's place in its group, the turn) to a text, or None.
+        by_row: pass the row's number instead of the place.
     """
 
-    def __init__(self, trainer: Any, script: Callable[[int, int, int], str | None]) -> None:
+    def __init__(self, trainer: Any, script: Callable[[int, int, int], str | None], *, by_row: bool = False) -> None:
+        self.by_row = by_row
         self.real, self.trainer, self.script = trainer.sampler, trainer, script
         self.counts = self.real.counts
         self.calls: list[list[Prompt]] = []
         self.turn = 0
 
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
-        self.turn = 0 if all(prompt.begun is None for prompt in prompts) else self.turn + 1
+        if prompts:  # on a rank whose completions have all ended there are none
+            self.turn = 0 if prompts[0].begun is None else self.turn + 1
         self.calls.append(list(prompts))
         groups = self.real.sample(prompts, settings)
         return [
@@ -40,7 +43,7 @@ class Scripted:
         ]
 
     def _said(self, prompt: Prompt, place: int, k: int, sampled: Completion) -> Completion:
-        text = self.script(place, k, self.turn)
+        text = self.script(prompt.row.index if self.by_row else place, k, self.turn)
         if text is None:
             return sampled
         tokenizer = self.trainer.encoder.tokenizer

@@ -40,7 +40,7 @@ def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
     return folders
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo", "mpo", "aot", "precomputed"])
+@pytest.mark.parametrize("method", ["sft", "grpo", "tools", "mpo", "aot", "precomputed"])
 def test_two_ranks_equal_one(method: str, runs: dict[int, Path]) -> None:
     one, two = (torch.load(runs[ranks] / method / "gradients.pt", weights_only=False) for ranks in (1, 2))
     assert furthest(one["gradients"], two["gradients"]) < 2e-5
