@@ -54,7 +54,7 @@ def train(method: str, model: str, output_dir: str, ranks: int) -> None:
             "max_steps": 2,
             "num_prompts_per_step": 2,
             "dynamic_sampling": True,
-            "max_completion_length": 120,
+            "max_completion_length": 250,
             "use_cpu": True,
         }
         tool_trainer(

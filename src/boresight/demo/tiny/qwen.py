@@ -58,7 +58,8 @@ def chatml_with_tools(content: str) -> str:
         + content
         + newline + "</tool_response>{% if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}<|im_end|>" + newline
         + "{% endif %}{% else %}<|im_start|>{{ message['role'] }}\n" + content
-        + "{% for call in message['tool_calls'] or [] %}{% if message['content'] or not loop.first %}" + newline
+        + "{% for call in message['tool_calls'] or [] %}"
+        "{% if not loop.first or (message['content'] and message['content'][0]['text'] != '') %}" + newline
         + "{% endif %}<tool_call>\n"
         '{"name": "{{ call["function"]["name"] }}", "arguments": {{ call["function"]["arguments"] | tojson }}}\n</tool_call>{% endfor %}'
         "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
