@@ -179,7 +179,8 @@ class VLLMSampler:
         """As `sample`, with requests that are already built."""
         if self.state is not State.FRESH:
             raise EngineError(f"{self.engine.where} is {self.state.value}: it must be synced before it samples.")
-        outputs = self.engine.generate(requests)
+        # A rank whose completions have all ended, while those of others go on, asks for nothing.
+        outputs = self.engine.generate(requests) if requests else []
         found = self.engine.version()
         if found != self.version:
             raise EngineRestartedError(f"{self.engine.where} holds the weights {found!r} instead of {self.version!r}.")
