@@ -73,5 +73,6 @@ def test_the_page_shows_calls_results_and_images_in_place(tmp_path: Path, chromi
         assert first.locator(".call").all_inner_texts() == ['zoom(x=3, word="é")']
         assert attack in first.locator(".turn.tool").inner_text()
         assert seen.page.locator(".completion .said").all_inner_texts() == ["at once"]
+        assert "null" not in seen.page.locator("#detail").inner_text()
         assert seen.page.title() != "owned"
         assert seen.is_quiet, seen.complaints

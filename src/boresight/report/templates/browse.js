@@ -311,7 +311,7 @@ function drawDetail() {
       held.length ? element("div", {class: "images"}, held.map((name, place) => imageElement(name, `image ${place + 1} of row ${columns.row[first]}`))) : null,
       held.length < images.length ? element("p", {class: "warn"}, lostNote(images.length - held.length)) : null,
       element("div", {class: "prompt text"}, shelf.prompts[columns.prompt[first]])),
-    shelf.hasTokens ? shadeControl() : null,
+    ...(shelf.hasTokens ? [shadeControl()] : []),
     ...rows.map((row) => completionCard(row, group)));
   if (view.kind === "completions") {
     const chosen = detail.querySelector(".completion.chosen");
