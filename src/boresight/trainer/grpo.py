@@ -324,7 +324,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
             total,
             entropy=None if stats.entropy is None else Entropy(stats.entropy, self._entropy_threshold),
             has_image=torch.tensor(
-                [bool(group.prompt.images) for group in groups for _ in group.completions], device=device
+                [bool(group.prompt.images or each.image_sets) for group in groups for each in group.completions],
+                device=device,
             ),
         )
         if self.args.entropy_coef != 0:

@@ -24,7 +24,7 @@ from boresight.trainer.rollouts.rollout import Place, Rollout, exchanged, shares
 from boresight.trainer.rollouts.scored import Scored
 from boresight.trainer.rollouts.turns import ToolLoop
 from boresight.trainer.steps import StepPlan
-from boresight.types import Group, Phases, Prompt, Sampler, SamplingSettings
+from boresight.types import Completion, Group, Phases, Prompt, Sampler, SamplingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +208,12 @@ class Rollouts:
             reward=table.total,
             advantage=torch.cat(blocks),
             kept=[known is not None for known in own],
-            logp=[_values(completion.sampler_logp) for group in groups for completion in group.completions],
+            logp=[_values(completion) for group in groups for completion in group.completions],
             extra=table.extra,
         )
 
 
-def _values(logp: Tensor | None) -> list[float]:
-    return [] if logp is None else logp.tolist()
+def _values(completion: Completion) -> list[float]:
+    """The sampler's log-probabilities, NaN for tokens that an environment wrote."""
+    logp = completion.sampler_logp
+    return [] if logp is None else logp.masked_fill(~completion.mask, torch.nan).tolist()
