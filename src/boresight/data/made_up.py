@@ -29,6 +29,7 @@ LENGTHS = (5, 3)
 
 def example_source(encoder: Encoder) -> ExampleSource:
     """Examples for the model whose processor an encoder runs."""
+    encoder = encoder.without_tools()
     processor = encoder.processor
     settings = {
         "class": type(processor).__name__,

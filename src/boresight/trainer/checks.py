@@ -135,7 +135,8 @@ def check_key(encoder: Encoder, encoding: Encoding) -> str:
     options = (getattr(encoding, "func", encoding).__qualname__, getattr(encoding, "keywords", {}))
     texts = encoder.texts
     template = template_digest(encoder.processor, encoder.tokenizer, texts.chat_template_kwargs)
-    parts = (processor_digest(encoder.processor), template, encoder.max_prompt_length, encoder.facts, options)
+    sizes = (encoder.max_prompt_length, encoder.facts)
+    parts = (processor_digest(encoder.processor), template, *sizes, options, *([texts.tools] if texts.tools else []))
     return repr(parts)
 
 

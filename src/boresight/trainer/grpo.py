@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from boresight.data.images import decode
 from boresight.data.sources import RowStream
+from boresight.data.turns import check_template
 from boresight.errors import ConfigError, DataError
 from boresight.loss.policy import Entropy, LogProbs, counted_mask, high_entropy_threshold, policy_loss, policy_total
 from boresight.loss.policy_options import loss_beta
@@ -29,6 +30,7 @@ from boresight.report.trackers import log_completions
 from boresight.rewards.check import GoldCheck
 from boresight.rewards.check_boxes import BoxCheck
 from boresight.rewards.score import Scorer
+from boresight.tools.environments import Environments
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.checks import Encoding, gold_checks, gold_findings, gold_rows, reward_prompt
 from boresight.trainer.config import as_config
@@ -38,6 +40,7 @@ from boresight.trainer.reasoning import think_note, think_state
 from boresight.trainer.rollouts.engines import engine_sampler
 from boresight.trainer.rollouts.loop import PromptRows, Rollouts
 from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
+from boresight.trainer.rollouts.turns import ToolLoop
 from boresight.trainer.steps import check_step_fits, micro_batches
 from boresight.trainer.verdict_probes import is_due, note_image_swap
 from boresight.types import Completion, Group, Prompt, Row, Sampler, TokenStats, TrainingHooks
@@ -56,6 +59,11 @@ class GRPOTrainer(GroupTrainer[Scored]):
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights; the reference is then the model without it.
         ref_model: the reference model, used if `beta` is not 0; None: the policy before training.
+        tools: functions, sync or async, that the policy may call while it answers; type hints and docstrings describe them to it. A
+            result is a text, an image, or a list of content parts.
+        environment_factory: makes objects, one for each completion, whose public methods are tools and whose `reset` receives a row's
+            columns; or several by name, of which a row's column `environment` chooses. `get_reward`, if it has one, is one more reward.
+            Reward functions receive `environments`.
     """
 
     config_class: type[GRPOConfig] = GRPOConfig
@@ -63,7 +71,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def __init__(
         self,
         model: str | Path | nn.Module,
-        reward_funcs: Any,
+        reward_funcs: Any = None,
         args: GRPOConfig | TrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -72,11 +80,19 @@ class GRPOTrainer(GroupTrainer[Scored]):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
         ref_model: str | Path | nn.Module | None = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
+        environment_factory: Any = None,
     ) -> None:
         args = as_config(args, self.config_class)
+        self.environments = Environments(tools, environment_factory)
+        given = [] if reward_funcs is None else reward_funcs
+        given = list(given) if isinstance(given, list | tuple) else [given]
+        own = self.environments.rewards
+        weights = args.reward_weights
         self.scorer = Scorer(
-            reward_funcs,
-            args.reward_weights,
+            [*given, *own],
+            # As in TRL, an environment's own reward has the weight 1.
+            weights if weights is None or len(weights) != len(given) else [*weights, *(1.0 for _ in own)],
             workers=args.reward_workers,
             timeout_s=args.reward_timeout,
             max_failed_rate=args.max_failed_rate,
@@ -116,11 +132,18 @@ class GRPOTrainer(GroupTrainer[Scored]):
             timeline=self.timeline,
             metrics=self.metrics,
             log_once=self.log_once,
+            turns=self._tool_loop(),
             penalty=self._kl_penalty if args.kl_in_reward and args.beta != 0 else None,
         )
         self.experience: list[Scored] = []
         """The groups of the latest rollout, in the order in which its optimizer steps learn from them."""
         self._entropy_threshold: float | None = None
+
+    def _tool_loop(self) -> ToolLoop | None:
+        if not self.environments:
+            return None
+        on_every_rank(lambda: check_template(self.encoder.texts))
+        return ToolLoop(self.sampler, self.encoder, self.environments, self.args, self.timeline)
 
     def _engine_sampler(self) -> Sampler | None:
         hooks = TrainingHooks(
@@ -130,12 +153,16 @@ class GRPOTrainer(GroupTrainer[Scored]):
             metrics=self.metrics,
             log_once=self.log_once,
         )
-        return engine_sampler(self.args, self.policy, self.encoder, self.extent, hooks)
+        extent = self.extent
+        if self.environments and extent.max_images is not None:
+            extent = replace(extent, max_images=extent.max_images + self.args.max_tool_images)
+        return engine_sampler(self.args, self.policy, self.encoder, extent, hooks)
 
     # ---- Data -------------------------------------------------------------------------------------------------------------------
 
     def encoder_options(self, args: Any) -> dict[str, Any]:
-        return {**super().encoder_options(args), "max_prompt_length": args.max_prompt_length}
+        options = {**super().encoder_options(args), "max_prompt_length": args.max_prompt_length}
+        return options | ({"tools": self.environments.schemas} if self.environments else {})
 
     @property
     def encoding(self) -> Encoding:
@@ -328,7 +355,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
             total,
             entropy=None if stats.entropy is None else Entropy(stats.entropy, self._entropy_threshold),
             has_image=torch.tensor(
-                [bool(group.prompt.images) for group in groups for _ in group.completions], device=device
+                [bool(group.prompt.images or each.image_sets) for group in groups for each in group.completions],
+                device=device,
             ),
         )
         if self.args.entropy_coef != 0:
@@ -378,7 +406,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             prompts = {row.index: self.encode(row) for row in RowStream(self.train_dataset) if row.index in wanted}
         elif wanted:
             prompts = {index: self._prompt(index) for index in wanted}
-        self.experience = from_state(state["experience"], prompts.__getitem__)
+        self.experience = from_state(state["experience"], prompts.__getitem__, self.encoder.with_observation)
 
     def discard_after(self, step: int) -> int:
         return super().discard_after(step) + self.rollouts.store.discard_after(step)

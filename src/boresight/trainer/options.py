@@ -21,6 +21,7 @@ from boresight.report.options import ReportOptions
 from boresight.rewards.options import RewardOptions
 from boresight.rollout.options import SamplingOptions
 from boresight.rollout.vllm.options import VLLMOptions
+from boresight.tools.options import ToolOptions
 from boresight.trainer.training_arguments import UNSUPPORTED
 from boresight.trainer.trl_options import TRLGRPOOptions, TRLOptions, TRLPaddingOptions, TRLSFTOptions
 
@@ -166,6 +167,7 @@ class GRPOOptions(
     RewardOptions,
     SamplingOptions,
     VLLMOptions,
+    ToolOptions,
     DynamicSamplingOptions,
     ReferenceSyncOptions,
     TrainerOptions,
