@@ -14,10 +14,10 @@ LOCK := requirements-dev.lock
 # Tiny models gain nothing from threads, so each core runs tests of its own; the hub is never asked for anything.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
-.PHONY: help setup lock demo check format test test-pages soak families bench gpu-check gpu-wheels docs
+.PHONY: help setup lock demo check format test test-pages newest oldest soak fuzz families bench gpu-check gpu-wheels docs
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*##/\1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z -]*\):.*##/\1	/p' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## fill .venv with exactly the versions of the lock
 
@@ -56,8 +56,23 @@ test: check  ## check, then every test but the long sweeps (ARGS="-k reward")
 test-pages: setup  ## the pages in a real browser; fails where there is none
 	$(TEST_ENV) $(BIN)/python -m pytest -m "pages and not soak" --need-browser $(ARGS)
 
+# What a user's own resolver may choose, each in an environment of its own. vLLM is left out, since it pins other versions.
+newest: RESOLUTION := highest
+oldest: RESOLUTION := lowest-direct
+newest oldest: | $(UV)  ## the tests without vLLM, with the newest / the oldest versions that pyproject.toml allows
+	$(UV) venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv-$@
+	$(UV) pip install --no-config --quiet --python .venv-$@/bin/python --upgrade --resolution $(RESOLUTION) \
+		--editable '.[math,demo,report,server]'
+	$(UV) pip install --no-config --quiet --python .venv-$@/bin/python --group dev
+	$(UV) pip list --python .venv-$@/bin/python 2>/dev/null | grep -E '^(torch|transformers|accelerate|peft|datasets|trl|numpy) '
+	$(TEST_ENV) .venv-$@/bin/python -m pytest --numprocesses auto --ignore tests/rollout/vllm \
+		--ignore tests/surface/test_s8_s9_s10_vllm.py $(ARGS)
+
 soak: setup  ## the long sweeps
 	$(TEST_ENV) $(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+
+fuzz: setup  ## damaged rows and images for 20 minutes (ARGS="--minutes 5 --seed 1")
+	HF_HUB_OFFLINE=1 $(BIN)/python -W ignore -m tests.data.fuzz $(ARGS)
 
 families: setup  ## try every family tiny, and write docs/reference/families.md (ARGS="llava gemma3": only these rows)
 	$(TEST_ENV) $(BIN)/python -m tests.tiny.table $(ARGS)

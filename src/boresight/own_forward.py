@@ -10,7 +10,7 @@ Mllama's `cross_attention_mask`), and image tensors.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 
 from boresight.errors import ModelError
 from boresight.modules import matching_arguments, text_parameters
-from boresight.types import Completion, Ids, Prompt
+from boresight.types import Completion, HasImages, Ids, Prompt
 
 
 def is_token_input(tensor: Tensor, length: int) -> bool:
@@ -35,11 +35,65 @@ def token_inputs_of(part: Prompt | Completion) -> dict[str, Tensor]:
     return {**part.token_inputs, "mm_token_type_ids": types}
 
 
+def is_pixels(tensor: Tensor) -> bool:
+    """Whether an image tensor holds pixels, which the vision tower reads, and not grids or sizes, which positions depend on."""
+    return tensor.is_floating_point() or tensor.ndim > 2
+
+
+def joined_vision(sets: Sequence[HasImages], *, pixels: bool = True) -> dict[str, Tensor]:
+    """The image tensors of one sequence whose images were processed in several sets, in order.
+
+    Args:
+        pixels: False leaves out pixels, of which ready features take the place.
+
+    Raises:
+        ModelError: the sets' tensors have shapes that cannot be joined.
+    """
+    found: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for each in sets for name in each.vision):
+        parts = [each.vision[name] for each in sets if name in each.vision]
+        if not pixels and is_pixels(parts[0]):
+            continue
+        shapes = {tuple(part.shape[1:]) for part in parts}
+        if len(shapes) > 1:
+            raise ModelError(
+                f"{name} of images in different turns have the shapes {', '.join(str(tuple(part.shape)) for part in parts)}, which the "
+                "model's own forward cannot take together: let tools return images of equal sizes, or text."
+            )
+        found[name] = torch.cat(parts)
+    return found
+
+
 def prompt_tensors(prompt: Prompt) -> dict[str, Tensor]:
-    """All tensors of a prompt under the names of the model's forward, as the processor returned them: ids and token inputs [1, P, …]."""
+    """All tensors of a row's own prompt under the names of the model's forward, as the processor returned them: ids and token inputs
+    [1, P, …]."""
+    return {**_token_tensors(prompt), **prompt.vision}
+
+
+def _token_tensors(prompt: Prompt) -> dict[str, Tensor]:
     ids = prompt.ids[None]
     tokens = {name: values[None] for name, values in token_inputs_of(prompt).items()}
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **tokens, **prompt.vision}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **tokens}
+
+
+def sequence_tensors(model: PreTrainedModel, prompt: Prompt, *, pixels: bool = True) -> dict[str, Tensor]:
+    """As `prompt_tensors`, of a prompt that may have turns after it (`Prompt.begun`).
+
+    Args:
+        pixels: as for `joined_vision`.
+    """
+    vision = joined_vision(prompt.image_sets, pixels=pixels)
+    if prompt.begun is None:
+        return {**_token_tensors(prompt), **vision}
+    tensors, further = completion_tokens(model, *prompt.begun)
+    tokens = {name: values for name, values in tensors.items() if name not in ("input_ids", "attention_mask")}
+    ids = prompt.ids[None]
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        **continued_token_inputs(model, tokens, len(further)),
+        **vision,
+    }
 
 
 def vision_dtype(model: PreTrainedModel) -> torch.dtype:
@@ -110,15 +164,31 @@ def row_inputs(model: PreTrainedModel, tensors: Mapping[str, Tensor], ids: Ids) 
 
 
 def completion_tensors(model: PreTrainedModel, prompt: Prompt, completion: Completion) -> tuple[dict[str, Tensor], Ids]:
-    """A prompt's tensors and the ids that follow it. A completion that holds images (K = 1) has tensors of its own: none follow.
+    """A prompt's tensors and the ids that follow it. A completion that contains images has tensors of its own: none follow.
+
+    Raises:
+        ModelError: see `joined_vision`.
+    """
+    tensors, further = completion_tokens(model, prompt, completion)
+    sets: list[HasImages] = [*([prompt] if prompt.vision else []), *completion.image_sets]
+    return {**tensors, **joined_vision(sets)}, further
+
+
+def completion_tokens(model: PreTrainedModel, prompt: Prompt, completion: Completion) -> tuple[dict[str, Tensor], Ids]:
+    """As `completion_tensors`, without image tensors.
 
     The processor did not know where such a completion begins, so its text has the types that the model gives to what it generates: in
     PaliGemma, those of an answer, which does not see its own future.
     """
-    tensors = prompt_tensors(prompt)
+    tensors = _token_tensors(prompt)
     if completion.token_types is None:
         return tensors, completion.ids
     own = {name: values[None] for name, values in token_inputs_of(completion).items()}
+    if foreign := sorted(own.keys() ^ (tensors.keys() - {"input_ids", "attention_mask"})):
+        raise ModelError(
+            f"row {prompt.row.index}: the processor returned {', '.join(foreign)} for only one of the prompt and its completion's images: "
+            f"{type(model).__name__} cannot take images in completions."
+        )
     length, is_text = len(completion.ids), (completion.token_types == 0)[None]
     generated = continued_token_inputs(model, {name: tensors[name] for name in own}, length)
     for name, values in own.items():

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -75,9 +76,32 @@ class Row:
     """Every other column, for reward functions and reports."""
 
 
+@runtime_checkable
+class HasImages(Protocol):
+    """Images with the tensors of the processor that ran them together: a prompt's, or those of an environment's turn."""
+
+    @property
+    def images(self) -> tuple[EncodedImage, ...]: ...
+
+    @property
+    def vision(self) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """Images that an environment put into a completion in one turn."""
+
+    images: tuple[EncodedImage, ...]
+    vision: Mapping[str, Tensor]
+    """As `Prompt.vision`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A row's prompt after the processor, run once on this prompt alone."""
+    """A row's prompt after the processor, run once on this prompt alone.
+
+    While a completion of several turns is sampled, its earlier turns are part of the prompt of the next one (`Prompt.followed_by`).
+    """
 
     row: Row
     ids: Ids
@@ -91,30 +115,68 @@ class Prompt:
     token_inputs: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """[P, …] the processor's outputs with one entry per token besides ids and mask (`mm_token_type_ids`, `cross_attention_mask`, …),
     as the model takes them."""
+    observation: str = ""
+    """What an environment added to the end of the row's prompt when it was reset."""
+    further_images: tuple[ImageSet, ...] = ()
+    """Images of earlier turns that follow the row's own prompt."""
+    begun: tuple[Prompt, Completion] | None = None
+    """The row's own prompt and the turns after it, where there are any. `token_inputs` are then those of the row's own prompt alone: the
+    model decides how they continue over the turns (`own_forward.sequence_tensors`)."""
 
     @property
     def images(self) -> tuple[EncodedImage, ...]:
+        """The row's own images, whose tensors are in `vision`."""
         return self.row.images
+
+    def room(self, max_completion_length: int) -> int:
+        """How many tokens a completion of this length may still add, turns that are there counted."""
+        return max_completion_length - (0 if self.begun is None else len(self.begun[1].ids))
+
+    @property
+    def image_sets(self) -> tuple[HasImages, ...]:
+        """All images, in the order of their placeholders."""
+        return (*((self,) if self.vision else ()), *self.further_images)
+
+    def followed_by(self, turns: Completion) -> Prompt:
+        """This prompt with a completion's turns after it, to be completed further."""
+        types = torch.zeros_like(turns.ids) if turns.token_types is None else turns.token_types
+        unexpanded = turns.ids if turns.unexpanded_ids is None else turns.unexpanded_ids
+        return replace(
+            self,
+            ids=torch.cat([self.ids, turns.ids]),
+            token_types=torch.cat([self.token_types, types]),
+            unexpanded_ids=torch.cat([self.unexpanded_ids, unexpanded]),
+            further_images=(*self.further_images, *turns.image_sets),
+            begun=(self, turns),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One completion of a prompt."""
+    """One completion of a prompt: a text, or several turns, of which the policy produced some and an environment the others."""
 
     ids: Ids
     """[C] token ids, including the end token if one was produced."""
     mask: Bool[Tensor, "C"]
-    """[C] true where the token counts in the loss."""
+    """[C] true where the token counts in the loss: where the policy produced it."""
     text: str
-    """Decoded without special tokens."""
+    """Decoded without special tokens; of several turns, the last that the policy produced."""
     sampler_logp: Float[Tensor, "C"] | None = None
-    """[C] log-probability that the sampler reported for each token; None when no sampler produced the completion."""
+    """[C] log-probability that the sampler reported for each token, 0 where an environment produced it; None when no sampler produced the
+    completion."""
     truncated: bool = False
     """True when generation hit the length limit before a stop token."""
     token_types: Ids | None = None
-    """[C] as `Prompt.token_types`; set only for K = 1, where images may occur anywhere."""
+    """[C] as `Prompt.token_types`; set where the completion contains images."""
     token_inputs: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """[C, …] as `Prompt.token_inputs`; set together with `token_types`."""
+    image_sets: tuple[ImageSet, ...] = ()
+    """The images that an environment put into it, one set for each of its turns that has any. A demonstration's images (SFT) are all in
+    `Prompt.vision`."""
+    unexpanded_ids: Int[Tensor, "U"] | None = None
+    """The same completion before images were expanded; None: as `ids`."""
+    messages: tuple[Message, ...] | None = None
+    """The turns as messages, those of tools included; None: one message with `text`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +201,11 @@ class Group:
     def num_tokens(self) -> int:
         """Tokens of the shared layout: the prompt once, then every completion."""
         return self.num_prompt_tokens + self.num_completion_tokens
+
+    @property
+    def num_completion_images(self) -> int:
+        """How many images environments put into the completions."""
+        return sum(len(each.images) for completion in self.completions for each in completion.image_sets)
 
     def branches(self, start: int, stop: int) -> Group:
         """The same prompt with some of its completions."""
@@ -186,7 +253,7 @@ class SamplingSettings:
 
     num_completions: int = 8
     max_completion_length: int = 512
-    """In tokens, including the end token."""
+    """In tokens, including the end token, and the turns that a prompt already has (`Prompt.begun`)."""
     temperature: float = 1.0
     """0: greedy decoding."""
     top_p: float = 1.0

@@ -30,9 +30,9 @@ def folder() -> Path:
 
 
 def key_of(model: nn.Module, *further: str) -> str | None:
-    """What a check of a model depends on, as a digest: its class and that class's source, configuration, adapters, precision, device, and
-    the versions of the libraries and of boresight's own source. None for a model that was altered after it was built, whose results are
-    not kept.
+    """What a check of a model depends on, as a digest: its class and that class's source, configuration, adapters, trained weights,
+    precision, device, and the versions of the libraries and of boresight's own source. None for a model that was altered after it was
+    built, whose results are not kept.
     """
     inner = unwrap(model)
     if is_altered(inner):
@@ -41,12 +41,12 @@ def key_of(model: nn.Module, *further: str) -> str | None:
         name: value for name, value in inner.config.to_dict().items() if name not in ("_name_or_path", "architectures")
     }
     adapters = getattr(model, "peft_config", None)
-    trained = {(parameter.dtype, parameter.requires_grad) for parameter in inner.parameters()}
+    weights = [(name, weight.dtype, weight.requires_grad) for name, weight in inner.named_parameters()]
     parts = (
         _source(type(inner)),
         json.dumps(config, sort_keys=True, default=str),
         str(inner.get_decoder().config._attn_implementation).removeprefix("branch_"),
-        str(sorted(map(str, trained))),
+        str(weights),
         str(sorted((name, str(value)) for name, value in adapters.items())) if adapters else "",
         next(inner.parameters()).device.type,
         torch.__version__,

@@ -77,5 +77,5 @@ def test_preferences(benchmark_main: Main, tmp_path: Path, capsys: pytest.Captur
 def test_rows(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark_main("rows", "--json", str(tmp_path / "rows.json"))
     found = json.loads((tmp_path / "rows.json").read_text())
-    assert found["rows"] == 1200 and found["first"]["max_tokens"] == found["second"]["max_tokens"] > 50
+    assert found["rows"] == 1200 and found["first"]["loss"] == found["second"]["loss"] > 0
     assert "second start" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ class TestFile:
         assert command.training.gradient_checkpointing is False
         assert command.training.model_init_kwargs == {"subfolder": "x"}
         assert command.rewards.reward_funcs == ["exact_answer_reward", "my_module.f"]
+
+    def test_variables_of_the_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SOME_NAME", "before")
+        (tmp_path / "options.yaml").write_text("env:\n  SOME_NAME: 7\nlearning_rate: 1e-3\n")
+        assert read("sft", "--config", str(tmp_path / "options.yaml")).training.learning_rate == 1e-3
+        assert os.environ["SOME_NAME"] == "7"
+        (tmp_path / "options.yaml").write_text("env: [SOME_NAME]\n")
+        with pytest.raises(ConfigError, match="env must be a mapping of environment variables"):
+            read("sft", "--config", str(tmp_path / "options.yaml"))
 
     def test_an_empty_file(self, tmp_path: Path) -> None:
         (tmp_path / "empty.yaml").write_text("# nothing yet\n")

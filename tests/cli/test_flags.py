@@ -50,7 +50,7 @@ def test_the_rooms_are_the_headings_in_the_order_of_causation() -> None:
             heading = line.removesuffix(":")
         elif line.startswith("  --"):
             headings[line.split()[0]] = heading
-    rooms = ["model", "data", "rollout", "rewards", "advantage", "loss", "trainer", "report"]
+    rooms = ["model", "data", "rollout", "tools", "rewards", "advantage", "loss", "trainer", "report"]
     assert [room for room in dict.fromkeys(headings.values()) if room in rooms] == rooms
     placed = {
         "--beta": "loss",

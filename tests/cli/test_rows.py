@@ -234,6 +234,35 @@ def test_a_metadata_table_without_file_names_is_an_ordinary_table(folder: Path) 
     assert len(rows(load_datasets(command("grpo", *ASKED, "--dataset_name", str(folder)))[0])) == 6
 
 
+def test_some_files_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    write_csv(folder / "more.csv", [{**row, "answer": "None"} for row in table()[:2]])
+    words = [*ASKED, "--solution_column", "answer"]
+    for where in (
+        ["--dataset_name", str(folder), "--data_files", "more.csv"],
+        ["--dataset_name", "csv", "--data_dir", str(folder), "--data_files", "m*.csv"],
+    ):
+        read = rows(load_datasets(command("grpo", *words, *where))[0])
+        assert [(row.columns["solution"], row.images[0].size) for row in read] == [("None", (8, 6))] * 2
+    part = {"path": "csv", "data_files": "colors/more.csv", "prompt_column": "question", "image_column": "photo"}
+    (tmp_path / "mix.yaml").write_text(json.dumps({"datasets": [part], "streaming": True, "max_steps": 1}))
+    (tmp_path / "one.yaml").write_text(json.dumps({"dataset_name": "csv", "data_files": ["colors/more.csv"]}))
+    streamed, _ = load_datasets(command("grpo", "--config", str(tmp_path / "mix.yaml")))
+    assert [row.columns["answer"] for row in RowStream(streamed)] == ["None"] * 2
+    assert len(load_datasets(command("grpo", *words, "--config", str(tmp_path / "one.yaml")))[0]) == 2
+    with pytest.raises(ConfigError, match="data_files has no effect beside the datasets of"):
+        command("grpo", "--config", str(tmp_path / "mix.yaml"), "--data_files", "x")
+    with pytest.raises(ConfigError, match="no effect on the built-in data set geometry"):
+        load_datasets(command("grpo", "--dataset_name", "geometry", "--data_dir", "x"))
+
+
+def test_text_of_another_column(folder: Path) -> None:
+    words = ["--dataset_name", str(folder), "--dataset_text_field"]
+    records, _ = load_datasets(command("sft", *words, "question"))
+    assert "question" in records.column_names
+    with pytest.raises(DataError, match="sft learns from"):
+        load_datasets(command("sft", *words, "questoin"))
+
+
 def test_a_stream(folder: Path) -> None:
     words = [
         *ASKED,

@@ -83,7 +83,7 @@ READING: dict[str, tuple[dict[str, Any], type[DataError], list[str]]] = {
     "a string and a conversation": (
         {"prompt": ASK, "completion": "blue"}, DataError, ["completion is a string and prompt is not", '"role": "assistant"'],
     ),
-    "strings without a prompt": ({"chosen": "a", "rejected": "b"}, DataError, ["need a prompt column"]),
+    "strings without a prompt": ({"chosen": "a", "rejected": "b"}, DataError, ["share no word at their start"]),
     "an empty string": ({"prompt": "  "}, DataError, ["the prompt is empty"]),
     # conversations
     "a number as conversation": ({"prompt": 7}, DataError, ["prompt: a int is neither a string nor a list"]),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from boresight.data import decode, load_image
 from boresight.errors import ImageError
@@ -175,15 +175,6 @@ MODES = [
     "F",
 ]
 FORMATS = ["PNG", "JPEG", "TIFF", "WEBP", "AVIF", "BMP", "GIF", "PPM", "TGA", "JPEG2000", "QOI", "ICO", "MPO", "DDS"]
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -221,12 +212,15 @@ def test_sizes_agree_with_decoded_pixels(
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_upright_pixels(kind: str, orientation: int) -> None:
-    """The pixels are those of the turned image, once, from the file and from PIL."""
+    """The pixels are those of Pillow's `exif_transpose`, once, from the file and from PIL."""
     plain = Image.frombytes("RGB", (5, 3), bytes(range(45)))
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(plain, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
-    wanted = plain.transpose(TURNS[orientation]) if orientation > 1 else plain
+    tagged = plain.copy()
+    tagged.getexif()[0x0112] = orientation
+    wanted = ImageOps.exif_transpose(tagged)
+    assert (wanted.size, wanted.tobytes()) != (plain.size, plain.tobytes()) or orientation == 1
     with Image.open(BytesIO(data)) as opened:
         for given_image in (data, opened):
             found = decode(load_image(given_image, where="row 0"))
@@ -255,6 +249,18 @@ def test_wide_values_are_scaled_by_the_rule(mode: str, values: list[float], expe
     for given_image in (image, encoded(image, "TIFF")):
         result = decode(load_image(given_image, where="row 0"))
         assert [result.getpixel((place, 0)) for place in range(4)] == [(value,) * 3 for value in expected]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PPM"])
+@pytest.mark.parametrize(
+    ("values", "expected"), [([0, 257, 32896, 65535], [0, 1, 128, 255]), ([0, 7, 255, 100], [0, 0, 1, 0])]
+)
+def test_sixteen_bits_in_a_file_are_sixteen_bits_however_dark(
+    kind: str, values: list[int], expected: list[int]
+) -> None:
+    data = encoded(Image.fromarray(np.array([values], np.uint16)), kind)
+    result = decode(load_image(data, where="row 0"))
+    assert [result.getpixel((place, 0)) for place in range(4)] == [(value,) * 3 for value in expected]
 
 
 def test_remarks() -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from boresight.data.encode import Encoder
 from boresight.data.made_up import LONGEST, example_source, made_up_examples
-from boresight.errors import ModelError
+from boresight.data.schema import read_row
+from boresight.errors import ImageError, ModelError
 from boresight.model.load import model_facts
 from tests.tiny import build_tiny
 
@@ -73,3 +75,20 @@ def test_another_processor_has_another_key(encoder: Encoders) -> None:
     assert example_source(one).key == example_source(same).key != example_source(other).key
     same.processor.image_processor.size = {"shortest_edge": 64}
     assert example_source(one).key != example_source(same).key
+
+
+TEXT_ALONE = (
+    "{% for m in messages %}{{ m['content'] if m['content'] is string else m['content'][-1]['text'] }}{% endfor %}"
+)
+
+
+def test_a_chat_template_without_images(encoder: Encoders) -> None:
+    """Rows of text can be trained on; a row with an image is refused, since the model would not see it."""
+    it = encoder("qwen2_5_vl")
+    it.processor.chat_template = it.tokenizer.chat_template = TEXT_ALONE
+    bare = Encoder(it.processor, facts=it.facts)
+    assert [len(example.group.prompt.images) for example in made_up_examples(bare)] == [0]
+    content = [{"type": "image"}, {"type": "text", "text": "What color?"}]
+    row = read_row({"prompt": [{"role": "user", "content": content}], "image": Image.new("RGB", (56, 56))}, 3)
+    with pytest.raises(ImageError, match="row 3: nothing in its text stands for its 1 image"):
+        bare.prompt(row)

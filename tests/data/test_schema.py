@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from boresight.data import load_image, read_row
-from boresight.errors import ImageError
+from boresight.errors import DataError, ImageError
 from tests.data.messages import IMAGE, assistant, text, user
 
 
@@ -154,3 +154,32 @@ def test_the_literal_placeholder_of_other_tools_is_refused_only_where_it_would_m
 def test_an_image_given_as_such_is_taken_as_such() -> None:
     loaded = load_image(ONE, where="here")
     assert read_row({"prompt": "x", "image": loaded}, 0).images == (loaded,)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        ("What color? blue", "What color? red", ("What color?", " blue", " red")),
+        ("What color? blue", "What color? black", ("What color?", " blue", " black")),  # not inside a word
+        ("Q: color?\nA: red", "Q: color?\nA:  blue", ("Q: color?\nA:", " red", "  blue")),
+        ("a b c", "a b d", ("a b", " c", " d")),
+    ],
+)
+def test_the_words_that_two_strings_share_are_the_prompt(chosen: str, rejected: str, expected: tuple[str, ...]) -> None:
+    row = read_row({"chosen": chosen, "rejected": rejected}, 0)
+    assert (row.prompt, *row.completions) == expected
+    assert str(row.prompt) + str(row.completions[0]) == chosen
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "message"),
+    [
+        ("blue", "black", "share no word at their start"),
+        (" blue", " red", "share no word at their start"),
+        ("What? a", "What? a b", "one is the start of the other"),
+        ("What? a", "What? a", "one is the start of the other"),
+    ],
+)
+def test_two_strings_without_a_prompt(chosen: str, rejected: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"^row 2: .*{message}"):
+        read_row({"chosen": chosen, "rejected": rejected}, 2)

@@ -35,6 +35,9 @@ def read_boresight(words: Sequence[str]) -> None:
                 del kept[kept.index(flag) : kept.index(flag) + 2]
         read_command(words[0], kept)
         return
+    if words[0] == "doctor" and words[1] in TRAINING:
+        read_boresight([word for word in words[1:] if word != "--show-batch"])
+        return
     parser, _ = _parser()
     options, further = parser.parse_known_args(list(words))
     assert not further or "further" in inspect.signature(options.run).parameters, f"no option {further}"

@@ -20,6 +20,7 @@ from boresight.model import verification
 from boresight.model.forward import GroupForward
 from boresight.model.load import model_facts
 from boresight.types import Group
+from tests import AT_LEAST_5_20
 from tests.model.conftest import Subjects, noise
 from tests.model.oracle import oracle, ours, worst_gradient, worst_logp
 
@@ -39,6 +40,10 @@ LAYOUTS: dict[str, tuple[str, bool, str]] = {
     "mllama": ("plain", True, "takes no image features"),
     "llama4": ("plain", True, "chunked_attention"),
 }
+if AT_LEAST_5_20:
+    # Their image features can be joined there.
+    LAYOUTS |= {"hunyuan_vl": ("shared", True, ""), "minimax_m3_vl": ("shared", True, "")}
+    del LAYOUTS["llama4"]  # its own forward fails with images: an output class without `image_outputs`
 """Layout, whether features are joined, and what the reason mentions."""
 
 

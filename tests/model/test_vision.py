@@ -228,7 +228,8 @@ def test_recomputing_the_language_model_does_not_run_the_tower_again(subject: Su
             if type(module).__name__.endswith(("Block", "EncoderLayer", "VisionLayer"))
         )
         layer = model.get_decoder().layers[0]
-        with counted(tower) as towers, counted(block) as blocks, counted(layer.mlp) as layers:
+        # What a layer holds: not every version of transformers calls a recomputed layer's own hooks.
+        with counted(tower) as towers, counted(next(block.children())) as blocks, counted(layer.mlp) as layers:
             run([group]).logp.sum().backward()
         assert len(towers) == 1
         assert len(layers) == 2  # checkpointing is on

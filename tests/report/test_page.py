@@ -14,6 +14,13 @@ from tests.report.runs import K, image, write_run
 
 ATTACK = "</script><img src=x onerror=\"document.title='owned'\"><svg onload=\"document.title='owned'\"><a href='javascript:0'>"
 
+ATTACKS = (
+    ATTACK,
+    "\"]}'>--></style></textarea></title><iframe srcdoc=\"<script>parent.document.title='owned'</script>\"></iframe>",
+    "{{7*7}}${7*7}<%= 7*7 %>&lt;script&gt;&#60;img src=x&#62; \u202egnp.exe \u2028</script><script>document.title='owned'</script>",
+    "__proto__ constructor onerror=alert(1) javascript:document.title='owned' <math><mi//xlink:href=\"data:x,<script>\">",
+)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -238,9 +245,10 @@ def test_ten_thousand_completions_keep_the_page_small(tmp_path: Path, chromium: 
 # ---- Nothing is trusted, nothing is asked for, everyone can read -----------------------------------------------------------------------
 
 
-def test_an_attack_stays_text(tmp_path: Path, chromium: Any) -> None:
+@pytest.mark.parametrize("attack", ATTACKS, ids=["tag", "breakout", "template", "names"])
+def test_an_attack_stays_text(tmp_path: Path, chromium: Any, attack: str) -> None:
     """In prompts, completions, names of rewards, metrics, verdicts, extras: shown as it is written, and nothing happens."""
-    file = write_report(write_run(tmp_path, poison=ATTACK))
+    file = write_report(write_run(tmp_path, poison=attack))
     with opened(chromium, file) as seen:
         wait(seen)
         page = seen.page
@@ -252,7 +260,7 @@ def test_an_attack_stays_text(tmp_path: Path, chromium: Any) -> None:
         choose(seen, sort="spread in the group, widest first")
         page.locator("#detail").scroll_into_view_if_needed()
         page.locator(".said span").first.wait_for()
-        assert all(text.endswith(ATTACK) for text in said(seen))
+        assert all(text.endswith(attack) for text in said(seen))
         for place in (
             ".prompt",
             ".completion .tag",
@@ -261,8 +269,8 @@ def test_an_attack_stays_text(tmp_path: Path, chromium: Any) -> None:
             "#verdict-list li",
             "#more-charts h3",
         ):
-            assert any(ATTACK in text for text in page.locator(place).all_inner_texts()), place
-        assert page.locator("img[src=x], svg[onload], [href^=javascript]").count() == 0
+            assert any(attack in text for text in page.locator(place).all_inner_texts()), place
+        assert page.locator("img[src=x], svg[onload], [href^=javascript], iframe, math").count() == 0
         assert page.title() == "/ ".join((tmp_path.parent.name + " ", tmp_path.name)) + " · boresight"
         assert seen.is_quiet, (seen.complaints, seen.requests)
 

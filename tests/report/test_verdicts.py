@@ -28,6 +28,18 @@ WELL = {
 
 # name, what changes, a phrase of the text with the numbers and the option to turn; then the same just on the other side.
 CASES: list[tuple[str, dict[str, float], list[str], dict[str, float]]] = [
+    ("never_calls", {"tools/call_frequency": 0.0}, ["never calls a tool", "SFT"], {"tools/call_frequency": 0.02}),
+    (
+        "calls_fail",
+        {
+            "tools/call_frequency": 1.1,
+            "tools/failure_frequency": 0.62,
+            "tools/num_unreadable": 9.0,
+            "tools/num_raised": 4.0,
+        },
+        ["62 % of the calls of tools fail", "the call cannot be parsed"],
+        {"tools/call_frequency": 1.1, "tools/failure_frequency": 0.48},
+    ),
     (
         "steps_skipped",
         {"update/num_skipped_steps": 0.1},

@@ -67,6 +67,46 @@ def test_numbers(reward: Any, number: Any, thousands: Rewrite, sign: Rewrite, un
     assert reward([tagged(written), tagged(plain), tagged(other)], [written] * 3) == [1, 1, 0], written
 
 
+EUROPEAN = one_of(
+    lambda text: text.translate({ord(","): ".", ord("."): ","}),
+    *(lambda text, mark=mark: text.replace(",", mark).replace(".", ",") for mark in ("", " ", "\u202f", "'", r"\,")),
+)
+
+
+@given(st.decimals(-(10**7), 10**7, places=2, allow_nan=False), EUROPEAN, SIGNS, UNITS, AROUND)
+@settings(deadline=None, max_examples=150)
+def test_decimal_commas(number: Any, european: Rewrite, sign: Rewrite, unit: Rewrite, around: Rewrite) -> None:
+    written, plain, other = around(unit(sign(european(f"{number:,f}")))), f"{number:f}", f"{number + 1:f}"
+    assert numeric_answer_reward([tagged(written), tagged(plain), tagged(other)], [plain] * 3) == [1, 1, 0], written
+    assert numeric_answer_reward([tagged(written), tagged(plain), tagged(other)], [written] * 3) == [1, 1, 0], written
+
+
+def in_words(number: int, joined: str) -> str:
+    """A number from 0 to 999,999 in English."""
+    ones = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+    ones += " sixteen seventeen eighteen nineteen"
+    tens = "twenty thirty forty fifty sixty seventy eighty ninety"
+    if number < 20:
+        return ones.split()[number]
+    if number < 100:
+        word = tens.split()[number // 10 - 2]
+        return word if number % 10 == 0 else f"{word}{joined}{in_words(number % 10, joined)}"
+    above, size, name = (number // 1000, 1000, "thousand") if number >= 1000 else (number // 100, 100, "hundred")
+    rest = "" if number % size == 0 else f" and {in_words(number % size, joined)}" if number % size < 100 else None
+    rest = f" {in_words(number % size, joined)}" if rest is None else rest
+    return f"{in_words(above, joined)} {name}{rest}"
+
+
+@given(st.integers(0, 999_998), st.sampled_from(["-", " ", "\u2010"]), one_of(str.upper, str.lower, str.title), AROUND)
+@settings(deadline=None, max_examples=200)
+def test_number_words(number: int, joined: str, case: Rewrite, around: Rewrite) -> None:
+    written, below = around(case(in_words(number, joined))), around(case("minus " + in_words(number + 1, joined)))
+    texts = [tagged(written), tagged(str(number)), tagged(str(number + 1))]
+    assert numeric_answer_reward(texts, [str(number)] * 3) == [1, 1, 0], written
+    assert numeric_answer_reward(texts, [written] * 3) == [1, 1, 0], written
+    assert numeric_answer_reward([tagged(below)], [str(-number - 1)]) == [1], below
+
+
 @pytest.mark.parametrize("reward", [numeric_answer_reward, accuracy_reward])
 @given(st.integers(-99, 99), st.integers(1, 99), SIGNS, AROUND)
 @settings(deadline=None, max_examples=150)
@@ -80,6 +120,20 @@ def test_fractions(reward: Any, above: int, below: int, sign: Rewrite, around: R
     assert reward([tagged(way) for way in ways], [f"{value.numerator + 1}/{value.denominator}"] * len(ways)) == [
         0
     ] * len(ways)
+
+
+ROOTS = (r"{0}\sqrt{{{1}}}", r"{0} \sqrt {{ {1} }}", "{0}√{1}", "{0}*sqrt({1})", r"{0} \cdot \sqrt{{{1}}}", "{0}·√{1}")
+
+
+@given(
+    st.integers(2, 99), st.sampled_from([2, 3, 5, 6, 7, 10, 11]), st.sampled_from(ROOTS), st.sampled_from(ROOTS), AROUND
+)
+@settings(deadline=None, max_examples=80)
+def test_roots(factor: int, below: int, said: str, gold: str, around: Rewrite) -> None:
+    """A gold with and without dollar signs, and neither misread as the first number in it."""
+    written, solution = said.format(factor, below), around(gold.format(factor, below))
+    texts = [tagged(around(written)), tagged(written), tagged(said.format(factor + 1, below)), tagged(str(factor))]
+    assert accuracy_reward(texts, [solution] * 4) == [1, 1, 0, 0], (written, solution)
 
 
 @given(st.integers(0, 100), st.sampled_from(["{}%", r"{}\%", "{} %", "{} percent", r"${}\%$"]))

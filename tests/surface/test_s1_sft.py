@@ -51,7 +51,7 @@ def test_a_folder_of_images_and_a_table(
     assert f"boresight report {run}" in printed
     assert (
         f"boresight compare --model base={model_folder} --model sft={run} --dataset {shapes} --prompt_column question "
-        "--solution_column answer\n"
+        "--solution_column answer --max_completion_length 16\n"
     ) in printed
     log = json.loads((run / "trainer_state.json").read_text())["log_history"]
     losses = [line["loss"] for line in log if "loss" in line]

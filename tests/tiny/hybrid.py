@@ -88,7 +88,11 @@ def lfm2_vl(sizes: Sizes) -> Recipe:
             "block_dim": sizes.hidden_size,
         },
         vision_config=sizes.vision()
-        | {"patch_size": sizes.patch_size, "num_patches": (sizes.tile_size // sizes.patch_size) ** 2},
+        | {
+            "patch_size": sizes.patch_size,
+            "num_patches": (sizes.tile_size // sizes.patch_size) ** 2,
+            "vision_use_head": False,  # as published
+        },
         image_token_id=token_id(tokenizer, "<image>"),
         projector_hidden_size=2 * sizes.hidden_size,
         tie_word_embeddings=sizes.tied(True),

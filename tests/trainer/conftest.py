@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import AutoProcessor, TrainerCallback
 
 from boresight import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from boresight.demo.easy_vqa import load_easy_vqa
 from boresight.demo.tiny import build_tiny
+from boresight.demo.tiny.qwen import CONTENT, chatml_with_tools
+
+from .scripted import Scripted
 
 QUIET = {
     "report_to": "none",
@@ -112,6 +115,39 @@ def grpo(model_folder: Path, tmp_path: Path) -> Run:
         config = GRPOConfig(**{"output_dir": new_folder(tmp_path / "grpo"), **QUIET, **lengths, **options})
         rows = records() if train_dataset is None else train_dataset
         return GRPOTrainer(str(model_folder), reward_funcs, config, rows, eval_dataset, callbacks=callbacks)
+
+    return build
+
+
+def tool_trainer(
+    model: str | Path, output_dir: str, script: Any = None, reward_funcs: Any = None, train_dataset: Any = None, *, tools: Any = None,
+    environment_factory: Any = None, callbacks: Any = None, by_row: bool = False, **options: Any,
+) -> GRPOTrainer:  # fmt: skip
+    """A trainer whose chat template renders tools, with `script` as its policy."""
+    processor = AutoProcessor.from_pretrained(model)
+    processor.chat_template = processor.tokenizer.chat_template = chatml_with_tools(CONTENT)
+    config = GRPOConfig(
+        **{"output_dir": output_dir, **QUIET, "num_generations": 4, "max_completion_length": 200, "num_prompts_per_step": 2,
+           "per_device_train_batch_size": 8, "max_steps": 1, "gold_check": "off", **options}
+    )  # fmt: skip
+    trainer = GRPOTrainer(
+        str(model), reward_funcs, config, records()[:4] if train_dataset is None else train_dataset,
+        processing_class=processor, tools=tools, environment_factory=environment_factory, callbacks=callbacks,
+    )  # fmt: skip
+    if script is not None:
+        scripted: Any = Scripted(trainer, script, by_row=by_row)
+        trainer.rollouts.turns.sampler = scripted  # pyright: ignore[reportOptionalMemberAccess]
+    return trainer
+
+
+@pytest.fixture
+def with_tools(model_folder: Path, tmp_path: Path) -> Run:
+    """Builds a `GRPOTrainer` with tools; see `tool_trainer`."""
+
+    def build(*arguments: Any, **options: Any) -> GRPOTrainer:
+        return tool_trainer(
+            model_folder, options.pop("output_dir", new_folder(tmp_path / "tools")), *arguments, **options
+        )
 
     return build
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from PIL import Image
 from transformers import TrainerCallback
 
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -15,8 +16,9 @@ from boresight.errors import RewardError
 from boresight.loss.preference_options import MPO
 from boresight.rewards import exact_answer_reward
 
-from .conftest import QUIET, Gradients, demonstrations, records, vowel_share
+from .conftest import QUIET, Gradients, demonstrations, records, tool_trainer, vowel_share
 from .rows import CUTS, gradients_of_rows
+from .scripted import call
 from .test_dpo import preferences
 
 PAIRS: dict[str, dict[str, Any]] = {
@@ -46,11 +48,48 @@ def train(method: str, model: str, output_dir: str, ranks: int) -> None:
         batch = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2 // ranks}
         config = DPOConfig(**common | {"max_steps": 3}, **batch, **PAIRS[method])
         DPOTrainer(model, args=config, train_dataset=preferences(), callbacks=callbacks).train()
+    elif method == "tools":
+        # Some completions call once, for an image; groups without spread are sampled again, and groups change ranks with their images.
+        options = {
+            "max_steps": 2,
+            "num_prompts_per_step": 2,
+            "dynamic_sampling": True,
+            "max_completion_length": 250,
+            "use_cpu": True,
+        }
+        tool_trainer(
+            model,
+            output_dir,
+            called_by_some,
+            turns_taken,
+            records(8),
+            tools=[square],
+            callbacks=callbacks,
+            by_row=True,
+            **options,
+        ).train()
     else:
         # 9 rows, 6 a step: in the second, two ranks hold one group and two.
         options = {"scale_rewards": "batch", "beta": 0.1, "num_generations": 4, "max_completion_length": 6}
         config = GRPOConfig(**common | {"max_steps": 2}, **options, num_prompts_per_step=6)
         GRPOTrainer(model, vowel_share, config, records(9), callbacks=callbacks).train()
+
+
+def square(size: int) -> list[dict[str, Any]]:
+    """Show a square.
+
+    Args:
+        size: Its side.
+    """
+    return [{"type": "image", "image": Image.new("RGB", (28 * size, 28 * size), "red")}]
+
+
+def called_by_some(row: int, k: int, turn: int) -> str | None:
+    return call("square", size=2 + k % 2) if turn == 0 and row % 3 and k < 1 + row % 3 else None
+
+
+def turns_taken(completions: list[Any], **columns: Any) -> list[float]:
+    return [float(len(turns)) for turns in completions]
 
 
 def broken_on_the_second_rank(completions: list[Any], **columns: Any) -> list[float]:
@@ -106,7 +145,7 @@ def rows(model: str, output_dir: str, ranks: int) -> None:
 
 if __name__ == "__main__":
     model, output_dir, ranks = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    for method in ("sft", "grpo", *PAIRS):
+    for method in ("sft", "grpo", "tools", *PAIRS):
         train(method, model, f"{output_dir}/{method}", ranks)
     if ranks > 1:
         rows(model, output_dir, ranks)

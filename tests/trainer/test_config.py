@@ -176,7 +176,11 @@ def test_every_option_is_documented(config: type) -> None:
         (GRPOConfig, {"steps_per_generation": 0}, "steps_per_generation=0: it must be at least 1"),
         (GRPOConfig, {"max_failed_rate": 1.5}, "max_failed_rate=1.5: it must be at least 0 and at most 1"),
         (SFTConfig, {"verdict_steps": -1}, "verdict_steps=-1: it must be at least 0"),
-        (SFTConfig, {"layout": "raws"}, "layout='raws' is not one of 'auto', 'shared', 'rows'. Did you mean 'rows'?"),
+        (
+            SFTConfig,
+            {"layout": "raws"},
+            "layout='raws' is not one of 'auto', 'shared', 'rows', 'plain'. Did you mean 'rows'?",
+        ),
         (SFTConfig, {"model_init_kwargs": "[1]"}, "model_init_kwargs='[1]' is not a JSON object"),
         (DPOConfig, {"overlong_pairs": "drop"}, "overlong_pairs='drop' has no effect: set max_length, or drop it"),
         (DPOConfig, {"precompute_ref_batch_size": 2}, "set precompute_ref_log_probs=True"),

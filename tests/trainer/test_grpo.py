@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import IterableDataset
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -259,6 +260,27 @@ def test_gold_answers_are_checked_before_training(grpo: Run, capsys: pytest.Capt
     with pytest.raises(RewardError, match=r"does not give full marks to 1 of 24 gold answers: row 3 .*gold_template"):
         grpo(reward_funcs=exact_answer_reward, train_dataset=rows, gold_check="error")
     grpo(reward_funcs=exact_answer_reward, train_dataset=rows, gold_check="off")
+    assert "gold check" not in capsys.readouterr().out
+
+
+def test_of_a_stream_the_first_gold_answers_are_checked(grpo: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [{"role": "user", "content": "which color?"}]
+    rows: list[dict[str, Any]] = [{"prompt": asked, "solution": f"red {place}"} for place in range(100)]
+    rows[0]["prompt"] = [{"role": "user"}]  # cannot be read: `on_bad_row` drops it when training comes to it
+    rows[5]["solution"] = "<answer>two</answer><answer>answers</answer>"
+
+    def build(stop: int, **options: Any) -> None:
+        stream = IterableDataset.from_generator(lambda: iter(rows[:stop]))
+        grpo(reward_funcs=exact_answer_reward, train_dataset=stream, max_steps=1, on_bad_row="drop", **options)
+
+    build(5, gold_check="error")
+    printed = capsys.readouterr().out
+    assert "gold check: the rows are streamed, so their first 4 are tried." in printed
+    assert "gold check: exact_answer_reward gives full marks to all 4 gold answers" in printed
+    with pytest.raises(RewardError, match=r"does not give full marks to 1 of 64 gold answers: row 5 "):
+        build(100, gold_check="error")
+    capsys.readouterr()
+    build(1)
     assert "gold check" not in capsys.readouterr().out
 
 

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import AutoTokenizer, TrainingArguments
 
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
+from boresight.data import RowDataset
 from boresight.errors import ConfigError
 from boresight.trainer.config import as_config
 from boresight.trainer.steps import StepPlan, StreamedBatches
@@ -287,3 +288,69 @@ class TestRLOO:
         torch.testing.assert_close(item.advantage, value - others, atol=1e-5, rtol=1e-5)
         assert item.reference is None  # the loss has no KL of its own
         assert kl.abs().max() > 1e-3
+
+
+def test_the_model_of_the_reference(grpo: Run) -> None:
+    run = grpo(max_steps=1, per_device_train_batch_size=4, beta=0.1)
+    assert run.ref_model is not None and run.ref_model is not run.model
+    assert {name: tuple(value.shape) for name, value in run.ref_model.named_parameters()} == {
+        name: tuple(value.shape) for name, value in run.model.named_parameters()
+    }
+    assert grpo(max_steps=1, per_device_train_batch_size=4, beta=0.0).ref_model is None
+    assert grpo(max_steps=1, per_device_train_batch_size=4, beta=0.1, train="language=lora").ref_model is None
+
+
+class TestPlainText:
+    ROWS = Dataset.from_list(
+        [{"question": f"is {place} even?", "reply": "yes" * (1 + place % 3)} for place in range(6)]
+    )
+    AS_TEXT = Dataset.from_list([{"text": f"{row['question']} {row['reply']}"} for row in ROWS])  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def losses(self, model: Path, folder: Path, rows: Any, formatting_func: Any = None, **options: Any) -> list[float]:
+        config = SFTConfig(output_dir=str(folder), **QUIET, max_steps=2, per_device_train_batch_size=3, **options)
+        run = SFTTrainer(str(model), config, rows, {"held": rows}, formatting_func=formatting_func)
+        run.train()
+        again = run.evaluate(rows)["eval_loss"]  # rows that the trainer has not seen yet are formatted, too
+        assert run.evaluate()["eval_held_loss"] == again
+        return [line["loss"] for line in run.state.log_history if "loss" in line]
+
+    def test_a_formatting_function_and_a_text_field(self, model_folder: Path, tmp_path: Path) -> None:
+        plain = self.losses(model_folder, tmp_path / "a", self.AS_TEXT)
+        made = self.losses(
+            model_folder, tmp_path / "b", self.ROWS, formatting_func=lambda row: f"{row['question']} {row['reply']}"
+        )
+        named = self.losses(
+            model_folder, tmp_path / "c", self.AS_TEXT.rename_column("text", "body"), dataset_text_field="body"
+        )
+        assert plain == made == named
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"completion_only_loss": True}, "completion_only_loss=True needs a prompt"),
+            ({"assistant_only_loss": True}, "assistant_only_loss=True needs an assistant's turns"),
+            ({"dataset_text_field": "body"}, "both name the text of a row"),
+        ],
+    )
+    def test_options_that_need_other_rows(
+        self, model_folder: Path, tmp_path: Path, options: dict[str, Any], message: str
+    ) -> None:
+        config = SFTConfig(output_dir=str(tmp_path), **QUIET, **options)
+        with pytest.raises(ConfigError, match=message):
+            SFTTrainer(str(model_folder), config, self.ROWS, formatting_func=str)
+
+    def test_token_ids_are_learned_from_as_the_text_is(self, model_folder: Path, tmp_path: Path) -> None:
+        config = SFTConfig(output_dir=str(tmp_path / "a"), **QUIET)
+        groups = list(map(SFTTrainer(str(model_folder), config, self.AS_TEXT).encode, RowDataset(self.AS_TEXT)))
+        ids = [{"input_ids": torch.cat([group.prompt.ids, group.completions[0].ids]).tolist()} for group in groups]
+        plain = self.losses(model_folder, tmp_path / "b", self.AS_TEXT)
+        assert self.losses(model_folder, tmp_path / "c", Dataset.from_list(ids)) == plain
+
+
+def test_pairs_of_strings_without_a_prompt(model_folder: Path, tmp_path: Path) -> None:
+    rows = [{"chosen": f"color {place}? blue", "rejected": f"color {place}? black"} for place in range(4)]
+    config = DPOConfig(output_dir=str(tmp_path), **QUIET, max_steps=1, per_device_train_batch_size=4)
+    run = DPOTrainer(str(model_folder), args=config, train_dataset=rows)
+    run.train()
+    assert run.state.log_history[0]["loss"] == pytest.approx(0.6931472, abs=1e-5)
+    assert [each.text for each in run.encode(RowDataset(rows)[1]).completions] == [" blue", " black"]

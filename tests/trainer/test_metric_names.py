@@ -12,8 +12,10 @@ from boresight.loss.preference_options import MPO
 from boresight.report import read_lines
 from boresight.report.metric_dictionary import ENTRIES, entry_for
 from boresight.rewards import exact_answer_reward
+from boresight.tools import calculator
 
 from .conftest import QUIET, Run, demonstrations, records, vowel_share
+from .scripted import call
 from .test_dpo import preferences
 from .test_nonfinite import poison_loss
 
@@ -27,7 +29,7 @@ def names(trainer: Any) -> set[str]:
 
 
 @pytest.fixture
-def logged(sft: Run, grpo: Run, model_folder: Path, tmp_path: Path) -> set[str]:
+def logged(sft: Run, grpo: Run, with_tools: Run, model_folder: Path, tmp_path: Path) -> set[str]:
     """The names in the logs of short runs of all methods, each with options that log something of their own."""
     bad = sft(**COUNTED, output_dir=str(tmp_path / "bad"))
     poison_loss(bad, {0})
@@ -51,7 +53,8 @@ def logged(sft: Run, grpo: Run, model_folder: Path, tmp_path: Path) -> set[str]:
         trainer = grpo(**COUNTED | {"per_device_train_batch_size": 24} | options, output_dir=str(tmp_path / method))
         found |= names(trainer)
         trainer.scorer.close()
-    return found
+    return found | names(with_tools(lambda place, k, turn: None if turn else call("calculator", expression="1"), vowel_share,
+                                    tools=[calculator], **COUNTED))  # fmt: skip
 
 
 def test_names_and_dictionary_are_the_same(logged: set[str]) -> None:

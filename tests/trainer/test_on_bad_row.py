@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from boresight import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from boresight.data import RowDataset
@@ -58,6 +60,30 @@ def test_a_run_of_what_is_left(model_folder: Path, tmp_path: Path, policy: str, 
     assert len(run.eval_dataset) == (3 if policy == "keep_text" else 2)
     images = [len(RowDataset(run.train_dataset)[place].images) for place in range(3)]
     assert images[2] == (0 if policy == "keep_text" else len(RowDataset(run.train_dataset)[2].images))
+
+
+def test_one_percent_of_corrupt_images(model_folder: Path, tmp_path: Path) -> None:
+    """Cut in their data, zeroed, or replaced by text: the run of the others has its steps, and the quarantine names these and no others."""
+    stream = io.BytesIO()
+    Image.effect_noise((64, 48), 60).convert("RGB").save(stream, "JPEG")
+    whole = stream.getvalue()
+    damaged = {41: whole[: len(whole) // 2], 137: b"not an image", 203: whole[:20] + bytes(len(whole) - 20)}
+    rows = [
+        {"prompt": [{"role": "user", "content": "what?"}], "image": damaged.get(index, whole), "completion": ANSWER}
+        for index in range(300)
+    ]
+    options: dict[str, Any] = {
+        **QUIET,
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 99,
+        "num_train_epochs": 1,
+    }
+    run = SFTTrainer(str(model_folder), SFTConfig(**options, on_bad_row="drop"), rows)
+    run.train()
+    assert (len(run.train_dataset), run.state.global_step) == (297, 3)
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == [41, 137, 203]
+    assert all(line["reason"].startswith(f"row {line['row']}") for line in lines)
 
 
 def test_a_column_named_like_an_argument_of_rewards(model_folder: Path, tmp_path: Path) -> None:

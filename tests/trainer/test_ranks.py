@@ -40,7 +40,7 @@ def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
     return folders
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo", "mpo", "aot", "precomputed"])
+@pytest.mark.parametrize("method", ["sft", "grpo", "tools", "mpo", "aot", "precomputed"])
 def test_two_ranks_equal_one(method: str, runs: dict[int, Path]) -> None:
     one, two = (torch.load(runs[ranks] / method / "gradients.pt", weights_only=False) for ranks in (1, 2))
     assert furthest(one["gradients"], two["gradients"]) < 2e-5
@@ -57,7 +57,10 @@ def test_two_ranks_equal_one(method: str, runs: dict[int, Path]) -> None:
         "rewards/margins",
         "loss/bco_shift",
     } & log.keys()
-    assert len(compared) >= 3
+    if method == "tools":
+        # Of all that dynamic sampling sampled: two ranks take equal shares, which may be one group more.
+        compared -= {"reward", "reward_std", "completions/mean_length"}
+    assert len(compared) >= 2
     for name in compared:
         assert log[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
 

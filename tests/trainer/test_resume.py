@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import TrainerCallback
 
 from boresight.report import read_completions, read_lines
 from boresight.trainer.manifest import read_manifest, write_manifest
 
 from .conftest import Run, demonstrations, records, weights
+from .scripted import call
 
 
 class Stop(TrainerCallback):
@@ -52,6 +54,23 @@ def test_sft(sft: Run, tmp_path: Path, workers: int) -> None:
         resumed.train(resume_from_checkpoint=True)
         assert resumed.state.global_step == 5
         assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_a_run_that_was_done_takes_no_further_step(
+    request: pytest.FixtureRequest, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed between its last checkpoint and the saving of its model, in the middle of an epoch."""
+    run: Run = request.getfixturevalue(method)
+    options = {**(SFT if method == "sft" else GRPO), "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    whole = run(output_dir=str(tmp_path / "whole"), **options)
+    whole.train()
+    resumed = run(output_dir=str(tmp_path / "whole"), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2
+    assert same(weights(whole), weights(resumed))
+    assert not (tmp_path / "whole" / "checkpoint-3").exists()
+    assert "all 2 steps are done already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("step", [4, 6, 7])
@@ -122,3 +141,46 @@ def test_grpo_evaluation_leaves_training_as_it_is(grpo: Run) -> None:
         "eval_rewards/vowel_share/mean",
         "eval_completions/mean_length",
     } <= log.keys()
+
+
+class Word:
+    """An environment that says something at its start."""
+
+    def reset(self, solution: str = "", **columns: Any) -> str:
+        return f" It has {len(solution)} letters."
+
+    def show(self, size: int) -> list[dict[str, Any]]:
+        """Show a square.
+
+        Args:
+            size: Its side.
+        """
+        return [{"type": "image", "image": Image.new("RGB", (28 * size, 56), "red")}]
+
+
+def test_completions_of_several_turns(with_tools: Run, tmp_path: Path) -> None:
+    """In the middle of a rollout whose completions hold images, and whose prompts an environment has added to."""
+    options = {
+        "max_steps": 3,
+        "num_iterations": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_completion_length": 150,
+    }
+
+    def build(folder: Path, *callbacks: TrainerCallback) -> Any:
+        return with_tools(
+            lambda place, k, turn: None if turn or k == 0 else call("show", size=1 + k), turns_taken, output_dir=str(folder),
+            environment_factory=Word, callbacks=list(callbacks), **options,
+        )  # fmt: skip
+
+    whole = build(tmp_path / "whole")
+    whole.train()
+    build(tmp_path / "cut", Stop(1)).train()
+    resumed = build(tmp_path / "cut")
+    resumed.train(resume_from_checkpoint=True)
+    assert same(weights(whole), weights(resumed))
+
+
+def turns_taken(completions: list[Any], **columns: Any) -> list[float]:
+    return [float(len(turns)) + 0.01 * len(turns[-1]["content"]) for turns in completions]

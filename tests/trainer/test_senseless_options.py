@@ -44,6 +44,50 @@ SENSELESS: list[tuple[type, dict[str, Any], str]] = [
     (SFTConfig, {"run_name": 7}, "run_name=7 is not a text or None"),
     (SFTConfig, {"shuffle_dataset": 2}, "shuffle_dataset=2"),
     (SFTConfig, {"dataloader_persistent_workers": True}, "has no effect: set dataloader_num_workers"),
+    (SFTConfig, {"log_level": "loud"}, "log_level='loud' is not one of"),
+    (SFTConfig, {"ddp_backend": "glooo"}, "Did you mean 'gloo'?"),
+    (SFTConfig, {"dataloader_multiprocessing_context": "thread"}, "dataloader_multiprocessing_context='thread'"),
+    (
+        SFTConfig,
+        {"lr_scheduler_kwargs": {"bogus": 1}},
+        "lr_scheduler_kwargs={'bogus': 1}: it has no option 'bogus'. It has none.",
+    ),
+    (SFTConfig, {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycle": 1}}, "Did you mean 'num_cycles'?"),
+    (
+        SFTConfig,
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "x"}},
+        "{'num_cycles': 'x'}: could not",
+    ),
+    (
+        SFTConfig,
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": NAN}},
+        "num_cycles=nan is not a finite",
+    ),
+    (SFTConfig, {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {"x": 1}}, "it has no option 'x'"),
+    (SFTConfig, {"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type='cosine_with_min_lr': One of min_lr"),
+    (SFTConfig, {"lr_scheduler_type": "warmup_stable_decay"}, "num_decay_steps"),
+    (SFTConfig, {"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}}, "division by zero"),
+    (
+        SFTConfig,
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 1.0}},
+        "lr_end (1.0) must be smaller",
+    ),
+    (SFTConfig, {"optim_args": "bogus=1"}, "optim_args='bogus=1': it does not read 'bogus'. Drop it."),
+    (SFTConfig, {"optim_args": "bogus"}, "'bogus' is not NAME=VALUE"),
+    (SFTConfig, {"optim": "sgd", "optim_args": "momentum=-1"}, "optim_args='momentum=-1': Invalid momentum"),
+    (SFTConfig, {"optim": "adamw_bnb_8bit"}, "optim='adamw_bnb_8bit': You need to install"),
+    (SFTConfig, {"accelerator_config": {"bogus": 1}}, "accelerator_config has no entry 'bogus'"),
+    (SFTConfig, {"accelerator_config": {"split_batches": True}}, "split_batches=True has no effect"),
+    (
+        SFTConfig,
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 4}}},
+        "set gradient_accumulation_steps",
+    ),
+    (SFTConfig, {"accelerator_config": "no-file.json"}, "accelerator_config='no-file.json'"),
+    (SFTConfig, {"gradient_checkpointing_kwargs": {"use_rentrant": False}}, "Did you mean 'use_reentrant'?"),
+    (SFTConfig, {"gradient_checkpointing_kwargs": {"use_reentrant": "x"}}, "use_reentrant='x' is neither"),
+    (SFTConfig, {"model_init_kwargs": {1: 2}}, "model_init_kwargs: 1 is no name"),
+    (SFTConfig, {"model_init_kwargs": {"torch_dtype": "bfloat16"}}, "write dtype"),
     (DPOConfig, {"loss_weights": [NAN]}, "loss_weights=nan"),
     (DPOConfig, {"loss_weights": [-1.0]}, "loss_weights=-1.0"),
     (DPOConfig, {"loss_weights": [0.0]}, "loss_weights=[0.0]: the loss would be 0"),
@@ -66,6 +110,39 @@ def test_it_is_named(config: type, options: dict[str, Any], message: str, tmp_pa
     with pytest.raises(UserError) as caught:
         config(output_dir=str(tmp_path), **{"use_cpu": True, **options})
     assert message in str(caught.value)
+
+
+SENSIBLE: list[dict[str, Any]] = [
+    {"optim": "sgd", "optim_args": "momentum=0.9"},
+    {"optim": "rmsprop", "optim_args": "alpha=0.9, eps=1e-6"},
+    {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}},
+    {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 3}, "warmup_steps": 0.1},
+    {"lr_scheduler_type": "constant"},
+    {"optim": "adafactor"},
+    {"accelerator_config": {"non_blocking": True, "split_batches": False}},
+    {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
+]
+
+
+@pytest.mark.parametrize("options", SENSIBLE)
+def test_what_makes_sense_is_taken(options: dict[str, Any], tmp_path: Path) -> None:
+    SFTConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"model_init_kwargs": {"bogus": 1}},
+            r"model_init_kwargs=\{'bogus': 1\}: .*unexpected keyword argument 'bogus'",
+        ),
+        ({"push_to_hub": True}, "push_to_hub=True: "),
+        ({"optim": "lomo"}, "optim='lomo': You need to install"),
+    ],
+)
+def test_what_only_the_run_can_tell_names_the_option_too(sft: Run, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sft(max_steps=1, **options).train()
 
 
 def test_more_prompts_in_a_step_than_rows(grpo: Run) -> None:
@@ -99,10 +176,16 @@ VALUES: st.SearchStrategy[Any] = st.one_of(
     st.lists(st.one_of(NUMBERS, WORDS), max_size=2),
     st.just({}),
     st.just({"a": 1}),
+    st.dictionaries(
+        st.sampled_from(["min_lr", "num_cycles", "power", "dtype", "use_reentrant", "non_blocking"]),
+        NUMBERS,
+        max_size=2,
+    ),
+    st.sampled_from(["a=1", "momentum=x", "cosine_with_min_lr", "inverse_sqrt", "sgd", "polynomial"]),
     st.just(b"x"),
 )
 # Whose values are paths or services, which a configuration may well create or ask.
-OUTSIDE = {"output_dir", "hub_token", "push_to_hub", "accelerator_config", "debug"}
+OUTSIDE = {"output_dir", "hub_token", "push_to_hub", "debug"}
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from boresight.cli import compare, demo, doctor, env, report, vllm_serve
+from boresight.cli import compare, demo, doctor, env, export, report, vllm_serve
 from boresight.cli.command import Command, read_command
 from boresight.cli.methods import METHODS
 from boresight.errors import BoresightError, ConfigError, StoppedError, UserError, nearest
@@ -55,6 +55,8 @@ def _run(words: list[str]) -> int | None:
     if name in TRAINING:
         command = read_command(name, words[1:])  # answers --help before torch is imported
         return importlib.import_module("boresight.cli.training").run(command)
+    if name == "doctor" and words[1:] and words[1] in TRAINING:
+        return doctor.check_run(words[1], words[2:])
     parser, commands = _parser()
     if name and not name.startswith("-") and name not in commands:
         raise ConfigError(
@@ -116,7 +118,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     for name, meaning in TRAINING.items():
         commands.add_parser(name, help=meaning)
     own: dict[str, argparse.ArgumentParser] = {}
-    for command in (vllm_serve, report, compare, demo, doctor, env):
+    for command in (vllm_serve, report, compare, export, demo, doctor, env):
         name = command.__name__.rsplit(".", 1)[-1].replace("_", "-")
         own[name] = commands.add_parser(name, help=command.HELP, description=command.HELP, allow_abbrev=False)
         command.add_options(own[name])

@@ -73,7 +73,7 @@ class Command:
         return "\n".join(f"  {shown:<{width}}  {source}" for shown, source in lines)
 
 
-def read_command(name: str, words: Sequence[str] | None = None, **defaults: Any) -> Command:
+def read_command(name: str, words: Sequence[str] | None = None, *, launches: bool = True, **defaults: Any) -> Command:
     """Read a training command.
 
     Typed options override `--config`, which overrides `defaults`, which override a preset. The options that a preset sets are printed.
@@ -82,6 +82,7 @@ def read_command(name: str, words: Sequence[str] | None = None, **defaults: Any)
     Args:
         name: sft, dpo, mpo, grpo or gspo.
         words: the options of `boresight NAME`; None: the arguments of this script.
+        launches: whether `--accelerate_config` restarts the command; without, it is read and has no effect.
         defaults: a script's own defaults, where they differ from boresight's.
 
     Raises:
@@ -103,7 +104,7 @@ def read_command(name: str, words: Sequence[str] | None = None, **defaults: Any)
     preset = given.get("preset") or method.recipe
     recipe = _recipe(preset, method)
     start = _flags(StartFlags, given)
-    if start.accelerate_config:
+    if start.accelerate_config and launches:
         from boresight.cli.launch import launch  # imports accelerate, which imports torch
 
         launch(start, program, words)
@@ -187,6 +188,11 @@ def _check_what(model: ModelFlags, data: DatasetFlags, file: ConfigFile) -> None
         raise ConfigError("Which model? Give a folder or a hub id: --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct.")
     if data.dataset_name is not None and file.datasets:
         raise ConfigError(f"--dataset_name and the datasets of {file.path} both set the training data: leave one out.")
+    for name in ("data_dir", "data_files"):
+        if file.datasets and getattr(data, name) is not None:
+            raise ConfigError(
+                f"{name} has no effect beside the datasets of {file.path}: write it in the part that it is of."
+            )
     if data.dataset_name is None and not file.datasets:
         raise ConfigError("Which training data? Give a file, a folder or a hub id: --dataset_name data/train.csv.")
 

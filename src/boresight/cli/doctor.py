@@ -1,14 +1,27 @@
-"""`boresight doctor`: checks of a model before training, and of a step that was not finite."""
+"""`boresight doctor`: a run checked before it starts, a model checked, and a step that was not finite replayed."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
-HELP = "check a model before training, or replay a step that was not finite"
+if TYPE_CHECKING:
+    from boresight.preflight import Finding
+
+HELP = "check a run before it starts (doctor METHOD), a model, or a step that was not finite"
+EPILOG = (
+    "boresight doctor METHOD takes the flags of boresight METHOD, and checks that run: rows, lengths, gold answers, template, trained "
+    "parts, the first and the worst batch, layout, sampler, disk. --show-batch prints the first batch, with the tokens that count in the "
+    "loss in green; --memory-gib N checks against another device's memory. Exit code 0: nothing is wrong; 2: errors or warnings."
+)
+COLOURS = {"error": "red", "warning": "yellow", "note": ""}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The model and the checks."""
+    parser.epilog = EPILOG
     parser.add_argument(
         "--model", help="a folder or a hub id (with --replay, the default is the run's checkpoint before the step)"
     )
@@ -65,3 +78,62 @@ def run(options: argparse.Namespace) -> None:
     console.print(report)
     if not report.passed:
         raise ModelError(f"{options.model} fails a check: training would give wrong results without an error.")
+
+
+def check_run(method: str, words: Sequence[str]) -> int:
+    """Check the run of a training command, print what is found, and return the exit code: 0, or 2 if there are errors or warnings.
+
+    Args:
+        method: the training command.
+        words: its flags, and those of doctor.
+
+    Raises:
+        ConfigError: the flags cannot be read.
+    """
+    from boresight.cli.command import read_command
+
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--show-batch", "--show_batch", action="store_true")
+    own.add_argument("--memory-gib", "--memory_gib", type=float)
+    options, rest = own.parse_known_args(list(words))
+    if {"-h", "--help", "--help-all"} & set(rest):
+        print(f"{EPILOG}\n")
+    command = read_command(method, rest, launches=False)
+
+    # Everything below imports torch, which takes seconds, and an unreadable flag needs none of it.
+    from rich.console import Console
+
+    from boresight.cli.adapter import peft_config
+    from boresight.cli.rows import load_datasets
+    from boresight.doctor.check_up import PlannedRun, check_up
+
+    def arguments() -> dict[str, object]:
+        sampled = {"reward_funcs": command.rewards.reward_funcs} if command.rewards.reward_funcs else {}
+        return {"peft_config": peft_config(command), **sampled}
+
+    planned = PlannedRun(
+        trainer=command.method.trainer_class(),
+        model=command.model.model_name_or_path,
+        config=command.training,
+        rows=partial(load_datasets, command),
+        arguments=arguments,
+    )
+    memory = None if options.memory_gib is None else int(options.memory_gib * 2**30)
+    console = Console(soft_wrap=True, highlight=False)
+    return _printed(check_up(planned, memory_bytes=memory, show=console.print if options.show_batch else None))
+
+
+def _printed(findings: Iterable[Finding]) -> int:
+    """Print findings as they are found, and return the exit code."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from boresight.terminal import printable
+
+    console = Console(soft_wrap=True, highlight=False)
+    counts = {"error": 0, "warning": 0, "note": 0}
+    for finding in findings:
+        counts[finding.level] += 1
+        console.print(Text(printable(f"{finding.level:7}  {finding.check}: {finding}"), style=COLOURS[finding.level]))
+    console.print(f"{counts['error']} errors, {counts['warning']} warnings")
+    return 2 if counts["error"] or counts["warning"] else 0

@@ -10,7 +10,7 @@ from boresight.cli.methods import Method, first_options, options_of
 from boresight.options import Declaration
 
 ORDER = (
-    "model", "adapter (LoRA)", "data", "rollout", "rewards", "advantage", "loss", "trainer", "report", "start",
+    "model", "adapter (LoRA)", "data", "rollout", "tools", "rewards", "advantage", "loss", "trainer", "report", "start",
 )  # fmt: skip
 """Headings of `--help-all`: the rooms in the order of the data flow. transformers' headings follow in their own order."""
 

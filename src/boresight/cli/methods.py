@@ -93,7 +93,7 @@ _ALL = (
         config="SFTConfig",
         options=SFTOptions,
         own=(DemonstrationColumns,),
-        learns_from=(("messages",), ("text",), ("prompt", "completion")),
+        learns_from=(("messages",), ("text",), ("input_ids",), ("prompt", "completion")),
         about_loss=("assistant_only_loss", "max_length"),
     ),
     _with_pairs(

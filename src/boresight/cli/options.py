@@ -74,6 +74,17 @@ class DatasetFlags:
         metavar="DATA",
     )
     dataset_config: str | None = option(None, "Which configuration of a data set on the hub.", metavar="NAME")
+    data_dir: str | None = option(
+        None,
+        "Read only this folder inside the data set; with --dataset_name csv, json or parquet, this folder.",
+        metavar="FOLDER",
+    )
+    data_files: list[str] | None = option(
+        None,
+        "Read only these files (or patterns such as part-*.jsonl) of the folder or data set as one split. With --dataset_name csv, json or "
+        "parquet: these files.",
+        metavar="FILE",
+    )
     dataset_train_split: str | None = option(
         None,
         "Which split to train on, such as train or train[:1000]. None: train, or the only one.",
@@ -174,7 +185,6 @@ class PresetFlags:
 NOT_HERE = {
     "bnb_4bit_quant_storage": "quantised weights are not tested yet",
     "bnb_4bit_quant_type": "quantised weights are not tested yet",
-    "dataset_text_field": "rename the column to messages, or use --prompt_column and --completion_column",
     "ignore_bias_buffers": "no supported model needs it",
     "load_in_4bit": "quantised weights are not tested yet",
     "load_in_8bit": "quantised weights are not tested yet",

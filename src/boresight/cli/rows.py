@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,9 @@ import datasets
 from boresight.cli.command import Command
 from boresight.data.columns import is_text
 from boresight.data.formats import columns_given
-from boresight.data.mixture import DatasetConfig, DatasetMixtureConfig, get_dataset, read_dataset
+from boresight.data.mixture import DatasetConfig, DatasetMixtureConfig, check_part, get_dataset, read_dataset
 from boresight.demo.built_in import NAMES, load_built_in
-from boresight.errors import ConfigError, DataError, SplitError, nearest
+from boresight.errors import ConfigError, DataError, SplitError
 
 
 def load_datasets(command: Command) -> tuple[Any, Any]:
@@ -65,20 +65,25 @@ def data_set(source: str | None, split: str | None, command: Command) -> Dataset
     """The data set of this name, configured by the flags."""
     asked = command.data
     named: dict[str, Any] = {f"{ours}_column": theirs for ours, theirs in command.columns.items()}
-    found = DatasetConfig(str(source), asked.dataset_config, split, image_root=asked.image_root, **named)
-    return replace(found, path=built_in(found.path, split))
+    path = built_in(str(source), split)
+    if not isinstance(path, str) and (asked.data_dir or asked.data_files):
+        raise ConfigError(
+            f"--data_dir and --data_files have no effect on the built-in data set {source}: leave them out."
+        )
+    return DatasetConfig(
+        path,
+        asked.dataset_config,
+        data_dir=asked.data_dir,
+        data_files=asked.data_files,
+        split=split,
+        image_root=asked.image_root,
+        **named,
+    )
 
 
 def part_of(given: Mapping[str, Any], command: Command) -> DatasetConfig:
     """A part of a mixture, configured by the file of options. Flags set the columns and the image root that the file leaves out."""
-    known = [field.name for field in fields(DatasetConfig)]
-    for name in given:
-        if name not in known:
-            raise ConfigError(
-                f"datasets: a part has no option {name!r}.{nearest(name, known)} Options: {', '.join(known)}."
-            )
-    if "path" not in given:
-        raise ConfigError("datasets: every part needs a path: a file, a folder or a hub id.")
+    check_part(given)
     part = replace(data_set(given["path"], given.get("split"), command), name=None)
     return replace(part, **{name: value for name, value in given.items() if name != "path" and value is not None})
 
@@ -99,6 +104,8 @@ def check_columns(command: Command, found: Sequence[str]) -> None:
     """
     ways = command.method.learns_from
     given = columns_given(found)
+    if getattr(command.training, "dataset_text_field", "text") in found:
+        given.add("text")
     if any(set(wanted) <= given for wanted in ways):
         return
     flags = " ".join(f"--{name}_column NAME" for name in ways[-1] if name not in found)

@@ -23,8 +23,12 @@ DEFAULT_LIMIT = 512
 """The limit where no row can be measured; `boresight compare` has the same."""
 
 
-def print_summary(command: Command, trainer: GroupTrainer[Any], seconds: float) -> None:
-    """Print the result, where it is saved, and the next commands."""
+def print_summary(command: Command, trainer: GroupTrainer[Any], seconds: float, verified: str = "") -> None:
+    """Print the result, where it is saved, and the next commands.
+
+    Args:
+        verified: what was found when the saved model was loaded anew.
+    """
     folder = command.training.output_dir
     state = trainer.state
     kind = "adapter" if command.adapter.use_peft else "model"
@@ -32,6 +36,7 @@ def print_summary(command: Command, trainer: GroupTrainer[Any], seconds: float) 
         "trained": f"{state.global_step} steps in {_duration(seconds)}, {state.epoch or 0:.3g} epochs",
         "first → last log": _change(state.log_history),
         "saved": f"{folder} (the {kind}, which plain transformers loads)",
+        "verified": verified,
         "view the run": shlex.join(["boresight", "report", folder]),
         "compare with base": comparison(command, trainer),
     }

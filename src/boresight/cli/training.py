@@ -23,7 +23,10 @@ from boresight.cli.adapter import peft_config
 from boresight.cli.command import Command
 from boresight.cli.rows import load_datasets
 from boresight.cli.summary import print_summary
-from boresight.errors import StoppedError
+from boresight.doctor.memory import available_bytes
+from boresight.errors import ModelError, StoppedError
+from boresight.export.verify import changed_tensors, log_probs, probe_inputs, shown_changes, verify_folder
+from boresight.files import in_units
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.run_folder import RunFolder, check_is_not_model
 
@@ -52,6 +55,7 @@ def train(command: Command, trainer: GroupTrainer[Any]) -> None:
 
     Raises:
         StoppedError: training was interrupted by SIGINT (Ctrl-C) or SIGTERM. The message names the checkpoint, and `signal` is the number.
+        ModelError: the saved folder, loaded anew, is not the model that was trained.
     """
     begun = time.perf_counter()
     # Without this, threads of the process group may abort the process at exit after a successful run.
@@ -76,7 +80,32 @@ def train(command: Command, trainer: GroupTrainer[Any]) -> None:
     trainer.save_model(str(folder))
     trainer.save_state()
     if trainer.is_world_process_zero():
-        print_summary(command, trainer, time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        verified, fault = verified_model(command, trainer, folder)
+        print_summary(command, trainer, seconds, verified)
+        if fault is not None:
+            raise fault
+
+
+def verified_model(command: Command, trainer: GroupTrainer[Any], folder: Path) -> tuple[str, ModelError | None]:
+    """The saved model loaded anew by plain transformers and compared with the trained one: what to say, and the error if it differs.
+
+    It is loaded beside the trained model, on the CPU; where there is no memory for it, that is said.
+    """
+    model = trainer.policy.outer
+    needed, free = sum(weight.numel() * 4 for weight in model.parameters()), available_bytes(torch.device("cpu"))
+    if free is not None and needed > free / 2:
+        return f"not loaded anew: it takes {in_units(needed)} of {in_units(free)} (boresight export verifies it)", None
+    try:
+        inputs = probe_inputs(model, trainer.encoder.processor)
+        found = verify_folder(
+            folder, inputs, log_probs(model, inputs), trust_remote_code=command.training.trust_remote_code
+        )
+    except ModelError as error:
+        return "NO: see the error below", error
+    is_adapter = (folder / "adapter_config.json").exists()
+    changes = None if is_adapter else changed_tensors(command.model.model_name_or_path, folder)
+    return f"{found}{'' if changes is None else f'; {shown_changes(changes)}'}", None
 
 
 class Stop(TrainerCallback):

@@ -68,7 +68,7 @@ def _from_file(options: argparse.Namespace) -> list[str]:
                 if isinstance(value, bool)
                 else as_words(name, value)
             )
-        elif not getattr(options, name):
+        elif getattr(options, name) is None or getattr(options, name) is False:  # 0 was typed
             setattr(options, name, value)
     return words
 

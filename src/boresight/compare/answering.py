@@ -116,7 +116,10 @@ def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterat
     model.requires_grad_(False).eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     vision = VisionEncoder(unwrap(model))
     sampler = HFSampler(
-        lambda: model, facts, encoder.tokenizer, features=lambda prompts: join_features(vision(prompts))
+        lambda: model,
+        facts,
+        encoder.tokenizer,
+        features=lambda prompts: join_features(vision([each for prompt in prompts for each in prompt.image_sets])),
     )
     for start in range(0, len(rows), settings.batch_size):
         prompts = [encoder.prompt(row) for row in rows[start : start + settings.batch_size]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +28,8 @@ MAX_NAMED = 10
 MIN_PARALLEL = 1000
 """Rows from which on processes are started, and the result is kept."""
 _CHUNK = 64
+_LOG_EVERY_S = 30.0
+"""Seconds between lines about progress in a log file; on a terminal the bar moves all the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class RowReport:
     max_images: int = 0
     files: dict[str, list[Any]] = field(default_factory=dict)
     """Path of an image → its size, its time of change, and the list of the rows that name it."""
+    lengths: list[int | None] = field(default_factory=list)
+    """Tokens of every row, in order; None where it cannot be used, or they were not counted."""
     digests: list[str] = field(default_factory=list)
     """`row_digest` of every row, in order; empty where it cannot be used."""
 
@@ -90,6 +95,7 @@ class RowReport:
         """Count one more row."""
         self.num_rows += 1
         self.digests.append("")
+        self.lengths.append(None)
         self.note(outcome)
 
     def forget(self, rows: Collection[int]) -> None:
@@ -102,6 +108,7 @@ class RowReport:
     def note(self, outcome: Outcome) -> None:
         """Take what was found about a row."""
         self.digests[outcome.row] = outcome.digest
+        self.lengths[outcome.row] = outcome.checked.num_tokens if outcome.reason is None else None
         if outcome.reason is not None:
             self.bad[outcome.row] = (outcome.reason, outcome.is_image)
             return
@@ -178,7 +185,11 @@ def _outcomes(rows: Any, check: Check | None, numbers: Sequence[int], workers: i
     parallel = workers if workers > 1 and len(numbers) >= MIN_PARALLEL else 0
     loader: Iterable[Any] = torch.utils.data.DataLoader(chunks, batch_size=None, num_workers=parallel)
     with tqdm(
-        total=len(numbers), desc="Checking rows", unit=" rows", disable=True if len(numbers) < MIN_PARALLEL else None
+        total=len(numbers),
+        desc="Checking rows",
+        unit=" rows",
+        disable=len(numbers) < MIN_PARALLEL,
+        mininterval=0.1 if sys.stderr.isatty() else _LOG_EVERY_S,
     ) as bar:
         for found in loader:
             for outcome in found:

@@ -16,7 +16,7 @@ from boresight.data.budget import set_pixel_budget
 from boresight.data.images import decode
 from boresight.data.outputs import separated
 from boresight.data.schema import part_images
-from boresight.data.sizes import counts_by_size, expanded_tokens, image_token_counts, refusal
+from boresight.data.sizes import counts_by_size, expanded_tokens, image_token_counts, refusal, unplaced
 from boresight.data.spans import Span, counted_tokens, unexpanded_offsets
 from boresight.data.texts import Texts, is_text, joined
 from boresight.errors import DataError, ModelError
@@ -52,6 +52,7 @@ class Encoder:
             because truncation would separate a question from its image.
         chat_template_kwargs: further variables for the chat template (TRL's option of this name). A row's column of
             this name takes precedence.
+        tools: descriptions of the tools in every prompt, by the row's column `environment`; None: those of all others.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Encoder:
         max_pixels: int | None = None,
         max_prompt_length: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Mapping[str | None, Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
         self.processor = processor
-        self.texts = Texts(processor, facts, chat_template_kwargs)
+        self.texts = Texts(processor, facts, chat_template_kwargs, tools)
         self.tokenizer = self.texts.tokenizer
         self.facts = facts
         self.max_prompt_length = max_prompt_length
@@ -100,6 +102,22 @@ class Encoder:
             unexpanded_ids=_ids(self._tokens(text, special=self._adds_special(text, row))[0]),
             token_inputs=processed.token_inputs,
         )
+
+    def with_observation(self, prompt: Prompt, observation: str) -> Prompt:
+        """The prompt of a conversation with an environment's words at the end of its last message.
+
+        Raises:
+            DataError: the row's prompt is a string.
+        """
+        row = prompt.row
+        if isinstance(row.prompt, str):
+            raise DataError(
+                f"row {row.index}: environments need prompts that are conversations, and this one is a string."
+            )
+        last = row.prompt[-1]
+        content = [*last["content"], {"type": "text", "text": observation}]
+        changed = self.prompt(replace(row, prompt=(*row.prompt[:-1], {**last, "content": content})))
+        return replace(changed, observation=observation)
 
     def demonstration(
         self,
@@ -160,6 +178,22 @@ class Encoder:
             )
         return self._shortened(self._answered(row, assistant_only=True), max_length)
 
+    def continuation(self, text: str, row: Row) -> tuple[Ids, Ids, Ids, Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The tokens of a rendered text that follows other tokens, and of the row's images in it: no special tokens are added.
+
+        Returns:
+            [C] ids with images expanded, [U] without, and [C] types of tokens, then token inputs and image tensors as in `Prompt`.
+        """
+        processed = self._process(text, row, special=False)
+        unexpanded = self._tokens(text, special=False)[0]
+        return (
+            _ids(processed.ids),
+            _ids(unexpanded),
+            _ids(processed.token_types),
+            processed.token_inputs,
+            processed.vision,
+        )
+
     def count_tokens(self, row: Row) -> int:
         """The number of tokens of the row's prompt and completions, images expanded. Image tokens are counted from image
         sizes alone if the processor supports it.
@@ -189,6 +223,13 @@ class Encoder:
         """
         other = copy.copy(self)
         other.by_size = True
+        return other
+
+    def without_tools(self) -> Encoder:
+        """This encoder, but without descriptions of tools in its prompts."""
+        other = copy.copy(self)
+        other.texts = copy.copy(self.texts)
+        other.texts.tools = {}
         return other
 
     @property
@@ -335,9 +376,14 @@ class Encoder:
             truncated=True,
         )
 
-    def _process(self, text: str, row: Row) -> _Processed:
-        """Run the processor on this text and the row's images."""
-        where, special = f"row {row.index}", self._adds_special(text, row)
+    def _process(self, text: str, row: Row, *, special: bool | None = None) -> _Processed:
+        """Run the processor on this text and the row's images.
+
+        Args:
+            special: whether to add special tokens; None: unless the text begins with them.
+        """
+        where = f"row {row.index}"
+        special = self._adds_special(text, row) if special is None else special
         if self.texts.is_bare:
             if row.images:
                 raise ModelError(f"{where} has images, but only a tokenizer was given. Pass the model's processor.")
@@ -352,14 +398,19 @@ class Encoder:
         try:
             outputs = self._called(text, images, special=special)
         except Exception as error:  # of any kind: a StopIteration that escaped would end the loader without an error
+            if images and self.texts.image_token and self.texts.image_token not in text:
+                raise unplaced(row) from error
             raise refusal(error, row) from error
         ids = list(outputs["input_ids"][0])
         token_inputs, vision = separated(outputs, len(ids))
         types = next((token_inputs[name] for name in self.facts.family.token_types if name in token_inputs), None)
         token_inputs.pop("mm_token_type_ids", None)  # the types of tokens have a field of their own
+        token_types = [int(id == self.facts.image_token_id) for id in ids] if types is None else types.tolist()
+        if images and self.facts.modality_ids and set(ids).isdisjoint(self.facts.modality_ids):
+            raise unplaced(row)
         return _Processed(
             ids=ids,
-            token_types=[int(id == self.facts.image_token_id) for id in ids] if types is None else types.tolist(),
+            token_types=token_types,
             token_inputs=token_inputs,
             vision=vision,
             offsets=_original_offsets(outputs, has_images=bool(images)),

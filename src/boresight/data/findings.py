@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from boresight.data.image_columns import looks_like
+from boresight.data.schema import TOKENS
 from boresight.types import Conversation, Row
 
 
@@ -19,7 +20,7 @@ def row_findings(row: Row) -> list[str]:
     found += [f"an image is {image.remark}" for image in row.images if image.remark is not None]
     if row.prompt and not row.images and not _text(row.prompt[-1:] if not isinstance(row.prompt, str) else row.prompt):
         found.append("the question is empty")
-    if any(_is_empty_answer(completion) for completion in row.completions):
+    if TOKENS not in row.columns and any(_is_empty_answer(completion) for completion in row.completions):
         found.append("an answer is empty")
     solution = row.columns.get("solution")
     if isinstance(solution, str) and not solution.strip():

@@ -99,6 +99,8 @@ def _answer(value: Any, where: str) -> list[Any]:
     turns = [value] if isinstance(value, Mapping) else value
     if isinstance(turns, str):
         return [{"role": "assistant", "content": turns}]
+    if not isinstance(turns, list | tuple):
+        raise DataError(f"{where}: a {type(turns).__name__} is neither a string nor a list of messages.")
     return [_message(turn, where) for turn in turns]
 
 
@@ -155,7 +157,11 @@ def _has_texts(record: Mapping[str, Any]) -> bool:
 
 def _from_texts(record: Record, where: str) -> Record:
     turns = []
-    for turn in record.pop("texts"):
+    for place, turn in enumerate(record.pop("texts")):
+        if not isinstance(turn, Mapping):
+            raise DataError(
+                f"{where}, texts[{place}]: a turn is a mapping with 'user' and 'assistant', not a {type(turn).__name__}."
+            )
         turns += [{"role": role, "content": turn[role]} for role in ("user", "assistant") if turn.get(role) is not None]
     return {**record, "messages": turns}
 

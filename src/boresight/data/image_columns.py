@@ -38,18 +38,21 @@ def column_images(record: Mapping[str, Any], where: str) -> list[EncodedImage]:
     if not given:
         _check_other_columns(record, where)
         return []
-    value = _images(record[given[0]])
+    value = _images(record[given[0]], f"{where}, {given[0]}")
     if isinstance(value, list):
         return [load_image(item, where=f"{where}, {given[0]}[{place}]") for place, item in enumerate(value)]
     return [load_image(value, where=f"{where}, {given[0]}")]
 
 
-def _images(value: Any) -> Any:
+def _images(value: Any, where: str) -> Any:
     """The value of an image column: a list where there are several."""
-    if isinstance(value, Mapping) and isinstance(
-        value.get("bytes"), list
-    ):  # older versions of `datasets` store lists so
+    # Older versions of `datasets` store a list of images as a mapping of lists.
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), list):
         paths = value.get("path") or [None] * len(value["bytes"])
+        if not isinstance(paths, list | tuple) or len(paths) != len(value["bytes"]):
+            raise ImageError(
+                f"{where}: 'bytes' lists {len(value['bytes'])} images, and 'path' is not a list of as many."
+            )
         return [{"bytes": data, "path": path} for data, path in zip(value["bytes"], paths, strict=True)]
     return list(value) if isinstance(value, tuple) else value
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from boresight.data.encode import Encoder
 from boresight.data.images import decode
 from boresight.data.schema import read_row
-from boresight.errors import DataError, ModelError
+from boresight.errors import DataError, ImageError, ModelError
 from boresight.types import Completion, Example, ExampleSource, Group, Prompt
 
 WORDS = "What is in the image?"
@@ -29,6 +29,7 @@ LENGTHS = (5, 3)
 
 def example_source(encoder: Encoder) -> ExampleSource:
     """Examples for the model whose processor an encoder runs."""
+    encoder = encoder.without_tools()
     processor = encoder.processor
     settings = {
         "class": type(processor).__name__,
@@ -47,7 +48,7 @@ def made_up_examples(encoder: Encoder) -> list[Example]:
     """Prompts with the same words and other images, each with two completions of random ordinary tokens.
 
     What the processor refuses is left out, as long as one prompt with an image remains: some families take no prompt without one, or no
-    second image.
+    second image. With a chat template that leaves images out, a prompt of text remains.
 
     Raises:
         DataError: the processor cannot prepare a prompt with an image.
@@ -60,6 +61,8 @@ def made_up_examples(encoder: Encoder) -> list[Example]:
         images = [noise(size, generator) for size in sizes]
         try:
             prompt = _prompt(encoder, images)
+        except ImageError:  # a chat template for text alone, which rows with images are refused with
+            continue
         except DataError:
             if len(images) == 1:
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import datasets
@@ -12,7 +12,8 @@ from boresight.data.columns import as_conversations, as_text, column_names
 from boresight.data.faithful import select_columns, stored, values_of, with_column
 from boresight.data.schema import IMAGE_COLUMNS, TEXT_COLUMNS
 from boresight.data.sources import load_rows
-from boresight.errors import ConfigError, DataError
+from boresight.data.stored import DataFiles
+from boresight.errors import ConfigError, DataError, nearest
 
 Check = Callable[[Sequence[str]], None]
 """Is called with the columns of a data set, and raises where they are not those that a method learns from."""
@@ -25,6 +26,10 @@ class DatasetConfig:
     path: Any
     """What `load_rows` reads: a file, a folder, a hub id, or a `datasets` object."""
     name: str | None = None
+    data_dir: str | None = None
+    """A folder inside `path`; where `path` is csv, json or parquet, the folder of the files."""
+    data_files: DataFiles | None = None
+    """Paths or patterns of the files to read, relative to that folder; of each split, where it is a mapping."""
     split: str | None = None
     columns: Sequence[str] | None = None
     """The columns to keep."""
@@ -42,24 +47,56 @@ class DatasetConfig:
     def renames(self) -> dict[str, str]:
         """boresight's name of a column → this data set's."""
         pairs = {
-            field.name.removesuffix("_column"): getattr(self, field.name)
-            for field in fields(self)
-            if field.name.endswith("_column")
+            each.name.removesuffix("_column"): getattr(self, each.name)
+            for each in fields(self)
+            if each.name.endswith("_column")
         }
         return {ours: theirs for ours, theirs in pairs.items() if theirs is not None}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class DatasetMixtureConfig:
-    """Data sets that are learned from as one. The names are TRL's, but for `system_prompt`."""
+    """Data sets that are learned from as one. The names are TRL's, but for `system_prompt`.
 
-    datasets: Sequence[DatasetConfig]
+    `TrlParser` reads it from a script's flags and file.
+
+    Raises:
+        ConfigError: a part is a mapping with an unknown option, or without a path.
+    """
+
+    datasets: list[DatasetConfig] = field(default_factory=list)
+    """The parts; mappings become `DatasetConfig`."""
     streaming: bool = False
     """Read rows as they come instead of loading them first."""
     test_split_size: float | None = None
     """A share of the rows (below 1), or so many of them, set aside at random for evaluation."""
     system_prompt: str | None = None
     """What the system says before every conversation."""
+
+    def __post_init__(self) -> None:
+        self.datasets = [_part(given) if isinstance(given, Mapping) else given for given in self.datasets]
+
+
+def _part(given: Mapping[str, Any]) -> DatasetConfig:
+    """A part from a mapping of its options, as a file has it."""
+    check_part(given)
+    return DatasetConfig(**given)
+
+
+def check_part(given: Mapping[str, Any]) -> None:
+    """Check a part that a file configures.
+
+    Raises:
+        ConfigError: it has an unknown option, or no path.
+    """
+    known = [option.name for option in fields(DatasetConfig)]
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"datasets: a part has no option {name!r}.{nearest(name, known)} Options: {', '.join(known)}."
+            )
+    if "path" not in given:
+        raise ConfigError("datasets: every part needs a path: a file, a folder or a hub id.")
 
 
 def get_dataset(mixture: DatasetMixtureConfig, *, seed: int = 42, check: Check | None = None) -> dict[str, Any]:
@@ -73,6 +110,8 @@ def get_dataset(mixture: DatasetMixtureConfig, *, seed: int = 42, check: Check |
         DataError: nothing is there, a split or a column is not, or the data sets do not fit together.
         ConfigError: shares that cannot be meant.
     """
+    if not mixture.datasets:
+        raise ConfigError("A mixture needs at least one data set: datasets=[DatasetConfig(path)].")
     tables = []
     for part in mixture.datasets:
         records = read_dataset(part, streaming=mixture.streaming, system_prompt=mixture.system_prompt, check=check)
@@ -98,6 +137,8 @@ def read_dataset(
         part.path,
         split=part.split,
         name=part.name,
+        data_dir=part.data_dir,
+        data_files=part.data_files,
         columns=part.renames,
         image_root=part.image_root,
         streaming=streaming,

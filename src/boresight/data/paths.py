@@ -105,7 +105,7 @@ def located(
         raise DataError(f"--image_root {image_root}: there is no such folder (looked in {Path.cwd()}).")
     root = ImageRoot(folder.absolute(), source, follows_links=image_root is not None, trusted=tuple(trusted))
     if isinstance(records, datasets.IterableDataset):
-        return _undecoded(records).map(root, with_indices=True)
+        return undecoded_stream(records).map(root, with_indices=True)
     names = [name for name in records.column_names if name in (*IMAGE_COLUMNS, *CONVERSATION_COLUMNS)]
     names = [name for name in names if _names_files(records, name)]
     if image_root is not None and not names:
@@ -141,7 +141,8 @@ def undecoded(feature: Any) -> Any:
     return feature
 
 
-def _undecoded(records: datasets.IterableDataset) -> datasets.IterableDataset:
+def undecoded_stream(records: datasets.IterableDataset) -> datasets.IterableDataset:
+    """The records, the images of their columns left encoded."""
     for name, feature in (records.features or {}).items():
         if name in (*IMAGE_COLUMNS, *CONVERSATION_COLUMNS) and undecoded(feature) != feature:
             records = records.cast_column(name, undecoded(feature))

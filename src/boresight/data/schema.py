@@ -5,6 +5,7 @@ Other formats are converted first (`formats`), and marks in texts become parts (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
@@ -28,6 +29,8 @@ _FORMATS = (
     ("prompt", "chosen", "rejected"),
     ("chosen", "rejected"),
 )
+TOKENS = "input_ids"
+"""The column of a row that is token ids already."""
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _IMAGE_TYPES = ("image", "image_url")
 IMAGE_KEYS = ("image", "path", "url", "bytes")
@@ -43,7 +46,8 @@ def read_row(record: Mapping[str, Any], index: int) -> Row:
     | `prompt` | a conversation or a string, to be completed |
     | `prompt`, `completion` | the demonstration |
     | `prompt`, `chosen`, `rejected` | a preference |
-    | `chosen`, `rejected` | two conversations; the messages they share at the start are the prompt |
+    | `chosen`, `rejected` | two conversations; the messages they share at the start are the prompt. Of two strings, the words they share |
+    | `input_ids` | token ids, for SFT (`pretokenised`) |
 
     Images come from `image` or `images` (None, [] or no such column: none) and from content parts that carry their
     own (``{"type": "image", "image": …}``). They go, in order, to the content parts without an image of their own and
@@ -62,6 +66,10 @@ def read_row(record: Mapping[str, Any], index: int) -> Row:
     texts = {name: record[name] for name in TEXT_COLUMNS if record.get(name) is not None}
     if not texts and isinstance(record.get("text"), str):
         texts = {"text": record.pop("text")}
+    if not texts and record.get(TOKENS) is not None:
+        columns = {name: value for name, value in record.items() if name not in (*TEXT_COLUMNS, *IMAGE_COLUMNS)}
+        # The one completion has no text of its own: `pretokenised` reads the ids.
+        return Row(index, [], ("",), tuple(column_images(record, where)), columns)
     if tuple(texts) not in _FORMATS:
         raise DataError(_unknown_format(record, tuple(texts), where))
     supply = column_images(record, where)
@@ -71,6 +79,8 @@ def read_row(record: Mapping[str, Any], index: int) -> Row:
         prompt, completions, images = _conversations(texts, supply, where)
     elif len(strings) == len(texts) and ("prompt" in texts or "text" in texts):
         prompt, completions, images = _strings(texts, supply, where)
+    elif tuple(strings) == ("chosen", "rejected"):
+        prompt, completions, images = _strings(_with_shared_text(texts, where), supply, where)
     elif len(strings) == len(texts):
         raise DataError(f"{where}: {' and '.join(strings)} of plain strings need a prompt column beside them.")
     else:
@@ -225,6 +235,21 @@ def _shared_start(chosen: list[dict[str, Any]], rejected: list[dict[str, Any]], 
     return shared
 
 
+def _with_shared_text(texts: Mapping[str, str], where: str) -> dict[str, str]:
+    """Two strings as prompt, chosen and rejected. They part at white space, which belongs to the answers, never inside a word."""
+    chosen, rejected = texts["chosen"], texts["rejected"]
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
+    shared = "".join(character for character, _ in pairs)
+    if shared in (chosen, rejected):
+        raise DataError(f"{where}: chosen and rejected do not differ by an answer; one is the start of the other.")
+    length = len(re.sub(r"\s+\S*$", "", shared)) if re.search(r"\s", shared) else 0
+    if not shared[:length].strip():
+        raise DataError(
+            f"{where}: chosen and rejected share no word at their start. Give the prompt as a column of its own."
+        )
+    return {"prompt": shared[:length], "chosen": chosen[length:], "rejected": rejected[length:]}
+
+
 def _conversation(value: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(value, list | tuple):
         raise DataError(f"{where}: a {type(value).__name__} is neither a string nor a list of messages.")
@@ -247,13 +272,21 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     if "content" not in message and not message.get("tool_calls"):
         raise DataError(f"{where}: the message has no 'content'.{nearest('content', message)}")
     if "tool_calls" in message:
-        message["tool_calls"] = [with_arguments(call) for call in without_padding(message["tool_calls"])]
+        message["tool_calls"] = _tool_calls(message["tool_calls"], where)
     content = message.get("content", "")
     message["was_string"] = isinstance(content, str)
     if isinstance(content, str):
         _check_encodable(content, where)
     message["content"] = [{"type": "text", "text": content}] if isinstance(content, str) else _parts(content, where)
     return message
+
+
+def _tool_calls(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list | tuple) or not all(isinstance(call, Mapping) for call in value):
+        raise DataError(
+            f"{where}: tool_calls is a list of calls, such as [{{'type': 'function', 'function': {{…}}}}], not a {type(value).__name__}."
+        )
+    return [with_arguments(call) for call in without_padding(value)]
 
 
 def _check_encodable(text: str, where: str) -> None:

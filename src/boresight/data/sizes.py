@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from boresight.data.spans import Span
-from boresight.errors import DataError
+from boresight.errors import DataError, ImageError
 from boresight.types import Row
 
 
@@ -53,6 +53,14 @@ def refusal(error: Exception, row: Row) -> DataError:
     sizes = ", ".join(f"{width}×{height}" for width, height in (image.size for image in row.images))
     reason = f"{type(error).__name__}: {error}".removesuffix(": ")
     return DataError(f"row {row.index}: the processor refuses it (images: {sizes or 'none'}): {reason}")
+
+
+def unplaced(row: Row) -> ImageError:
+    """What is said when nothing in a row's text stands for its images."""
+    return ImageError(
+        f"row {row.index}: nothing in its text stands for its {len(row.images)} image(s), so the model would not see them. If its "
+        "messages name them, the chat template leaves them out: use the one of the model's processor."
+    )
 
 
 def expanded_tokens(

@@ -16,7 +16,7 @@ from boresight.data.check import Check, examine
 from boresight.data.faithful import decoded, readable_features
 from boresight.data.image_columns import IMAGE_COLUMNS
 from boresight.data.images import load_image
-from boresight.data.paths import undecoded
+from boresight.data.paths import undecoded, undecoded_stream
 from boresight.data.schema import CONVERSATION_COLUMNS, map_images, read_row, without_images
 from boresight.data.stored import Reading, stored_rows, take_split
 from boresight.errors import DataError, ImageError
@@ -37,17 +37,23 @@ def load_rows(source: Any, *, split: str | Sequence[str] | None = None, **readin
         split: which split to take where there are several, or which part of one, such as ``train[:1000]``. Of several names,
             the first that there is, where there is more than one. None takes the only one, or ``train``.
         reading: of a file, a folder or a hub id only: `name`, the hub data set's configuration; `columns`, our name of
-            a column → the data set's; `image_root`, where paths of images start; `streaming`, to read rows as they come.
+            a column → the data set's; `image_root`, where paths of images start; `streaming`, to read rows as they come; `data_dir` and
+            `data_files`, the files to read of a folder or a hub id, as `datasets.load_dataset` takes them, also with the source ``csv``,
+            ``json`` or ``parquet``.
 
     Raises:
         DataError: nothing is there, it cannot be read, or the split or a column does not exist.
     """
+    if isinstance(source, str | Path):
+        return stored_rows(str(source), Reading(split, **reading))
+    if ignored := [name for name in ("data_dir", "data_files") if reading.get(name) is not None]:
+        raise DataError(
+            f"{ignored[0]} has no effect on a {type(source).__name__}: it names files of a folder or of a hub id."
+        )
     if isinstance(source, datasets.DatasetDict | datasets.IterableDatasetDict):
         return take_split(source, split, "the data set")
     if isinstance(source, datasets.Dataset | datasets.IterableDataset):
         return source
-    if isinstance(source, str | Path):
-        return stored_rows(str(source), Reading(split, **reading))
     if isinstance(source, Sequence):
         return [_encoded_once(record, index) for index, record in enumerate(source)]
     raise DataError(
@@ -169,13 +175,10 @@ class RowStream(torch.utils.data.IterableDataset[Row]):
         on_bad_row: str = "error",
         set_aside: Callable[[int, str, str], object] | None = None,
     ) -> None:
-        self.records = records
+        self.records = undecoded_stream(records)
         self.check = check
         self.on_bad_row = on_bad_row
         self.set_aside = set_aside
-        for column, feature in (records.features or {}).items():
-            if column in (*IMAGE_COLUMNS, *CONVERSATION_COLUMNS) and undecoded(feature) != feature:
-                self.records = self.records.cast_column(column, undecoded(feature))
 
     def __iter__(self) -> Iterator[Row]:
         for index, record in enumerate(self.records):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +34,11 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _FILE_COLUMNS = {"file_name": "image", "file_names": "images"}
 """The columns of a folder of images that name its files → ours."""
 _SLICE = re.compile(r"([^\[\]]+)\[(.*)\]")
+_BUILDERS = ("csv", "json", "parquet")
+"""Names of kinds of tables that `datasets.load_dataset` takes with data_files; here such files are read as any others are."""
+
+DataFiles = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+"""Paths or patterns of files, or those of each split by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,13 @@ class Reading:
     columns: Mapping[str, str] = field(default_factory=dict)
     image_root: str | Path | None = None
     streaming: bool = False
+    data_dir: str | None = None
+    data_files: DataFiles | None = None
+
+    @property
+    def names_files(self) -> bool:
+        """Whether only some files of the source are asked for."""
+        return self.data_dir is not None or self.data_files is not None
 
 
 def stored_rows(source: str, reading: Reading) -> Any:
@@ -54,20 +68,31 @@ def stored_rows(source: str, reading: Reading) -> Any:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _folder(path, reading)
+        path = path if reading.data_dir is None else path / reading.data_dir
+        return _named_files(path, path, source, reading) if reading.data_files is not None else _folder(path, reading)
+    if path.is_file() and reading.names_files:
+        raise DataError(
+            f"{source} is a file, so data_dir and data_files have no effect. Name its folder, or leave them out."
+        )
+    if source in _BUILDERS and reading.names_files:
+        return _built(source, reading)
     if path.is_file():
         return _table(_read({"train": [path]}, reading.streaming), path.parent, source, reading)
     if (missing := missing_path(source, _READERS)) is not None:
         raise DataError(f"There is no file or folder {source!r} {missing}")
     try:
-        splits = datasets.load_dataset(source, reading.name, streaming=reading.streaming)
-    except (OSError, ValueError) as error:
+        splits: Any = datasets.load_dataset(
+            source, reading.name, data_dir=reading.data_dir, data_files=reading.data_files, streaming=reading.streaming
+        )  # pyright: ignore[reportArgumentType]
+    except (OSError, ValueError, DatasetGenerationError) as error:
         raise DataError(f"There is no file, folder or reachable hub data set {source!r}: {error}") from error
     caches = (Path(datasets.config.HF_CACHE_HOME), Path(datasets.config.HF_DATASETS_CACHE))
     return _stored(take_split(splits, reading.split, source), Path.cwd(), source, reading, caches)
 
 
 def _folder(path: Path, reading: Reading) -> Any:
+    if not path.is_dir():
+        raise DataError(f"data_dir: there is no folder {str(path)!r} (looked in {Path.cwd()}).")
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         saved = datasets.load_from_disk(path)
         splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
@@ -82,6 +107,52 @@ def _folder(path: Path, reading: Reading) -> Any:
             f"{' or '.join(_METADATA)}."
         )
     return _table(_read(files, reading.streaming), path, str(path), reading)
+
+
+def _built(kind: str, reading: Reading) -> Any:
+    """Rows of the files that a kind of tables is named for, as in `load_dataset("json", data_files=…)`."""
+    folder = Path(reading.data_dir or ".").expanduser()
+    if reading.data_files is None:
+        return _folder(folder, reading)
+    return _named_files(folder, None, kind, reading)
+
+
+def _named_files(folder: Path, image_folder: Path | None, source: str, reading: Reading) -> Any:
+    """Rows of the files that `data_files` names, relative to a folder.
+
+    Args:
+        image_folder: where paths of images start; None: at the folder of the files.
+    """
+    asked = reading.data_files
+    by_split = asked if isinstance(asked, Mapping) else {"train": asked}
+    files = {split: _matching(folder, patterns) for split, patterns in by_split.items() if patterns}
+    if not files:
+        raise DataError("data_files names no file.")
+    parents = {file.parent for group in files.values() for file in group}
+    start = image_folder or Path(os.path.commonpath(parents))
+    return _table(_read(files, reading.streaming), start, source, reading)
+
+
+def _matching(folder: Path, patterns: Any) -> list[Path]:
+    """The files of some paths and patterns, in order.
+
+    Raises:
+        DataError: there is none for one of them.
+    """
+    found: dict[Path, None] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if "://" in pattern:
+            raise DataError(f"data_files: {pattern} is not on this machine. Download it, and give its path.")
+        path = folder / Path(pattern).expanduser()
+        matches = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+        matches = [match for match in matches if match.is_file()]
+        if not matches:
+            near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise DataError(
+                f"data_files: no file matches {pattern!r} (looked in {folder.absolute()}).{nearest(path.name, near)}"
+            )
+        found |= dict.fromkeys(matches)
+    return list(found)
 
 
 def _by_split(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:

@@ -22,12 +22,17 @@ class Texts:
     """
 
     def __init__(
-        self, processor: Any, facts: ModelFacts, chat_template_kwargs: Mapping[str, Any] | None = None
+        self,
+        processor: Any,
+        facts: ModelFacts,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Mapping[str | None, Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.facts = facts
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.tools = dict(tools or {})
 
     def prompt(self, row: Row) -> str:
         """The prompt with the generation prompt. If the last message is the assistant's, the completion continues it."""
@@ -71,7 +76,7 @@ class Texts:
         conversation = [_flat(message) if self.is_bare else dict(message) for message in messages]
         try:
             return self.processor.apply_chat_template(
-                conversation, tools=row.columns.get("tools") or None, tokenize=False, **options, **extra
+                conversation, tools=self._tools(row), tokenize=False, **options, **extra
             )
         except TemplateError as error:
             raise DataError(f"row {row.index}: the chat template refuses the conversation: {error}") from error
@@ -83,6 +88,17 @@ class Texts:
         ) as error:  # a tool or a message of another form than it expects
             reason = f"{type(error).__name__}: {error}"
             raise DataError(f"row {row.index}: the chat template cannot render the conversation ({reason}).") from error
+
+    def _tools(self, row: Row) -> Any:
+        """The descriptions of the tools in a row's prompt: its column `tools`, or those of its environment."""
+        # Some templates write a heading for an empty list.
+        own = self.tools.get(row.columns.get("environment"), self.tools.get(None))
+        return row.columns.get("tools") or list(own or ()) or None
+
+    @property
+    def stop_tokens(self) -> tuple[str, ...]:
+        """The tokens that end a completion."""
+        return tuple(self.tokenizer.convert_ids_to_tokens(list(self.facts.stop_ids)))
 
     @property
     def is_bare(self) -> bool:

@@ -65,6 +65,8 @@ class BranchTable:
     """The index of each token of the row among the padded prompts followed by the padded branches."""
     blocks: Int[Tensor, "G P"] | None = None
     """For models in which some tokens attend bidirectionally: the number of the block that each token belongs to, or −1."""
+    branch_blocks: Int[Tensor, "B C"] | None = None
+    """The same for tokens of branches: images that an environment put into a completion."""
     blocks_need_window: bool = False
     """Whether blocks exist in sliding layers only (Gemma 4)."""
     visits: int = 0
@@ -99,21 +101,22 @@ class BranchTable:
             restore[places] = number * padded_prompts.shape[1] + torch.arange(len(places))
         for number, places in enumerate(branches):
             restore[places] = offset + number * padded_branches.shape[1] + torch.arange(len(places))
-        attending = None
+        attending = within = None
         if blocks in ("image", "image in windows"):
             attending = _image_blocks(row.token_types.cpu(), prompts)
+            within = _image_blocks(row.token_types.cpu(), branches) if branches else None
         elif blocks == "prompt":
             attending = _prompt_blocks(row.spans, prompts)
         lengths = torch.tensor([len(places) for places in prompts])
         places = torch.tensor(group, dtype=torch.long)
         in_windows = blocks == "image in windows"
-        return cls(padded_prompts, padded_branches, places, lengths, row.spans, restore, attending, in_windows)
+        return cls(padded_prompts, padded_branches, places, lengths, row.spans, restore, attending, within, in_windows)
 
     def to(self, device: torch.device) -> BranchTable:
         """The same table on another device."""
         moved = {
             name: value.to(device)
-            for name in ("prompts", "branches", "group", "prompt_lengths", "restore", "blocks")
+            for name in ("prompts", "branches", "group", "prompt_lengths", "restore", "blocks", "branch_blocks")
             if (value := getattr(self, name)) is not None
         }
         return BranchTable(**moved, spans=self.spans, blocks_need_window=self.blocks_need_window)
@@ -121,6 +124,9 @@ class BranchTable:
     def blocks_at(self, window: int | None) -> Int[Tensor, "G P"] | None:
         """The blocks of a layer with this window."""
         return None if self.blocks_need_window and window is None else self.blocks
+
+    def _branch_blocks_at(self, window: int | None) -> Int[Tensor, "B C"] | None:
+        return None if self.blocks_need_window and window is None else self.branch_blocks
 
     def masks(self, window: int | None) -> Masks:
         """The masks of prompts (None if plain causal) and of branches: true where a query attends to a key.
@@ -155,8 +161,7 @@ class BranchTable:
         distance = place[:, None] - place
         mask = distance >= 0
         if blocks is not None:
-            same = (blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0)
-            mask = mask | same
+            mask = mask | _same_block(blocks)
         if window is not None:
             # As in transformers: the window limits attention to earlier tokens, but not to later tokens of an image's block.
             mask = mask & (distance < window)
@@ -169,16 +174,23 @@ class BranchTable:
         lengths = self.prompt_lengths[self.group, None, None]
         prefix = (key < lengths).expand(-1, len(own), -1)
         causal = (own[:, None] >= own).expand(len(self.group), -1, -1)
+        if (blocks := self._branch_blocks_at(window)) is not None:
+            causal = causal | _same_block(blocks)
         if window is not None:
             prefix = prefix & (lengths + own[:, None] - key < window)
             causal = causal & (own[:, None] - own < window)
         return torch.cat([prefix, causal], -1)[:, None]
 
 
-def _image_blocks(token_types: Int[Tensor, "L"], prompts: list[Tensor]) -> Int[Tensor, "G P"]:
+def _same_block(blocks: Int[Tensor, "B P"]) -> Bool[Tensor, "B P P"]:
+    """Whether two tokens belong to the same block."""
+    return (blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0)
+
+
+def _image_blocks(token_types: Int[Tensor, "L"], sequences: list[Tensor]) -> Int[Tensor, "B P"]:
     """The number of the image that each placeholder belongs to; −1 for other tokens and padding."""
     blocks = []
-    for places in prompts:
+    for places in sequences:
         image = token_types[places] == 1
         starts = image & ~torch.cat([torch.zeros(1, dtype=torch.bool), image[:-1]])
         blocks.append(torch.where(image, starts.cumsum(0) - 1, -1))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -41,9 +40,11 @@ class PolicyWeights:
         self.listed: dict[str, Weight] = {}
         self._saved_names: dict[str, list[str]] = {}
         """Plain name → the names that its tensor is saved under."""
+        # A tensor's shape decides how many it is split into: fused experts are saved one by one.
+        shapes = {name: make().to("meta") for name, make in _plain(base, adapters=False).items()}
         for name in _plain(base, adapters):
             weight = Weight(trained=name in trained, images=not name.startswith(text))
-            self._saved_names[name] = list(revert_weight_conversion(base, {name: torch.empty(0, device="meta")}))
+            self._saved_names[name] = list(revert_weight_conversion(base, {name: shapes[name]}))
             for saved in self._saved_names[name]:
                 before = self.listed.get(saved, weight)
                 self.listed[saved] = Weight(before.trained or weight.trained, before.images or weight.images)

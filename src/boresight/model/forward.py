@@ -20,7 +20,8 @@ from boresight.model.layouts import Predictions
 from boresight.model.verification import Candidate, Forward
 from boresight.model.vision import VisionEncoder, join_features
 from boresight.modules import redirected, unwrap
-from boresight.types import ExampleSource, Group, Ids, LayoutName, ModelFacts, Prompt, TokenStats
+from boresight.own_forward import joined_vision
+from boresight.types import ExampleSource, Group, HasImages, Ids, LayoutName, ModelFacts, Prompt, TokenStats
 
 
 class GroupForward:
@@ -142,26 +143,25 @@ class GroupForward:
     def _predictions(self, groups: Sequence[Group]) -> Predictions:
         """One forward of the layout, or one for each group whose image features cannot be joined with others'."""
         if self.vision.joins:
-            return self._layout(groups, self._features(self._layout.prompts(groups)))
-        parts = [self._layout([group], self._features(self._layout.prompts([group]))) for group in groups]
+            return self._layout(groups, self._features(self._layout.image_sets(groups)))
+        parts = [self._layout([group], self._features(self._layout.image_sets([group]))) for group in groups]
         return Predictions.joined(parts)
 
-    def _features(self, groups: Sequence[Group]) -> dict[str, Any]:
-        """The image features of these groups' prompts as keyword arguments of the model's forward, with the images' grids and sizes, which
-        positions may depend on."""
-        with_images = [group.prompt for group in groups if group.prompt.vision]
-        if not with_images or not self._layout.takes_features:
+    def _features(self, sets: Sequence[HasImages]) -> dict[str, Any]:
+        """The features of these images as keyword arguments of the model's forward, with their grids and sizes, which positions may depend
+        on."""
+        if not sets or not self._layout.takes_features:
             return {}
         beside = {
-            name: torch.cat([prompt.vision[name] for prompt in with_images]).to(self._layout.device)
-            for name, tensor in with_images[0].vision.items()
-            if name in self._accepts and not tensor.is_floating_point() and tensor.ndim <= 2
+            name: tensor.to(self._layout.device)
+            for name, tensor in joined_vision(sets, pixels=False).items()
+            if name in self._accepts
         }
-        return {**beside, "mm_encoder_outputs": {"image": self.image_outputs(with_images)}}
+        return {**beside, "mm_encoder_outputs": {"image": join_features(self.vision(sets))}}
 
     def image_outputs(self, prompts: Sequence[Prompt]) -> Any:
-        """The vision tower's output for these prompts, as the model's forward takes it, computed or cached."""
-        return join_features(self.vision(prompts))
+        """The vision tower's output for these prompts' images, as the model's forward takes it, computed or cached."""
+        return join_features(self.vision([each for prompt in prompts for each in prompt.image_sets]))
 
     @property
     def takes_features(self) -> bool:
@@ -202,9 +202,11 @@ class GroupForward:
 
     def _count(self, groups: Sequence[Group], prompts: Sequence[Group], found: Predictions) -> None:
         if not self._layout.takes_features:
-            self.counts["vision_encodes"] += sum(len(group.prompt.images) for group in prompts)
+            self.counts["vision_encodes"] += sum(len(each.images) for each in self._layout.image_sets(groups))
         self.counts["prompt_tokens"] += sum(len(group.prompt.ids) for group in prompts)
         self.counts["completion_tokens"] += sum(group.num_completion_tokens for group in groups)
         self.counts["padded_tokens"] += found.num_padded
         self.counts["unshared_prompt_tokens"] += sum(len(group) * len(group.prompt.ids) for group in groups)
-        self.counts["unshared_vision_encodes"] += sum(len(group) * len(group.prompt.images) for group in groups)
+        self.counts["unshared_vision_encodes"] += sum(
+            len(group) * len(group.prompt.images) + group.num_completion_images for group in groups
+        )

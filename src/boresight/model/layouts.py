@@ -24,9 +24,9 @@ from boresight.model import states
 from boresight.model.attention import BranchTable, install
 from boresight.model.head import Head, LogitSource
 from boresight.model.packing import completion_mask, pack
-from boresight.own_forward import completion_tensors, continued_token_inputs, final_states, is_token_input
+from boresight.own_forward import completion_tokens, continued_token_inputs, final_states, is_token_input
 from boresight.state_layers import why_no_states
-from boresight.types import Completion, Group, LayoutName, Mask
+from boresight.types import Completion, Group, HasImages, LayoutName, Mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,9 +77,18 @@ class Layout(ABC):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @abstractmethod
     def prompts(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups, each repeated as often as its prompt runs, in the order in which image features are needed."""
+        """The groups, each repeated as often as its prompt runs: for every completion, unless they share it."""
+        return [group for group in groups for _ in group.completions]
+
+    def image_sets(self, groups: Sequence[Group]) -> list[HasImages]:
+        """The images of prompts and completions, in the order in which their features are needed."""
+        return [
+            each
+            for group in groups
+            for completion in group.completions
+            for each in (*group.prompt.image_sets, *completion.image_sets)
+        ]
 
     @abstractmethod
     def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
@@ -104,6 +113,9 @@ class SharedLayout(Layout):
 
     def prompts(self, groups: Sequence[Group]) -> list[Group]:
         return list(groups)
+
+    def image_sets(self, groups: Sequence[Group]) -> list[HasImages]:
+        return [each for group in groups for part in (group.prompt, *group.completions) for each in part.image_sets]
 
     def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
         device = self.device
@@ -161,9 +173,6 @@ class RowsLayout(Layout):
         self.pad_id = pad_id
         self._accepts = set(inspect.signature(model.base_model.forward).parameters)
 
-    def prompts(self, groups: Sequence[Group]) -> list[Group]:
-        return [group for group in groups for _ in group.completions]
-
     def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
         device = self.device
         ids, rows_inputs, predictors, targets = [], [], [], []
@@ -192,7 +201,7 @@ class RowsLayout(Layout):
 
     def _token_inputs(self, group: Group, completion: Completion) -> dict[str, Tensor]:
         """Token inputs [L, …] of one row that the model takes."""
-        tensors, further = completion_tensors(self.model, group.prompt, completion)
+        tensors, further = completion_tokens(self.model, group.prompt, completion)
         length = tensors["input_ids"].shape[1]
         tokens = {
             name: tensor

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from boresight.model.positions import Positions, branch_positions, sequence_positions
+from boresight.model.positions import Positions, positions_within, sequence_positions
 from boresight.types import Group, Mask
 
 
@@ -58,14 +58,14 @@ def pack(base: nn.Module, groups: Sequence[Group]) -> PackedRow:
         prompt, start = group.prompt, place
         lone = group.completions[0] if len(group) == 1 else None
         if lone is not None and lone.token_types is not None:
-            # K = 1: images may be anywhere, so the model computes the positions of the whole sequence.
+            # A demonstration's images are all the prompt's, also those that the model would look for in vain in the prompt alone.
             prompt_positions, branch = sequence_positions(base, prompt, lone).split(
                 [len(prompt.ids), len(lone.ids)], -1
             )
             branches = [branch]
         else:
             prompt_positions = sequence_positions(base, prompt)
-            branches = [branch_positions(prompt_positions, len(completion.ids)) for completion in group.completions]
+            branches = [positions_within(base, prompt, prompt_positions, each) for each in group.completions]
         ids.append(prompt.ids)
         types.append(prompt.token_types)
         positions.append(prompt_positions)

@@ -28,9 +28,6 @@ class PlainLayout(Layout):
         head: Any = model.get_output_embeddings()
         super().__init__(model, OwnLogits(len(head.weight)))
 
-    def prompts(self, groups: Sequence[Group]) -> list[Group]:
-        return [group for group in groups for _ in group.completions]
-
     def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
         logits, targets = [], []
         for group in groups:

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from boresight.own_forward import rope_positions, token_inputs_of
-from boresight.types import Completion, Prompt
+from boresight.own_forward import joined_vision, rope_positions, token_inputs_of
+from boresight.types import Completion, HasImages, Prompt
 
 Positions = Int[Tensor, "L"] | Int[Tensor, "A L"]
 """[L] for models that count tokens, [A, L] for models whose rotary embeddings have A axes (M-RoPE)."""
@@ -21,7 +21,7 @@ def sequence_positions(base: nn.Module, prompt: Prompt, completion: Completion |
 
     Args:
         base: the model without its head.
-        completion: needed only if it contains images (K = 1).
+        completion: needed only if it contains images.
 
     Returns:
         [P] or, for M-RoPE models, [A, P]; P includes the completion's tokens if one is given.
@@ -31,8 +31,18 @@ def sequence_positions(base: nn.Module, prompt: Prompt, completion: Completion |
         own = token_inputs_of(completion)
         ids = torch.cat([ids, completion.ids])
         tokens = {name: torch.cat([values, own[name]]) for name, values in tokens.items() if name in own}
-    positions = rope_positions(base, ids, tokens, prompt.vision)
+    sets: list[HasImages] = [*prompt.image_sets, *(completion.image_sets if completion else ())]
+    positions = rope_positions(base, ids, tokens, joined_vision(sets, pixels=False))
     return torch.arange(len(ids), device=ids.device) if positions is None else positions
+
+
+def positions_within(
+    base: nn.Module, prompt: Prompt, prompt_positions: Positions, completion: Completion
+) -> Int[Tensor, "C"] | Int[Tensor, "A C"]:
+    """Positions of a completion that may contain images: the model computes those of the whole sequence then."""
+    if completion.token_types is None:
+        return branch_positions(prompt_positions, len(completion.ids))
+    return sequence_positions(base, prompt, completion)[..., len(prompt.ids) :]
 
 
 def branch_positions(

@@ -125,9 +125,10 @@ class Oracle:
                 raise
             except Exception as error:  # of any kind: a model class fails in its own way
                 kind = "with" if example.group.prompt.images else "without"
+                cause = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
                 raise ModelError(
                     f"{type(self.model).__name__} cannot be trained: its own forward fails on what its processor makes of a prompt {kind} "
-                    f"images ({type(error).__name__}: {str(error).strip().splitlines()[:1]})."
+                    f"images ({cause}). Use the processor that was saved with the model; if it is that one, their configurations disagree."
                 ) from error
             ids = completion.ids.to(logits.device)
             return logits[:-1].float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
@@ -148,6 +149,8 @@ class Oracle:
         if not self.parameters:
             return []
         total = (logp * weights.to(logp.device)).sum()
+        if not total.requires_grad:  # a prompt without images, and only the vision tower is trained
+            return [torch.zeros_like(parameter) for parameter in self.parameters]
         found = torch.autograd.grad(total, self.parameters, allow_unused=True)
         return [
             torch.zeros_like(parameter) if gradient is None else gradient

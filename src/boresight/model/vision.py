@@ -6,7 +6,7 @@ import copy
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from boresight.errors import ModelError, ShapeError
+from boresight.errors import ModelError
 from boresight.families import Family, family_of
 from boresight.modules import matching_arguments, text_parameters
 from boresight.own_forward import on_model
-from boresight.types import Prompt
+from boresight.types import HasImages, ImageSet
 
 Parts = Float[Tensor, "... H"] | tuple[Float[Tensor, "... H"], ...]
 """Features of several images, in the family's form: one tensor [tiles, tokens, H], or one [tokens, H] per image."""
@@ -85,11 +85,14 @@ def join_features(features: Sequence[Features | WholeFeatures]) -> Any:
     """Join several prompts' features into the vision tower's output for all of them (transformers' `mm_encoder_outputs["image"]`).
 
     Raises:
-        ShapeError: whole outputs of several prompts.
+        ModelError: whole outputs of several prompts, or of a prompt and an environment's turn.
     """
     if isinstance(features[0], WholeFeatures):
         if len(features) > 1:
-            raise ShapeError("Whole outputs of a vision tower cannot be joined.")
+            raise ModelError(
+                "This model's image features cannot be joined, so completions of a prompt with images cannot contain further images: use "
+                "tools that return text, or another model."
+            )
         # A model may write into what it reads.
         return copy.copy(features[0].output)
     features = cast("Sequence[Features]", features)
@@ -114,12 +117,12 @@ def split_features(output: Any, parts: int) -> list[Features]:
     return [Features(own, tuple(rest)) for own, *rest in zip(*split, strict=True)]
 
 
-def image_key(prompt: Prompt) -> Hashable:
-    """Prompts with equal keys have equal features. Token ids are no key: different images of the same size have equal ids."""
+def image_key(prompt: HasImages) -> Hashable:
+    """Sets of images with equal keys have equal features. Token ids are no key: different images of the same size have equal ids."""
     return tuple(image.digest for image in prompt.images)
 
 
-def lies_in_patches(prompt: Prompt, family: Family) -> bool:
+def lies_in_patches(prompt: HasImages, family: Family) -> bool:
     """Whether the processor processed each image by itself and concatenated the patches of all images. `Family.image_grids` gives each
     image's number of patches."""
     patches, grids = prompt.vision.get("pixel_values"), prompt.vision.get(family.image_grids)
@@ -133,23 +136,19 @@ def lies_in_patches(prompt: Prompt, family: Family) -> bool:
     )
 
 
-def single_images(prompt: Prompt, family: Family) -> list[Prompt]:
-    """One copy of the prompt per image if the images can be separated; otherwise the prompt unchanged."""
+def single_images(prompt: HasImages, family: Family) -> list[HasImages]:
+    """One set per image if the images can be separated; otherwise the set unchanged."""
     if not lies_in_patches(prompt, family):
         return [prompt]
     grids = prompt.vision[family.image_grids]
     patches = prompt.vision["pixel_values"].split(grids.prod(-1).tolist())
     return [
-        replace(
-            prompt,
-            row=replace(prompt.row, images=(image,)),
-            vision={"pixel_values": own, family.image_grids: grids[place : place + 1]},
-        )
+        ImageSet((image,), {"pixel_values": own, family.image_grids: grids[place : place + 1]})
         for place, (image, own) in enumerate(zip(prompt.images, patches, strict=True))
     ]
 
 
-def _shape(prompt: Prompt, family: Family) -> Hashable:
+def _shape(prompt: HasImages, family: Family) -> Hashable:
     """The shape by which prompts are batched through the vision tower. Single images in patches may have any size."""
     if len(prompt.images) == 1 and lies_in_patches(prompt, family):
         return "patches"
@@ -163,8 +162,8 @@ def vision_is_frozen(model: PreTrainedModel) -> bool:
 
 
 class VisionEncoder:
-    """Encodes the images of prompts. Each distinct image is encoded once per call, or once overall if vision tower and projector are
-    frozen.
+    """Encodes the images of prompts and of environments' turns. Each distinct image is encoded once per call, or once overall if vision
+    tower and projector are frozen.
 
     If a processor's tensors cannot be separated by image (`lies_in_patches`), the same holds for each distinct set of images. Single
     images in patches are batched whatever their sizes, all others only with equal shapes, so nothing is padded.
@@ -202,8 +201,8 @@ class VisionEncoder:
         self._cache.clear()
         self._cache_bytes = 0
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[Features | WholeFeatures]:
-        """The features of every prompt, in order. Every prompt must have images."""
+    def __call__(self, prompts: Sequence[HasImages]) -> list[Features | WholeFeatures]:
+        """The features of every set of images, in order. None may be empty."""
         frozen = vision_is_frozen(self.model)
         if not frozen:
             self.clear()
@@ -217,10 +216,10 @@ class VisionEncoder:
         found = [[known[image_key(single)] for single in singles] for singles in images]
         return [_together(cast("list[Features]", parts)) if self.joins else parts[0] for parts in found]
 
-    def _encode(self, prompts: Sequence[tuple[Hashable, Prompt]]) -> dict[Hashable, Features | WholeFeatures]:
+    def _encode(self, prompts: Sequence[tuple[Hashable, HasImages]]) -> dict[Hashable, Features | WholeFeatures]:
         if not self.joins:
             return {key: WholeFeatures(self._output([prompt])) for key, prompt in prompts}
-        shapes: dict[Hashable, list[tuple[Hashable, Prompt]]] = {}
+        shapes: dict[Hashable, list[tuple[Hashable, HasImages]]] = {}
         for key, prompt in prompts:
             shapes.setdefault(_shape(prompt, self.family), []).append((key, prompt))
         features: dict[Hashable, Features | WholeFeatures] = {}
@@ -231,7 +230,7 @@ class VisionEncoder:
                 features |= {key: item for (key, _), item in zip(batch, outputs, strict=True)}
         return features
 
-    def _output(self, prompts: Sequence[Prompt]) -> Any:
+    def _output(self, prompts: Sequence[HasImages]) -> Any:
         """The vision tower's output for these prompts together."""
         base: Any = self.model.base_model
         joined = {name: torch.cat([prompt.vision[name] for prompt in prompts]) for name in prompts[0].vision}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,9 @@ def browsable(
         max_rows: the most completions that the page holds; beyond that, whole steps are left out, evenly, and counted.
     """
     shown, left_out = thinned(table, max_rows)
-    lost = _add_images(shown["images"], Path(run) / "images", images)
+    turns = [json.loads(text or "[]") for text in shown["turns"].to_pylist()] if "turns" in shown.column_names else []
+    names = [*shown["images"].to_pylist(), *([name for turn in row for name in turn["images"]] for row in turns)]
+    lost = _add_images(names, Path(run) / "images", images)
     prompts, prompt_of = _distinct(shown["prompt"])
     columns = {name: _column(shown[name]) for name in COLUMNS if name in shown.column_names}
     extra = [name for name in shown.column_names if name.startswith("extra/")]
@@ -41,7 +44,7 @@ def browsable(
         "num": table.num_rows,
         "steps_left_out": left_out,
         "images_lost": lost,
-        "columns": packed(columns | {"prompt": prompt_of, "images": shown["images"].to_pylist()}),
+        "columns": packed(columns | {"prompt": prompt_of, "images": shown["images"].to_pylist(), "turns": turns}),
         "rewards": {
             name.partition("/")[2]: _column(shown[name]) for name in shown.column_names if name.startswith("rewards/")
         },
@@ -101,10 +104,10 @@ def _distinct(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
     return encoded.dictionary.to_pylist(), encoded.indices.to_pylist()
 
 
-def _add_images(names: pa.ChunkedArray, folder: Path, images: Images) -> int:
-    """Add the images of a column of name lists to the page; returns how many files are missing or not images."""
+def _add_images(names: Sequence[Sequence[str]], folder: Path, images: Images) -> int:
+    """Add the images of lists of names to the page; returns how many files are missing or not images."""
     lost = 0
-    for name in dict.fromkeys(name for row in names.to_pylist() for name in row):
+    for name in dict.fromkeys(name for row in names for name in row):
         try:
             images.add(folder / name, name=name)
         except (OSError, UnidentifiedImageError):

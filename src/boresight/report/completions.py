@@ -20,12 +20,14 @@
 | `kept` | whether it is trained on: false in a group that dynamic sampling discarded |
 | `rewards/<name>` | the reward by each function; null where it does not apply or failed |
 | `logp` | log-probability of each token in nats, where `add` was passed it |
+| `turns` | JSON of a completion of several turns, see `report.turns`; null for one of one turn. `completion` is then their transcript |
 | `extra/<name>` | what reward functions passed to `log_extra`, as text |
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +41,7 @@ from PIL import Image
 from boresight.errors import DataError
 from boresight.files import write_whole
 from boresight.report.tokens import keep_tokenizer
+from boresight.report.turns import shown_turns, transcript
 from boresight.types import Conversation, EncodedImage, Group, PerSequence
 
 Phase = Literal["train", "eval"]
@@ -94,7 +97,7 @@ class CompletionStore:
         if self._tokenizer is not None:
             keep_tokenizer(self._run, self._tokenizer)
             self._tokenizer = None
-        for image in {image for group in groups for image in group.prompt.images}:
+        for image in {image for group in groups for image in _images_of(group)}:
             self._keep_image(image)
         first = self._num_groups.get((step, phase), 0)
         num = sum(map(len, groups))
@@ -126,12 +129,17 @@ class CompletionStore:
             (place, group.prompt.row, one) for place, group in enumerate(groups, first) for one in group.completions
         ]
         names = self._image_names
-        return {
+        turns = [shown_turns(one, names) for _, _, one in each]
+        texts = [one.text if own is None else transcript(own) for (_, _, one), own in zip(each, turns, strict=True)]
+        in_turns = {}
+        if any(own is not None for own in turns):
+            in_turns["turns"] = pa.array([None if own is None else json.dumps(own) for own in turns], pa.string())
+        return in_turns | {
             "rank": pa.array([self._rank] * len(each), pa.int32()),
             "group": pa.array([place for place, _, _ in each], pa.int32()),
             "row": pa.array([row.index for _, row, _ in each], pa.int64()),
             "prompt": pa.array([prompt_text(row.prompt) for _, row, _ in each], pa.string()),
-            "completion": pa.array([one.text for _, _, one in each], pa.string()),
+            "completion": pa.array(texts, pa.string()),
             "completion_ids": pa.array([one.ids.tolist() for _, _, one in each], pa.list_(pa.int32())),
             "length": pa.array([len(one.ids) for _, _, one in each], pa.int32()),
             "truncated": pa.array([one.truncated for _, _, one in each], pa.bool_()),
@@ -213,6 +221,12 @@ def _content_text(content: str | Sequence[Mapping[str, Any]]) -> str:
     if isinstance(content, str):
         return content
     return "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>" for part in content)
+
+
+def _images_of(group: Group) -> list[EncodedImage]:
+    """Those of its prompt and of its completions' turns."""
+    sets = [each for completion in group.completions for each in completion.image_sets]
+    return [*group.prompt.images, *(image for each in sets for image in each.images)]
 
 
 def _numbers(values: PerSequence) -> pa.Array:

@@ -84,6 +84,21 @@ GROUPS = [
           "places, mean of |Δ|, of a sample; at the rollouts on which a verdict is given", "Above 0.01; below, the image is ignored"),
 ]  # fmt: skip
 
+TOOLS = [
+    Entry("tools/call_frequency", "calls per completion", "Calls of tools, those that failed included", "Above 0; a verdict at 0"),
+    Entry("tools/failure_frequency", "share", "Calls that were answered with an error, of whatever kind", "Falls; a verdict from 0.5"),
+    Entry("tools/frac_without_call", "share", "Completions that called no tool", "Below 1"),
+    Entry("tools/num_images", "images per completion", "Images that tools put into completions", "—"),
+    Entry("tools/num_raised", "calls", "Calls whose tool raised, or whose arguments do not fit its signature", "Falls"),
+    Entry("tools/num_timed_out", "calls", "Calls above `tool_timeout`, and those of the same turn after them", "0"),
+    Entry("tools/num_unknown_tool", "calls", "Calls of a tool that does not exist", "Falls to 0"),
+    Entry("tools/num_unreadable", "calls", "Calls that could not be parsed", "Falls to 0"),
+    Entry("tools/num_refused", "calls", "Calls whose result has a broken image, too many images, or too long a text", "0"),
+    Entry("tools/num_no_room", "completions", "Completions that ended because a result had no room in `max_completion_length`", "Near 0"),
+    Entry("tools/num_too_many_turns", "completions", "Completions that ended at `max_tool_calling_iterations` with a call", "Near 0"),
+    Entry("tools/<name>/seconds", "seconds", "Time of one call of this tool", "Far below `tool_timeout`"),
+]  # fmt: skip
+
 OBJECTIVE = [
     Entry("kl", "nats per token", "Estimate of the divergence from the reference (`kl_estimator`), where `beta` is not 0",
           "Rises slowly; 0.1 is far for small `beta`"),
@@ -149,6 +164,7 @@ COST = [
     Entry("time/data_s", "seconds per step", "Encoding prompts and checking rows", "Far below the others after the first step"),
     Entry("time/sample_s", "seconds per step", "Sampling", "—"),
     Entry("time/sync_s", "seconds per step", "Giving the engine new weights", "Far below `time/sample_s`", engine=True),
+    Entry("time/tools_s", "seconds per step", "Running tools and reading their results", "Below `time/sample_s`"),
     Entry("time/reward_s", "seconds per step", "In reward functions", "Far below `time/sample_s`"),
     Entry("time/logp_s", "seconds per step", "Log-probabilities under old weights and the reference", "Below `time/update_s`"),
     Entry("time/update_s", "seconds per step", "Forward and backward of the policy", "—"),
@@ -170,6 +186,7 @@ SUMMARY = [
 SECTIONS: dict[str, list[Entry]] = {
     "Training, all methods": TRAINING,
     "Completions and rewards (GRPO and kin)": GROUPS,
+    "Tools (GRPO and kin, with `tools` or `environment_factory`)": TOOLS,
     "The objective (GRPO and kin)": OBJECTIVE,
     "Preferences (DPO, MPO)": PREFERENCE,
     "Time and work": COST,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from boresight.report.jsonl import StepLines
 
 PHASES: tuple[str, ...] = ("data", "sample", "reward", "logp", "update", "other")
-"""The phases of a step; `other` is the time outside all of them."""
+"""The phases of a step; `other` is the time outside all of them. Runs with an engine or with tools have further ones."""
 
 
 class Timeline:

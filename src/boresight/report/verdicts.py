@@ -42,6 +42,19 @@ ENTROPY_NATS = 0.01
 """Entropy per token at which all completions of a prompt are nearly the same."""
 
 
+CALLS_FAIL = 0.5
+"""Share of calls that are answered with an error."""
+
+CALL_FAULTS = {
+    "raised": "the tool raised, or its arguments do not fit",
+    "timed_out": "they take longer than tool_timeout",
+    "unknown_tool": "there is no tool of that name",
+    "unreadable": "the call cannot be parsed",
+    "refused": "the result cannot be used",
+}
+"""The metric `tools/num_<name>` → what it counts, in words."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One reason, and what to do about it."""
@@ -264,6 +277,25 @@ def _collapsed(metrics: Metrics) -> Iterator[str]:
         )
 
 
+def _never_calls(metrics: Metrics) -> Iterator[str]:
+    if metrics.get("tools/call_frequency", 1.0) == 0:
+        yield (
+            "The policy never calls a tool, so it cannot learn to. Train it first on demonstrations that call them (SFT), name them in the "
+            "prompt, or check that the chat template shows them."
+        )
+
+
+def _calls_fail(metrics: Metrics) -> Iterator[str]:
+    share = metrics.get("tools/failure_frequency", 0.0)
+    if metrics.get("tools/call_frequency", 0.0) > 0 and share >= CALLS_FAIL:
+        kinds = {name: metrics.get(f"tools/num_{name}", 0.0) for name in CALL_FAULTS}
+        most = max(kinds, key=lambda name: kinds[name])
+        yield (
+            f"{_percent(share)} of the calls of tools fail, most of them because {CALL_FAULTS[most]}. The completions of the run page show "
+            "what they were answered."
+        )
+
+
 RULES: dict[str, Callable[[Metrics], Iterator[str]]] = {
     "steps_skipped": _steps_skipped,
     "no_gradient": _no_gradient,
@@ -282,6 +314,8 @@ RULES: dict[str, Callable[[Metrics], Iterator[str]]] = {
     "clipped": _clipped,
     "below_resolution": _below_resolution,
     "nothing_moves": _nothing_moves,
+    "never_calls": _never_calls,
+    "calls_fail": _calls_fail,
     "sampler_drift": _sampler_drift,
     "collapsed": _collapsed,
 }

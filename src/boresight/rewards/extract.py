@@ -15,10 +15,10 @@ ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def completion_text(completion: str | Conversation) -> str:
-    """The text of a completion in either form, text parts joined."""
+    """The text of a completion in either form, text parts joined; of several turns, the text of the last."""
     if isinstance(completion, str):
         return completion
-    content = completion[0]["content"]
+    content = completion[-1]["content"]
     if isinstance(content, str):
         return content
     return "".join(part["text"] for part in content if part.get("type") == "text")

@@ -9,6 +9,12 @@ r"""Answers that are one number, however it is written.
 | percent | ``12%``, ``12\%``, ``12 percent`` |
 | scale | ``5 million`` |
 | units, currency | ``5 cm``, ``25°``, ``5 \text{ cm}^2``, ``$5``: not compared |
+| words | ``three``, ``twenty-one``, ``two thirds`` (`number_words`), where the answer has no digits |
+| decimal comma | ``3,5``, ``0,125``, ``1.234,5``, ``1 234,5`` |
+
+A comma before exactly three digits separates thousands (``1,234``), unless ``0`` stands before it or a point or a space separates thousands
+already; before any other number of digits it is a decimal comma. A single point is always a decimal point: ``1.234`` is 1.234, and
+``1.234.567`` is 1234567. Two numbers in brackets, ``(3,5)``, and three with commas, ``3,5,7``, are a list, and so no number.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from boresight.errors import ConfigError
 from boresight.rewards.extract import LogMetric, completion_text, final_answer, gold_answer, log_unparsed
 from boresight.rewards.function import RewardFunc, with_options
 from boresight.rewards.notation import boxed, without_markup
+from boresight.rewards.number_words import in_digits
 
 if TYPE_CHECKING:
     from boresight.types import Conversation
@@ -104,6 +111,25 @@ def spelled(text: str) -> str:
     return re.sub(r"-\s+(?=[\d.$])", "-", re.sub(r"\$", "", text))
 
 
+_COMMA = re.compile(
+    r"(?<![\w.,])(?P<whole>\d{1,3}(?:\.\d{3})+|\d{1,3}(?:[ ]\d{3})+|\d{1,3}(?:'\d{3})+|\d+),(?P<decimals>\d+)(?!\d|[.,]\d)"
+)
+_POINTS = re.compile(r"(?<![\w.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,]*\d)")
+
+
+def with_decimal_points(text: str) -> str:
+    """The text with decimal commas as points, and without the points that separate thousands; lists of numbers are left as they are."""
+
+    def changed(match: re.Match[str]) -> str:
+        whole, decimals = match["whole"], match["decimals"]
+        is_thousands = len(decimals) == 3 and whole.isdigit() and len(whole) <= 3 and not whole.startswith("0")
+        before, behind = text[: match.start()].rstrip(), text[match.end() :].lstrip()
+        is_listed = before.endswith(("(", "[", "{")) and re.match(r"\\?[)\]}]", behind)
+        return match[0] if is_thousands or is_listed else re.sub(r"[. ']", "", whole) + "." + decimals
+
+    return _POINTS.sub(lambda match: match[0].replace(".", ""), _COMMA.sub(changed, text))
+
+
 _DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
 
@@ -137,12 +163,18 @@ def stated_quantity(text: str) -> Quantity | None:
     """
     marked = boxed(text)
     if marked:
-        return _one([_one(list(quantities(each))) for each in marked])
+        return _one([_one(list(quantities(_in_plain_digits(each)))) for each in marked])
+    text = _in_plain_digits(text)
     found = list(quantities(text))
     if (only := _one(found)) is not None or len(found) < 2:
         return only
-    text = spelled(text)
     return _one([_first(text[place.end() :].partition("\n")[0]) for place in ANNOUNCED.finditer(text)])
+
+
+def _in_plain_digits(text: str) -> str:
+    """The text as `spelled`, with decimal points; number words count where no digit stands."""
+    text = spelled(text)
+    return with_decimal_points(text) if re.search(r"\d", text) else in_digits(text)
 
 
 def _first(text: str) -> Quantity | None:

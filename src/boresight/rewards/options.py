@@ -19,7 +19,8 @@ class RewardOptions:
 
     gold_check: Literal["warn", "error", "off"] = option(
         "warn",
-        "Before training, score the gold answers of up to 256 rows with the answer rewards, as they are and written in other ways: 'warn' "
+        "Before training, score the gold answers of up to 256 rows (of a stream, the first 64) with the answer rewards, as they are and "
+        "written in other ways: 'warn' "
         "names rows below the full reward, 'error' stops the run, 'off' skips the check.",
     )
     gold_template: Annotated[str, Needs("gold_check", ("warn", "error"))] = option(

@@ -42,6 +42,15 @@ MAX_NAMED = 5
 
 ModelSizes = Callable[[Prompt], Sequence[tuple[int, int]]]
 
+_TAKEN = ("completions", "completion_ids", "trainer_state", "log_metric", "log_extra", "environments")
+
+
+class _Shared(list[Any]):
+    """A list that reward functions share: their copies of it have the same items."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return _Shared(self)
+
 
 class Scorer:
     """Calls every reward function on every completion.
@@ -131,8 +140,14 @@ class Scorer:
         trial._think_opened = lambda prompt: think_opened
         return trial
 
-    def score(self, groups: Sequence[Group], *, trainer_state: Any = None) -> RewardTable:
+    def score(
+        self, groups: Sequence[Group], *, trainer_state: Any = None, environments: Sequence[Any] | None = None
+    ) -> RewardTable:
         """The reward table of all completions of `groups`.
+
+        Args:
+            environments: that of each completion, for functions that ask for them; None: there are none. They are passed as they are, not
+                copied.
 
         Raises:
             RewardError: a function broke its contract (wrong length, not a number, infinite, a parameter that nothing
@@ -145,6 +160,8 @@ class Scorer:
             "log_metric": log.add_metric,
             "log_extra": log.add_column,
         }
+        if environments is not None and any(environment is not None for environment in environments):
+            inputs["environments"] = _Shared(environments)
         values = torch.full((len(rows), len(self.funcs)), math.nan)
         failed = torch.zeros(len(rows), dtype=torch.bool)
         for index, outcome in enumerate(self._call_all(inputs, rows, log)):
@@ -178,7 +195,7 @@ class Scorer:
         if "think_opened" in self._asked and self._think_opened:
             per_group["think_opened"] = [self._think_opened(group.prompt) for group in groups]
         columns = {name for group in groups for name in group.prompt.row.columns}
-        if taken := columns & {*per_group, "completions", "completion_ids", "trainer_state", "log_metric", "log_extra"}:
+        if taken := columns & {*per_group, *_TAKEN}:
             raise RewardError(
                 f"the data set's column {min(taken)!r} has a name under which reward functions are passed something "
                 "else: rename the column."
@@ -286,11 +303,15 @@ def _shown_prompt(group: Group) -> str | list[dict[str, Any]]:
     return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
 
 
-def _shown_completions(group: Group) -> list[str | list[dict[str, str]]]:
-    texts = [completion.text for completion in group.completions]
+def _shown_completions(group: Group) -> list[str | list[dict[str, Any]]]:
     if isinstance(group.prompt.row.prompt, str):
-        return list(texts)
-    return [[{"role": "assistant", "content": text}] for text in texts]
+        return [completion.text for completion in group.completions]
+    return [
+        [{"role": "assistant", "content": completion.text}]
+        if completion.messages is None
+        else [dict(message) for message in completion.messages]
+        for completion in group.completions
+    ]
 
 
 def _checked_weights(weights: Sequence[float] | None, names: Sequence[str]) -> torch.Tensor:

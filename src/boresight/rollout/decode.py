@@ -11,7 +11,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from boresight.families import why_no_branches
 from boresight.modules import matching_arguments
-from boresight.own_forward import on_model, own_logits, prompt_tensors, rope_positions, token_inputs_of
+from boresight.own_forward import (
+    is_token_input,
+    joined_vision,
+    on_model,
+    own_logits,
+    rope_positions,
+    sequence_tensors,
+)
 from boresight.state_layers import why_no_states
 from boresight.types import Prompt
 
@@ -70,18 +77,17 @@ class Prefill:
 
     def __call__(self, prompt: Prompt, cache: DynamicCache) -> tuple[Tensor, int, DynamicCache]:
         """Logits [1, V] after the prompt, the position of the first token that follows, and the filled cache."""
-        tensors = prompt_tensors(prompt)
+        # With ready features, grids and sizes stay.
+        tensors = sequence_tensors(self.model, prompt, pixels=self.features is None)
         ids = tensors.pop("input_ids").to(self.device)
         del tensors["attention_mask"]
         position = ids.shape[1]
         # Positions are passed here and at every step. Without them the model would read and write its own `rope_deltas`.
-        positions = rope_positions(self.model.base_model, prompt.ids, token_inputs_of(prompt), prompt.vision)
-        if prompt.vision and self.features is not None:
-            # Grids and sizes stay.
-            pixels = {name for name, tensor in prompt.vision.items() if tensor.is_floating_point() or tensor.ndim > 2}
-            tensors = {name: tensor for name, tensor in tensors.items() if name not in pixels}
+        tokens = {name: tensor[0] for name, tensor in tensors.items() if is_token_input(tensor, position)}
+        grids = joined_vision(prompt.image_sets, pixels=False)
+        positions = rope_positions(self.model.base_model, prompt.ids, tokens, grids)
         inputs: dict[str, Any] = on_model(self.model, matching_arguments(self.model.forward, tensors))
-        if prompt.vision and self.features is not None:
+        if prompt.image_sets and self.features is not None:
             inputs["mm_encoder_outputs"] = {"image": self.features([prompt])}
         if positions is None:
             inputs["position_ids"] = torch.arange(position, device=self.device)[None]
@@ -129,7 +135,7 @@ class Plain:
     included, but the result does not depend on how a model keeps its cache."""
 
     def __init__(self, prefill: Prefill, prompt: Prompt, num_completions: int) -> None:
-        self.model, self._tensors = prefill.model, prompt_tensors(prompt)
+        self.model, self._tensors = prefill.model, sequence_tensors(prefill.model, prompt)
         self._ids = torch.empty(num_completions, 0, dtype=torch.long)
         self.logits = self._logits(self._ids[0]).expand(num_completions, -1)
 

@@ -94,18 +94,22 @@ class HFSampler:
         device = decoder.logits.device
         stop_ids = torch.tensor(self.facts.stop_ids, device=device)
         distribution = Distribution(settings, torch.tensor(self.facts.modality_ids, dtype=torch.long, device=device))
-        ids, logp, computed = self._complete(prompts, decoder, distribution, numbers.to(device), stop_ids)
-        stopped = torch.isin(ids, stop_ids)
+        rooms = torch.tensor([prompt.room(settings.max_completion_length) for prompt in prompts], device=device)
+        numbers = numbers[:, : int(rooms.max())].to(device)
+        ids, logp, computed = self._complete(prompts, decoder, distribution, numbers, stop_ids)
+        room = rooms.repeat_interleave(settings.num_completions)
+        stopped = torch.isin(ids, stop_ids) & (torch.arange(ids.shape[1], device=device) < room[:, None])
         truncated = ~stopped.any(1)
-        lengths = torch.where(truncated, ids.shape[1], stopped.int().argmax(1) + 1).tolist()
+        lengths = torch.where(truncated, room.clamp(max=ids.shape[1]), stopped.int().argmax(1) + 1).tolist()
         self.counts["prompt_tokens"] += sum(len(prompt.ids) for prompt in prompts)
         self.counts["completion_tokens"] += sum(lengths)
         self.counts["padded_tokens"] += computed - sum(lengths)
         k = settings.num_completions
         self.counts["unshared_prompt_tokens"] += k * sum(len(prompt.ids) for prompt in prompts)
-        self.counts["unshared_vision_encodes"] += k * sum(len(prompt.images) for prompt in prompts)
+        num_images = sum(len(each.images) for prompt in prompts for each in prompt.image_sets)
+        self.counts["unshared_vision_encodes"] += k * num_images
         if self.features is None:
-            self.counts["vision_encodes"] += sum(len(prompt.images) for prompt in prompts)
+            self.counts["vision_encodes"] += num_images
         texts = self.tokenizer.batch_decode(
             [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)], skip_special_tokens=True
         )

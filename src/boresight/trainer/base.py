@@ -25,7 +25,6 @@ from boresight.data.encode import Encoder
 from boresight.data.made_up import example_source
 from boresight.data.sources import RowStream, load_rows
 from boresight.errors import ConfigError
-from boresight.files import check_writable
 from boresight.model.forward import GroupForward
 from boresight.model.load import (
     adapt,
@@ -38,8 +37,10 @@ from boresight.model.load import (
 from boresight.model.part_options import PartPlan, part_plan
 from boresight.model.reference import Reference
 from boresight.model.shards import gathered
-from boresight.modules import evaluating, switch_off_dropout
+from boresight.modules import evaluating, switch_off_dropout, unwrap
 from boresight.option_checks import ignored_options
+from boresight.preflight import SetUp, preflight, report
+from boresight.preflight.disk import check_folder
 from boresight.ranks import on_first_rank
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
@@ -51,7 +52,8 @@ from boresight.trainer.config import TrainerConfig
 from boresight.trainer.fingerprint import sampled_weights_digest
 from boresight.trainer.identity import Identity, adapters_of, options_of
 from boresight.trainer.lifecycle import StepBoundary
-from boresight.trainer.loading import StepLoader, each, is_stream, step_loader
+from boresight.trainer.loading import StepLoader, each, is_stream, step_loader, values
+from boresight.trainer.nested_options import named
 from boresight.trainer.nonfinite import NonFiniteSteps, ZeroGradients
 from boresight.trainer.options import ReferenceSyncOptions
 from boresight.trainer.parts import FirstStepCheck, check_rates, left_out_note, parts_table, set_learning_rates
@@ -110,9 +112,10 @@ class GroupTrainer(UpdatingTrainer[Item]):
         refuse_other_engines(args)
         assert args.world_size >= 1  # reading it sets up the process group as the options say
         rank_link.start()
-        on_first_rank(lambda: check_writable(Path(str(args.output_dir))))
+        on_first_rank(lambda: check_folder(Path(str(args.output_dir)), model))
         options = from_pretrained_options(args)
-        loaded = load_model(model, **options)
+        with named(f"model_init_kwargs={options!r}") if options else contextlib.nullcontext():
+            loaded = load_model(model, **options)
         source = None if isinstance(model, nn.Module) else model
         processor = load_processor(processing_class, loaded, source, **options)
         self.parts = part_plan(args)
@@ -143,13 +146,13 @@ class GroupTrainer(UpdatingTrainer[Item]):
         self._max_tokens: int | None = args.max_tokens_per_pass
         self.metrics = MeanMetrics()
         self._non_finite = NonFiniteSteps(args.nan_policy)
-        rows: Any = None if train_dataset is None else load_rows(train_dataset)
+        rows: Any = None if train_dataset is None else self.read(train_dataset)
         self._zero_gradients = ZeroGradients()
         super().__init__(
             model=loaded,
             args=_one_pass_a_step(args, plan, eval_groups),
             train_dataset=rows,
-            eval_dataset=each(load_rows, eval_dataset),
+            eval_dataset=each(self.read, eval_dataset),
             processing_class=processor,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -172,9 +175,15 @@ class GroupTrainer(UpdatingTrainer[Item]):
                 f"{type(self).__name__} has no rows: pass train_dataset, or eval_dataset to evaluate only."
             )
         self.callback_handler.callbacks.insert(0, StepBoundary(self))
-        self.run_folder = RunFolder(self.args.output_dir, self.log_once)
+        base_model = str(source or getattr(unwrap(loaded).config, "_name_or_path", "")) or None
+        self.run_folder = RunFolder(self.args.output_dir, self.log_once, {"base_model": base_model})
         self._check_data()
         self.identity = self._identity(args)
+        self.set_up = SetUp(
+            args, loaded, self.encoder, self.facts, self.parts, peft_config, self.extent.max_prompt_tokens
+        )
+        if args.preflight != "off" and train_dataset is not None:
+            on_first_rank(lambda: report(preflight(self.set_up), self.log_once))
 
     # ---- Defined by a method -------------------------------------------------------------------------------------------------------
 
@@ -185,6 +194,10 @@ class GroupTrainer(UpdatingTrainer[Item]):
             "max_pixels": args.max_pixels,
             "chat_template_kwargs": args.chat_template_kwargs,
         }
+
+    def read(self, source: Any) -> Any:
+        """The records of a training or evaluation set, from any input of `data.sources.load_rows`."""
+        return load_rows(source)
 
     @property
     def encoding(self) -> Encoding:
@@ -204,6 +217,10 @@ class GroupTrainer(UpdatingTrainer[Item]):
     def encode(self, row: Row) -> Any:
         """Convert a row to an item."""
         return self.row_encoder(row)
+
+    def longest_items(self, rows: Sequence[Row]) -> list[Item]:
+        """The items of a step of these rows, with completions as long as they may become. For a trial before training."""
+        return self.prepare([self.encode(row) for row in rows])
 
     def evaluate_step(self, inputs: list[Any], metrics: MeanMetrics) -> None:
         """Add the metrics of one batch of the evaluation set."""
@@ -268,7 +285,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """transformers' optimizer; with `lr`, each part has groups of its own."""
         is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
+        with named(f"optim={str(getattr(self.args.optim, 'value', self.args.optim))!r}"):
+            optimizer = super().create_optimizer(model)
         if is_new and self.parts.lr:
             set_learning_rates(optimizer, self.policy.outer, self.parts.lr)
         return optimizer
@@ -318,7 +336,7 @@ class GroupTrainer(UpdatingTrainer[Item]):
         with self.timeline.phase("data"):
             self.train_dataset = check.usable(self.train_dataset, "train")
             self.eval_dataset = check.usable(self.eval_dataset, "eval")
-        self.extent = check.extent
+        self.extent, self.set_aside = check.extent, tuple(check.set_aside)
         self._data_digest = check.digest_of("train")
         check.write(self._run_file(QUARANTINE))
         if self.train_dataset is not None and not is_stream(self.train_dataset):
@@ -354,7 +372,8 @@ class GroupTrainer(UpdatingTrainer[Item]):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
-        records: Any = self.eval_dataset if eval_dataset is None else load_rows(eval_dataset)
+        known = any(eval_dataset is own for own in values(self.eval_dataset))  # read when the trainer was built
+        records: Any = self.eval_dataset if eval_dataset is None else eval_dataset if known else self.read(eval_dataset)
         if records is None:
             raise ConfigError("Evaluation needs an eval_dataset.")
         rank, world_size = self.args.process_index, self.args.world_size

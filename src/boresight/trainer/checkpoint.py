@@ -34,6 +34,7 @@ from boresight.modules import local, unwrap
 from boresight.ranks import on_every_rank
 from boresight.trainer.identity import Identity
 from boresight.trainer.manifest import MANIFEST, read_manifest, write_manifest
+from boresight.trainer.nested_options import named
 from boresight.trainer.run_folder import PREFIX, SAVING, RunFolder, publish_model
 from boresight.trainer.sharding import load_optimizer, save_optimizer
 
@@ -61,6 +62,11 @@ class CheckpointedTrainer(Trainer):
     def redistributed(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """This rank's state, from those of another number of ranks. What is the same on all ranks is taken from the first."""
         return dict(states[0])
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """As in transformers; what the hub refuses is an error of the option."""
+        with named("push_to_hub=True"):
+            super().init_hf_repo(token)
 
     # ---- Saving -----------------------------------------------------------------------------------------------------------------
 

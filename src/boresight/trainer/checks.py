@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from boresight.data.check import Checked, RowReport, examine
 from boresight.data.encode import Encoder
 from boresight.data.findings import control_findings
 from boresight.data.images import decode
-from boresight.data.sources import RowDataset, rows_of
+from boresight.data.sources import RowDataset, RowStream, rows_of
 from boresight.errors import DataError, RewardError
 from boresight.ranks import on_first_rank
-from boresight.rewards.check import check_gold
-from boresight.rewards.check_boxes import check_boxes
+from boresight.rewards.check import GoldCheck, check_gold
+from boresight.rewards.check_boxes import BoxCheck, check_boxes
 from boresight.rewards.score import Scorer
 from boresight.trainer.fingerprint import processor_digest, template_digest
 from boresight.trainer.loading import is_stream
@@ -27,6 +28,8 @@ from boresight.types import Group, Prompt, Row
 
 GOLD_ROWS = 256
 """Maximum rows whose gold answers are scored before training."""
+STREAMED_GOLD_ROWS = 64
+"""The same for a stream, whose first rows are read once more for it."""
 
 
 Encoding = Callable[[Encoder, Row], Any]
@@ -132,8 +135,14 @@ def check_key(encoder: Encoder, encoding: Encoding) -> str:
     options = (getattr(encoding, "func", encoding).__qualname__, getattr(encoding, "keywords", {}))
     texts = encoder.texts
     template = template_digest(encoder.processor, encoder.tokenizer, texts.chat_template_kwargs)
-    parts = (processor_digest(encoder.processor), template, encoder.max_prompt_length, encoder.facts, options)
+    sizes = (encoder.max_prompt_length, encoder.facts)
+    parts = (processor_digest(encoder.processor), template, *sizes, options, *([texts.tools] if texts.tools else []))
     return repr(parts)
+
+
+def row_lengths(encoder: Encoder, records: Any) -> RowReport:
+    """The tokens of every row, from texts and image sizes alone and before any cut: `RowReport.lengths`. Kept on disk by content."""
+    return examine(rows_of(records), RowCheck(encoder, seconds=0), key=check_key(encoder, _counted))
 
 
 class DataCheck:
@@ -198,22 +207,36 @@ class DataCheck:
                 self.log_once(line)
 
 
-def gold_findings(
-    scorer: Scorer, records: Any, template: str, *, seed: int, is_error: bool, think_opened: bool = False
-) -> list[str]:
-    """The results of the answer rewards on the gold answers of up to `GOLD_ROWS` rows, one line per reward.
+def gold_rows(records: Any, seed: int) -> list[Row]:
+    """The rows whose gold answers are scored before training: `GOLD_ROWS` at random; of a stream the first `STREAMED_GOLD_ROWS`, without
+    those that cannot be read."""
+    if is_stream(records):
+        return list(islice(RowStream(records, on_bad_row="drop"), STREAMED_GOLD_ROWS))
+    rows = RowDataset(records)
+    picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:GOLD_ROWS].tolist()
+    return [rows[index] for index in sorted(picked)]
+
+
+def gold_checks(
+    scorer: Scorer, rows: Sequence[Row], template: str, *, think_opened: bool = False
+) -> list[GoldCheck | BoxCheck]:
+    """The marks of the answer rewards for the gold answers of some rows, one result for each reward.
 
     Args:
+        rows: `gold_rows`.
         think_opened: whether the prompts end with ``<think>``.
+    """
+    prompts = [_unprocessed(row) for row in rows]
+    return [*check_gold(scorer.without_tokens(think_opened), prompts, template), *check_boxes(scorer, prompts)]
+
+
+def gold_findings(checks: Sequence[GoldCheck | BoxCheck], *, is_error: bool) -> list[str]:
+    """One line for each result.
 
     Raises:
         RewardError: `is_error` is set, and a reward does not give the full score to all gold answers, or also gives it to nonsense, reads
             only a part of a gold, or applies to none.
     """
-    rows = RowDataset(records)
-    picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:GOLD_ROWS].tolist()
-    prompts = [_unprocessed(rows[index]) for index in sorted(picked)]
-    checks = [*check_gold(scorer.without_tokens(think_opened), prompts, template), *check_boxes(scorer, prompts)]
     unsound = [str(check) for check in checks if not check.is_sound]
     if unsound and is_error:
         raise RewardError(

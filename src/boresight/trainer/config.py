@@ -17,6 +17,7 @@ from boresight.loss.preference_options import check_preference_loss
 from boresight.model.part_options import part_plan
 from boresight.option_checks import check_options, read_json
 from boresight.options import declarations, default_of
+from boresight.trainer.nested_options import check_before_transformers, check_optimizer_and_schedule
 from boresight.trainer.options import DPOOptions, SFTOptions, TrainerOptions
 from boresight.trainer.training_arguments import RANGES
 
@@ -54,12 +55,14 @@ class TrainerConfig(TrainerOptions, TrainingArguments):  # pyright: ignore[repor
             has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             self.bf16 = has_bf16 and not self.fp16 and not self.use_cpu
         check_training(self)
+        check_before_transformers(self)
         try:
             super().__post_init__()
         except ConfigError:
             raise
         except (ValueError, TypeError, ImportError) as error:  # transformers' own checks
             raise ConfigError(" ".join(str(error).split())) from error
+        check_optimizer_and_schedule(self)
 
     def _refuse_unsupported(self) -> None:
         for option in fields(self):

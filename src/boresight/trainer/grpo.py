@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from boresight.data.images import decode
 from boresight.data.sources import RowStream
-from boresight.errors import ConfigError
+from boresight.data.turns import check_template
+from boresight.errors import ConfigError, DataError
 from boresight.loss.policy import Entropy, LogProbs, counted_mask, high_entropy_threshold, policy_loss, policy_total
 from boresight.loss.policy_options import loss_beta
 from boresight.model.packing import completion_mask
@@ -25,9 +27,12 @@ from boresight.report.metric_dictionary import entry_for
 from boresight.report.metrics import MeanMetrics
 from boresight.report.terminal import print_completions, rows_to_show
 from boresight.report.trackers import log_completions
+from boresight.rewards.check import GoldCheck
+from boresight.rewards.check_boxes import BoxCheck
 from boresight.rewards.score import Scorer
+from boresight.tools.environments import Environments
 from boresight.trainer.base import GroupTrainer
-from boresight.trainer.checks import Encoding, gold_findings, reward_prompt
+from boresight.trainer.checks import Encoding, gold_checks, gold_findings, gold_rows, reward_prompt
 from boresight.trainer.config import as_config
 from boresight.trainer.grpo_config import GRPOConfig, RLOOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
@@ -36,9 +41,10 @@ from boresight.trainer.redistribution import dealt
 from boresight.trainer.rollouts.engines import engine_sampler
 from boresight.trainer.rollouts.loop import PromptRows, Rollouts
 from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
+from boresight.trainer.rollouts.turns import ToolLoop
 from boresight.trainer.steps import check_step_fits, micro_batches
 from boresight.trainer.verdict_probes import is_due, note_image_swap
-from boresight.types import Group, Prompt, Sampler, TokenStats, TrainingHooks
+from boresight.types import Completion, Group, Prompt, Row, Sampler, TokenStats, TrainingHooks
 
 
 class GRPOTrainer(GroupTrainer[Scored]):
@@ -54,6 +60,11 @@ class GRPOTrainer(GroupTrainer[Scored]):
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights; the reference is then the model without it.
         ref_model: the reference model, used if `beta` is not 0; None: the policy before training.
+        tools: functions, sync or async, that the policy may call while it answers; type hints and docstrings describe them to it. A
+            result is a text, an image, or a list of content parts.
+        environment_factory: makes objects, one for each completion, whose public methods are tools and whose `reset` receives a row's
+            columns; or several by name, of which a row's column `environment` chooses. `get_reward`, if it has one, is one more reward.
+            Reward functions receive `environments`.
     """
 
     config_class: type[GRPOConfig] = GRPOConfig
@@ -61,7 +72,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def __init__(
         self,
         model: str | Path | nn.Module,
-        reward_funcs: Any,
+        reward_funcs: Any = None,
         args: GRPOConfig | TrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -70,11 +81,19 @@ class GRPOTrainer(GroupTrainer[Scored]):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
         ref_model: str | Path | nn.Module | None = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
+        environment_factory: Any = None,
     ) -> None:
         args = as_config(args, self.config_class)
+        self.environments = Environments(tools, environment_factory)
+        given = [] if reward_funcs is None else reward_funcs
+        given = list(given) if isinstance(given, list | tuple) else [given]
+        own = self.environments.rewards
+        weights = args.reward_weights
         self.scorer = Scorer(
-            reward_funcs,
-            args.reward_weights,
+            [*given, *own],
+            # As in TRL, an environment's own reward has the weight 1.
+            weights if weights is None or len(weights) != len(given) else [*weights, *(1.0 for _ in own)],
             workers=args.reward_workers,
             timeout_s=args.reward_timeout,
             max_failed_rate=args.max_failed_rate,
@@ -114,11 +133,18 @@ class GRPOTrainer(GroupTrainer[Scored]):
             timeline=self.timeline,
             metrics=self.metrics,
             log_once=self.log_once,
+            turns=self._tool_loop(),
             penalty=self._kl_penalty if args.kl_in_reward and args.beta != 0 else None,
         )
         self.experience: list[Scored] = []
         """The groups of the latest rollout, in the order in which its optimizer steps learn from them."""
         self._entropy_threshold: float | None = None
+
+    def _tool_loop(self) -> ToolLoop | None:
+        if not self.environments:
+            return None
+        on_every_rank(lambda: check_template(self.encoder.texts))
+        return ToolLoop(self.sampler, self.encoder, self.environments, self.args, self.timeline)
 
     def _engine_sampler(self) -> Sampler | None:
         hooks = TrainingHooks(
@@ -128,12 +154,16 @@ class GRPOTrainer(GroupTrainer[Scored]):
             metrics=self.metrics,
             log_once=self.log_once,
         )
-        return engine_sampler(self.args, self.policy, self.encoder, self.extent, hooks)
+        extent = self.extent
+        if self.environments and extent.max_images is not None:
+            extent = replace(extent, max_images=extent.max_images + self.args.max_tool_images)
+        return engine_sampler(self.args, self.policy, self.encoder, extent, hooks)
 
     # ---- Data -------------------------------------------------------------------------------------------------------------------
 
     def encoder_options(self, args: Any) -> dict[str, Any]:
-        return {**super().encoder_options(args), "max_prompt_length": args.max_prompt_length}
+        options = {**super().encoder_options(args), "max_prompt_length": args.max_prompt_length}
+        return options | ({"tools": self.environments.schemas} if self.environments else {})
 
     @property
     def encoding(self) -> Encoding:
@@ -154,20 +184,40 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def _check_gold(self) -> None:
         args, records = self.args, self.train_dataset
         # One rank checks; an error is raised on all of them.
-        if records is None or is_stream(records) or not len(records) or not self.is_world_process_zero():
+        if records is None or not self.is_world_process_zero():
             return
-        state = think_state(self._prompt(0), self.encoder.tokenizer)
-        if note := think_note(state):
+        rows = gold_rows(records, args.seed)
+        prompt = self._first_prompt(rows)
+        if prompt is None:  # no row can be used, which training will say
+            return
+        if note := think_note(think_state(prompt, self.encoder.tokenizer)):
             self.log_once(note)
         if args.gold_check == "off":
             return
-        # The completions that are tried follow a prompt as a model's do.
-        template = args.gold_template.removeprefix("<think>") if state == "opened" else args.gold_template
-        is_error = args.gold_check == "error"
-        for found in gold_findings(
-            self.scorer, records, template, seed=args.seed, is_error=is_error, think_opened=state == "opened"
-        ):
+        if is_stream(records):
+            self.log_once(f"gold check: the rows are streamed, so their first {len(rows)} are tried.")
+        for found in gold_findings(self.gold_checks(rows), is_error=args.gold_check == "error"):
             self.log_once(found)
+
+    def gold_checks(self, rows: Sequence[Row] | None = None) -> list[GoldCheck | BoxCheck]:
+        """How the answer rewards mark the gold answers of rows, of `gold_rows` of the training set if none are given; nothing if no row
+        can be used."""
+        args = self.args
+        rows = gold_rows(self.train_dataset, args.seed) if rows is None else rows
+        prompt = self._first_prompt(rows)
+        if prompt is None:
+            return []
+        is_opened = think_state(prompt, self.encoder.tokenizer) == "opened"
+        # The completions that are tried follow a prompt as a model's do.
+        template = args.gold_template.removeprefix("<think>") if is_opened else args.gold_template
+        return gold_checks(self.scorer, rows, template, think_opened=is_opened)
+
+    def _first_prompt(self, rows: Sequence[Row]) -> Prompt | None:
+        """The prompt of the first row that can be encoded."""
+        for row in rows:
+            with suppress(DataError):
+                return self.encode(row)
+        return None
 
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
@@ -178,6 +228,14 @@ class GRPOTrainer(GroupTrainer[Scored]):
         place = self.state.global_step % self.plan.rollout_period % self.plan.steps_per_rollout
         items = self.experience[place * self.plan.groups_per_step : (place + 1) * self.plan.groups_per_step]
         return self._with_entropy(items) if self.args.top_entropy_quantile < 1 else items
+
+    def longest_items(self, rows: Sequence[Row]) -> list[Scored]:
+        """Groups of made-up completions of `max_completion_length` tokens, half of which are better than the mean."""
+        ids = torch.full((self.args.max_completion_length,), self.facts.stop_ids[0])
+        completion = Completion(ids, torch.ones_like(ids, dtype=torch.bool), "")
+        count = self.args.num_generations
+        groups = [Group(self.encode(row), (completion,) * count) for row in rows]
+        return self._with_logp([Scored(group, torch.linspace(-1.0, 1.0, count)) for group in groups])
 
     def collect(self, prompts: Sequence[Prompt]) -> list[Scored]:
         """Sample completions of prompts, score them, compute advantages, and add the log-probabilities that the loss needs."""
@@ -298,7 +356,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
             total,
             entropy=None if stats.entropy is None else Entropy(stats.entropy, self._entropy_threshold),
             has_image=torch.tensor(
-                [bool(group.prompt.images) for group in groups for _ in group.completions], device=device
+                [bool(group.prompt.images or each.image_sets) for group in groups for each in group.completions],
+                device=device,
             ),
         )
         if self.args.entropy_coef != 0:
@@ -353,7 +412,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             prompts = {row.index: self.encode(row) for row in RowStream(self.train_dataset) if row.index in wanted}
         elif wanted:
             prompts = {index: self._prompt(index) for index in wanted}
-        self.experience = from_state(state["experience"], prompts.__getitem__)
+        self.experience = from_state(state["experience"], prompts.__getitem__, self.encoder.with_observation)
 
     def discard_after(self, step: int) -> int:
         return super().discard_after(step) + self.rollouts.store.discard_after(step)

@@ -22,7 +22,7 @@ HARMLESS = frozenset({
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size", "num_generations_eval",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
     # What is refused, checked or survived.
-    "gold_check", "gold_template", "nan_policy", "max_failed_rate", "reward_workers", "reward_timeout",
+    "preflight", "gold_check", "gold_template", "nan_policy", "max_failed_rate", "reward_workers", "reward_timeout",
     # How it is computed. The size of an optimizer step is compared by itself.
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_prompts_per_step", "steps_per_generation",
     "generation_batch_size", "max_tokens_per_pass", "gradient_checkpointing", "gradient_checkpointing_kwargs", "layout",

@@ -12,7 +12,8 @@ import torch
 
 from boresight.errors import DataError
 from boresight.files import write_whole
-from boresight.types import Completion, Group, Prompt, Row
+from boresight.trainer.rollouts.scored import completion_from_state, completion_state
+from boresight.types import Group, Prompt, Row
 
 FOLDER = "nonfinite"
 MAX_KEPT = 16
@@ -78,17 +79,7 @@ def _plain(group: Group) -> dict[str, Any]:
         "token_types": prompt.token_types,
         "unexpanded_ids": prompt.unexpanded_ids,
         "vision": dict(prompt.vision),
-        "completions": [
-            {
-                "ids": each.ids,
-                "mask": each.mask,
-                "text": each.text,
-                "sampler_logp": each.sampler_logp,
-                "truncated": each.truncated,
-                "token_types": each.token_types,
-            }
-            for each in group.completions
-        ],
+        "completions": [completion_state(each) for each in group.completions],
     }
 
 
@@ -101,4 +92,4 @@ def _group(content: Mapping[str, Any]) -> Group:
         vision=content["vision"],
         unexpanded_ids=content["unexpanded_ids"],
     )
-    return Group(prompt, tuple(Completion(**each) for each in content["completions"]))
+    return Group(prompt, tuple(map(completion_from_state, content["completions"])))

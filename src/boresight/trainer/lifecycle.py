@@ -103,6 +103,17 @@ class LifecycleTrainer(CheckpointedTrainer, metaclass=BuiltTogether):
         self.run_folder.enter(self.identity, resume=resume, overwrite=overwrite)
         return resume
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, which would take one more step after a checkpoint that is the end of its run."""
+        if self.state.global_step >= self.state.max_steps:
+            if self.is_world_process_zero():
+                self.accelerator.print(
+                    f"boresight: all {self.state.max_steps} steps are done already; nothing is trained."
+                )
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     # ---- Ending early -----------------------------------------------------------------------------------------------------------
 
     def _save_before_ending(self, error: BaseException) -> None:

@@ -21,6 +21,7 @@ from boresight.report.options import ReportOptions
 from boresight.rewards.options import RewardOptions
 from boresight.rollout.options import SamplingOptions
 from boresight.rollout.vllm.options import VLLMOptions
+from boresight.tools.options import ToolOptions
 from boresight.trainer.training_arguments import UNSUPPORTED
 from boresight.trainer.trl_options import TRLGRPOOptions, TRLOptions, TRLPaddingOptions, TRLSFTOptions
 
@@ -94,6 +95,11 @@ class TrainerOptions(PartOptions, DataOptions, ModelOptions, ReportOptions, TRLO
         "What to do when the loss or a gradient of an optimizer step is NaN or infinite. 'skip' leaves the weights as they are, counts the "
         "step and names its rows, and ends the run after three such steps in a row. 'stop' ends the run at the first.",
     )
+    preflight: Annotated[Literal["auto", "off"], Source("not in TRL")] = option(
+        "auto",
+        "Before training, check disk, vocabulary, chat template, trained parts and longest row, in seconds: errors end the run, warnings "
+        "are printed. `boresight doctor` checks more, with passes of the model.",
+    )
     max_tokens_per_pass: Annotated[int | None, Count] = option(
         None,
         "Maximum packed tokens of a micro-batch. None: the size of a micro-batch follows from per_device_train_batch_size.",
@@ -112,6 +118,10 @@ class SFTOptions(TrainerOptions, TRLSFTOptions):
     )
     completion_only_loss: bool | None = option(
         None, "In `prompt`/`completion` rows, compute the loss only on the completion. None: yes."
+    )
+    dataset_text_field: str = option(
+        "text",
+        "The column of rows of plain text to imitate. An empty string, as TRL's vision examples write it, means none but text.",
     )
     max_length: Annotated[int | None, Count] = option(
         None, "Maximum tokens of a row; text is cut from the end, images are never cut. None: no limit."
@@ -157,6 +167,7 @@ class GRPOOptions(
     RewardOptions,
     SamplingOptions,
     VLLMOptions,
+    ToolOptions,
     DynamicSamplingOptions,
     ReferenceSyncOptions,
     TrainerOptions,

@@ -11,7 +11,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,17 @@ class RunFolder:
     Args:
         path: `output_dir`.
         say: prints a message to the user.
+        about: further facts for run.json, which are no part of the run's identity.
     """
 
-    def __init__(self, path: str | os.PathLike[str], say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        say: Callable[[str], None] = print,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = Path(path)
+        self._about = dict(about or {})
         self._say = say
         self._owner = uuid.uuid4().hex
         self._has_trained = False
@@ -106,7 +113,7 @@ class RunFolder:
             self._write(identity)
 
     def _write(self, identity: Identity) -> None:
-        write_whole(self.path / RUN_FILE, json.dumps({**identity, "owner": self._owner}, indent=1))
+        write_whole(self.path / RUN_FILE, json.dumps({**identity, **self._about, "owner": self._owner}, indent=1))
 
     def _is_evaluated(self) -> bool:
         """Whether all that is here is of this trainer's evaluations before its training."""

@@ -56,6 +56,16 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
         """The loss of one micro-batch, divided by the step's `total`. The sum over micro-batches and ranks is the step's loss."""
         raise NotImplementedError
 
+    def trial_step(self, items: Sequence[Item]) -> Tensor:
+        """The loss of a step of these items on this rank, for a trial before training. The gradients are left in the weights."""
+        model = self.policy.outer.train()
+        return self._backward(model, items, self.total(items).to(self.args.device))
+
+    @property
+    def fitting_tokens(self) -> int | None:
+        """The most tokens of a micro-batch: `max_tokens_per_pass`, or fewer after one that did not fit in memory."""
+        return self._max_tokens
+
     def learns_from(self, item: Item) -> bool:
         """Whether an item can have a gradient. Other items are left out of the passes, but not of `total`."""
         return True

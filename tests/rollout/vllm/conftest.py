@@ -28,12 +28,14 @@ from boresight.data.schema import read_row
 from boresight.model.export import PolicyWeights
 from boresight.model.load import model_facts
 from boresight.rollout.hf import HFSampler
+from boresight.rollout.vllm import client
 from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.local import LocalEngine
 from boresight.rollout.vllm.sampler import VLLMSampler
 from boresight.rollout.vllm.server import ServerEngine
 from boresight.types import ModelFacts, Prompt, Sampler
 from tests.rollout.conftest import noise
+from tests.rollout.vllm.stand import Stand, running
 from tests.tiny import build_tiny
 
 ENGINE = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 32, "gpu_memory_utilization": 0.1}
@@ -239,3 +241,10 @@ def kept(rig: Rig) -> Iterator[Rig]:
     yield rig
     rig.model.load_state_dict(before)
     rig.model.requires_grad_(True)
+
+
+@pytest.fixture
+def stand(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
+    """A server that answers as vLLM's does where a test does not say otherwise. Its clients wait little for one that is dying."""
+    monkeypatch.setattr(client, "DYING_S", 0.01)
+    yield from running(Stand())

@@ -1,164 +1,23 @@
-"""The client's edge: what a server may do to a call. A small HTTP server on this machine answers as vLLM's endpoints do, or refuses to;
-what needs a real vLLM is in `test_faults`."""
+"""What the client requires of a server before it is used: that it is up, that it is the right program, and has every ability.
+
+What a server may do later is in `test_client_faults`; what needs a real vLLM is in `test_faults`.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import signal
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
-import torch
 
-from boresight.errors import ConfigError, EngineError, EngineRestartedError
+from boresight.errors import ConfigError, EngineError
 from boresight.rollout.vllm import client as module
-from boresight.rollout.vllm.engine import EngineProtocolError, Request
-from boresight.rollout.vllm.protocol.codec import to_dict
-from boresight.rollout.vllm.protocol.messages import EngineFacts
+from boresight.rollout.vllm.engine import EngineProtocolError
 from boresight.rollout.vllm.server import ServerEngine
 
 from .conftest import free_port
-
-Reply = Callable[[BaseHTTPRequestHandler], None]
-
-
-def says(body: Any = None, status: int = 200) -> Reply:
-    """JSON, or the text itself."""
-
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        text = (body if isinstance(body, str) else json.dumps({} if body is None else body)).encode()
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(text)))
-        handler.end_headers()
-        handler.wfile.write(text)
-
-    return answer
-
-
-def half(handler: BaseHTTPRequestHandler) -> None:
-    """A part of an answer, and the end of the connection."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices": [')
-    handler.close_connection = True
-
-
-def drop(handler: BaseHTTPRequestHandler) -> None:
-    handler.connection.shutdown(socket.SHUT_RDWR)
-    handler.close_connection = True
-
-
-def drip(handler: BaseHTTPRequestHandler) -> None:
-    """A byte now and then: no single wait is long."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000000")
-    handler.end_headers()
-    while not handler.server.over.wait(0.05):  # type: ignore[attr-defined]
-        handler.wfile.write(b" ")
-
-
-def hang(handler: BaseHTTPRequestHandler) -> None:
-    """No answer until the client lets go, which is noted."""
-    server: Any = handler.server
-    server.hanging.release()
-    handler.connection.settimeout(60)
-    if not handler.connection.recv(1):
-        server.let_go.release()
-
-
-FACTS = EngineFacts(
-    instance_id="first",
-    transport="file",
-    world_size=1,
-    num_stages=1,
-    num_replicas=1,
-    dtype="float32",
-    logprobs_mode="processed_logprobs",
-    max_model_len=256,
-    max_num_seqs=8,
-    max_lora_rank=None,
-    bans_ids=True,
-)
-
-
-class Stand(ThreadingHTTPServer):
-    """Answers like a vLLM server that has what training needs, but where a test says otherwise."""
-
-    daemon_threads = True
-
-    def __init__(self, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.asked: list[str] = []
-        self.over = threading.Event()
-        self.hanging, self.let_go = threading.Semaphore(0), threading.Semaphore(0)
-        self.paths = ["/collective_rpc", "/start_weight_update", "/inference/v1/generate"]
-        self.rpc: dict[str, Any] = {
-            "boresight_facts": to_dict(FACTS),
-            "boresight_abandon_update": {"was_active": False, "instance_id": "first"},
-        }
-        self.answers: dict[str, Reply] = {
-            "/health": says(),
-            "/openapi.json": lambda handler: says({"paths": dict.fromkeys(self.paths)})(handler),
-            "/is_paused": says({"is_paused": False}),
-            "/is_sleeping": says({"is_sleeping": False}),
-        }
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that lets go is no error here."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        server: Any = self.server
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
-        path = self.path.partition("?")[0]
-        server.asked.append(body.get("method", path))
-        if path == "/collective_rpc" and body["method"] in server.rpc:
-            says({"results": [server.rpc[body["method"]]]})(self)
-        else:
-            server.answers.get(path, says())(self)
-
-    do_POST = do_GET
-
-    def log_message(self, *args: Any) -> None:
-        """Silent."""
-
-
-@pytest.fixture
-def stand() -> Iterator[Stand]:
-    yield from running(Stand())
-
-
-def running(stand: Stand) -> Iterator[Stand]:
-    thread = threading.Thread(target=stand.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    yield stand
-    stand.over.set()
-    stand.shutdown()
-    stand.server_close()
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DYING_S", 0.01)
-
-
-REQUESTS = [Request([1, 2, 3], [], {"n": 1}) for _ in range(3)]
-CHOICE = {"index": 0, "finish_reason": "stop", "token_ids": [5], "logprobs": {"content": [{"logprob": -1.5}]}}
-COMPLETED = {"prompt_token_ids": [1, 2, 3], "choices": [CHOICE]}
-
-
-def attached(stand: Stand, **options: Any) -> ServerEngine:
-    return ServerEngine(stand.url, **{"timeout_s": 1.0, "request_timeout_s": 5.0, **options})
+from .stand import CHOICE, REQUESTS, Stand, attached, drop, hang, says
 
 
 def test_an_answer_is_read(stand: Stand) -> None:
@@ -269,50 +128,6 @@ def test_one_that_hangs_when_asked_for_its_health_is_not_up(stand: Stand, monkey
         attached(stand, timeout_s=0.5)
 
 
-# ---- A server that goes away ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fault", [half, drop, says("starting", 503), says("no upstream", 502)], ids=range(4))
-def test_a_broken_answer_means_that_the_server_must_be_asked_anew(stand: Stand, fault: Reply) -> None:
-    engine = attached(stand)
-    stand.answers["/inference/v1/generate"] = fault
-    with pytest.raises(EngineRestartedError, match=r"became unavailable .* and is up again"):
-        engine.generate(REQUESTS)
-    stand.answers["/inference/v1/generate"] = says(COMPLETED)
-    assert len(engine.generate(REQUESTS)) == 3
-
-
-def test_an_engine_that_dies_behind_its_server_is_waited_for(stand: Stand) -> None:
-    """vLLM answers 500 to what was under way, and 503 when asked for its health."""
-    engine = attached(stand, timeout_s=10.0)
-    before = stand.asked.count("/health")
-    stand.answers["/inference/v1/generate"] = says("EngineDeadError", 500)
-    stand.answers["/health"] = lambda handler: says(status=503 if stand.asked.count("/health") < before + 3 else 200)(
-        handler
-    )
-    with pytest.raises(EngineRestartedError, match="EngineDeadError"):
-        engine.generate(REQUESTS)
-
-
-def test_an_engine_that_is_well_and_answers_500_is_believed(stand: Stand) -> None:
-    engine = attached(stand)
-    stand.answers["/inference/v1/generate"] = says("no such sampling parameter", 500)
-    with pytest.raises(EngineError, match="answered 500 to /inference/v1/generate: no such sampling") as caught:
-        engine.generate(REQUESTS)
-    assert not isinstance(caught.value, EngineRestartedError)
-
-
-def test_a_server_that_goes_away_for_good(stand: Stand) -> None:
-    engine = attached(stand)
-    stand.shutdown()
-    stand.server_close()
-    with pytest.raises(
-        EngineError, match="became unavailable and did not recover within vllm_server_timeout=1 s"
-    ) as caught:
-        engine.generate(REQUESTS)
-    assert not isinstance(caught.value, EngineRestartedError)
-
-
 def test_attaching_survives_a_restart(stand: Stand) -> None:
     def once(handler: BaseHTTPRequestHandler) -> None:
         stand.answers["/is_paused"] = says({"is_paused": False})
@@ -320,112 +135,6 @@ def test_attaching_survives_a_restart(stand: Stand) -> None:
 
     stand.answers["/is_paused"] = once
     assert attached(stand).transport == "file"
-
-
-@pytest.mark.parametrize("reason", ["abort", None])
-def test_completions_that_were_broken_off_are_no_completions(stand: Stand, reason: str | None) -> None:
-    """Another client may abort all requests: what vLLM had by then looks like an answer."""
-    engine = attached(stand)
-    stand.answers["/inference/v1/generate"] = says(COMPLETED | {"choices": [CHOICE | {"finish_reason": reason}]})
-    with pytest.raises(EngineRestartedError, match="aborted completions"):
-        engine.generate(REQUESTS)
-
-
-def test_an_answer_without_log_probabilities(stand: Stand) -> None:
-    engine = attached(stand)
-    stand.answers["/inference/v1/generate"] = says(COMPLETED | {"choices": [CHOICE | {"logprobs": None}]})
-    with pytest.raises(EngineError, match=r"answered /inference/v1/generate with .*'logprobs': None"):
-        engine.generate(REQUESTS)
-
-
-# ---- Deadlines, and letting go -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fault", [hang, drip])
-def test_no_call_outlives_its_deadline(stand: Stand, fault: Reply) -> None:
-    engine = attached(stand, request_timeout_s=0.5)
-    stand.answers["/inference/v1/generate"] = fault
-    with pytest.raises(
-        EngineError, match=r"did not answer /inference/v1/generate within vllm_request_timeout=0.5 s"
-    ) as caught:
-        engine.generate(REQUESTS)
-    assert not isinstance(caught.value, EngineRestartedError)  # waiting again would help nobody
-
-
-def test_when_one_request_fails_the_others_are_let_go(stand: Stand) -> None:
-    """The server can tell: their connections are closed."""
-    engine = attached(stand, request_timeout_s=60.0)
-
-    def one_fails(handler: BaseHTTPRequestHandler) -> None:
-        if stand.asked.count("/inference/v1/generate") < 3:
-            hang(handler)
-        else:
-            for _ in range(2):
-                assert stand.hanging.acquire(timeout=30)
-            drop(handler)
-
-    stand.answers["/inference/v1/generate"] = one_fails
-    with pytest.raises(EngineRestartedError):
-        engine.generate(REQUESTS)
-    for _ in range(2):
-        assert stand.let_go.acquire(timeout=30)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_lets_go_at_once(stand: Stand) -> None:
-    engine = attached(stand, request_timeout_s=200.0)
-    stand.answers["/inference/v1/generate"] = hang
-
-    def interrupt() -> None:
-        for _ in REQUESTS:
-            assert stand.hanging.acquire(timeout=30)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        engine.generate(REQUESTS)
-    for _ in REQUESTS:
-        assert stand.let_go.acquire(timeout=30)
-    stand.answers["/inference/v1/generate"] = says(COMPLETED)
-    assert len(engine.generate(REQUESTS)) == 3
-
-
-# ---- A sync that breaks --------------------------------------------------------------------------------------------------------------
-
-
-def tensors() -> list[tuple[str, torch.Tensor]]:
-    return [("a", torch.zeros(2)), ("b", torch.ones(2))]
-
-
-def test_a_server_that_was_started_anew_during_a_sync_is_told_from_one_that_refuses(
-    stand: Stand, tmp_path: Any
-) -> None:
-    engine = attached(stand, sync_dir=str(tmp_path))
-
-    def refuse(handler: BaseHTTPRequestHandler) -> None:
-        says("start_weight_update must be called before update_weights", 500)(handler)
-
-    stand.answers["/update_weights"] = refuse
-    with pytest.raises(EngineError, match=r"must see the trainer's .* vllm_sync_dir") as caught:
-        engine.load(tensors, "x/1")
-    assert not isinstance(caught.value, EngineRestartedError)
-
-    def restart(handler: BaseHTTPRequestHandler) -> None:
-        stand.rpc["boresight_facts"]["instance_id"] = "second"
-        refuse(handler)
-
-    stand.answers["/update_weights"] = restart
-    with pytest.raises(EngineRestartedError, match="was restarted during a sync"):
-        engine.load(tensors, "x/1")
-    assert not list(tmp_path.iterdir())  # no weights are left lying about
-
-
-def test_a_sync_in_the_middle_of_which_the_server_goes_away(stand: Stand, tmp_path: Any) -> None:
-    engine = attached(stand, sync_dir=str(tmp_path))
-    stand.answers["/finish_weight_update"] = drop
-    with pytest.raises(EngineRestartedError):
-        engine.load(tensors, "x/1")
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_trainer_before_left_is_undone(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
@@ -444,16 +153,3 @@ def test_what_a_trainer_before_left_is_undone(stand: Stand, caplog: pytest.LogCa
 def test_a_call_is_not_sent_through_a_proxy(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     attached(stand)
-
-
-def test_many_requests_share_one_deadline(stand: Stand) -> None:
-    """However the server staggers them."""
-    engine = attached(stand, request_timeout_s=1.0)
-
-    def slowly(handler: BaseHTTPRequestHandler) -> None:
-        time.sleep(0.4 * stand.asked.count("/inference/v1/generate"))
-        says(COMPLETED)(handler)
-
-    stand.answers["/inference/v1/generate"] = slowly
-    with pytest.raises(EngineError, match="vllm_request_timeout"):
-        engine.generate(REQUESTS * 3)

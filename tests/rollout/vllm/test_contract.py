@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from boresight.data.encode import Encoder
+from boresight.data.images import load_image
+from boresight.data.turns import continued, encoded_turn, with_turn
 from boresight.model.forward import GroupForward
 from boresight.types import Group, SamplingSettings
+from tests.rollout.conftest import noise
 
 from .conftest import Rig, Samplers
 
@@ -134,3 +138,25 @@ def test_text_is_decoded_without_special_tokens(sampler: Samplers, rig: Rig) -> 
 
 def test_no_prompts_no_groups(sampler: Samplers) -> None:
     assert sampler().sample([], SamplingSettings(2, 4)) == []
+
+
+def test_a_completion_goes_on_after_an_environments_turn(sampler: Samplers, rig: Rig) -> None:
+    """With an image in it, or text alone: the log-probabilities of the next turn are the trainer's, and it ends in its own room."""
+    it, encoder = sampler(), Encoder(rig.processor, facts=rig.facts)
+    own = rig.prompts[0], rig.prompts[2]
+    begun = []
+    for place, group in enumerate(it.sample(own, SamplingSettings(2, LENGTH, seed=3))):
+        images = [load_image(noise((56, 84), 90 + place), where="test")] if place == 0 else []
+        text = "\n<|im_start|>user\n" + encoder.texts.placeholder * len(images) + "<|im_end|>\n<|im_start|>assistant\n"
+        turn = encoded_turn(encoder, text, images, row=place)
+        begun += [(group.prompt, with_turn(completion, turn)) for completion in group.completions]
+    prompts = [prompt.followed_by(turns) for prompt, turns in begun]
+    length = max(len(turns.ids) for _, turns in begun) + 4
+    after = it.sample(prompts, SamplingSettings(1, length, seed=4))
+    groups = [
+        Group(prompt, (continued(turns, group.completions[0]),))
+        for (prompt, turns), group in zip(begun, after, strict=True)
+    ]
+    assert [bool(group.completions[0].image_sets) for group in groups] == [True, True, False, False]
+    assert max(group.num_completion_tokens for group in groups) <= length
+    assert furthest(rig, groups) < 1e-3

@@ -48,6 +48,24 @@ def chatml(content: str, *, default_system: str | None = None) -> str:
     )
 
 
+def chatml_with_tools(content: str) -> str:
+    """As `chatml`, with tools, calls and results in Qwen3-VL's form: descriptions in a system turn, results in a user's turn."""
+    newline = "{{ '\\n' }}"  # templates drop a line break that follows a block
+    return (
+        "{% if tools %}<|im_start|>system\n# Tools\n<tools>{% for tool in tools %}" + newline + "{{ tool | tojson }}{% endfor %}"
+        + newline + "</tools><|im_end|>\n{% endif %}{% for message in messages %}{% if message['role'] == 'tool' %}"
+        "{% if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}<|im_start|>user{% endif %}" + newline + "<tool_response>\n"
+        + content
+        + newline + "</tool_response>{% if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}<|im_end|>" + newline
+        + "{% endif %}{% else %}<|im_start|>{{ message['role'] }}\n" + content
+        + "{% for call in message['tool_calls'] or [] %}"
+        "{% if not loop.first or (message['content'] and message['content'][0]['text'] != '') %}" + newline
+        + "{% endif %}<tool_call>\n"
+        '{"name": "{{ call["function"]["name"] }}", "arguments": {{ call["function"]["arguments"] | tojson }}}\n</tool_call>{% endfor %}'
+        "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )  # fmt: skip
+
+
 CONTENT = content("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>")
 
 

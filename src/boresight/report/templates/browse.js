@@ -311,7 +311,7 @@ function drawDetail() {
       held.length ? element("div", {class: "images"}, held.map((name, place) => imageElement(name, `image ${place + 1} of row ${columns.row[first]}`))) : null,
       held.length < images.length ? element("p", {class: "warn"}, lostNote(images.length - held.length)) : null,
       element("div", {class: "prompt text"}, shelf.prompts[columns.prompt[first]])),
-    shelf.hasTokens ? shadeControl() : null,
+    ...(shelf.hasTokens ? [shadeControl()] : []),
     ...rows.map((row) => completionCard(row, group)));
   if (view.kind === "completions") {
     const chosen = detail.querySelector(".completion.chosen");
@@ -331,7 +331,9 @@ function shadeControl() {
 
 function completionCard(row, group) {
   const {columns} = shelf;
-  const text = element("div", {class: "said text"}, shelf.texts[row] || element("span", {class: "faint"}, "(empty)"));
+  const turns = columns.turns?.[row] ?? [];
+  const text = turns.length ? element("div", {class: "turns"}, turns.map(turnElement))
+    : element("div", {class: "said text"}, shelf.texts[row] || element("span", {class: "faint"}, "(empty)"));
   const byFunction = Object.entries(shelf.rewards).map(([name, values]) =>
     element("span", {class: `tag${values[row] === null ? " warn" : ""}`, title: values[row] === null ? "does not apply, or failed" : name},
       `${name.replace(/_reward$/, "")} `, element("b", {}, number(values[row]))));
@@ -350,6 +352,19 @@ function completionCard(row, group) {
   whenSeen.observe(card);
   cardRows.set(card, row);
   return card;
+}
+
+/** One turn of a completion: who wrote it, its text with images in place, and its calls. */
+function turnElement(turn) {
+  const images = [...turn.images];
+  const parts = turn.text.split("<image>").flatMap((text, place) => {
+    const name = place ? images.shift() : null;
+    return [name && name in pageImages ? imageElement(name, `image of ${turn.name}`) : null, text];
+  });
+  return element("div", {class: `turn ${turn.role === "tool" ? "tool" : "policy"}`},
+    turn.role === "tool" ? element("span", {class: "tag"}, turn.name) : null,
+    element("div", {class: "text"}, parts.filter(Boolean)),
+    turn.calls.map((call) => element("code", {class: "call"}, call)));
 }
 
 // Tokens become elements when their completion comes into sight: a group of long ones has tens of thousands.
@@ -374,7 +389,7 @@ async function shade(card, row) {
     const mean = known.reduce((sum, value) => sum + value, 0) / known.length / 100;
     card.querySelector(".mean").textContent = `${number(mean)} nats per token`;
   }
-  card.querySelector(".said").replaceChildren(...tokens.texts.map((text, place) => {
+  card.querySelector(".said")?.replaceChildren(...tokens.texts.map((text, place) => {
     const logp = tokens.logp[place] ?? null;
     if (logp === null) return text;
     const nats = logp / 100;

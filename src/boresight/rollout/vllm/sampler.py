@@ -179,7 +179,8 @@ class VLLMSampler:
         """As `sample`, with requests that are already built."""
         if self.state is not State.FRESH:
             raise EngineError(f"{self.engine.where} is {self.state.value}: it must be synced before it samples.")
-        outputs = self.engine.generate(requests)
+        # A rank whose completions have all ended, while those of others go on, asks for nothing.
+        outputs = self.engine.generate(requests) if requests else []
         found = self.engine.version()
         if found != self.version:
             raise EngineRestartedError(f"{self.engine.where} holds the weights {found!r} instead of {self.version!r}.")
@@ -216,14 +217,14 @@ class VLLMSampler:
             name = f"{base} {index} {seen[index]}".encode()
             seen[index] += 1
             seed = int.from_bytes(hashlib.sha256(name).digest()[:4]) >> 1
-            images = [self.decode_image(image) for image in prompt.images]
-            requests.append(Request(prompt.unexpanded_ids.tolist(), images, common | {"seed": seed}))
+            images = [self.decode_image(image) for each in prompt.image_sets for image in each.images]
+            own = {"seed": seed, "max_tokens": prompt.room(settings.max_completion_length)}
+            requests.append(Request(prompt.unexpanded_ids.tolist(), images, common | own))
         return requests
 
     def _common(self, settings: SamplingSettings) -> dict[str, Any]:
         options = {
             "n": _requested(settings),
-            "max_tokens": settings.max_completion_length,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "top_k": settings.top_k,
@@ -238,7 +239,7 @@ class VLLMSampler:
         return options | ({"structured_outputs": self.structured} if self.structured else {})
 
     def _check_length(self, prompt: Prompt, settings: SamplingSettings) -> None:
-        longest, most = len(prompt.ids) + settings.max_completion_length, self.engine_facts.max_model_len
+        longest, most = len(prompt.ids) + prompt.room(settings.max_completion_length), self.engine_facts.max_model_len
         if longest > most:
             raise ConfigError(
                 f"row {prompt.row.index}: {len(prompt.ids)} tokens of prompt and max_completion_length={settings.max_completion_length} "

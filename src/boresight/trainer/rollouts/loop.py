@@ -15,14 +15,16 @@ from boresight.ranks import on_every_rank
 from boresight.report.completions import CompletionStore
 from boresight.report.metrics import MeanMetrics
 from boresight.rewards.score import Scorer
+from boresight.rewards.table import RewardTable
 from boresight.rollout.options import narrows
 from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.rollouts.dynamic_sampling import further_rows, note_resampling, resample
 from boresight.trainer.rollouts.rollout import Place, Rollout, exchanged, shares
 from boresight.trainer.rollouts.scored import Scored
+from boresight.trainer.rollouts.turns import ToolLoop
 from boresight.trainer.steps import StepPlan
-from boresight.types import Group, Phases, Prompt, Sampler
+from boresight.types import Completion, Group, Phases, Prompt, Sampler, SamplingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class PromptRows:
 class Rollouts:
     """Samples completions, scores them, compares each with its group, and stores all of them in the run folder.
 
-    All ranks call it together. For rollouts of several turns (tools, environments), override only `_sample`.
+    All ranks call it together.
 
     Args:
         sampler: samples from the policy.
@@ -50,6 +52,7 @@ class Rollouts:
         timeline: records the time by phase.
         metrics: receives a rollout's metrics.
         log_once: prints a line on one rank.
+        turns: samples completions that call tools (`ToolLoop`); None: without tools.
         penalty: returns [K] for each group: what is subtracted from its completions' rewards before they are compared. It may run the
             model, and all ranks call it together. None: nothing.
     """
@@ -67,6 +70,7 @@ class Rollouts:
         timeline: Phases,
         metrics: MeanMetrics,
         log_once: Callable[[str], None],
+        turns: ToolLoop | None = None,
         penalty: Callable[[Sequence[Group], MeanMetrics], list[Tensor]] | None = None,
     ) -> None:
         self.sampler = sampler
@@ -80,6 +84,7 @@ class Rollouts:
         self.metrics = metrics
         self.log_once = log_once
         self.penalty = penalty
+        self.turns = turns
 
     def collect(self, prompts: Sequence[Prompt], state: Any) -> tuple[list[Scored], pa.Table]:
         """Completions of this rank's prompts with their advantages.
@@ -98,7 +103,8 @@ class Rollouts:
         if self.config.dynamic_sampling:
             rollout, kept = self._resample(rollout, seed, state)
         self.sampler.rest()
-        groups = exchanged(rollout.groups, kept, self.rank, self.rows.prompt)
+        observed = None if self.turns is None else self.turns.encoder.with_observation
+        groups = exchanged(rollout.groups, kept, self.rank, self.rows.prompt, observed)
         advantages = rollout.advantages([place for own in kept for place in own], self.config)
         self._note(self.metrics, rollout)
         scored = [Scored(group, advantages[place]) for group, place in zip(groups, kept[self.rank], strict=True)]
@@ -109,8 +115,8 @@ class Rollouts:
 
         Reward metrics are added to `metrics`, and the completions are stored in the run folder.
         """
-        groups = self.sampler.sample(prompts, sampling_settings(self.config, evaluating=True, seed=self.config.seed))
-        table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=state))
+        settings = sampling_settings(self.config, evaluating=True, seed=self.config.seed)
+        groups, table = self._scored(prompts, settings, state, metrics)
         rollout = Rollout.of(groups, table, self.config, self._penalty(groups, metrics))
         self._note(metrics, rollout)
         self.store.add(
@@ -122,13 +128,29 @@ class Rollouts:
 
     def _sample(self, prompts: Sequence[Prompt], seed: int, state: Any) -> Rollout:
         """Completions of this rank's prompts, and the rewards of all ranks'."""
-        with self.timeline.phase("sample"):
-            groups = self.sampler.sample(prompts, sampling_settings(self.config, seed=seed))
-        with self.timeline.phase("reward"):
-            table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=state))
+        groups, table = self._scored(prompts, sampling_settings(self.config, seed=seed), state, self.metrics)
         penalty = self._penalty(groups, self.metrics)
         with self.timeline.phase("reward"):
             return Rollout.of(groups, table, self.config, penalty)
+
+    def _scored(
+        self, prompts: Sequence[Prompt], settings: SamplingSettings, state: Any, metrics: MeanMetrics
+    ) -> tuple[list[Group], RewardTable]:
+        """Completions of this rank's prompts, with their rewards."""
+        turns = None
+        if self.turns is not None:
+            turns = self.turns.sample(prompts, settings)
+            turns.note(metrics)
+            groups = turns.groups
+        else:
+            with self.timeline.phase("sample"):
+                groups = self.sampler.sample(prompts, settings)
+        environments = turns.environments if turns is not None else None
+        with self.timeline.phase("reward"):
+            table = on_every_rank(lambda: self.scorer.score(groups, trainer_state=state, environments=environments))
+        if self.turns is not None and turns is not None:
+            self.turns.close(turns)
+        return groups, table
 
     def _penalty(self, groups: Sequence[Group], metrics: MeanMetrics) -> list[Tensor] | None:
         if self.penalty is None:
@@ -186,10 +208,12 @@ class Rollouts:
             reward=table.total,
             advantage=torch.cat(blocks),
             kept=[known is not None for known in own],
-            logp=[_values(completion.sampler_logp) for group in groups for completion in group.completions],
+            logp=[_values(completion) for group in groups for completion in group.completions],
             extra=table.extra,
         )
 
 
-def _values(logp: Tensor | None) -> list[float]:
-    return [] if logp is None else logp.tolist()
+def _values(completion: Completion) -> list[float]:
+    """The sampler's log-probabilities, NaN for tokens that an environment wrote."""
+    logp = completion.sampler_logp
+    return [] if logp is None else logp.masked_fill(~completion.mask, torch.nan).tolist()

@@ -16,7 +16,7 @@ from boresight.advantage.options import AdvantageOptions
 from boresight.report.metrics import MeanMetrics
 from boresight.rewards.extract import final_answer, gold_answer
 from boresight.rewards.table import RewardTable
-from boresight.trainer.rollouts.scored import group_from_state, group_state
+from boresight.trainer.rollouts.scored import Observed, group_from_state, group_state
 from boresight.types import Group, PerSequence, Prompt
 
 Place = tuple[int, int]
@@ -119,7 +119,7 @@ class Rollout:
         for name, values in table.metrics.items():
             metrics.mean(name, torch.tensor(values))
         completions = [completion for group in self.groups for completion in group.completions]
-        lengths = torch.tensor([float(len(completion.ids)) for completion in completions])
+        lengths = torch.tensor([float(completion.mask.sum()) for completion in completions])
         truncated = torch.tensor([completion.truncated for completion in completions])
         metrics.mean("completions/clipped_ratio", truncated.float())
         for kind, chosen in {"": lengths, "terminated_": lengths[~truncated]}.items():
@@ -185,7 +185,11 @@ def shares(order: Iterable[Place], sizes: Sequence[int], num_steps: int) -> list
 
 
 def exchanged(
-    groups: Sequence[Group], ranks: Sequence[Sequence[Place]], rank: int, prompt: Callable[[int], Prompt]
+    groups: Sequence[Group],
+    ranks: Sequence[Sequence[Place]],
+    rank: int,
+    prompt: Callable[[int], Prompt],
+    observed: Observed | None = None,
 ) -> list[Group]:
     """The groups that this rank learns from, from any rank. Completions are transferred; prompts are encoded again from their row.
 
@@ -194,6 +198,7 @@ def exchanged(
         ranks: the groups that each rank learns from.
         rank: the rank of this process.
         prompt: encodes a row by its number.
+        observed: see `group_from_state`.
     """
     if all(source == to for to, wanted in enumerate(ranks) for source, _ in wanted):
         return [groups[place] for _, place in ranks[rank]]
@@ -205,6 +210,6 @@ def exchanged(
     }
     everywhere = gather_object([leaving])
     return [
-        groups[place] if source == rank else group_from_state(everywhere[source][place], prompt)
+        groups[place] if source == rank else group_from_state(everywhere[source][place], prompt, observed)
         for source, place in ranks[rank]
     ]

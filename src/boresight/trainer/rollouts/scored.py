@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from boresight.types import Completion, Group, PerSequence, PerToken, Prompt
+from boresight.types import Completion, EncodedImage, Group, ImageSet, PerSequence, PerToken, Prompt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,22 +85,57 @@ def group_state(group: Group) -> dict[str, Any]:
     """A group as tensors and plain values, for checkpoints and transfer. Prompts are left out, because rows can be encoded again."""
     return {
         "row": group.prompt.row.index,
-        "completions": [
+        "observation": group.prompt.observation,
+        "completions": [completion_state(completion) for completion in group.completions],
+    }
+
+
+Observed = Callable[[Prompt, str], Prompt]
+"""`Encoder.with_observation`."""
+
+
+def group_from_state(state: dict[str, Any], prompt: Callable[[int], Prompt], observed: Observed | None = None) -> Group:
+    """The inverse of `group_state`; `prompt` encodes a row by its number, `observed` adds what an environment said at its reset."""
+    own = prompt(state["row"])
+    if state["observation"] and observed is not None:
+        own = observed(own, state["observation"])
+    return Group(own, tuple(map(completion_from_state, state["completions"])))
+
+
+def completion_state(completion: Completion) -> dict[str, Any]:
+    """A completion as tensors and plain values, the images of its environment's turns included."""
+    values = {each.name: getattr(completion, each.name) for each in fields(completion)}
+    return values | {
+        "token_inputs": dict(completion.token_inputs),
+        "messages": None if completion.messages is None else [dict(message) for message in completion.messages],
+        "image_sets": [
             {
-                "ids": completion.ids,
-                "mask": completion.mask,
-                "text": completion.text,
-                "sampler_logp": completion.sampler_logp,
-                "truncated": completion.truncated,
+                "images": [
+                    {each.name: _plain(getattr(image, each.name)) for each in fields(image)}
+                    for image in image_set.images
+                ],
+                "vision": dict(image_set.vision),
             }
-            for completion in group.completions
+            for image_set in completion.image_sets
         ],
     }
 
 
-def group_from_state(state: dict[str, Any], prompt: Callable[[int], Prompt]) -> Group:
-    """The inverse of `group_state`; `prompt` encodes a row by its number."""
-    return Group(prompt(state["row"]), tuple(Completion(**completion) for completion in state["completions"]))
+def completion_from_state(state: Mapping[str, Any]) -> Completion:
+    """The inverse of `completion_state`."""
+    sets = tuple(ImageSet(tuple(map(_image, each["images"])), each["vision"]) for each in state["image_sets"])
+    messages = None if state["messages"] is None else tuple(state["messages"])
+    return Completion(**{**state, "image_sets": sets, "messages": messages})
+
+
+def _plain(value: Any) -> Any:
+    """Bytes as a tensor: files of weights and plain values hold no bytes."""
+    return torch.frombuffer(bytearray(value), dtype=torch.uint8) if isinstance(value, bytes) else value
+
+
+def _image(state: Mapping[str, Any]) -> EncodedImage:
+    source = state["source"]
+    return EncodedImage(**{**state, "source": source.numpy().tobytes() if isinstance(source, Tensor) else source})
 
 
 def state_of(items: Sequence[Scored]) -> list[dict[str, Any]]:
@@ -111,9 +146,11 @@ def state_of(items: Sequence[Scored]) -> list[dict[str, Any]]:
     ]
 
 
-def from_state(states: Sequence[dict[str, Any]], prompt: Callable[[int], Prompt]) -> list[Scored]:
+def from_state(
+    states: Sequence[dict[str, Any]], prompt: Callable[[int], Prompt], observed: Observed | None = None
+) -> list[Scored]:
     """The inverse of `state_of`."""
     return [
-        Scored(group_from_state(state, prompt), state["advantage"], state["old"], state["reference"])
+        Scored(group_from_state(state, prompt, observed), state["advantage"], state["old"], state["reference"])
         for state in states
     ]

@@ -32,6 +32,11 @@ from boresight.rollout.vllm.protocol.tensors import SHARED_TENSORS, TensorLocati
 
 QKV = {"q": 0, "k": 1, "v": 2}
 """The order of the parts of a fused attention projection. Other fused layers number their parts."""
+EXPERT = {"w1": 0, "w3": 1, "w2": 0}
+"""The order of an expert's parts: gate before up in one parameter, down in another."""
+
+FLAT_TOWER = re.compile(r"(model\.)?vision_tower\.(?!vision_model\.)")
+"""The beginning of a vision tower's tensor that is saved without the tower's inner module."""
 
 
 @register_model_loader(LOAD_FORMAT)
@@ -108,8 +113,7 @@ class Recorded:
 
         @functools.wraps(loader)  # vLLM unwraps by name and __wrapped__
         def noting(*args: Any, **kwargs: Any) -> Any:
-            shard: Any = next((each for each in (*args[2:], *kwargs.values()) if isinstance(each, (int, str))), 0)
-            self._arrived.setdefault(parameter, {})[self._sent[-1]] = QKV[shard] if shard in QKV else int(shard)
+            self._arrived.setdefault(parameter, {})[self._sent[-1]] = _place(*args[2:], **kwargs)
             return loader(*args, **kwargs)
 
         return noting
@@ -220,6 +224,8 @@ class _Noting:
     def __init__(self, model: Any, sent: list[str]) -> None:
         self._model = model
         self._sent = sent
+        modules = model.modules()
+        self._transposes_experts = any(getattr(module, "is_fused_checkpoint_transposed", False) for module in modules)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
         return self._model.load_weights(self._noted(weights))
@@ -227,17 +233,23 @@ class _Noting:
     def _noted(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
             self._sent.append(name)
-            yield tower_name(self._model, name), tensor
+            yield tower_name(self._model, name), self._turned(name, tensor)
+
+    def _turned(self, name: str, tensor: Tensor) -> Tensor:
+        """A fused tensor of experts as checkpoints on the hub have it. For some families (Qwen3-VL-MoE) that is transposed, and
+        transformers 5 saves it as its own modules hold it."""
+        is_fused = tensor.ndim == 3 and ".experts." in name
+        return tensor.transpose(1, 2) if is_fused and self._transposes_experts else tensor
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
 
 def tower_name(model: Any, name: str) -> str:
-    """The name that vLLM expects. transformers 5 saves LLaVA's vision towers one level flatter than checkpoints on the hub."""
+    """The name that vLLM expects. transformers 5 saves the vision towers of LLaVA and LFM2-VL one level flatter than checkpoints on the
+    hub."""
     tower = getattr(model, "vision_tower", None)
-    flat = name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model.")
-    if flat and isinstance(getattr(tower, "vision_model", None), nn.Module):
+    if FLAT_TOWER.match(name) and isinstance(getattr(tower, "vision_model", None), nn.Module):
         return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
     return name
 
@@ -264,6 +276,14 @@ class Delivery(Recorded, _MemoryOrFile):
 
 class NCCLDelivery(Recorded, NCCLWeightTransferEngine):
     """Tensors by vLLM's own NCCL broadcast. It needs GPUs, and is not covered by tests."""
+
+
+def _place(*args: Any, **kwargs: Any) -> int:
+    """The place of a tensor among those of its parameter, from what vLLM passes to a loader after parameter and tensor."""
+    if "expert_id" in kwargs:
+        return 2 * kwargs["expert_id"] + EXPERT[kwargs["shard_id"]]
+    shard: Any = next((each for each in (*args, *kwargs.values()) if isinstance(each, (int, str))), 0)
+    return QKV[shard] if shard in QKV else int(shard)
 
 
 def full_name(module: str, name: str) -> str:

@@ -1,0 +1,141 @@
+"""Small marks in a large image: an environment in which looking again is the only way to know.
+
+A mark of four quarters in two colours lies somewhere in a plain image. Asked for is the colour of its upper left quarter. Where the model
+sees the whole image, the mark is a single pixel that has the mean of both colours, whichever is where: it says which two colours there
+are, and where to look, and no more. So who does not zoom gets one in two at best; who does not look at all, one in three.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from boresight.demo.easy_vqa import Split
+from boresight.tools.environments import Environments
+from boresight.tools.looking import ImageTools
+
+COLORS = {"red": (230, 40, 40), "green": (40, 200, 60), "blue": (40, 70, 230)}
+BACKGROUND = (128, 128, 128)
+QUESTION = "What color is the upper left quarter of the mark?"
+CELLS = 4
+"""The image has so many cells on a side; the mark lies in the middle of one."""
+SCALE = 4
+"""How many pixels of the image become one on a side where the model sees the whole: also the side of the mark, in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One image with its question."""
+
+    column: int
+    row: int
+    first: str
+    """The colour of the upper left and the lower right quarter."""
+    second: str
+
+    def png(self, size: int) -> bytes:
+        """The image, `size` pixels wide and high."""
+        image = Image.new("RGB", (size, size), BACKGROUND)
+        left, top = (_corner(place, size) for place in (self.column, self.row))
+        half = SCALE // 2
+        for x in range(SCALE):
+            for y in range(SCALE):
+                same = (x < half) == (y < half)
+                image.putpixel((left + x, top + y), COLORS[self.first if same else self.second])
+        stream = io.BytesIO()
+        image.save(stream, format="PNG")
+        return stream.getvalue()
+
+    @property
+    def region(self) -> dict[str, int]:
+        """The cell of the mark, as arguments of `ImageTools.zoom`."""
+        side = 1000 // CELLS
+        left, top = self.column * side, self.row * side
+        return {"left": left, "top": top, "right": left + side, "bottom": top + side}
+
+
+def _corner(place: int, size: int) -> int:
+    """The first pixel of a mark in the middle of a cell, on the grid of `SCALE`."""
+    middle = size * (2 * place + 1) // (2 * CELLS)
+    return middle - middle % SCALE
+
+
+class MarkTools(ImageTools):
+    """`zoom` and `mark` for these images: a region is shown as large as the whole image is, where the model sees that."""
+
+    min_side = 112
+
+
+def load_small_marks(
+    split: Split = "train", *, num_rows: int = 1000, seed: int = 0, size: int = 448
+) -> list[dict[str, Any]]:
+    """Rows that trainers take: `prompt`, `image`, `solution`. Train and test share no image.
+
+    Args:
+        size: of an image in pixels, a multiple of 16. The model must see it `SCALE` times smaller: max_pixels=(size // 4) ** 2.
+    """
+    return [
+        {
+            "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}],
+            "image": {"bytes": mark.png(size), "path": None},
+            "solution": mark.first,
+        }
+        for mark in marks(split, num_rows, seed)
+    ]
+
+
+def marks(split: Split, num_rows: int, seed: int = 0) -> list[Mark]:
+    """Marks of which every colour is the answer equally often. For each pair of colours, some cells belong to the test split alone."""
+    chooser = random.Random(f"{split} {seed}")
+    pairs = [(first, second) for first in COLORS for second in COLORS if first != second]
+    chosen = []
+    for place in range(num_rows):
+        first, second = pairs[place % len(pairs)]
+        cells = [
+            (column, row)
+            for column in range(CELLS)
+            for row in range(CELLS)
+            if (_is_held_out(column, row, first, second)) == (split == "test")
+        ]
+        column, row = chooser.choice(cells)
+        chosen.append(Mark(column, row, first, second))
+    chooser.shuffle(chosen)
+    return chosen
+
+
+def _is_held_out(column: int, row: int, first: str, second: str) -> bool:
+    """One cell in four, another one for each pair of colours in both orders."""
+    pair = sum(sorted(map(list(COLORS).index, (first, second))))
+    return (column + 2 * row + pair) % 4 == 0
+
+
+def demonstrations(num_rows: int, *, seed: int = 0, size: int = 448, zooms: bool = True) -> list[dict[str, Any]]:
+    """Conversations to imitate (SFT): a call of `zoom`, the region as its result, and the answer.
+
+    Args:
+        zooms: False: the answer alone, as a policy without the tool gives it.
+    """
+    return [_demonstration(mark, size, zooms) for mark in marks("train", num_rows, seed)]
+
+
+def _demonstration(mark: Mark, size: int, zooms: bool) -> dict[str, Any]:
+    tools = MarkTools()
+    whole = Image.open(io.BytesIO(mark.png(size)))
+    tools.reset(images=[whole])
+    asked = {"role": "user", "content": [{"type": "image", "image": whole}, {"type": "text", "text": QUESTION}]}
+    answered = {"role": "assistant", "content": [{"type": "text", "text": mark.first}]}
+    if not zooms:
+        return {"messages": [asked, answered]}
+    call = {"type": "function", "function": {"name": "zoom", "arguments": mark.region}}
+    messages: Sequence[dict[str, Any]] = [
+        asked,
+        {"role": "assistant", "content": [{"type": "text", "text": ""}], "tool_calls": [call]},
+        {"role": "tool", "name": "zoom", "content": tools.zoom(**mark.region)},
+        answered,
+    ]
+    return {"messages": list(messages), "tools": Environments(None, MarkTools).schemas[None]}

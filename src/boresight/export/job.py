@@ -1,0 +1,174 @@
+"""An export from start to end: the model is loaded, written in the dtype of its base, loaded anew and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoProcessor
+
+from boresight.errors import ConfigError, ModelError
+from boresight.export.card import model_card
+from boresight.export.verify import changed_tensors, log_probs, probe_inputs, shown_changes, verify_folder
+from boresight.files import check_space, check_writable, share_as_umask, write_whole
+from boresight.model.load import load_model
+from boresight.trainer.manifest import MANIFEST, check_whole
+from boresight.trainer.run_folder import RUN_FILE, RunFolder
+
+ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is exported."""
+
+    run: Path
+    """The run folder."""
+    weights: Path
+    """The folder with the weights: the run's final model, or a checkpoint."""
+    base: str | None
+    """The model that training began with; None if nothing says so."""
+    step: int
+    identity: Mapping[str, Any]
+
+    @property
+    def is_adapter(self) -> bool:
+        return (self.weights / ADAPTER).exists()
+
+
+def source_of(path: Path, base: str | None = None) -> Source:
+    """What a path means: a run with its final model, else with its newest whole checkpoint; or a checkpoint.
+
+    Args:
+        base: the model that training began with, if the run does not say.
+
+    Raises:
+        ConfigError: there is no such folder, or no model in it.
+        CheckpointError: its files are not those that were written.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"there is no folder {path}: name a run, or one of its checkpoints.")
+    is_model = any((path / name).exists() for name in ("config.json", ADAPTER))
+    weights = path if is_model else RunFolder(path).newest_whole()
+    manifest = check_whole(weights) if (weights / MANIFEST).exists() else None
+    run = path if (path / RUN_FILE).exists() or not (path.parent / RUN_FILE).exists() else path.parent
+    about = _json(run / RUN_FILE)
+    identity = manifest.run if manifest is not None and manifest.run else about
+    named = _json(weights / ADAPTER).get("base_model_name_or_path") or about.get("base_model")
+    return Source(run, weights, base or named, 0 if manifest is None else manifest.step, identity)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A folder that was written and verified."""
+
+    folder: Path
+    lines: tuple[str, ...]
+    """What was found, as sentences."""
+
+
+@torch.no_grad()
+def export(source: Source, output: Path, *, merge: bool) -> Exported:
+    """Write a model folder, verify it, and write its card.
+
+    Args:
+        output: a new or empty folder.
+        merge: merge the adapter into the weights of its base. Without it, an adapter stays one.
+
+    Raises:
+        ConfigError: `output` is not empty, or there is nothing to merge, or no base is known.
+        DiskError: there is no room, or no permission.
+        ModelError: the written folder is not the model.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError(f"{output} is not empty: name a new folder with --output.")
+    if merge and not source.is_adapter:
+        raise ConfigError(f"{source.weights} holds a whole model and no adapter: leave out --merge.")
+    if source.is_adapter and source.base is None:
+        raise ConfigError(f"{source.weights / ADAPTER} names no base model: name it with --base.")
+    check_writable(output)
+    model = _loaded(source)
+    processor = AutoProcessor.from_pretrained(source.weights)
+    inputs = probe_inputs(model, processor)
+    expected = log_probs(model, inputs)
+    check_space(output, _bytes(model, merge or not source.is_adapter), "The exported model")
+    if merge:
+        model = model.merge_and_unload(safe_merge=True)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(output))
+    else:
+        _as_base(model, source).save_pretrained(output)
+    processor.save_pretrained(output)
+    share_as_umask(output)
+    del model
+    verified = verify_folder(output, inputs, expected)
+    lines = [f"{verified}."]
+    is_adapter = (output / ADAPTER).exists()
+    if not is_adapter and source.base is not None:
+        changes = changed_tensors(source.base, output)
+        lines.append(
+            f"Compared with {source.base}: {shown_changes(changes)}."
+            if changes is not None
+            else f"{source.base} does not have the same tensors, or is not here: what changed is not known."
+        )
+    card = model_card(
+        source.run,
+        base=source.base or "unknown",
+        is_adapter=is_adapter,
+        verified=" ".join(lines)[:1].upper() + " ".join(lines)[1:],
+        identity=source.identity,
+        step=source.step,
+    )
+    write_whole(output / "README.md", card)
+    return Exported(output, tuple(lines))
+
+
+def push(folder: Path, repo_id: str, *, private: bool | None = None) -> str:
+    """Upload an exported folder to the hub, and return its address. Needs a token, as for transformers' `push_to_hub`.
+
+    Raises:
+        ModelError: it could not be uploaded; the folder stays.
+    """
+    from huggingface_hub import HfApi  # only for this
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        api = HfApi()
+        repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Model of boresight")
+        return str(repo)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise ModelError(f"{folder} was written, but not uploaded to {repo_id}: {error}") from error
+
+
+def _loaded(source: Source) -> Any:
+    """The trained model in float32, in which adapters are merged without rounding twice."""
+    if not source.is_adapter:
+        return load_model(source.weights, dtype=torch.float32)
+    base = load_model(str(source.base), dtype=torch.float32)
+    return PeftModel.from_pretrained(base, str(source.weights))  # pyright: ignore[reportArgumentType]
+
+
+def _as_base(model: nn.Module, source: Source) -> Any:
+    """The model in the dtype that its base was published in. A checkpoint's weights are float32, which resuming needs."""
+    return model.to(AutoConfig.from_pretrained(source.base or source.weights).dtype or torch.float32)
+
+
+def _bytes(model: nn.Module, whole: bool) -> int:
+    return sum(
+        weight.numel() * weight.element_size() for name, weight in model.named_parameters() if whole or "lora_" in name
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
