@@ -152,7 +152,7 @@ def test_a_placeholder_that_the_model_does_not_know(copied: Path, tmp_path: Path
     config = json.loads((copied / "config.json").read_text())
     config["image_token_id"] += 1
     (copied / "config.json").write_text(json.dumps(config))
-    finding = one(wrong(planned(copied, tmp_path)), "run", "Image features and image tokens do not match")
+    finding = one(wrong(planned(copied, tmp_path)), "model", "Image features and image tokens do not match")
     assert "Use the processor that was saved with the model" in finding.text
 
 
