@@ -75,7 +75,12 @@ def own_source() -> str:
     """A digest of boresight's source that computes log-probabilities and samples."""
     here = Path(__file__).parent
     files = sorted(
-        [*here.glob("*.py"), *(here / "model").glob("*.py"), *(here / "rollout").glob("*.py"), here / "data/encode.py"]
+        [
+            *here.glob("*.py"),
+            *(here / "model").glob("*.py"),
+            *(here / "rollout").glob("*.py"),
+            *(here / "data").glob("*.py"),
+        ]
     )
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 

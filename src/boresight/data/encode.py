@@ -5,35 +5,20 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from boresight.data.budget import set_pixel_budget
-from boresight.data.images import decode
-from boresight.data.outputs import separated
+from boresight.data.processing import Processed, Processing
 from boresight.data.schema import part_images
-from boresight.data.sizes import counts_by_size, expanded_tokens, image_token_counts, refusal, unplaced
-from boresight.data.spans import Span, counted_tokens, unexpanded_offsets
+from boresight.data.sizes import counts_by_size, image_token_counts
+from boresight.data.spans import Span, counted_tokens
 from boresight.data.texts import Texts, is_text, joined
 from boresight.errors import DataError, ModelError
 from boresight.types import Completion, Conversation, Group, Ids, ModelFacts, Prompt, Row
-
-
-@dataclass(frozen=True, slots=True)
-class _Processed:
-    """The processor's output for one text and its images."""
-
-    ids: list[int]
-    token_types: list[int]
-    token_inputs: Mapping[str, Tensor]
-    """[P, …] by name, see `Prompt.token_inputs`."""
-    vision: Mapping[str, Tensor]
-    offsets: list[Span] | None
-    """Each token's span in the text before expansion; None if the processor does not return it."""
 
 
 class Encoder:
@@ -71,7 +56,7 @@ class Encoder:
         self.tokenizer = self.texts.tokenizer
         self.facts = facts
         self.max_prompt_length = max_prompt_length
-        self.by_size = False
+        self._processing = Processing(processor, self.texts, facts)
         set_pixel_budget(processor, min_pixels=min_pixels, max_pixels=max_pixels)
 
     def prompt(self, row: Row) -> Prompt:
@@ -85,7 +70,7 @@ class Encoder:
             kind = "text" if is_text(row) else "messages"
             raise DataError(f"row {row.index}: a prompt column is needed, and the row only has {kind}.")
         text = self.texts.prompt(row)
-        processed = self._process(text, row)
+        processed = self._processing(text, row)
         length = len(processed.ids)
         if self.max_prompt_length is not None and length > self.max_prompt_length:
             seen = sum(kind != 0 for kind in processed.token_types)
@@ -99,7 +84,7 @@ class Encoder:
             ids=_ids(processed.ids),
             token_types=_ids(processed.token_types),
             vision=processed.vision,
-            unexpanded_ids=_ids(self._tokens(text, special=self._adds_special(text, row))[0]),
+            unexpanded_ids=_ids(self._processing.tokens(text, special=self._processing.adds_special(text, row))[0]),
             token_inputs=processed.token_inputs,
         )
 
@@ -184,8 +169,8 @@ class Encoder:
         Returns:
             [C] ids with images expanded, [U] without, and [C] types of tokens, then token inputs and image tensors as in `Prompt`.
         """
-        processed = self._process(text, row, special=False)
-        unexpanded = self._tokens(text, special=False)[0]
+        processed = self._processing(text, row, special=False)
+        unexpanded = self._processing.tokens(text, special=False)[0]
         return (
             _ids(processed.ids),
             _ids(unexpanded),
@@ -206,14 +191,20 @@ class Encoder:
             texts = [self.texts.conversation(row)]
         else:
             texts = [self.texts.prompt(row), *self.texts.completions(row)]
-        special = self._adds_special(texts[0], row)
-        count = sum(len(self._tokens(text, special=special and place == 0)[0]) for place, text in enumerate(texts))
+        special = self._processing.adds_special(texts[0], row)
+        count = sum(
+            len(self._processing.tokens(text, special=special and place == 0)[0]) for place, text in enumerate(texts)
+        )
         if not row.images:
             return count
         expanded = image_token_counts(self.processor, row)
         if expanded is not None:
             return count + sum(expanded) - len(expanded)
-        return count + len(self._process(texts[0], row).ids) - len(self._tokens(texts[0], special=special)[0])
+        return (
+            count
+            + len(self._processing(texts[0], row).ids)
+            - len(self._processing.tokens(texts[0], special=special)[0])
+        )
 
     def sized(self) -> Encoder:
         """This encoder, but without images: their tokens are counted from their sizes where the processor can do so.
@@ -222,7 +213,7 @@ class Encoder:
         what the processor refuses for its size, such as an extreme aspect ratio.
         """
         other = copy.copy(self)
-        other.by_size = True
+        other._processing = replace(self._processing, by_size=True)
         return other
 
     def without_tools(self) -> Encoder:
@@ -274,7 +265,7 @@ class Encoder:
         return Group(prompt, tuple(self._completion(row, *pair, assistant_only=assistant_only) for pair in pairs))
 
     def _completion(self, row: Row, completion: str | Conversation, text: str, *, assistant_only: bool) -> Completion:
-        ids, offsets = self._tokens(text, special=False)
+        ids, offsets = self._processing.tokens(text, special=False)
         spans: list[Span] = [(0, len(text))]
         if assistant_only and not isinstance(completion, str) and len(completion) > 1:
             before = len(self.texts.prompt(row))
@@ -292,9 +283,11 @@ class Encoder:
     def _whole(self, row: Row, *, assistant_only: bool, counts_prompt: bool) -> Group:
         """Prompt and completion as one text; the group's prompt is everything before the first token that counts."""
         text, spans = self._whole_text(row, assistant_only=assistant_only, counts_prompt=counts_prompt)
-        processed = self._process(text, row)
+        processed = self._processing(text, row)
         offsets = (
-            processed.offsets if processed.offsets is not None else self._prefix_offsets(text, spans, processed, row)
+            processed.offsets
+            if processed.offsets is not None
+            else self._processing.prefix_offsets(text, spans, processed, row)
         )
         counted = counted_tokens(processed.ids, offsets, spans, self.facts.stop_ids)
         placed = self._placed(text, offsets, processed, row)
@@ -308,7 +301,7 @@ class Encoder:
             )
         split = int(mask.int().argmax())
         ids, token_types = _ids(processed.ids), _ids(processed.token_types)
-        before = self._tokens(text[: offsets[split][0]], special=self._adds_special(text, row))[0]
+        before = self._processing.tokens(text[: offsets[split][0]], special=self._processing.adds_special(text, row))[0]
         prompt = Prompt(
             row=row,
             ids=ids[:split],
@@ -337,7 +330,7 @@ class Encoder:
             return text, self.texts.produced(row, messages, 0 if counts_prompt else len(row.prompt))
         return text, None if counts_prompt else [(len(text) - len(self.texts.completions(row)[0]), len(text))]
 
-    def _placed(self, text: str, offsets: Sequence[Span], processed: _Processed, row: Row) -> list[bool]:
+    def _placed(self, text: str, offsets: Sequence[Span], processed: Processed, row: Row) -> list[bool]:
         """True for tokens that only the processor may place: marker tokens, and all tokens that a placeholder expands to,
         tile labels included."""
         image = self.texts.image_token
@@ -376,94 +369,6 @@ class Encoder:
             truncated=True,
         )
 
-    def _process(self, text: str, row: Row, *, special: bool | None = None) -> _Processed:
-        """Run the processor on this text and the row's images.
-
-        Args:
-            special: whether to add special tokens; None: unless the text begins with them.
-        """
-        where = f"row {row.index}"
-        special = self._adds_special(text, row) if special is None else special
-        if self.texts.is_bare:
-            if row.images:
-                raise ModelError(f"{where} has images, but only a tokenizer was given. Pass the model's processor.")
-            ids, offsets = self._tokens(text, special=special)
-            return _Processed(ids, [0] * len(ids), {}, {}, offsets)
-        if self.by_size and (counts := image_token_counts(self.processor, row)) is not None:
-            margin, image_id = self.facts.family.uncounted_image_tokens, self.texts.image_token_id
-            tokens = zip(*self._tokens(text, special=special), strict=True)
-            ids, types, offsets = expanded_tokens(tokens, image_id, [count + margin for count in counts])
-            return _Processed(ids, types, {}, {}, offsets)
-        images = [decode(image, where=f"{where}, image {place}") for place, image in enumerate(row.images)]
-        try:
-            outputs = self._called(text, images, special=special)
-        except Exception as error:  # of any kind: a StopIteration that escaped would end the loader without an error
-            if images and self.texts.image_token and self.texts.image_token not in text:
-                raise unplaced(row) from error
-            raise refusal(error, row) from error
-        ids = list(outputs["input_ids"][0])
-        token_inputs, vision = separated(outputs, len(ids))
-        types = next((token_inputs[name] for name in self.facts.family.token_types if name in token_inputs), None)
-        token_inputs.pop("mm_token_type_ids", None)  # the types of tokens have a field of their own
-        token_types = [int(id == self.facts.image_token_id) for id in ids] if types is None else types.tolist()
-        if images and self.facts.modality_ids and set(ids).isdisjoint(self.facts.modality_ids):
-            raise unplaced(row)
-        return _Processed(
-            ids=ids,
-            token_types=token_types,
-            token_inputs=token_inputs,
-            vision=vision,
-            offsets=_original_offsets(outputs, has_images=bool(images)),
-        )
-
-    def _called(self, text: str, images: Sequence[Any], *, special: bool) -> Mapping[str, Any]:
-        """The processor's outputs for a text and its images. Images are nested: those of one text; some families tile a flat list
-        differently. GOT-OCR takes no nested ones."""
-        options: dict[str, Any] = {
-            "text": [text],
-            "text_kwargs": {
-                "add_special_tokens": special,
-                "return_tensors": None,  # several processors cannot return replacement offsets as tensors
-                "return_mm_token_type_ids": True,
-                "return_offsets_mapping": True,
-                "return_text_replacement_offsets": True,
-            },
-            "images_kwargs": {"return_tensors": "pt"},
-        }
-        try:
-            return self.processor(images=[images] if images else None, **options)
-        except ValueError as error:
-            if not images or "nested" not in str(error).lower():
-                raise
-            return self.processor(images=list(images), **options)
-
-    def _prefix_offsets(self, text: str, spans: Sequence[Span] | None, processed: _Processed, row: Row) -> list[Span]:
-        """Offsets for processors that do not return replacement offsets. The processor runs on prefixes, so offsets are
-        exact only at span boundaries."""
-        bounds = sorted({0, len(text), *(bound for span in spans or () for bound in span)})
-        offsets: list[Span] = []
-        for start, end in pairwise(bounds):
-            images = row.images[: text[:end].count(self.texts.image_token or "")] if row.images else ()
-            ids = self._process(text[:end], replace(row, images=images)).ids
-            if ids != processed.ids[: len(ids)]:
-                raise DataError(
-                    f"row {row.index}: a token runs across the end of a turn at {text[end - 20 : end]!r}, so the "
-                    "turn cannot be separated from the rest. Split the row into prompt and completion."
-                )
-            offsets += [(start, end)] * (len(ids) - len(offsets))
-        return offsets
-
-    def _tokens(self, text: str, *, special: bool) -> tuple[list[int], list[Span]]:
-        """Ids and offsets of a text, images left unexpanded."""
-        encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-        return encoded["input_ids"], encoded["offset_mapping"]
-
-    def _adds_special(self, text: str, row: Row) -> bool:
-        if self.texts.is_bare and not isinstance(row.prompt or row.completions[0], str):
-            return False  # a tokenizer's template writes all special tokens; a processor's may leave out the first
-        first = self.tokenizer.bos_token
-        return first is None or not text.startswith(first)
-
     def _decoded(self, ids: Sequence[int] | Tensor) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
@@ -475,13 +380,3 @@ def _only_messages(row: Row) -> bool:
 
 def _ids(values: Sequence[int]) -> Ids:
     return torch.tensor(values, dtype=torch.long)
-
-
-def _original_offsets(outputs: Mapping[str, Any], *, has_images: bool) -> list[Span] | None:
-    offsets = [(int(start), int(end)) for start, end in outputs["offset_mapping"][0]]
-    if not has_images:
-        return offsets
-    if "text_replacement_offsets" not in outputs:
-        return None
-    replaced = [(tuple(item["span"]), tuple(item["new_span"])) for item in outputs["text_replacement_offsets"][0]]
-    return unexpanded_offsets(offsets, replaced)
