@@ -5,32 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from boresight.data.bad_rows import SetAside, quarantine_summary, usable_records, write_quarantine
 from boresight.data.check import Checked, RowReport, examine
 from boresight.data.encode import Encoder
 from boresight.data.findings import control_findings
 from boresight.data.images import decode
-from boresight.data.sources import RowDataset, RowStream, rows_of
-from boresight.errors import DataError, RewardError
+from boresight.data.sources import rows_of
+from boresight.errors import DataError
 from boresight.ranks import on_first_rank
-from boresight.rewards.check import GoldCheck, check_gold
-from boresight.rewards.check_boxes import BoxCheck, check_boxes
-from boresight.rewards.score import Scorer
 from boresight.trainer.fingerprint import processor_digest, template_digest
 from boresight.trainer.loading import is_stream
 from boresight.types import Group, Prompt, Row
-
-GOLD_ROWS = 256
-"""Maximum rows whose gold answers are scored before training."""
-STREAMED_GOLD_ROWS = 64
-"""The same for a stream, whose first rows are read once more for it."""
-
 
 Encoding = Callable[[Encoder, Row], Any]
 """How a method makes a prompt or a group of a row."""
@@ -205,48 +193,3 @@ class DataCheck:
             write_quarantine(path, self.set_aside)
             for line in quarantine_summary(self.set_aside, path):
                 self.log_once(line)
-
-
-def gold_rows(records: Any, seed: int) -> list[Row]:
-    """The rows whose gold answers are scored before training: `GOLD_ROWS` at random; of a stream the first `STREAMED_GOLD_ROWS`, without
-    those that cannot be read."""
-    if is_stream(records):
-        return list(islice(RowStream(records, on_bad_row="drop"), STREAMED_GOLD_ROWS))
-    rows = RowDataset(records)
-    picked = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:GOLD_ROWS].tolist()
-    return [rows[index] for index in sorted(picked)]
-
-
-def gold_checks(
-    scorer: Scorer, rows: Sequence[Row], template: str, *, think_opened: bool = False
-) -> list[GoldCheck | BoxCheck]:
-    """The marks of the answer rewards for the gold answers of some rows, one result for each reward.
-
-    Args:
-        rows: `gold_rows`.
-        think_opened: whether the prompts end with ``<think>``.
-    """
-    prompts = [_unprocessed(row) for row in rows]
-    return [*check_gold(scorer.without_tokens(think_opened), prompts, template), *check_boxes(scorer, prompts)]
-
-
-def gold_findings(checks: Sequence[GoldCheck | BoxCheck], *, is_error: bool) -> list[str]:
-    """One line for each result.
-
-    Raises:
-        RewardError: `is_error` is set, and a reward does not give the full score to all gold answers, or also gives it to nonsense, reads
-            only a part of a gold, or applies to none.
-    """
-    unsound = [str(check) for check in checks if not check.is_sound]
-    if unsound and is_error:
-        raise RewardError(
-            f"The rewards do not accept the gold answers. {' '.join(f'{line}.' for line in unsound)} Fix these rows, or set gold_template "
-            "to the format of a right answer, or set gold_check='warn'."
-        )
-    return [f"gold check: {check}." for check in checks]
-
-
-def _unprocessed(row: Row) -> Prompt:
-    """A prompt for reward functions only: its images are not processed, and it has no tokens."""
-    nothing = torch.empty(0, dtype=torch.long)
-    return Prompt(row=row, ids=nothing, token_types=nothing, vision={}, unexpanded_ids=nothing)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 from boresight.data.images import decode
 from boresight.data.sources import RowStream
 from boresight.data.turns import check_template
-from boresight.errors import ConfigError, DataError
+from boresight.errors import ConfigError
 from boresight.loss.policy import Entropy, LogProbs, counted_mask, high_entropy_threshold, policy_loss, policy_total
 from boresight.loss.policy_options import loss_beta
 from boresight.model.packing import completion_mask
@@ -32,8 +31,9 @@ from boresight.rewards.check_boxes import BoxCheck
 from boresight.rewards.score import Scorer
 from boresight.tools.environments import Environments
 from boresight.trainer.base import GroupTrainer
-from boresight.trainer.checks import Encoding, gold_checks, gold_findings, gold_rows, reward_prompt
+from boresight.trainer.checks import Encoding, reward_prompt
 from boresight.trainer.config import as_config
+from boresight.trainer.gold import GoldAnswers, gold_findings
 from boresight.trainer.grpo_config import GRPOConfig, RLOOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.reasoning import think_note, think_state
@@ -182,42 +182,30 @@ class GRPOTrainer(GroupTrainer[Scored]):
         on_every_rank(self._check_gold)
 
     def _check_gold(self) -> None:
-        args, records = self.args, self.train_dataset
         # One rank checks; an error is raised on all of them.
-        if records is None or not self.is_world_process_zero():
+        if self.train_dataset is None or not self.is_world_process_zero():
             return
-        rows = gold_rows(records, args.seed)
-        prompt = self._first_prompt(rows)
-        if prompt is None:  # no row can be used, which training will say
+        gold = self._gold_answers()
+        if not gold.is_usable:  # no row can be used, which training will say
             return
-        if note := think_note(think_state(prompt, self.encoder.tokenizer)):
+        if note := think_note(gold.think_state):
             self.log_once(note)
-        if args.gold_check == "off":
+        if self.args.gold_check == "off":
             return
-        if is_stream(records):
-            self.log_once(f"gold check: the rows are streamed, so their first {len(rows)} are tried.")
-        for found in gold_findings(self.gold_checks(rows), is_error=args.gold_check == "error"):
+        if gold.is_streamed:
+            self.log_once(f"gold check: the rows are streamed, so their first {len(gold.rows)} are tried.")
+        checks = gold.checks(self.scorer, self.args.gold_template)
+        for found in gold_findings(checks, is_error=self.args.gold_check == "error"):
             self.log_once(found)
 
-    def gold_checks(self, rows: Sequence[Row] | None = None) -> list[GoldCheck | BoxCheck]:
-        """How the answer rewards mark the gold answers of rows, of `gold_rows` of the training set if none are given; nothing if no row
-        can be used."""
-        args = self.args
-        rows = gold_rows(self.train_dataset, args.seed) if rows is None else rows
-        prompt = self._first_prompt(rows)
-        if prompt is None:
-            return []
-        is_opened = think_state(prompt, self.encoder.tokenizer) == "opened"
-        # The completions that are tried follow a prompt as a model's do.
-        template = args.gold_template.removeprefix("<think>") if is_opened else args.gold_template
-        return gold_checks(self.scorer, rows, template, think_opened=is_opened)
+    def gold_checks(self) -> list[GoldCheck | BoxCheck]:
+        """How the answer rewards mark the gold answers of the training rows."""
+        return self._gold_answers().checks(self.scorer, self.args.gold_template)
 
-    def _first_prompt(self, rows: Sequence[Row]) -> Prompt | None:
-        """The prompt of the first row that can be encoded."""
-        for row in rows:
-            with suppress(DataError):
-                return self.encode(row)
-        return None
+    def _gold_answers(self) -> GoldAnswers:
+        return GoldAnswers(
+            self.train_dataset, seed=self.args.seed, encode=self.encode, tokenizer=self.encoder.tokenizer
+        )
 
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
