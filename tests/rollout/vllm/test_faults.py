@@ -27,6 +27,7 @@ from boresight import GRPOConfig, GRPOTrainer
 from boresight.demo.easy_vqa import load_easy_vqa
 from boresight.errors import EngineError
 from boresight.report.completions import read_completions
+from boresight.rollout.vllm.keys import find_key
 from boresight.rollout.vllm.protocol.messages import AbandonUpdate
 from boresight.rollout.vllm.server import ServerEngine
 from boresight.types import SamplingSettings
@@ -237,11 +238,29 @@ def test_a_trainer_that_is_killed_leaves_the_server_usable(
     engine.close()
 
 
+def with_key(url: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {find_key(url)}"}
+
+
+def test_nobody_without_the_key_reaches_a_server(supervised: Supervised) -> None:
+    for path in ("/metrics", "/is_paused"):
+        assert httpx.get(f"{supervised.url}{path}", trust_env=False, timeout=30).status_code == 401
+    call = {"method": "get_facts", "args": [], "kwargs": {}}
+    wrong = {"Authorization": "Bearer guessed"}
+    for headers in ({}, wrong):
+        found = httpx.post(f"{supervised.url}/collective_rpc", json=call, headers=headers, trust_env=False, timeout=30)
+        assert found.status_code == 401
+    found = httpx.get(f"{supervised.url}/metrics", headers=with_key(supervised.url), trust_env=False, timeout=30)
+    assert found.status_code == 200
+
+
 def assert_idle(supervised: Supervised) -> None:
     """The server works for nobody any more."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        said = httpx.get(f"{supervised.url}/metrics", trust_env=False, timeout=30).text
+        said = httpx.get(
+            f"{supervised.url}/metrics", headers=with_key(supervised.url), trust_env=False, timeout=30
+        ).text
         running = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", said, re.MULTILINE)
         assert len(running) >= 2
         if not any(float(count) for count in running):
@@ -280,7 +299,9 @@ def test_what_others_do_to_the_server_is_noticed(rig: Rig, remote: ServerEngine,
 
 
 def test_a_server_that_was_paused_goes_on(rig: Rig, supervised: Supervised) -> None:
-    httpx.post(f"{supervised.url}/pause", trust_env=False, timeout=30).raise_for_status()
+    httpx.post(
+        f"{supervised.url}/pause", headers=with_key(supervised.url), trust_env=False, timeout=30
+    ).raise_for_status()
     engine = ServerEngine(supervised.url)
     assert furthest(rig, rig.sampler(engine).sample(rig.prompts, SETTINGS)) < 1e-3
     engine.close()

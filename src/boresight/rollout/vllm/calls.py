@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from boresight.background import in_background
 from boresight.errors import ConfigError
-from boresight.rollout.vllm.protocol.messages import KEY
+from boresight.rollout.vllm.keys import find_key
 
 MAX_CONCURRENT = 64
 """Most calls in flight at a time. The server queues calls beyond its own capacity."""
@@ -46,11 +45,11 @@ class Calls:
             raise ConfigError("vllm_mode='server' needs httpx: pip install 'boresight[server]'") from error
         self._httpx = httpx
         self.deadline_s = deadline_s
+        self._url = url
         self._options: dict[str, Any] = {
             "base_url": url,
             "timeout": httpx.Timeout(None, connect=CONNECT_S),
             "limits": httpx.Limits(max_connections=MAX_CONCURRENT, max_keepalive_connections=0),
-            "headers": {"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY)) else {},
             "trust_env": False,  # no proxy between trainer and engine
             "verify": httpx.create_ssl_context(trust_env=False),
         }
@@ -69,9 +68,14 @@ class Calls:
             future.cancel()
             raise
 
+    def _client(self) -> Any:
+        """A client with the server's key of now: a server that was restarted has another."""
+        key = find_key(self._url)
+        return self._httpx.AsyncClient(**self._options, headers={"Authorization": f"Bearer {key}"} if key else {})
+
     async def _send(self, calls: Sequence[Call], deadline_s: float) -> list[Any]:
         try:
-            async with asyncio.timeout(deadline_s), self._httpx.AsyncClient(**self._options) as client:
+            async with asyncio.timeout(deadline_s), self._client() as client:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(self._one(client, *call)) for call in calls]
                 return [task.result() for task in tasks]

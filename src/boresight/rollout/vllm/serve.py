@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from boresight.errors import ConfigError
+from boresight.rollout.vllm.keys import LOOPBACK, drop_key, new_key
 from boresight.rollout.vllm.protocol.messages import (
     BAN,
     ENGINE,
@@ -30,9 +31,6 @@ from boresight.rollout.vllm.protocol.messages import (
 MAX_RESTARTS = 5
 """How often a server is restarted within `RESTART_WINDOW_S`. After one more death, boresight gives up."""
 RESTART_WINDOW_S = 600.0
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Hosts that only this machine reaches. vLLM itself listens on every address unless it is given one."""
 
 OURS = {
     "--worker-extension-cls": EXTENSION,
@@ -90,13 +88,18 @@ def server_command(
     return [*command, *flags]
 
 
-def server_environment() -> dict[str, str]:
-    """The environment that such a server needs."""
+def server_environment(key: str = "") -> dict[str, str]:
+    """The environment that such a server needs.
+
+    Args:
+        key: what it asks of every request.
+    """
     return {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         **os.environ,
+        KEY: key,
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         STARTED_BY: str(os.getpid()),
@@ -112,6 +115,7 @@ class Server:
     """
 
     def __init__(self, command: Sequence[str], *, log: Path | None = None) -> None:
+        self._port = _address(command)[1]
         with contextlib.ExitStack() as stack:
             output: Any = None
             if log is not None:
@@ -120,7 +124,7 @@ class Server:
             # In a new session, Ctrl-C reaches only this process, which then shuts the server down cleanly.
             self.process = subprocess.Popen(
                 command,
-                env=server_environment(),
+                env=server_environment(new_key(self._port)),
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -132,6 +136,7 @@ class Server:
 
     def close(self, patience_s: float = 20.0) -> None:
         """Ask it to end, and kill it if it does not within `patience_s`."""
+        drop_key(self._port)
         for sent in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, sent)

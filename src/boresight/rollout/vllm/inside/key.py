@@ -39,6 +39,9 @@ async def _refuse(scope: Any, send: Any) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    body = f"this server asks for a key: set {KEY} to the same value on both sides".encode()
+    body = (
+        f"this server asks for a key: set {KEY} to the same value on both sides. Without it, the server's user alone reaches it, from "
+        "the same machine and with the same HF_HOME"
+    ).encode()
     await send({"type": "http.response.start", "status": 401, "headers": [(b"content-type", b"text/plain")]})
     await send({"type": "http.response.body", "body": body})
