@@ -14,7 +14,7 @@ from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from boresight.data.sources import RowDataset
 from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.rollouts.scored import Scored
-from boresight.types import Completion, Group, Prompt
+from boresight.types import Completion, Group, Prompt, SamplingSettings
 
 
 class OurSide(Side):
@@ -45,8 +45,10 @@ class OurSide(Side):
         return trainer
 
     def make_endless(self, trainer: Any) -> None:
-        """Completions run to their limit."""
+        """Completions run to their limit. A first call chooses how the model is sampled from, which a run does once."""
         trainer.sampler = trainer.own_sampler()
+        prompt = trainer.encoder.prompt(RowDataset(trainer.train_dataset)[0])
+        trainer.sampler.sample([prompt], SamplingSettings(1, 1))
 
     def dpo_trainer(self) -> DPOTrainer:
         table = str(self.scratch / f"{self.case.name}.safetensors") if self.case.precomputed else None
