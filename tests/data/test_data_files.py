@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from boresight.data import DatasetConfig, DatasetMixtureConfig, RowDataset, RowStream, get_dataset, load_rows
+from boresight.data.stored import built_rows
 from boresight.errors import ConfigError, DataError, SplitError
 
 datasets.disable_progress_bars()
@@ -102,3 +103,31 @@ def test_parts_that_cannot_be_meant() -> None:
         DatasetMixtureConfig([{"data_files": "x"}])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="A mixture needs at least one data set"):
         get_dataset(DatasetMixtureConfig())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tables_of_the_hub_are_read_as_text(tmp_path: Path, streaming: bool) -> None:
+    """The builder is that of a data set on the hub; `datasets` itself would give 7, None and a date."""
+    tmp_path = tmp_path / "hub"
+    tmp_path.mkdir()
+    (tmp_path / "train.csv").write_text("prompt,solution\nwhich?,007\nand?,None\n")
+    (tmp_path / "test.csv").write_text("prompt,solution\nwhen?,2024-05-01\n")
+    splits = built_rows(datasets.load_dataset_builder(str(tmp_path)), streaming=streaming)
+    assert [row["solution"] for row in splits["train"]] == ["007", "None"]
+    assert [row["solution"] for row in splits["test"]] == ["2024-05-01"]
+
+
+def test_json_of_the_hub_keeps_dates_as_written(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "hub"
+    tmp_path.mkdir()
+    (tmp_path / "train.jsonl").write_text('{"prompt": "when?", "solution": "2024-05-01T00:00:00"}\n')
+    splits = built_rows(datasets.load_dataset_builder(str(tmp_path)), streaming=False)
+    assert [row["solution"] for row in splits["train"]] == ["2024-05-01T00:00:00"]
+
+
+def test_other_data_sets_of_the_hub_keep_their_types(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "hub"
+    tmp_path.mkdir()
+    datasets.Dataset.from_dict({"prompt": ["how many?"], "solution": [7]}).to_parquet(tmp_path / "train.parquet")
+    splits = built_rows(datasets.load_dataset_builder(str(tmp_path)), streaming=False)
+    assert splits["train"][0]["solution"] == 7

@@ -13,6 +13,8 @@ from typing import Any
 import datasets
 import datasets.config
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.json.json import Json
 
 from boresight.data import tables
 from boresight.data.columns import column_names, renamed
@@ -81,13 +83,40 @@ def stored_rows(source: str, reading: Reading) -> Any:
     if (missing := missing_path(source, _READERS)) is not None:
         raise DataError(f"There is no file or folder {source!r} {missing}")
     try:
-        splits: Any = datasets.load_dataset(
-            source, reading.name, data_dir=reading.data_dir, data_files=reading.data_files, streaming=reading.streaming
+        builder = datasets.load_dataset_builder(
+            source, reading.name, data_dir=reading.data_dir, data_files=reading.data_files
         )  # pyright: ignore[reportArgumentType]
+        splits: Any = built_rows(builder, streaming=reading.streaming)
     except (OSError, ValueError, DatasetGenerationError) as error:
         raise DataError(f"There is no file, folder or reachable hub data set {source!r}: {error}") from error
     caches = (Path(datasets.config.HF_CACHE_HOME), Path(datasets.config.HF_DATASETS_CACHE))
     return _stored(take_split(splits, reading.split, source), Path.cwd(), source, reading, caches)
+
+
+def built_rows(builder: datasets.DatasetBuilder, *, streaming: bool) -> Any:
+    """The splits of a data set of the hub. Tables are read as text, as files on a disk are."""
+    if (files := _text_tables(builder)) is not None:
+        return _read(files, streaming)
+    if streaming:
+        return builder.as_streaming_dataset()
+    builder.download_and_prepare()
+    return builder.as_dataset()
+
+
+def _text_tables(builder: datasets.DatasetBuilder) -> dict[str, list[Path]] | None:
+    """The files of a data set of CSV or JSON tables by their split, downloaded; None for other kinds, and where the data set's card says
+    how `datasets` is to read them."""
+    config: Any = builder.config
+    is_csv = isinstance(builder, Csv) and config.sep == ","
+    is_json = isinstance(builder, Json) and config.field is None
+    if not (is_csv or is_json) or config.features is not None:
+        return None
+    manager = datasets.DownloadManager()
+    files = {
+        str(split): [Path(path) for path in manager.download([str(file) for file in group])]
+        for split, group in config.data_files.items()
+    }
+    return files if all(path.suffix in tables.SUFFIXES for group in files.values() for path in group) else None
 
 
 def _folder(path: Path, reading: Reading) -> Any:
