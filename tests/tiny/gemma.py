@@ -78,7 +78,8 @@ def _paligemma(sizes: Sizes, text: dict[str, Any]) -> Recipe:
         tokenizer,
         transformers.PaliGemmaConfig,
         transformers.PaliGemmaProcessor,
-        text=text | {"head_dim": head_dim(sizes)},
+        # Its processor adds tokens for 1,024 places and 128 segments.
+        text=text | {"head_dim": head_dim(sizes), "vocab_size": len(tokenizer) + 1152},
         vision=siglip(sizes, projection_dim=sizes.hidden_size),
         processor={"image_processor": processor},
         projection_dim=sizes.hidden_size,
