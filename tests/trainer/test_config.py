@@ -26,6 +26,8 @@ SUPPORTED = {
     "warmup_steps",
     "optim",
     "optim_args",
+    "fsdp",
+    "fsdp_config",
     "weight_decay",
     "adam_beta1",
     "adam_beta2",
