@@ -13,6 +13,7 @@ from boresight import verdicts
 from boresight.data.encode import Encoder
 from boresight.data.made_up import example_source
 from boresight.errors import ModelError
+from boresight.model.forward import GroupForward
 from boresight.own_forward import own_logits, prompt_tensors
 from boresight.rollout import choice
 from boresight.rollout.decode import Prefill
@@ -83,3 +84,13 @@ def test_no_way_at_all_is_an_error(subject: Subjects, monkeypatch: pytest.Monkey
     monkeypatch.setattr(choice, "_expected", lambda prefill, example: torch.zeros(5))
     with pytest.raises(ModelError, match="cannot be sampled from"):
         sampler(it).sample(it.prompts[:1], SamplingSettings(2, 2))
+
+
+def test_it_is_the_same_where_gradients_are_enabled(subject: Subjects) -> None:
+    """As in a probe of the model, whose result later runs take over. The features were computed without gradients."""
+    it = subject("qwen2_5_vl")
+    source = example_source(Encoder(it.processor, facts=it.facts))
+    forward = GroupForward(it.model, it.facts)
+    with torch.enable_grad():
+        found = choice.choose_sampling(it.model.eval(), forward.image_outputs, source, use_kept=False)
+    assert found == choice.Sampling("branches")

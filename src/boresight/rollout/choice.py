@@ -41,6 +41,7 @@ class Sampling:
         return [kind(prefill, prompt, num_completions) for prompt in prompts]
 
 
+@torch.no_grad()
 def choose_sampling(
     model: nn.Module, features: ImageFeatures | None, examples: ExampleSource | None, *, use_kept: bool = True
 ) -> Sampling:
