@@ -46,7 +46,7 @@ class OurSide(Side):
 
     def make_endless(self, trainer: Any) -> None:
         """Completions run to their limit. A first call chooses how the model is sampled from, which a run does once."""
-        trainer.sampler = trainer.own_sampler()
+        trainer.sampler = trainer.rollouts.sampler = trainer.own_sampler()
         prompt = trainer.encoder.prompt(RowDataset(trainer.train_dataset)[0])
         trainer.sampler.sample([prompt], SamplingSettings(1, 1))
 
