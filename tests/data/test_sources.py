@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from boresight.data import Encoder, RowDataset, RowStream, check_rows, decode, load_rows
+from boresight.data.columns import renamed
 from boresight.errors import DataError, ImageError
 from boresight.types import Row
 
@@ -270,3 +273,16 @@ class TestCheck:
     def test_no_rows(self) -> None:
         with pytest.raises(DataError, match="no rows"):
             check_rows([])
+
+
+@pytest.mark.parametrize("prompt", ["question", "prompt"])
+def test_a_stream_keeps_the_bytes_of_its_images(prompt: str) -> None:
+    """Renamed and with a system message; saved again, they would have another quality."""
+    stream = BytesIO()
+    Image.effect_noise((8, 8), 50).convert("RGB").save(stream, "JPEG", quality=40, comment=b"as taken")
+    record = {prompt: "what?", "photo": {"bytes": stream.getvalue(), "path": None}}
+    features = datasets.Features({prompt: datasets.Value("string"), "photo": datasets.Image()})
+    records = datasets.Dataset.from_list([record], features=features).to_iterable_dataset()
+    read = renamed(records, {"image": "photo", **({} if prompt == "prompt" else {"prompt": prompt})}, "it")
+    (row,) = RowStream(read)
+    assert row.images[0].digest == hashlib.sha256(stream.getvalue()).hexdigest()

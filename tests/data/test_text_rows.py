@@ -85,9 +85,9 @@ def test_what_makes_no_text(kind: str, records: Any, options: dict[str, Any], me
 
 
 def test_images_are_not_written_anew() -> None:
-    """Their bytes are those of the file, whatever kind of records holds them."""
+    """Their bytes are those of the file, whatever kind of records holds them. Saved again, they would have datasets' quality."""
     stream = BytesIO()
-    Image.effect_noise((8, 8), 50).convert("RGB").save(stream, "JPEG")
+    Image.effect_noise((8, 8), 50).convert("RGB").save(stream, "JPEG", quality=40, comment=b"as taken")
     records = [{"body": "x", "image": {"bytes": stream.getvalue(), "path": None}}]
     features = datasets.Features({"body": datasets.Value("string"), "image": datasets.Image()})
     stored = datasets.Dataset.from_list(records, features=features)

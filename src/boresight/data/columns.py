@@ -10,6 +10,7 @@ import datasets
 
 from boresight.data.faithful import values_of, with_column
 from boresight.data.formats import FORMATS, columns_given, converted
+from boresight.data.paths import undecoded_stream
 from boresight.data.schema import IMAGE_COLUMNS, TEXT_COLUMNS
 from boresight.errors import DataError, nearest
 
@@ -38,6 +39,8 @@ def renamed(records: Table, columns: Mapping[str, str], source: str) -> Table:
         DataError: a column is not there, or its new name is another's already; the message has all columns.
     """
     found = column_names(records)
+    if columns and isinstance(records, datasets.IterableDataset):
+        records = undecoded_stream(records, also=columns.values())
     new: dict[str, str] = {}
     for ours, theirs in columns.items():
         names = IMAGE_COLUMNS if ours == "image" else (ours,)
@@ -129,7 +132,7 @@ def _in_known_columns(records: Table) -> Table:
     if not columns_given(found) - set(found):
         return records
     if isinstance(records, datasets.IterableDataset):
-        return records.map(
+        return undecoded_stream(records).map(
             lambda record, index: converted(record, f"row {index}"), with_indices=True, remove_columns=found
         )
     read = {name for form in FORMATS for name in form.reads} | set(TEXT_COLUMNS) | {"system", "answer"}
@@ -171,7 +174,7 @@ def is_text(records: Table, name: str) -> bool:
 def _changed(records: Table, name: str, change: Any) -> Table:
     """The records with one column changed; the others, images included, are untouched."""
     if isinstance(records, datasets.IterableDataset):
-        return records.map(lambda record: {**record, name: change(record[name])})
+        return undecoded_stream(records).map(lambda record: {**record, name: change(record[name])})
     values = [None if value is None else change(value) for value in values_of(records, name)]
     return with_column(records, name, values)
 

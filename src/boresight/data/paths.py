@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -141,10 +141,14 @@ def undecoded(feature: Any) -> Any:
     return feature
 
 
-def undecoded_stream(records: datasets.IterableDataset) -> datasets.IterableDataset:
-    """The records, the images of their columns left encoded."""
+def undecoded_stream(records: datasets.IterableDataset, also: Collection[str] = ()) -> datasets.IterableDataset:
+    """The records, the images of their columns left encoded: what changes a stream's rows would decode and compress them again.
+
+    Args:
+        also: further columns of images.
+    """
     for name, feature in (records.features or {}).items():
-        if name in (*IMAGE_COLUMNS, *CONVERSATION_COLUMNS) and undecoded(feature) != feature:
+        if name in (*IMAGE_COLUMNS, *CONVERSATION_COLUMNS, *also) and undecoded(feature) != feature:
             records = records.cast_column(name, undecoded(feature))
     return records
 

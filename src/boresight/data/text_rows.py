@@ -53,6 +53,8 @@ def _renamed(records: Any, field: str) -> Any:
             f"dataset_text_field={field!r}: the column {others[0]!r} is there as well, and one row is learned from once. Drop one of the "
             "two, or leave dataset_text_field out."
         )
+    if isinstance(records, datasets.IterableDataset):
+        records = undecoded_stream(records)  # or renaming decodes images and compresses them again
     if not is_list:
         return records.rename_column(field, TEXT)
     return [{TEXT if name == field else name: value for name, value in record.items()} for record in records]
