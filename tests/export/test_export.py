@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from boresight import SFTConfig, SFTTrainer
 from boresight.cli import main
 from boresight.errors import ConfigError, ModelError
+from boresight.export import with_vllm
 from boresight.export.card import model_card
 from boresight.export.job import export, push, source_of
-from boresight.export.verify import changed_tensors, log_probs, probe_inputs, verify_folder
+from boresight.export.verify import changed_tensors, log_probs, make_probes, verify_folder
+from boresight.export.with_vllm import answers_of, compared, vllm_is_here
 from tests.tiny import build_tiny
 
 ROWS = [
@@ -59,7 +61,7 @@ LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_alpha=64)
 
 
 def logits(model: Any, folder: Path) -> list[torch.Tensor]:
-    return log_probs(model, probe_inputs(model, AutoProcessor.from_pretrained(folder)))
+    return log_probs(model, make_probes(model, AutoProcessor.from_pretrained(folder)))
 
 
 def test_an_adapter_merged(base: Path, trained: Callable[..., Path], tmp_path: Path) -> None:
@@ -103,7 +105,8 @@ def test_a_checkpoint_of_full_training_in_the_dtype_of_its_base(
     base: Path, tmp_path: Path, trained: Callable[..., Path]
 ) -> None:
     half = tmp_path / "half"
-    AutoModelForImageTextToText.from_pretrained(base).to(torch.bfloat16).save_pretrained(half)
+    model: Any = AutoModelForImageTextToText.from_pretrained(base)
+    model.to(torch.bfloat16).save_pretrained(half)
     AutoProcessor.from_pretrained(base).save_pretrained(half)
     run = trained(saves=False, save_strategy="steps", save_steps=1)
     exported = export(source_of(run, str(half)), tmp_path / "out", merge=False)
@@ -118,16 +121,16 @@ def test_a_folder_that_is_another_model(base: Path, tmp_path: Path) -> None:
     name = next(name for name in weights if "embed_tokens" in name)
     save_file(weights | {name: -weights[name]}, spoiled / "model.safetensors", {"format": "pt"})
     model = AutoModelForImageTextToText.from_pretrained(base)
-    inputs = probe_inputs(model, AutoProcessor.from_pretrained(base))
-    assert verify_folder(base, inputs, log_probs(model, inputs)).gap == 0
+    probes = make_probes(model, AutoProcessor.from_pretrained(base))
+    assert verify_folder(base, probes, log_probs(model, probes)).gap == 0
     with pytest.raises(ModelError, match="is not the model that was trained"):
-        verify_folder(spoiled, inputs, log_probs(model, inputs))
+        verify_folder(spoiled, probes, log_probs(model, probes))
     changes = changed_tensors(base, spoiled)
     assert changes is not None
     assert {part: each.changed for part, each in changes.items()} == {"language": 1, "projector": 0, "vision": 0}
     (spoiled / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot be loaded by plain transformers"):
-        verify_folder(spoiled, inputs, log_probs(model, inputs))
+        verify_folder(spoiled, probes, log_probs(model, probes))
 
 
 def test_what_cannot_be_exported(base: Path, trained: Callable[..., Path], tmp_path: Path) -> None:
@@ -194,3 +197,35 @@ def test_the_command_trains_verifies_and_exports(
     assert "vision untouched" in printed
     assert main(["export", "run", "--output", "merged"]) == 2
     assert main(["export", "run", "--output", "other", "--private"]) == 2
+
+
+@pytest.mark.skipif(not vllm_is_here(), reason="vLLM is not installed")
+def test_vllm_computes_the_exported_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # vLLM's kernels on a CPU take heads of 32 and more.
+    base = build_tiny("qwen2_5_vl", tmp_path / "base", vocab_size=512, hidden_size=128)
+    plain = AutoModelForImageTextToText.from_pretrained(base)
+    probes = make_probes(plain, AutoProcessor.from_pretrained(base))
+    untrained = log_probs(plain, probes)
+    get_peft_model(plain, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(
+        str(tmp_path / "run")
+    )
+    AutoProcessor.from_pretrained(base).save_pretrained(tmp_path / "run")
+    kept: list[Any] = []
+    monkeypatch.setattr(with_vllm, "answers_of", lambda *asked: kept.append(answers_of(*asked)) or kept[0])
+    exported = export(source_of(tmp_path / "run", str(base)), tmp_path / "merged", merge=True, with_vllm=True)
+    (line,) = (line for line in exported.lines if "vLLM" in line)
+    assert line.startswith("vLLM loads it; log-probabilities of ")
+    assert line.split("differ by")[1] in (tmp_path / "merged" / "README.md").read_text().replace("\\", "")
+    # vLLM's numbers are of the adapted weights: those of the base are another model's.
+    before = compared(kept[0], probes, untrained, 1e-3)
+    assert before.gap is not None
+    assert before.gap > 1e-2
+    assert str(before).startswith("vLLM computes another model")
+    kept[0][0]["ids"][3] = 0
+    assert compared(kept[0], probes, untrained, 1e-3).error.endswith("they differ from token 3 on")
+
+
+def test_a_folder_that_vllm_cannot_load_is_reported(base: Path) -> None:
+    probes = make_probes(AutoModelForImageTextToText.from_pretrained(base), AutoProcessor.from_pretrained(base))
+    found = compared("RuntimeError: head_dim=16", probes, [], 1e-3)
+    assert str(found) == "vLLM does not load it, or does not answer: RuntimeError: head_dim=16"

@@ -27,6 +27,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="REPO",
         help="upload the folder to this repository of the hub, as transformers' push_to_hub does",
     )
+    parser.add_argument(
+        "--skip_vllm",
+        action="store_true",
+        help="do not load the folder with vLLM, which is done where vLLM is installed",
+    )
     parser.add_argument("--private", action="store_true", help="make the repository private, if it is new")
 
 
@@ -36,12 +41,18 @@ def run(options: argparse.Namespace) -> None:
 
     from boresight.errors import ConfigError
     from boresight.export.job import export, push, source_of
+    from boresight.export.with_vllm import vllm_is_here
     from boresight.terminal import printable
 
     if options.private and not options.push_to_hub:
         raise ConfigError("--private has no effect without --push_to_hub REPO: add it, or drop --private.")
     logging.disable_progress_bar()
-    exported = export(source_of(Path(options.run_folder), options.base), Path(options.output), merge=options.merge)
+    exported = export(
+        source_of(Path(options.run_folder), options.base),
+        Path(options.output),
+        merge=options.merge,
+        with_vllm=vllm_is_here() and not options.skip_vllm,
+    )
     for line in (f"{exported.folder} is written.", *exported.lines):
         print(printable(f"boresight: {line}"))
     if options.push_to_hub:

@@ -25,7 +25,7 @@ from boresight.cli.rows import load_datasets
 from boresight.cli.summary import print_summary
 from boresight.doctor.memory import available_bytes
 from boresight.errors import ModelError, StoppedError
-from boresight.export.verify import changed_tensors, log_probs, probe_inputs, shown_changes, verify_folder
+from boresight.export.verify import changed_tensors, log_probs, make_probes, shown_changes, verify_folder
 from boresight.files import in_units
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.run_folder import RunFolder, check_is_not_model
@@ -97,9 +97,9 @@ def verified_model(command: Command, trainer: GroupTrainer[Any], folder: Path) -
     if free is not None and needed > free / 2:
         return f"not loaded anew: it takes {in_units(needed)} of {in_units(free)} (boresight export verifies it)", None
     try:
-        inputs = probe_inputs(model, trainer.encoder.processor)
+        probes = make_probes(model, trainer.encoder.processor)
         found = verify_folder(
-            folder, inputs, log_probs(model, inputs), trust_remote_code=command.training.trust_remote_code
+            folder, probes, log_probs(model, probes), trust_remote_code=command.training.trust_remote_code
         )
     except ModelError as error:
         return "NO: see the error below", error

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoProcessor
 
 from boresight.errors import ConfigError, ModelError
 from boresight.export.card import model_card
-from boresight.export.verify import changed_tensors, log_probs, probe_inputs, shown_changes, verify_folder
+from boresight.export.verify import changed_tensors, log_probs, make_probes, shown_changes, verify_folder
+from boresight.export.with_vllm import verify_with_vllm
 from boresight.files import check_space, check_writable, share_as_umask, write_whole
 from boresight.model.load import load_model
 from boresight.trainer.manifest import MANIFEST, check_whole
@@ -74,12 +75,14 @@ class Exported:
 
 
 @torch.no_grad()
-def export(source: Source, output: Path, *, merge: bool) -> Exported:
+def export(source: Source, output: Path, *, merge: bool, with_vllm: bool = False) -> Exported:
     """Write a model folder, verify it, and write its card.
 
     Args:
         output: a new or empty folder.
         merge: merge the adapter into the weights of its base. Without it, an adapter stays one.
+        with_vllm: also load the folder with vLLM, and compare. What it finds is one of the lines and part of the card; it is no error,
+            since the folder is the model whatever vLLM makes of it.
 
     Raises:
         ConfigError: `output` is not empty, or there is nothing to merge, or no base is known.
@@ -95,8 +98,8 @@ def export(source: Source, output: Path, *, merge: bool) -> Exported:
     check_writable(output)
     model = _loaded(source)
     processor = AutoProcessor.from_pretrained(source.weights)
-    inputs = probe_inputs(model, processor)
-    expected = log_probs(model, inputs)
+    probes = make_probes(model, processor)
+    expected = log_probs(model, probes)
     check_space(output, _bytes(model, merge or not source.is_adapter), "The exported model")
     if merge:
         model = model.merge_and_unload(safe_merge=True)
@@ -107,9 +110,14 @@ def export(source: Source, output: Path, *, merge: bool) -> Exported:
     processor.save_pretrained(output)
     share_as_umask(output)
     del model
-    verified = verify_folder(output, inputs, expected)
+    verified = verify_folder(output, probes, expected)
     lines = [f"{verified}."]
     is_adapter = (output / ADAPTER).exists()
+    if with_vllm and is_adapter:
+        lines.append("vLLM was not asked, which loads whole models here: export with --merge to compare it too.")
+    elif with_vllm:
+        dtype = str(AutoConfig.from_pretrained(output).dtype or torch.float32).removeprefix("torch.")
+        lines.append(f"{verify_with_vllm(output, probes, expected, dtype)}.")
     if not is_adapter and source.base is not None:
         changes = changed_tensors(source.base, output)
         lines.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from boresight.errors import ModelError, UserError
 from boresight.families import Part, family_of
 from boresight.model.load import model_facts
 from boresight.modules import evaluating, matching_arguments, unwrap
+from boresight.types import Prompt
 
 QUESTIONS = ("What is in the image?", "Name three colours.")
 """The first is asked with an image."""
@@ -45,14 +46,20 @@ class Verified:
         )
 
 
-Inputs = list[dict[str, Tensor]]
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A prompt that a saved folder is compared on."""
+
+    prompt: Prompt
+    inputs: Mapping[str, Tensor]
+    """The inputs of a plain forward, [1, …], on the CPU."""
 
 
-def probe_inputs(model: nn.Module, processor: Any) -> Inputs:
-    """The inputs of a plain forward for each of `QUESTIONS`, on the CPU. A prompt that the processor cannot prepare is left out."""
+def make_probes(model: nn.Module, processor: Any) -> list[Probe]:
+    """One for each of `QUESTIONS`. A prompt that the processor cannot prepare is left out."""
     facts = model_facts(model, processor)
     encoder = Encoder(processor, facts=facts)
-    found: Inputs = []
+    found: list[Probe] = []
     for place, question in enumerate(QUESTIONS):
         image = {"image": _gradient()} if place == 0 else {}
         has_template = getattr(processor, "chat_template", None)
@@ -63,31 +70,31 @@ def probe_inputs(model: nn.Module, processor: Any) -> Inputs:
             continue
         ids, types = encoded.ids[None], encoded.token_types[None]
         names = dict.fromkeys(family_of(unwrap(model).config.model_type).token_types, types)
-        found.append(
-            {"input_ids": ids, "attention_mask": torch.ones_like(ids), **encoded.vision}
-            | matching_arguments(unwrap(model).forward, names)
-        )
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **encoded.vision}
+        found.append(Probe(encoded, inputs | matching_arguments(unwrap(model).forward, names)))
     return found
 
 
 @torch.no_grad()
-def log_probs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+def log_probs(model: nn.Module, probes: Sequence[Probe]) -> list[Tensor]:
     """[T] for each probe: the log-probability of each token after the first, in float32 on the CPU."""
     device = next(model.parameters()).device
     found = []
     with evaluating(model):
-        for each in inputs:
-            moved = {name: value.to(device) for name, value in each.items()}
+        for probe in probes:
+            moved = {name: value.to(device) for name, value in probe.inputs.items()}
             logits = model(**moved, use_cache=False).logits[0, :-1].float()
             found.append(logits.log_softmax(-1).gather(-1, moved["input_ids"][0, 1:, None])[:, 0].cpu())
     return found
 
 
-def verify_folder(folder: Path, inputs: Inputs, expected: list[Tensor], *, trust_remote_code: bool = False) -> Verified:
+def verify_folder(
+    folder: Path, probes: Sequence[Probe], expected: Sequence[Tensor], *, trust_remote_code: bool = False
+) -> Verified:
     """Load a folder as anyone would, and compare it with the model that it should be.
 
     Args:
-        inputs: as `probe_inputs` returns them.
+        probes: as `make_probes` returns them.
         expected: `log_probs` of that model.
 
     Raises:
@@ -98,7 +105,7 @@ def verify_folder(folder: Path, inputs: Inputs, expected: list[Tensor], *, trust
         AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be loaded by plain transformers: {error}") from error
-    found = log_probs(loaded, inputs)
+    found = log_probs(loaded, probes)
     gap = max((float((one - other).abs().max()) for one, other in zip(found, expected, strict=True)), default=0.0)
     halved = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in loaded.parameters())
     result = Verified(gap, ROUNDED if halved else EXACT, sum(map(len, found)))
