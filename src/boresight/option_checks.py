@@ -51,10 +51,10 @@ def check_options(config: object, ranges: Mapping[str, Range] | None = None) -> 
         # A library may accept an undeclared None as "off", for example for max_grad_norm.
         if value is None and (declared.allows_none or not (declared.range or declared.choices)):
             continue
+        _check_switch(declared, value)
         if declared.ignored is not None and value != declared.default:
             _check_ignored(declared, declared.ignored, value)
             continue
-        _check_switch(declared, value)
         _check_choice(declared, value)
         _check_number(declared, value, declared.range or (ranges or {}).get(declared.name))
         _check_type(declared, value)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 from boresight.cli import TRAINING, main
-from boresight.cli.command import parser_of
+from boresight.cli.command import parser_of, read_command
 from boresight.cli.env import gpus
 from boresight.cli.flags import nearest_flag
-from boresight.cli.help import help_text
+from boresight.cli.help import examples, help_text
 from boresight.cli.methods import METHODS, first_options, options_of
 from boresight.cli.options import NOT_HERE
 from boresight.errors import ConfigError
@@ -184,3 +185,34 @@ def test_only_what_was_typed_is_read() -> None:
 def test_no_flag_that_is_there_is_said_to_be_missing() -> None:
     known = {name for method in METHODS for name in options_of(method)}
     assert not NOT_HERE.keys() & known
+
+
+def test_help_about_one_thing_shows_only_that(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["grpo", "--help", "sleep"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"^  (--\w+)", shown, re.MULTILINE) == ["--vllm_enable_sleep_mode"]
+
+
+def test_help_about_nothing_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sft", "--help", "advantag"]) == 2  # SFT has none
+    assert "no option of boresight sft is about 'advantag'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_examples_of_the_help_are_commands(name: str) -> None:
+    method = METHODS[name]
+    assert method.examples
+    for example in method.examples:
+        read_command(name, example.split())
+        assert example.split()[0] in "\n".join(examples(method, f"boresight {name}"))
+    joined = " ".join(" ".join(examples(method, f"boresight {name}")).replace("\\", " ").split())
+    assert joined == " ".join(f"boresight {name} {example}" for example in method.examples)
+
+
+def test_doctor_without_a_subject_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 2
+    shown = capsys.readouterr().out
+    for line in ("boresight doctor grpo ", "--probe --model", "--plan --model", "--replay FILE"):
+        assert line in shown

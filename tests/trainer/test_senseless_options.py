@@ -38,6 +38,7 @@ SENSELESS: list[tuple[type, dict[str, Any], str]] = [
     (SFTConfig, {"report_to": "wandbb"}, "report_to='wandbb' is no tracker. Did you mean 'wandb'?"),
     (SFTConfig, {"optim": "bogus"}, "bogus"),
     (SFTConfig, {"lr_scheduler_type": "bogus"}, "bogus"),
+    (SFTConfig, {"remove_unused_columns": NAN}, "remove_unused_columns=nan is neither True nor False"),
     (SFTConfig, {"use_cpu": "no"}, "use_cpu='no' is neither True nor False"),
     (SFTConfig, {"bf16": "yes"}, "bf16='yes'"),
     (SFTConfig, {"seed": "7"}, "seed='7'"),

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from boresight.cli import compare, demo, doctor, env, export, report, vllm_serve
+from boresight.cli import compare, completion, demo, doctor, env, export, report, vllm_serve
 from boresight.cli.command import Command, read_command
 from boresight.cli.methods import METHODS
 from boresight.errors import BoresightError, ConfigError, StoppedError, UserError, nearest
@@ -41,6 +41,9 @@ SIGNALLED = 128
 TRAINING = {name: method.help for name, method in METHODS.items()}
 """The training commands."""
 
+OWN = (vllm_serve, report, compare, export, demo, doctor, env, completion)
+"""The commands that do not train."""
+
 _HOMES = {"load_datasets": "rows", "peft_config": "adapter", "train": "training"}
 
 
@@ -57,6 +60,9 @@ def _run(words: list[str]) -> int | None:
         return importlib.import_module("boresight.cli.training").run(command)
     if name == "doctor" and words[1:] and words[1] in TRAINING:
         return doctor.check_run(words[1], words[2:])
+    if words == ["doctor"]:
+        print(doctor.EXPLANATION)
+        return BAD_INPUT
     parser, commands = _parser()
     if name and not name.startswith("-") and name not in commands:
         raise ConfigError(
@@ -118,12 +124,17 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     for name, meaning in TRAINING.items():
         commands.add_parser(name, help=meaning)
     own: dict[str, argparse.ArgumentParser] = {}
-    for command in (vllm_serve, report, compare, export, demo, doctor, env):
+    for command in OWN:
         name = command.__name__.rsplit(".", 1)[-1].replace("_", "-")
         own[name] = commands.add_parser(name, help=command.HELP, description=command.HELP, allow_abbrev=False)
         command.add_options(own[name])
         own[name].set_defaults(run=command.run)
     return parser, own
+
+
+def own_parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands that do not train."""
+    return _parser()[1]
 
 
 class _Wide(argparse.HelpFormatter):

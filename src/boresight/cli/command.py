@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from boresight.cli.config_file import ConfigFile, as_words, read_config
 from boresight.cli.flags import FlagParser
-from boresight.cli.help import help_text
+from boresight.cli.help import help_about, help_text, help_topic
 from boresight.cli.methods import METHODS, Method, options_of
 from boresight.cli.options import AdapterFlags, DatasetFlags, ModelFlags, RewardFlags, StartFlags
 from boresight.errors import ConfigError, nearest
@@ -77,7 +77,7 @@ def read_command(name: str, words: Sequence[str] | None = None, *, launches: boo
     """Read a training command.
 
     Typed options override `--config`, which overrides `defaults`, which override a preset. The options that a preset sets are printed.
-    `--help` prints the help and exits. `--accelerate_config` restarts the same command through accelerate.
+    `--help`, `--help TOPIC` and `--help-all` print help and exit. `--accelerate_config` restarts the same command through accelerate.
 
     Args:
         name: sft, dpo, mpo, grpo or gspo.
@@ -92,7 +92,14 @@ def read_command(name: str, words: Sequence[str] | None = None, *, launches: boo
     words = list(sys.argv[1:] if words is None else words)
     method = METHODS[name]
     if asked := {"-h", "--help", "--help-all", "--help_all"} & set(words):
-        print(help_text(method, " ".join(program), everything=not asked <= {"-h", "--help"}), end="")
+        topic = help_topic(words)
+        typed_as = " ".join(program)
+        print(
+            help_about(method, typed_as, topic)
+            if topic
+            else help_text(method, typed_as, everything=not asked <= {"-h", "--help"}),
+            end="",
+        )
         sys.exit(0)
     parser = parser_of(name, " ".join(program))
     typed = parser.read(words)

@@ -16,6 +16,21 @@ EPILOG = (
     "parts, the first and the worst batch, layout, sampler, disk. --show-batch prints the first batch, with the tokens that count in the "
     "loss in green; --memory-gib N checks against another device's memory. Exit code 0: nothing is wrong; 2: errors or warnings."
 )
+EXPLANATION = """boresight doctor checks before you train. Say what:
+
+  a run, with the flags of its command (rows, rewards, template, memory, layout):
+    boresight doctor grpo --model_name_or_path MODEL --dataset_name DATA --reward_funcs REWARD
+
+  a model (are its numbers its own, whichever way they are computed?):
+    boresight doctor --probe --model MODEL
+
+  what a model needs (from its config alone), and a set-up that fits:
+    boresight doctor --plan --model MODEL --gpus 8 --memory 80
+
+  a step that was not finite (the run's log names the file):
+    boresight doctor --replay FILE
+
+More: boresight doctor --help."""
 COLOURS = {"error": "red", "warning": "yellow", "note": ""}
 
 

@@ -1,12 +1,14 @@
-"""The output of `--help` and `--help-all` of a training command."""
+"""The output of `--help`, `--help TOPIC` and `--help-all` of a training command."""
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from boresight.cli.methods import Method, first_options, options_of
+from boresight.errors import ConfigError, nearest
 from boresight.options import Declaration
 
 ORDER = (
@@ -37,8 +39,55 @@ def help_text(method: Method, command: str, *, everything: bool) -> str:
         closing += f"Options that are refused, each with a reason: {', '.join(sorted(method.unsupported))}."
     else:
         shown = {name for names in sections.values() for name in names}
-        closing += f"{len(options.keys() - method.unsupported.keys() - shown)} more options: {command} --help-all."
+        closing += f"{len(options.keys() - method.unsupported.keys() - shown)} more options: {command} --help-all; about one thing: "
+        closing += f"{command} --help {method.topic}."
+        blocks.append("\n".join(["examples:", *examples(method, command)]))
     return "\n\n".join([*blocks, textwrap.fill(closing, WIDTH)]) + "\n"
+
+
+def examples(method: Method, command: str) -> Iterator[str]:
+    """Commands to start from, wrapped as a shell takes them."""
+    for line in method.examples:
+        wrapped = textwrap.wrap(f"{command} {line}", WIDTH - 4, break_on_hyphens=False, break_long_words=False)
+        yield from textwrap.indent(" \\\n  ".join(wrapped), "  ").splitlines()
+
+
+def help_topic(words: Sequence[str]) -> str:
+    """The word after `--help` or `-h`, if one follows: what the help is asked about."""
+    place = next((place for place, word in enumerate(words) if word in ("-h", "--help")), len(words))
+    following = words[place + 1 : place + 2]
+    return "" if not following or following[0].startswith("-") else following[0]
+
+
+def help_about(method: Method, command: str, topic: str) -> str:
+    """The options whose heading or name has the topic in it, or whose help has it as a word.
+
+    Raises:
+        ConfigError: there is none; the message lists the headings.
+    """
+    options = options_of(method.name)
+    headings = by_heading(options.values(), method.unsupported)
+    wanted = topic.lower().lstrip("-").replace("-", "_")
+
+    def is_about(name: str, heading: str) -> bool:
+        words = re.findall(r"\w+", options[name].help.lower())
+        return wanted in heading.lower() or wanted in name.lower() or wanted in words
+
+    found = {
+        heading: about
+        for heading, names in headings.items()
+        if (about := [name for name in names if is_about(name, heading)])
+    }
+    if not found:
+        known = [*headings, *(name for names in headings.values() for name in names)]
+        raise ConfigError(
+            f"no option of {command} is about {topic!r}.{nearest(topic, known)} Headings: {', '.join(headings)}."
+        )
+    blocks = [
+        "\n".join([f"{heading}:", *(line for name in names for line in described(options[name]))])
+        for heading, names in found.items()
+    ]
+    return "\n\n".join(blocks) + "\n"
 
 
 def _usage(options: Mapping[str, Declaration]) -> str:

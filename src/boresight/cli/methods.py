@@ -45,6 +45,8 @@ class Method:
     """The accepted sets of columns of its rows. Flags can map a table to the last one."""
     about_loss: tuple[str, ...]
     """Options of the objective that `--help` shows."""
+    examples: tuple[str, ...]
+    """Options to start from, which `--help` shows last."""
     recipe: str | None = None
     """The preset that the command applies."""
 
@@ -52,6 +54,11 @@ class Method:
     def samples(self) -> bool:
         """Whether it samples completions and learns from them."""
         return RewardFlags in self.own
+
+    @property
+    def topic(self) -> str:
+        """What `--help` proposes to ask about."""
+        return "vllm" if self.samples else "lora"
 
     @property
     def unsupported(self) -> Mapping[str, str]:
@@ -74,6 +81,9 @@ class Method:
         return tuple(name for name in PRESETS if name != "mpo") if PresetFlags in self.own else ()
 
 
+_MODEL = "--model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct"
+_SCORED = f"{_MODEL} --dataset_name geometry --reward_funcs answer_format_reward exact_answer_reward"
+
 _with_pairs = functools.partial(
     Method,
     trainer="DPOTrainer",
@@ -81,9 +91,15 @@ _with_pairs = functools.partial(
     options=DPOOptions,
     own=(PreferenceColumns,),
     learns_from=(("chosen", "rejected"), ("prompt", "chosen", "rejected")),
+    examples=(f"{_MODEL} --dataset_name pairs.jsonl --image_column photo --train language=lora",),
 )
 _with_samples = functools.partial(
-    Method, trainer="GRPOTrainer", config="GRPOConfig", options=GRPOOptions, learns_from=(("prompt",),)
+    Method,
+    trainer="GRPOTrainer",
+    config="GRPOConfig",
+    options=GRPOOptions,
+    learns_from=(("prompt",),),
+    examples=(f"{_SCORED} --train language=lora",),
 )
 _ALL = (
     Method(
@@ -95,6 +111,9 @@ _ALL = (
         own=(DemonstrationColumns,),
         learns_from=(("messages",), ("text",), ("input_ids",), ("prompt", "completion")),
         about_loss=("assistant_only_loss", "max_length"),
+        examples=(
+            f"{_MODEL} --dataset_name train.csv --prompt_column question --completion_column answer --train language=lora",
+        ),
     ),
     _with_pairs(
         name="dpo",
@@ -129,6 +148,7 @@ _ALL = (
         own=(RewardFlags,),
         learns_from=(("prompt",),),
         about_loss=("beta", "epsilon", "normalize_advantages", "reward_clip_range"),
+        examples=(_SCORED,),
     ),
 )
 
@@ -149,7 +169,7 @@ def first_options(method: Method) -> dict[str, tuple[str, ...]]:
     columns = ("completion_column", "chosen_column", "rejected_column", "solution_column")
     sections = {
         "model": ("model_name_or_path", "dtype"),
-        "trained parts": ("train", "lr", "use_peft", "lora_r", "lora_target_modules"),
+        "trained parts": ("train", "lr", "use_peft", "lora_r"),
         "data": (
             "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "test_split_size", "prompt_column",
             *(name for name in columns if name in own), "image_column", "system_prompt", "max_pixels",

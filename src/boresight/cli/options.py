@@ -27,8 +27,7 @@ class ModelFlags:
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = option(
         None,
-        "Type of all weights, including trained ones. None: frozen weights keep the checkpoint's type, and trained weights are float32 "
-        "(with --bf16, computation is in bfloat16).",
+        "Type of all weights. None: frozen ones keep the checkpoint's, trained ones are float32 (with --bf16, computed in bfloat16).",
         aliases=["--torch_dtype", "--torch-dtype"],
     )
     attn_implementation: str | None = option(
