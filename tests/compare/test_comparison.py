@@ -186,6 +186,7 @@ def test_marks_are_beside_their_answers(page: Callable[..., Path], comparison: C
                 f".answer[data-model={name}] header", "all => all.map(one => one.children[1].textContent)"
             )
             assert told == [signs[score] for score in scores]
+        seen.page.locator("article[data-row='12']").scroll_into_view_if_needed()
         assert "gold 2" in seen.page.inner_text("article[data-row='12'] .gold")
         assert seen.page.inner_text("article[data-row='12'] .answer[data-model=grpo] .final") == "<answer>2</answer>"
 
@@ -204,14 +205,28 @@ def test_an_image_opens_large(page: Callable[..., Path], comparison: Comparison,
         assert not seen.page.evaluate("document.getElementById('zoom').open")
 
 
+def test_what_is_said_and_what_is_found(page: Callable[..., Path], comparison: Comparison, chromium: Any) -> None:
+    with opened(chromium, page(comparison)) as seen:
+        ready(seen.page)
+        assert "0.0 %" in seen.page.inner_text("tr.blind")  # each question's right answer is its own
+        rows = seen.page.eval_on_selector_all(
+            "table.golds tbody tr", "all => all.map(row => [...row.cells].map(cell => cell.firstChild.textContent))"
+        )
+        assert rows[1] == ["gold 1", "1", "0.0 %", "100.0 %", "100.0 %"]
+        assert rows[5] == ["gold 5", "1", "–", "100.0 %", "0.0 %"]
+        said = seen.page.eval_on_selector_all("table.commonest tbody tr", "all => all.map(row => row.innerText)")
+        assert said[0].startswith("right answers") and "gold 0 16.7 %" in said[0]
+        assert said[1].startswith("base") and "0 16.7 %" in said[1]
+
+
 def test_no_text_runs(page: Callable[..., Path], tmp_path: Path, chromium: Any) -> None:
     attacked = made(tmp_path / "p", text=ATTACK)
     with opened(chromium, page(attacked)) as seen:
         ready(seen.page)
         assert seen.page.title() == "Four & more · boresight"
         assert len(rows_shown(seen.page)) == 6
-        assert ATTACK in seen.page.inner_text("article[data-row='11'] .asked")
-        assert ATTACK in seen.page.inner_text("article[data-row='11'] .answer[data-model=mpo] .think")
+        assert ATTACK in seen.page.text_content("article[data-row='11'] .asked")
+        assert ATTACK in seen.page.text_content("article[data-row='11'] .answer[data-model=mpo] .think")
         assert seen.is_quiet, (seen.requests, seen.complaints)
 
 

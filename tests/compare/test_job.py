@@ -232,3 +232,16 @@ def test_nothing_is_said_while_all_is_well(
     with caplog.at_level(logging.WARNING):
         compare([Candidate("one", base)], questions, tmp_path, settings=SHORT)
     assert not [record for record in caplog.records if record.name.startswith("boresight")]
+
+
+def test_every_checkpoint_of_a_run_is_a_candidate_in_order(tmp_path: Path) -> None:
+    for step in (100, 20, 3):
+        (tmp_path / "grpo" / f"checkpoint-{step}").mkdir(parents=True)
+    (tmp_path / "grpo" / "checkpoint-old").mkdir()
+    found = Candidate.all_of(f"mine={tmp_path}/grpo/checkpoint-*")
+    assert [each.name for each in found] == ["mine-3", "mine-20", "mine-100"]
+    assert found[1].source == str(tmp_path / "grpo" / "checkpoint-20")
+    assert [each.name for each in Candidate.all_of(f"{tmp_path}/grpo/checkpoint-1*")] == ["grpo-100"]
+    assert Candidate.all_of("base=org/model") == [Candidate("base", "org/model")]
+    with pytest.raises(ConfigError, match="no folder is called so"):
+        Candidate.all_of(f"mine={tmp_path}/nothing/checkpoint-*")

@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME=FOLDER",
         help="a name, and a model or an adapter: a folder or a hub id. Repeat the option for each model; the others are compared with the "
-        "first. Without it, the page is written again from the stored answers",
+        "first. NAME=RUN/checkpoint-* names every checkpoint of a run. Without it, the page is written again from the stored answers",
     )
     data = parser.add_argument_group("questions")
     _add(
@@ -184,7 +184,7 @@ def _asked(options: argparse.Namespace, folder: Path) -> Comparison:
     if "top_p" in given and not given.get("temperature"):
         raise ConfigError("--top_p has no effect on greedy answers: set --temperature too.")
     settings = AnswerSettings(**given, seed=options.seed or 0)
-    candidates = [Candidate.parse(text) for text in options.model]
+    candidates = [candidate for text in options.model for candidate in Candidate.all_of(text)]
     records, places = _questions(options)
     logging.disable_progress_bar()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from boresight.compare.accuracy import Accuracy, Flips, Mark, accuracy, accuracy_by_kind, all_flips
 from boresight.compare.answers import Answer, Question
+from boresight.compare.distribution import accuracy_by_gold, blind_guesser, commonest
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,22 @@ class Comparison:
             return {}
         return {name: accuracy_by_kind(marks, kinds) for name, marks in self.marks.items()}
 
+    @cached_property
+    def blind(self) -> Accuracy | None:
+        """The accuracy of a guesser that sees no image (`distribution.blind_guesser`)."""
+        return blind_guesser(self.questions)
+
+    @property
+    def by_gold(self) -> dict[str, dict[str, Accuracy]]:
+        """Model → right answer → accuracy, the right answers of most questions first; empty where there are too many, or one."""
+        found = {name: accuracy_by_gold(self.questions, marks) for name, marks in self.marks.items()}
+        return found if any(found.values()) else {}
+
+    @property
+    def commonest(self) -> dict[str, list[tuple[str, int]]]:
+        """Model → its commonest answers, and how often it gave them."""
+        return {name: commonest(answers) for name, answers in self.answers.items()}
+
     @property
     def flips(self) -> list[Flips]:
         """Between every two models."""
@@ -87,6 +104,9 @@ class Comparison:
             name: sum(len(answer.ids) for answer in answers) / len(answers) for name, answers in self.answers.items()
         }
 
+
+BLIND = "blind guesser"
+"""What the guesser that sees no image is called, beside the models."""
 
 FLIP_COLUMNS = ("fixed", "broken", "both right", "both wrong", "points", "p")
 """Headings of `flip_cells`."""

@@ -49,6 +49,22 @@ class Candidate:
             raise ConfigError(f"--model {text!r} names no model: write --model NAME=FOLDER.")
         return cls(checked_name(name), source)
 
+    @classmethod
+    def all_of(cls, text: str) -> list[Candidate]:
+        """Read ``NAME=FOLDER``, or ``NAME=RUN/checkpoint-*``: then one for each folder, called ``NAME-50``, in the order of their steps.
+
+        Raises:
+            ConfigError: no folder is called so.
+        """
+        name, _, pattern = text.rpartition("=")
+        if "*" not in pattern:
+            return [cls.parse(text)]
+        home, wanted = Path(pattern).parent, Path(pattern).name
+        steps = {number: path for path in home.glob(wanted) if (number := path.name.rpartition("-")[2]).isdigit()}
+        if not steps:
+            raise ConfigError(f"--model {text!r}: no folder is called so (looked in {home.resolve()}).")
+        return [cls(checked_name(f"{name or home.name}-{step}"), str(steps[step])) for step in sorted(steps, key=int)]
+
 
 def compare(
     candidates: Sequence[Candidate],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from boresight.compare.accuracy import Mark
 from boresight.compare.comparison import (
+    BLIND,
     FLIP_COLUMNS,
     Comparison,
     accuracy_cells,
@@ -31,6 +32,7 @@ def as_markdown(comparison: Comparison, *, max_quoted: int = MAX_QUOTED) -> str:
     parts = [f"## {_line(comparison.title)}", _summary(comparison), _accuracy_table(comparison)]
     if len(comparison.models) > 1:
         parts.append(_flip_table(comparison))
+    parts.append(_answers_table(comparison))
     parts += [_quoted(comparison, place) for place in _worth_quoting(comparison)[:max_quoted]]
     return "\n\n".join(parts) + "\n"
 
@@ -65,7 +67,29 @@ def _accuracy_table(comparison: Comparison) -> str:
         row += [percent(kinds[name][kind].share) for kind in kind_names]
         row += [f"{comparison.mean_length[name]:.0f}", f"{comparison.num_truncated[name]}"]
         rows.append(row)
+    if comparison.blind is not None:
+        row = [BLIND, *accuracy_cells(comparison.blind)]
+        rows.append(row + [""] * (len(head) - len(row)))
     return _table(head, rows)
+
+
+def _answers_table(comparison: Comparison) -> str:
+    """Accuracy by right answer, and the commonest answers."""
+    asked = len(comparison.questions)
+    by_gold = comparison.by_gold
+    golds = next(iter(by_gold.values()), {})
+    parts = []
+    if golds:
+        rows = [
+            [_cell(gold), str(first.marked + first.unmarked), *(percent(own[gold].share) for own in by_gold.values())]
+            for gold, first in golds.items()
+        ]
+        parts.append(_table(["right answer", "questions", *map(_cell, by_gold)], rows))
+    rows = [
+        [_cell(name), _cell(", ".join(f"{answer} {percent(count / asked)}" for answer, count in found))]
+        for name, found in comparison.commonest.items()
+    ]
+    return "\n\n".join([*parts, _table(["model", "commonest answers"], rows)])
 
 
 def _flip_table(comparison: Comparison) -> str:

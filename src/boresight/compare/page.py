@@ -6,6 +6,7 @@ from typing import Any
 
 from boresight.compare.accuracy import Accuracy, Flips
 from boresight.compare.comparison import Comparison, interval, p_value, percent, points
+from boresight.compare.distribution import golds_of
 from boresight.report.page_shell import MAX_IMAGE_SIDE, Images, packed, render_page
 
 MANY_IMAGES = 200
@@ -31,6 +32,12 @@ def comparison_page(comparison: Comparison) -> str:
         comparison=comparison,
         models=_model_rows(comparison),
         flips=[_flip_row(pair) for pair in comparison.flips],
+        blind=None if comparison.blind is None else _shown(comparison.blind) | {"found": comparison.blind},
+        golds=_gold_rows(comparison),
+        right_answers=[
+            (gold, percent(count / len(comparison.questions)))
+            for gold, count in golds_of(comparison.questions).most_common(5)
+        ],
         kinds=list(next(iter(kinds.values()), {})),
         kind_counts=_kind_counts(comparison),
         largest_side=images.max_side,
@@ -52,6 +59,9 @@ def _model_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "kinds": [_shown(own) for own in by_kind.get(name, {}).values()],
             "length": comparison.mean_length[name],
             "cut": comparison.num_truncated[name],
+            "commonest": [
+                (answer, percent(count / len(comparison.questions))) for answer, count in comparison.commonest[name]
+            ],
         }
         for name, found in comparison.accuracies.items()
     ]
@@ -85,6 +95,19 @@ def _flip_row(pair: Flips) -> dict[str, Any]:
         "gain": points(pair.gain),
         "p": p_value(pair.p),
     }
+
+
+def _gold_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """For each right answer, the accuracy of every model on its questions."""
+    by_gold = comparison.by_gold
+    return [
+        {
+            "gold": gold,
+            "count": first.marked + first.unmarked,
+            "shown": [_shown(own[gold]) for own in by_gold.values()],
+        }
+        for gold, first in next(iter(by_gold.values()), {}).items()
+    ]
 
 
 def _kind_counts(comparison: Comparison) -> dict[str, int]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from boresight.compare.accuracy import Accuracy
 from boresight.compare.comparison import (
+    BLIND,
     FLIP_COLUMNS,
     Comparison,
     accuracy_cells,
@@ -20,8 +24,14 @@ from boresight.terminal import printable
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Accuracies, accuracies by kind, and flips; those that have rows."""
-    found = (accuracy_table(comparison), kind_table(comparison), flip_table(comparison))
+    """Accuracies, accuracies by kind and by right answer, commonest answers, and flips; those that have rows."""
+    found = (
+        accuracy_table(comparison),
+        breakdown_table("accuracy by kind", comparison.by_kind),
+        breakdown_table("accuracy by right answer", comparison.by_gold),
+        answers_table(comparison),
+        flip_table(comparison),
+    )
     return [table for table in found if table.row_count]
 
 
@@ -36,20 +46,35 @@ def accuracy_table(comparison: Comparison) -> Table:
         row: list[Text | str] = [_text(name), *accuracy_cells(found)]
         row += [] if not against else ["", ""] if pair is None else [points(pair.gain), p_value(pair.p)]
         table.add_row(*row)
+    if comparison.blind is not None:
+        cells = accuracy_cells(comparison.blind)
+        table.add_row(BLIND, *cells, *["", ""] * bool(against), style="dim")
     unmarked = sum(found.unmarked for found in comparison.accuracies.values())
     table.caption = f"{unmarked} answers without a mark are left out of all shares" if unmarked else None
     return table
 
 
-def kind_table(comparison: Comparison) -> Table:
-    """Accuracy by kind of question and model. Kinds are rows, since there may be many."""
-    by_kind = comparison.by_kind
+def breakdown_table(title: str, found: Mapping[str, Mapping[str, Accuracy]]) -> Table:
+    """Accuracy by kind of question, or by right answer, and by model. The models are columns, since there are fewer of them."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("accuracy by kind")
-    for name in by_kind:
+    table.add_column(title)
+    table.add_column("questions", justify="right")
+    for name in found:
         table.add_column(_text(name), justify="right")
-    for kind in next(iter(by_kind.values()), {}):
-        table.add_row(_text(kind), *(percent(own[kind].share) for own in by_kind.values()))
+    for kind, first in next(iter(found.values()), {}).items():
+        asked = str(first.marked + first.unmarked)
+        table.add_row(_text(kind), asked, *(percent(own[kind].share) for own in found.values()))
+    return table
+
+
+def answers_table(comparison: Comparison) -> Table:
+    """Each model's commonest answers, whatever was asked."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model")
+    table.add_column("commonest answers", overflow="fold")
+    asked = len(comparison.questions)
+    for name, found in comparison.commonest.items():
+        table.add_row(_text(name), _text(", ".join(f"{answer} {percent(count / asked)}" for answer, count in found)))
     return table
 
 

@@ -59,9 +59,9 @@ function filter() {
   draw();
 }
 
-/** Draw the next questions, until the screen and a little more is full. */
+/** Draw the first questions, and the next until the screen and a little more is full. */
 function draw() {
-  while (drawn < shown.length && more.getBoundingClientRect().top < window.innerHeight * 2) {
+  while (drawn < shown.length && (drawn === 0 || more.getBoundingClientRect().top < window.innerHeight * 2)) {
     cards.append(...shown.slice(drawn, drawn + CHUNK).map(card));
     drawn = Math.min(drawn + CHUNK, shown.length);
   }
