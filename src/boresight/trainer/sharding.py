@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from boresight.errors import ConfigError
+from boresight.modules import quantisation
 
 INSTEAD = "use FSDP2: --accelerate_config fsdp2, or fsdp_version: 2 in your own accelerate file"
 OPTIMIZER_FILE = "optimizer.pt"
@@ -48,6 +49,19 @@ def refuse_other_engines(args: Any) -> None:
         raise ConfigError(
             "fsdp_cpu_ram_efficient_loading loads weights on the first rank alone, and every rank verifies the layout on the whole model: "
             "set it to false."
+        )
+
+
+def refuse_quantised_shards(model: nn.Module, args: Any) -> None:
+    """Refuse to divide a quantised model: its codes and scales belong together, and FSDP2 would cut the codes alone.
+
+    Raises:
+        ConfigError: FSDP2 was asked for.
+    """
+    if (bits := quantisation(model)) and (is_set("ACCELERATE_USE_FSDP") or args.fsdp):
+        raise ConfigError(
+            f"A quantised base ({bits}) cannot be divided by FSDP2: start with --accelerate_config multi_gpu (each process holds the "
+            "base), or load it without load_in_4bit, load_in_8bit and quantization_config."
         )
 
 
