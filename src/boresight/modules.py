@@ -119,8 +119,8 @@ def num_bytes(weight: nn.Parameter) -> int:
 
 
 def computes_coarsely(model: nn.Module) -> bool:
-    """Whether quantised layers round what they compute: those of 8 bits round their inputs, those of 4 bits compute in a dtype of their own,
-    and of other methods nothing is known."""
+    """Whether quantised layers round what they compute: those of 8 bits round their inputs, those of 4 bits may compute in 16 bits, and
+    of other methods nothing is known."""
     kind = quantisation(model)
     if kind is None:
         return False

@@ -99,7 +99,11 @@ def verified_model(command: Command, trainer: GroupTrainer[Any], folder: Path) -
     try:
         inputs = probe_inputs(model, trainer.encoder.processor)
         found = verify_folder(
-            folder, inputs, log_probs(model, inputs), trust_remote_code=command.training.trust_remote_code
+            folder,
+            inputs,
+            log_probs(model, inputs),
+            trust_remote_code=command.training.trust_remote_code,
+            quantization_config=(command.training.model_init_kwargs or {}).get("quantization_config"),
         )
     except ModelError as error:
         return "NO: see the error below", error

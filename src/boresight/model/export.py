@@ -44,8 +44,8 @@ class PolicyWeights:
         base = unwrap(model)
         if adapters and (bits := quantisation(base)):
             raise ConfigError(
-                f"vllm_lora_sync='merged' would merge the adapter into quantised weights ({bits}) at every sync: set vllm_lora_sync='adapter', "
-                "which sends the base once, as the numbers that it stands for, and then only the adapter."
+                f"vllm_lora_sync='merged' would merge the adapter into quantised weights ({bits}) at every sync. Set "
+                "vllm_lora_sync='adapter': it sends the base once, as the numbers that it stands for, and then only the adapter."
             )
         trained = _trained(base) if adapters else set()
         text = _text_prefixes(base)

@@ -27,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 64
 """Weights of 4 bits that share a scale: bitsandbytes' default, which transformers does not change."""
+# It speaks of kernels for packed weights, which are switched off here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "gemm_4bit_forward" not in record.getMessage()
+)
+
 EXTRA = "pip install 'boresight[quantised]'"
 
 
@@ -49,7 +54,7 @@ def quantised_options(model: str | Path, options: Mapping[str, Any]) -> dict[str
     given = options.get("quantization_config")
     if given is None:
         return dict(options)
-    config = _read(given) if isinstance(given, Mapping) else given
+    config = read_quantisation(given)
     if not isinstance(config, BitsAndBytesConfig):
         return {**options, "quantization_config": config}
     _check_installed()
@@ -58,7 +63,14 @@ def quantised_options(model: str | Path, options: Mapping[str, Any]) -> dict[str
     return {**options, "quantization_config": config}
 
 
-def _read(given: Mapping[str, Any]) -> BitsAndBytesConfig:
+def read_quantisation(given: Any) -> Any:
+    """A configuration as an object: a mapping of bitsandbytes' options becomes one, anything else is returned.
+
+    Raises:
+        ConfigError: as `quantised_options`.
+    """
+    if not isinstance(given, Mapping) or given.get("quant_method", "bitsandbytes") != "bitsandbytes":
+        return given
     own = {name.removeprefix("_"): value for name, value in given.items() if name != "quant_method"}
     try:
         config: Any = BitsAndBytesConfig(**own)
@@ -97,16 +109,16 @@ def _leaving_out(model: str | Path, config: BitsAndBytesConfig, options: Mapping
     added = [name for name in found if name not in skipped]
     if not added:
         return config
-    copied = BitsAndBytesConfig.from_dict({**config.to_dict(), "llm_int8_skip_modules": [*skipped, *added]})
+    copied: Any = BitsAndBytesConfig.from_dict({**config.to_dict(), "llm_int8_skip_modules": [*skipped, *added]})
     logger.warning(
-        "%d layers stay as they are, because bitsandbytes reads 4-bit weights on a CPU only if their width is a multiple of %d: %s. To load "
-        "the same model elsewhere, pass llm_int8_skip_modules=%r.",
+        "%d layers stay as they are, because bitsandbytes reads 4-bit weights on a CPU only if their width is a multiple of %d: %s. To "
+        "load the same model elsewhere, pass llm_int8_skip_modules=%r.",
         len(added),
         BLOCK,
         ", ".join(added),
         copied.llm_int8_skip_modules,
     )
-    return copied  # pyright: ignore[reportReturnType] -- from_dict returns a pair only if asked to
+    return copied
 
 
 def unreadable(model: nn.Module) -> list[str]:
@@ -145,8 +157,9 @@ def check_trains_adapter(model: nn.Module, *, is_adapted: bool) -> None:
     """
     if (bits := quantisation(model)) and not is_adapted:
         raise ConfigError(
-            f"The base is quantised ({bits}), so its weights cannot be trained in full. Train an adapter beside them: peft_config=LoraConfig(…) "
-            "or train='language=lora' (--train language=lora, --use_peft), or load it without load_in_4bit, load_in_8bit and quantization_config."
+            f"The base is quantised ({bits}), so its weights cannot be trained in full. Train an adapter beside them: "
+            "peft_config=LoraConfig(…) or train='language=lora' (--train language=lora, --use_peft). Or load it without load_in_4bit, "
+            "load_in_8bit and quantization_config."
         )
 
 
@@ -199,11 +212,13 @@ def dequantise(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Modul
     """
     inner: Any = unwrap(model)
     for name, module in list(quantised_layers(inner)):
+        own: Any = module
         weight = dequantised(module).to(dtype)
         with torch.device("meta"):
-            plain = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None)
+            plain = nn.Linear(weight.shape[1], weight.shape[0], bias=own.bias is not None)
         plain.weight = nn.Parameter(weight, requires_grad=False)
-        plain.bias = None if module.bias is None else nn.Parameter(module.bias.to(dtype), requires_grad=False)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        if (bias := own.bias) is not None:
+            plain.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
         inner.set_submodule(name, plain)
     forget_quantisation(inner.config)
     inner.hf_quantizer = None

@@ -33,7 +33,7 @@ from boresight.model.load import (
     promote_trainable,
 )
 from boresight.model.part_options import PartPlan, part_plan
-from boresight.model.quantised import check_trains_adapter
+from boresight.model.quantised import check_trains_adapter, read_quantisation
 from boresight.model.reference import Reference
 from boresight.model.shards import gathered
 from boresight.modules import evaluating, switch_off_dropout, unwrap
@@ -62,6 +62,7 @@ from boresight.trainer.row_trainer import RowTrainer
 from boresight.trainer.run_folder import CleanFolder, RunFolder, check_is_not_model
 from boresight.trainer.sharding import divide, refuse_other_engines, refuse_quantised_shards, shard
 from boresight.trainer.steps import StepPlan, micro_batches
+from boresight.trainer.stochastic_rounding import rounds_stochastically, stochastic_optimizer, uncompiled_on_cpu
 from boresight.trainer.update import Item
 from boresight.trainer.verdict_probes import UpdateProbe, Verdicts
 
@@ -163,7 +164,8 @@ class GroupTrainer(RowTrainer[Item]):
         self.verdict_lines = StepLines(self._run_file("verdicts.jsonl"))
         if every := self.args.verdict_steps:
             self.add_callback(Verdicts(every, self.verdict_lines, self.log_once))
-            self.add_callback(UpdateProbe(every, self.metrics))
+            if not rounds_stochastically(args):  # most weights are meant to stay where they are
+                self.add_callback(UpdateProbe(every, self.metrics))
         self.add_callback(FirstAndLastLogged())
         self.add_callback(CleanFolder(self.discard_after, self.log_once, self.accelerator.wait_for_everyone))
         for ignored in ignored_options(args):
@@ -244,7 +246,7 @@ class GroupTrainer(RowTrainer[Item]):
         if note is not None:
             self.log_once(note)
         if self.parts != PartPlan():
-            self.add_callback(FirstStepCheck(self.log_once, self._warn))
+            self.add_callback(FirstStepCheck(self.log_once, self._warn, rounds=rounds_stochastically(args)))
 
     def _warn(self, step: int, text: str) -> None:
         self.verdict_lines.add(step, {"verdict": "parts", "text": text})
@@ -258,8 +260,12 @@ class GroupTrainer(RowTrainer[Item]):
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """transformers' optimizer; with `lr`, each part has groups of its own."""
         is_new = self.optimizer is None
+        if is_new and self.args.bf16_stochastic_round:  # pyright: ignore[reportAttributeAccessIssue]
+            self.optimizer_cls_and_kwargs = stochastic_optimizer(self.args)
         with named(f"optim={str(getattr(self.args.optim, 'value', self.args.optim))!r}"):
             optimizer = super().create_optimizer(model)
+        if is_new:
+            uncompiled_on_cpu(optimizer)
         if is_new and self.parts.lr:
             set_learning_rates(optimizer, self.policy.outer, self.parts.lr)
         return optimizer
@@ -395,7 +401,8 @@ def _one_pass_a_step(args: Config, plan: StepPlan, eval_groups: int) -> Config:
 
 def from_pretrained_options(args: TrainerConfig) -> dict[str, Any]:
     """The arguments of `from_pretrained` that the options set."""
-    given: dict[str, Any] = dict(args.model_init_kwargs or {})  # pyright: ignore[reportArgumentType, reportCallIssue]
+    own: Any = args.model_init_kwargs or {}
+    given: dict[str, Any] = dict(own)
     if given.get("quantization_config") is not None:
         given.setdefault("device_map", {"": args.device})  # transformers would take the first GPU, even with use_cpu
     return given | ({"trust_remote_code": True} if args.trust_remote_code else {})
@@ -407,11 +414,14 @@ def quantising(args: Config, quantization_config: Any) -> Config:
     Raises:
         ConfigError: `model_init_kwargs` has one too.
     """
-    if quantization_config is None:
-        return args
     given: Any = args.model_init_kwargs or {}
-    if given.get("quantization_config") is not None:
+    own = given.get("quantization_config")
+    if own is None and quantization_config is None:
+        return args
+    if own is not None and quantization_config is not None:
         raise ConfigError("quantization_config is set both here and in model_init_kwargs: leave one of them out.")
     changed = copy.copy(args)
-    changed.model_init_kwargs = {**given, "quantization_config": quantization_config}
+    # As an object, whose plain values are equal however it was written: they are part of the run's identity.
+    found = read_quantisation(own if quantization_config is None else quantization_config)
+    changed.model_init_kwargs = {**given, "quantization_config": found}
     return changed

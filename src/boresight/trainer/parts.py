@@ -50,9 +50,18 @@ def set_learning_rates(optimizer: Any, model: nn.Module, rates: Mapping[Part, fl
         for group in optimizer.param_groups:
             weights = [weight for weight in group["params"] if part_of[id(weight)] == part]
             groups += (
-                [{**group, "params": weights, "part": part, "lr": rates.get(part, group["lr"])}] if weights else []
+                [{**group, "params": weights, "part": part, "lr": _rate(group["lr"], rates.get(part))}]
+                if weights
+                else []
             )
     optimizer.param_groups[:] = groups
+
+
+def _rate(rate: Any, own: float | None) -> Any:
+    """A group's learning rate, or a part's own; a tensor where the optimizer keeps it in one (torchao's), and then not shared by groups."""
+    if isinstance(rate, Tensor):
+        return rate.clone() if own is None else torch.full_like(rate, own)
+    return rate if own is None else own
 
 
 def check_rates(model: nn.Module, plan: PartPlan, own_optimizer: bool) -> None:
@@ -170,9 +179,11 @@ class FirstStepCheck(TrainerCallback):
     Args:
         say: prints a message to the user.
         warn: as `say`, and keeps the message in the run folder.
+        rounds: weights are rounded stochastically, so that a small tensor may rightly not move in the first step.
     """
 
-    def __init__(self, say: Callable[[str], None], warn: Callable[[int, str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], warn: Callable[[int, str], None], *, rounds: bool = False) -> None:
+        self._rounds = rounds
         self._say = say
         self._warn = warn
         self._before: dict[str, int] | None = None
@@ -208,7 +219,7 @@ class FirstStepCheck(TrainerCallback):
                 "than the optimizer's groups writes to them."
             )
         self._pending = {name: before[name] for name in trained - moved}
-        if stuck := sorted(self._with_gradient - moved):
+        if not self._rounds and (stuck := sorted(self._with_gradient - moved)):
             self._warn(
                 state.global_step,
                 f"step {state.global_step}: {len(stuck)} of {len(trained)} trained tensors have a gradient and did not move (the first is "
