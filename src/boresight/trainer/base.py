@@ -162,10 +162,7 @@ class GroupTrainer(RowTrainer[Item]):
         self.timeline = Timeline(self._run_file("timeline.jsonl"), entered=rank_link.at)
         self.metric_lines = StepLines(self._run_file("metrics.jsonl"))
         self.verdict_lines = StepLines(self._run_file("verdicts.jsonl"))
-        if every := self.args.verdict_steps:
-            self.add_callback(Verdicts(every, self.verdict_lines, self.log_once))
-            if not rounds_stochastically(args):  # most weights are meant to stay where they are
-                self.add_callback(UpdateProbe(every, self.metrics))
+        self._watch_updates(self.args.verdict_steps)
         self.add_callback(FirstAndLastLogged())
         self.add_callback(CleanFolder(self.discard_after, self.log_once, self.accelerator.wait_for_everyone))
         for ignored in ignored_options(args):
@@ -247,6 +244,14 @@ class GroupTrainer(RowTrainer[Item]):
             self.log_once(note)
         if self.parts != PartPlan():
             self.add_callback(FirstStepCheck(self.log_once, self._warn, rounds=rounds_stochastically(args)))
+
+    def _watch_updates(self, every: int) -> None:
+        """Report verdicts every so many steps; 0: never."""
+        if not every:
+            return
+        self.add_callback(Verdicts(every, self.verdict_lines, self.log_once))
+        if not rounds_stochastically(self.args):  # by which most weights are meant to stay where they are
+            self.add_callback(UpdateProbe(every, self.metrics))
 
     def _warn(self, step: int, text: str) -> None:
         self.verdict_lines.add(step, {"verdict": "parts", "text": text})
