@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, Trainer
 
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from boresight.errors import ConfigError
 from boresight.export.job import export, source_of
 from boresight.export.verify import log_probs, probe_inputs
+from boresight.trainer.stochastic_rounding import uncompiled_on_cpu
 
 from .conftest import QUIET, demonstrations, records, vowel_share
 
@@ -161,3 +162,33 @@ def test_fsdp_is_refused(model_folder: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(ConfigError, match="cannot be divided by FSDP2: start with --accelerate_config multi_gpu"):
         run("sft", model_folder, tmp_path, FOUR)
+
+
+RUNS_ON_CPU = (
+    "adamw_bnb_8bit", "adamw_8bit", "lion_8bit", "rmsprop_bnb_8bit", "ademamix_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
+    "paged_lion_8bit", "adamw_torch_8bit", "adamw_torch_4bit",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("optim", RUNS_ON_CPU)
+def test_optimizers_of_8_bits_and_paged_ones_step_on_a_cpu(optim: str) -> None:
+    config = SFTConfig(optim=optim, use_cpu=True, report_to="none")
+    cls, given = Trainer.get_optimizer_cls_and_kwargs(config)
+    weight = torch.nn.Parameter(torch.ones(64, 128))
+    optimizer = uncompiled_on_cpu(cls([weight], **given))
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert bool((weight < 1).all())
+    state = [
+        each for each in optimizer.state[weight].values() if isinstance(each, torch.Tensor) and each.numel() >= 8192
+    ]
+    assert len(state) >= 1
+    if "8bit" in optim and "torch" not in optim:
+        assert {each.dtype for each in state} == {torch.uint8}
+
+
+def test_a_run_with_an_8_bit_optimizer(model_folder: Path, tmp_path: Path) -> None:
+    trainer = run("sft", model_folder, tmp_path, FOUR, optim="adamw_bnb_8bit")
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert losses[-1] < losses[0]

@@ -18,6 +18,7 @@ from boresight.families import Part, family_of
 from boresight.model.part_options import PARTS, PartPlan
 from boresight.model.parts import PartSummary, left_out, summaries
 from boresight.modules import local, unwrap
+from boresight.trainer.memory_table import state_bytes
 
 CHUNK = 2**20
 """Number of weights whose bits are summed at once."""
@@ -86,22 +87,6 @@ def check_rates(model: nn.Module, plan: PartPlan, own_optimizer: bool) -> None:
 # ---- The table -----------------------------------------------------------------------------------------------------------------------
 
 
-def optimizer_bytes(optim: str) -> float | None:
-    """Bytes of optimizer state per byte of a trained weight, by the optimizer's name in transformers; None if it is not known."""
-    name = str(optim).rpartition(".")[2].lower()
-    moments = next(
-        (
-            count
-            for word, count in (("adamw", 2), ("lion", 1), ("rmsprop", 1), ("adagrad", 1), ("sgd", 0))
-            if word in name
-        ),
-        None,
-    )
-    if moments is None or "galore" in name or "apollo" in name:
-        return None
-    return moments * (0.25 if "8bit" in name else 0.125 if "4bit" in name else 1)
-
-
 def parts_table(model: nn.Module, plan: PartPlan, learning_rate: float, optim: str) -> str:
     """A table with a line for each part: how it is trained, parameters, learning rate, memory, and modules with an adapter.
 
@@ -137,9 +122,10 @@ def parts_table(model: nn.Module, plan: PartPlan, learning_rate: float, optim: s
 
 
 def _memory(parts: Sequence[PartSummary], optim: str) -> tuple[str, str, str]:
-    per_byte = optimizer_bytes(optim)
     gradients = sum(part.gradient_bytes for part in parts)
-    state = "?" if per_byte is None else _size(gradients * per_byte)
+    states = [state_bytes(optim, part.gradient_bytes / max(part.num_trainable, 1)) for part in parts]
+    total = [None if each is None else each * part.num_trainable for each, part in zip(states, parts, strict=True)]
+    state = "?" if None in total else _size(sum(each or 0 for each in total))
     return _size(sum(part.weight_bytes for part in parts)), _size(gradients), state
 
 
