@@ -16,6 +16,7 @@ from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig,
 from boresight.errors import ConfigError
 from boresight.export.job import export, source_of
 from boresight.export.verify import log_probs, probe_inputs
+from boresight.trainer.sharding import refuse_other_engines
 from boresight.trainer.stochastic_rounding import uncompiled_on_cpu
 
 from .conftest import QUIET, demonstrations, records, vowel_share
@@ -192,3 +193,13 @@ def test_a_run_with_an_8_bit_optimizer(model_folder: Path, tmp_path: Path) -> No
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert losses[-1] < losses[0]
+
+
+def test_offloading_from_a_cpu_is_refused(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS"):
+        monkeypatch.setenv(name, "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(
+        ConfigError, match="this run is on CPUs, where they are already: start with --accelerate_config fsdp2"
+    ):
+        refuse_other_engines(SFTConfig(use_cpu=True, report_to="none"))
