@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,10 @@ def lines(model: Path, folder: Path) -> Iterator[Line]:
         yield measured(name, model, folder / str(place))
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller model, to try the script")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         model = build_tiny("qwen2_5_vl", Path(folder) / "model", vocab_size=1024 if options.quick else 4096)
