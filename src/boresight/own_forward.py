@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from boresight.errors import ModelError
-from boresight.modules import matching_arguments, text_parameters
+from boresight.modules import computes_coarsely, is_quantised, matching_arguments, text_parameters
 from boresight.types import Completion, HasImages, Ids, Prompt
 
 
@@ -216,9 +216,13 @@ def own_logits(
 
 
 def is_exact(model: nn.Module) -> bool:
-    """Whether all weights are float32 or finer, so that two ways to compute a log-probability agree to 1e-4 nats."""
+    """Whether all weights are float32 or finer, so that two ways to compute a log-probability agree to 1e-4 nats.
+
+    Weights of 4 bits are exact numbers, if their layers compute in float32.
+    """
     exact = {torch.float32, torch.float64}
-    return all(parameter.dtype in exact for parameter in model.parameters() if parameter.is_floating_point())
+    floats = (each for each in model.parameters() if each.is_floating_point() and not is_quantised(each))
+    return all(each.dtype in exact for each in floats) and not computes_coarsely(model)
 
 
 def final_states(model: PreTrainedModel, **inputs: Any) -> Float[Tensor, "B L H"]:

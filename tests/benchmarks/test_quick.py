@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from boresight.trainer.memory_table import CHOICES
 from tests.benchmarks.conftest import ROOT, Main
 
 ENGINES = {"engines", "engines_learn"}
@@ -16,7 +17,10 @@ ENGINES = {"engines", "engines_learn"}
 def test_no_benchmark_is_left_out() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "\ndef main(" in path.read_text()}
     # `digits` and `gpu_check` have tests of their own.
-    assert scripts == {"attention", "digits", "gpu_check", "objectives", "preferences", "rows", "versus_trl"} | ENGINES
+    assert (
+        scripts
+        == {"attention", "digits", "gpu_check", "memory", "objectives", "preferences", "rows", "versus_trl"} | ENGINES
+    )
 
 
 def test_attention(benchmark_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,3 +83,13 @@ def test_rows(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixtur
     found = json.loads((tmp_path / "rows.json").read_text())
     assert found["rows"] == 1200 and found["first"]["loss"] == found["second"]["loss"] > 0
     assert "second start" in capsys.readouterr().out
+
+
+def test_memory(benchmark_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    """What tensors take is what the table says; 8-bit states of small tensors are kept in 32 bits, so theirs is more."""
+    benchmark_main("memory")
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    errors = {row[0].removeprefix("| "): float(row[-1].rstrip("| ").rstrip("%")) for row in rows}
+    assert errors.keys() == CHOICES.keys()
+    for name, error in errors.items():
+        assert (0 <= error < 12) if "optimizer" in name else abs(error) < 0.1, name

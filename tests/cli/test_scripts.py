@@ -79,8 +79,18 @@ def test_the_adapter() -> None:
     assert boresight.get_peft_config(boresight.ModelConfig()) is None
 
 
-def test_quantisation_is_refused_and_not_ignored() -> None:
+def test_quantisation_is_transformers_own() -> None:
     assert boresight.get_quantization_config(boresight.ModelConfig()) is None
-    for name in ("load_in_4bit", "load_in_8bit"):
-        with pytest.raises(ConfigError, match=f"{name}=True: quantised weights are not tested yet"):
-            boresight.get_quantization_config(boresight.ModelConfig(**{name: True}))
+    four = boresight.get_quantization_config(
+        boresight.ModelConfig(load_in_4bit=True, use_bnb_nested_quant=True, dtype="bfloat16")
+    )
+    assert four.load_in_4bit and four.bnb_4bit_quant_type == "nf4" and four.bnb_4bit_use_double_quant
+    assert str(four.bnb_4bit_compute_dtype) == "torch.bfloat16"
+    assert boresight.get_quantization_config(boresight.ModelConfig(load_in_8bit=True)).load_in_8bit
+    for given, message in (
+        ({"load_in_4bit": True, "load_in_8bit": True}, "leave one of them out"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_storage": "uint8"}, "serves FSDP alone"),
+        ({"use_bnb_nested_quant": True}, "load_in_4bit"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            boresight.get_quantization_config(boresight.ModelConfig(**given))

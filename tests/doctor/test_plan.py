@@ -33,14 +33,21 @@ def test_the_weights_are_counted_as_the_model_has_them(model_folder: Path) -> No
 
 
 def test_bytes_of_each_way_by_hand() -> None:
-    """In GB for 7 billion weights on 8 GPUs: 4 + 4 + 8 bytes each; 2 + 4 of a step and 16 / 8 of shards; 2, and 16 of 60 million."""
+    """In GB for 7 billion weights on 8 GPUs, of which 6 are of the language model, and 60 million of an adapter at 16 bytes."""
     found = {way.name: way.num_bytes / 1e9 for way in ways(SEVEN, 8)}
+    adapter = 16 * 0.06
     assert found == {
-        "full": pytest.approx(112),
-        "full, fsdp2": pytest.approx(56),
-        "LoRA": pytest.approx(14 + 16 * 0.06),
+        "full": pytest.approx(7 * (4 + 4 + 8)),
+        "full, fsdp2": pytest.approx(7 * (2 + 4) + 16 * 7 / 8),
+        "full, fsdp2_offload": pytest.approx(7 * (2 + 4)),
+        "full, 8-bit optimizer": pytest.approx(7 * (4 + 4 + 2 + 2 / 64)),
+        "full, bf16 with stochastic rounding": pytest.approx(7 * 8),
+        "full, bf16 with stochastic rounding, 8-bit optimizer": pytest.approx(7 * (2 + 2 + 2 + 2 / 64)),
+        "LoRA": pytest.approx(14 + adapter),
+        "LoRA, 8-bit base": pytest.approx(6 + 2 + adapter),
+        "LoRA, 4-bit base": pytest.approx(6 * 0.5625 + 2 + adapter),
     }
-    assert [way.name for way in ways(SEVEN, 1)] == ["full", "LoRA"]
+    assert not any("fsdp2" in way.name for way in ways(SEVEN, 1))
 
 
 def test_tokens_are_what_is_left() -> None:

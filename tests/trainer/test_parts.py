@@ -17,7 +17,8 @@ from boresight import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from boresight.errors import ConfigError, ModelError
 from boresight.families import family_of
 from boresight.model.part_options import PartPlan
-from boresight.trainer.parts import checksums, optimizer_bytes, parts_table
+from boresight.trainer.memory_table import state_bytes
+from boresight.trainer.parts import checksums, parts_table
 from tests.tiny import build_tiny
 
 from .conftest import QUIET, demonstrations
@@ -101,7 +102,7 @@ def test_the_table_and_the_check_are_printed(
     trainer.train()
     state = trainer.optimizer.state_dict()["state"].values()
     held = sum(value.nbytes for each in state for value in each.values() if value.ndim)
-    assert held == 2 * sum(value.nbytes for value in weights) and optimizer_bytes(trainer.args.optim) == 2
+    assert held == 2 * sum(value.nbytes for value in weights) and state_bytes(trainer.args.optim) == 8
     assert (
         "step 1 verified: 16 of 30 trained tensors moved; 14 have no gradient yet (factors A" in capsys.readouterr().out
     )
@@ -246,13 +247,13 @@ def test_a_checksum_sees_every_single_weight() -> None:
 @pytest.mark.parametrize(
     ("optim", "expected"),
     [
-        ("adamw_torch_fused", 2), ("adamw_bnb_8bit", 0.5), ("paged_lion_32bit", 1), ("sgd", 0), ("adamw_torch_4bit", 0.25),
+        ("adamw_torch_fused", 8), ("adamw_bnb_8bit", 2.03125), ("paged_lion_32bit", 4), ("sgd", 0), ("adamw_torch_4bit", 1.03125),
         ("adafactor", None), ("galore_adamw", None),
     ],
 )  # fmt: skip
 def test_the_state_of_optimizers(optim: str, expected: float | None) -> None:
-    """Bytes per byte of a float32 weight."""
-    assert optimizer_bytes(optim) == expected
+    """Bytes per float32 weight: of 8 bits, a byte and a 256th of a scale of 4 bytes, for each of two moments."""
+    assert state_bytes(optim) == expected
 
 
 def test_an_unknown_optimizer_has_a_question_mark(folder_of: Any) -> None:

@@ -17,6 +17,7 @@ from boresight.cli.flags import FlagParser
 from boresight.cli.help import help_about, help_text, help_topic
 from boresight.cli.methods import METHODS, Method, options_of
 from boresight.cli.options import AdapterFlags, DatasetFlags, ModelFlags, RewardFlags, StartFlags
+from boresight.cli.quantised import check_quantisation, quantisation_config
 from boresight.errors import ConfigError, nearest
 from boresight.model.part_options import PartOptions, part_plan
 from boresight.option_checks import check_options
@@ -157,6 +158,7 @@ def _command(
     model, data = _flags(ModelFlags, given), _flags(DatasetFlags, given)
     rewards = _flags(RewardFlags, given)
     _check_what(model, data, file)
+    check_quantisation(model, trains_adapter=adapter.use_peft)
     _check_evaluation(given, data)
     if method.samples and not rewards.reward_funcs:
         from boresight.rewards.function import BUILT_IN  # imports torch
@@ -215,7 +217,14 @@ def _check_evaluation(given: Mapping[str, Any], data: DatasetFlags) -> None:
 
 def _init_kwargs(model: ModelFlags, training: Any) -> dict[str, Any] | None:
     """The arguments of `from_pretrained`; `model_init_kwargs` override the flags."""
-    named = {"dtype": model.dtype, "revision": model.model_revision, "attn_implementation": model.attn_implementation}
+    named = {
+        "dtype": model.dtype,
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "quantization_config": quantisation_config(
+            model, "bfloat16" if training.bf16 else "float16" if training.fp16 else None
+        ),
+    }
     found = {name: value for name, value in named.items() if value is not None and (name, value) != ("dtype", "auto")}
     return {**found, **(training.model_init_kwargs or {})} or None
 

@@ -12,6 +12,7 @@ from boresight.options import SET, Needs, Range, option
 from boresight.trainer.presets import PRESETS
 
 Adapter = Needs("use_peft", True, "add --train language=lora, or --use_peft")
+FourBit = Needs("load_in_4bit", True)
 Launched = Needs("accelerate_config", SET, "add --accelerate_config multi_gpu")
 
 
@@ -32,6 +33,12 @@ class ModelFlags:
     )
     attn_implementation: str | None = option(
         None, "Attention implementation of the vision tower, and of the whole model with --layout rows.", metavar="NAME"
+    )
+    load_in_4bit: bool = option(False, "Hold the base in 4 bits and train an adapter beside it (QLoRA).")
+    load_in_8bit: bool = option(False, "Hold the base in 8 bits and train an adapter beside it.")
+    bnb_4bit_quant_type: Annotated[Literal["nf4", "fp4"], FourBit] = option("nf4", "The 16 values of a 4-bit weight.")
+    use_bnb_nested_quant: Annotated[bool, FourBit] = option(
+        False, "Quantise the scales of 4-bit weights too, which saves 0.4 bits a weight."
     )
 
 
@@ -182,13 +189,9 @@ class PresetFlags:
 
 
 NOT_HERE = {
-    "bnb_4bit_quant_storage": "quantised weights are not tested yet",
-    "bnb_4bit_quant_type": "quantised weights are not tested yet",
+    "bnb_4bit_quant_storage": "it serves FSDP alone, which cannot divide quantised weights here",
     "ignore_bias_buffers": "no supported model needs it",
-    "load_in_4bit": "quantised weights are not tested yet",
-    "load_in_8bit": "quantised weights are not tested yet",
     "lora_task_type": "every supported model is a causal language model",
     "reward_model_name_or_path": "wrap the reward model in a function and name it in --reward_funcs",
-    "use_bnb_nested_quant": "quantised weights are not tested yet",
 }
 """Flags of TRL that boresight does not have, each with the reason."""

@@ -22,6 +22,7 @@ from transformers.hf_argparser import DataClassType
 from boresight.cli.adapter import lora_config
 from boresight.cli.config_file import as_words, read_yaml
 from boresight.cli.options import NOT_HERE, AdapterFlags, ModelFlags
+from boresight.cli.quantised import check_quantisation, quantisation_config
 from boresight.errors import ConfigError, nearest
 from boresight.option_checks import check_options
 from boresight.options import option
@@ -44,11 +45,9 @@ class ModelConfig(ModelFlags, AdapterFlags):
     """The model and its adapter, as in TRL, except that `dtype` unset keeps the checkpoint's own type for frozen weights."""
 
     lora_task_type: str = option("CAUSAL_LM", "Every supported model is a causal language model.")
-    load_in_8bit: bool = option(False, "Not supported yet.")
-    load_in_4bit: bool = option(False, "Not supported yet.")
-    bnb_4bit_quant_type: str = option("nf4", "Not supported yet.")
-    use_bnb_nested_quant: bool = option(False, "Not supported yet.")
-    bnb_4bit_quant_storage: str | None = option(None, "Not supported yet.")
+    bnb_4bit_quant_storage: str | None = option(
+        None, "It serves FSDP alone, which cannot divide quantised weights here."
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -113,15 +112,16 @@ def get_peft_config(model_args: ModelConfig) -> Any:
     return lora_config(model_args) if model_args.use_peft else None
 
 
-def get_quantization_config(model_args: ModelConfig) -> None:
-    """None: quantised weights are not supported yet.
+def get_quantization_config(model_args: ModelConfig) -> Any:
+    """transformers' `BitsAndBytesConfig`, or None if neither `load_in_4bit` nor `load_in_8bit` is set.
 
     Raises:
-        ConfigError: they are asked for.
+        ConfigError: both are set, or the codes are to be stored in another dtype.
     """
-    for name in ("load_in_4bit", "load_in_8bit"):
-        if getattr(model_args, name):
-            raise ConfigError(f"{name}=True: {NOT_HERE[name]}.")
+    if model_args.bnb_4bit_quant_storage is not None:
+        raise ConfigError(f"bnb_4bit_quant_storage: {NOT_HERE['bnb_4bit_quant_storage']}. Leave it unset.")
+    check_quantisation(model_args, trains_adapter=True)
+    return quantisation_config(model_args, None)
 
 
 def get_kbit_device_map() -> dict[str, int] | None:

@@ -99,7 +99,11 @@ def verified_model(command: Command, trainer: GroupTrainer[Any], folder: Path) -
     try:
         probes = make_probes(model, trainer.encoder.processor)
         found = verify_folder(
-            folder, probes, log_probs(model, probes), trust_remote_code=command.training.trust_remote_code
+            folder,
+            probes,
+            log_probs(model, probes),
+            trust_remote_code=command.training.trust_remote_code,
+            quantization_config=(command.training.model_init_kwargs or {}).get("quantization_config"),
         )
     except ModelError as error:
         return "NO: see the error below", error

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from boresight.errors import ModelError
 from boresight.families import family_of
 from boresight.model.head import MAX_LOGIT_BYTES
+from boresight.trainer.memory_table import BFLOAT16, CHOICES
 
 GB = 1e9
 RESERVE = 0.1
@@ -86,23 +87,40 @@ def size_of(model: str) -> Size:
 def ways(size: Size, num_gpus: int) -> list[Way]:
     """The ways to train, from the most that is learned to the least memory. AdamW, bf16, and no copy of a reference."""
     every, lora = size.num_weights, LORA_SHARE * size.num_language
-    full = (("bf16", True),)
-    adapter = (("bf16", True), ("use_peft", True), ("lora_target_modules", "all-linear"))
+    vision = every - size.num_language
     launch = (("accelerate_config", "multi_gpu" if num_gpus > 1 else "single_gpu"), ("num_processes", num_gpus))
-    divided = (("accelerate_config", "fsdp2"), ("num_processes", num_gpus))
-    found = [Way("full", (*full, *launch), 4 * every, 4 * every, 8 * every)]
+    bf16, adapter = ("bf16", True), (("use_peft", True), ("lora_target_modules", "all-linear"))
+    rounded = (("dtype", "bfloat16"), ("bf16_stochastic_round", True))
+    small = ("optim", "adamw_torch_8bit")
+
+    def full(name: str, *options: tuple[str, Any]) -> Way:
+        each = CHOICES[name]
+        return Way(name, (bf16, *options, *launch), each.weight * every, each.gradient * every, each.optimizer * every)
+
+    def beside(name: str, *options: tuple[str, Any]) -> Way:
+        each = CHOICES[name]
+        # Quantisation is of linear layers; the vision tower and the embeddings of small models are counted with them.
+        weights = each.base * size.num_language + BFLOAT16 * vision + each.weight * lora
+        return Way(name, (bf16, *options, *adapter, *launch), weights, each.gradient * lora, each.optimizer * lora)
+
+    found = [full("full")]
     if num_gpus > 1:
-        # The whole weights of a step in bf16 and its gradients in float32, beside the shards.
-        found.append(
-            Way(
-                "full, fsdp2",
-                (*full, *divided),
-                (2 + 4 / num_gpus) * every,
-                (4 + 4 / num_gpus) * every,
-                8 * every / num_gpus,
-            )
-        )
-    found.append(Way("LoRA", (*adapter, *launch), 2 * every + 4 * lora, 4 * lora, 8 * lora))
+        each = CHOICES["full"]
+        shard = every / num_gpus
+        for name, kept in (("fsdp2", 1.0), ("fsdp2_offload", 0.0)):
+            divided = (bf16, ("accelerate_config", name), ("num_processes", num_gpus))
+            # The whole weights of a step in bf16 and its gradients in float32, beside the shards, which offload keeps in the CPU's memory.
+            weights = BFLOAT16 * every + kept * each.weight * shard
+            gradients = each.gradient * every + kept * each.gradient * shard
+            found.append(Way(f"full, {name}", divided, weights, gradients, kept * each.optimizer * shard))
+    found += [
+        full("full, 8-bit optimizer", small),
+        full("full, bf16 with stochastic rounding", *rounded),
+        full("full, bf16 with stochastic rounding, 8-bit optimizer", *rounded, small),
+        beside("LoRA"),
+        beside("LoRA, 8-bit base", ("load_in_8bit", True)),
+        beside("LoRA, 4-bit base", ("load_in_4bit", True)),
+    ]
     return found
 
 

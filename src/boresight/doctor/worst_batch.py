@@ -15,10 +15,9 @@ from boresight.files import in_units
 from boresight.model.part_options import PARTS
 from boresight.modules import unwrap
 from boresight.preflight import Finding
-from boresight.preflight.disk import trained_bytes
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.grpo import GRPOTrainer
-from boresight.trainer.parts import optimizer_bytes
+from boresight.trainer.memory_table import state_bytes
 
 
 def check_worst_batch(trainer: GroupTrainer[Any], limit: int | None = None) -> Iterator[Finding]:
@@ -40,7 +39,8 @@ def check_worst_batch(trainer: GroupTrainer[Any], limit: int | None = None) -> I
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
     items = trainer.longest_items([rows[number] for number in numbers])
     limit = available_bytes(device) if limit is None else limit
-    state = int(trained_bytes(trainer.policy.outer) * (optimizer_bytes(args.optim) or 0))
+    trained = [weight for weight in trainer.policy.outer.parameters() if weight.requires_grad]
+    state = int(sum(weight.numel() * (state_bytes(args.optim, weight.element_size()) or 0) for weight in trained))
 
     def peak(count: int) -> int:
         trainer.policy.outer.zero_grad(set_to_none=True)

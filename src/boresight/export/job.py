@@ -15,10 +15,12 @@ from transformers import AutoConfig, AutoProcessor
 
 from boresight.errors import ConfigError, ModelError
 from boresight.export.card import model_card
-from boresight.export.verify import changed_tensors, log_probs, make_probes, shown_changes, verify_folder
+from boresight.export.verify import Verified, changed_tensors, log_probs, make_probes, shown_changes, verify_folder
 from boresight.export.with_vllm import verify_with_vllm
 from boresight.files import check_space, check_writable, share_as_umask, write_whole
 from boresight.model.load import load_model
+from boresight.model.quantised import dequantise
+from boresight.own_forward import is_exact
 from boresight.trainer.manifest import MANIFEST, check_whole
 from boresight.trainer.run_folder import RUN_FILE, RunFolder
 
@@ -41,6 +43,12 @@ class Source:
     @property
     def is_adapter(self) -> bool:
         return (self.weights / ADAPTER).exists()
+
+    @property
+    def quantization_config(self) -> Mapping[str, Any] | None:
+        """How the base was quantised while the adapter was trained; None if it was not."""
+        options = self.identity.get("options") or {}
+        return (options.get("model_init_kwargs") or {}).get("quantization_config")
 
 
 def source_of(path: Path, base: str | None = None) -> Source:
@@ -97,12 +105,13 @@ def export(source: Source, output: Path, *, merge: bool, with_vllm: bool = False
         raise ConfigError(f"{source.weights / ADAPTER} names no base model: name it with --base.")
     check_writable(output)
     model = _loaded(source)
+    coarse = not is_exact(model)
     processor = AutoProcessor.from_pretrained(source.weights)
     probes = make_probes(model, processor)
     expected = log_probs(model, probes)
     check_space(output, _bytes(model, merge or not source.is_adapter), "The exported model")
     if merge:
-        model = model.merge_and_unload(safe_merge=True)
+        model = _dequantised(model, source).merge_and_unload(safe_merge=True)
     if isinstance(model, PeftModel):
         model.save_pretrained(str(output))
     else:
@@ -110,9 +119,12 @@ def export(source: Source, output: Path, *, merge: bool, with_vllm: bool = False
     processor.save_pretrained(output)
     share_as_umask(output)
     del model
-    verified = verify_folder(output, probes, expected)
-    lines = [f"{verified}."]
     is_adapter = (output / ADAPTER).exists()
+    bits = source.quantization_config
+    verified = verify_folder(output, probes, expected, quantization_config=bits if is_adapter else None, coarse=coarse)
+    lines = [f"{verified}."]
+    if bits is not None:
+        lines.append(_about_quantised(bits, verified, is_adapter=is_adapter))
     if with_vllm and is_adapter:
         lines.append("vLLM was not asked, which loads whole models here: export with --merge to compare it too.")
     elif with_vllm:
@@ -159,8 +171,32 @@ def _loaded(source: Source) -> Any:
     """The trained model in float32, in which adapters are merged without rounding twice."""
     if not source.is_adapter:
         return load_model(source.weights, dtype=torch.float32)
-    base = load_model(str(source.base), dtype=torch.float32)
+    quantised = {} if source.quantization_config is None else {"quantization_config": source.quantization_config}
+    base = load_model(str(source.base), dtype=torch.float32, **quantised)
     return PeftModel.from_pretrained(base, str(source.weights))  # pyright: ignore[reportArgumentType]
+
+
+def _dequantised(model: Any, source: Source) -> Any:
+    """The model with its base as the floating-point numbers that it was trained beside, into which an adapter merges without rounding."""
+    if source.quantization_config is None:
+        return model
+    base = dequantise(model.unload())
+    return PeftModel.from_pretrained(base, str(source.weights))  # pyright: ignore[reportArgumentType]
+
+
+def _about_quantised(config: Mapping[str, Any], verified: Verified, *, is_adapter: bool) -> str:
+    bits = "load_in_4bit" if config.get("load_in_4bit") else "load_in_8bit"
+    shown = (
+        ("bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant") if bits == "load_in_4bit" else ()
+    )
+    kept = {name: config[name] for name in (bits, *shown, "llm_int8_skip_modules") if config.get(name)}
+    how = ", ".join(f"{name}={value!r}" for name, value in kept.items())
+    if is_adapter:
+        return f"The base was quantised in training: load it with BitsAndBytesConfig({how}), for another base is another model."
+    return (
+        f"Merge error: the adapter was trained beside a quantised base ({how}) and merged into the numbers that it stands for; the merged "
+        f"model's log-probabilities differ from the trained model's by {verified.gap:.1e} nats at most."
+    )
 
 
 def _as_base(model: nn.Module, source: Source) -> Any:

@@ -20,7 +20,9 @@ from boresight.data.schema import read_row
 from boresight.errors import ModelError, UserError
 from boresight.families import Part, family_of
 from boresight.model.load import model_facts
+from boresight.model.quantised import quantised_options, settle
 from boresight.modules import evaluating, matching_arguments, unwrap
+from boresight.own_forward import is_exact
 from boresight.types import Prompt
 
 QUESTIONS = ("What is in the image?", "Name three colours.")
@@ -89,26 +91,37 @@ def log_probs(model: nn.Module, probes: Sequence[Probe]) -> list[Tensor]:
 
 
 def verify_folder(
-    folder: Path, probes: Sequence[Probe], expected: Sequence[Tensor], *, trust_remote_code: bool = False
+    folder: Path,
+    probes: Sequence[Probe],
+    expected: Sequence[Tensor],
+    *,
+    trust_remote_code: bool = False,
+    quantization_config: Any = None,
+    coarse: bool = False,
 ) -> Verified:
     """Load a folder as anyone would, and compare it with the model that it should be.
 
     Args:
         probes: as `make_probes` returns them.
         expected: `log_probs` of that model.
+        quantization_config: of the base, where the folder holds the adapter of a quantised one.
+        coarse: whether `expected` are those of a model that rounds what it computes.
 
     Raises:
         ModelError: it cannot be loaded, or is another model; the message names the difference and its bound.
     """
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if quantization_config is not None:
+        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        options = quantised_options(base, {**options, "quantization_config": quantization_config})
     try:
-        loaded = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        loaded = settle(AutoModelForImageTextToText.from_pretrained(folder, **options))
         AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be loaded by plain transformers: {error}") from error
     found = log_probs(loaded, probes)
     gap = max((float((one - other).abs().max()) for one, other in zip(found, expected, strict=True)), default=0.0)
-    halved = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in loaded.parameters())
-    result = Verified(gap, ROUNDED if halved else EXACT, sum(map(len, found)))
+    result = Verified(gap, EXACT if is_exact(loaded) and not coarse else ROUNDED, sum(map(len, found)))
     if not gap <= result.bound:
         raise ModelError(
             f"{folder} is not the model that was trained: log-probabilities differ by {gap:.2g} nats, where at most {result.bound:g} are "

@@ -1,6 +1,7 @@
 """Groups in, log-probabilities out.
 
 load       a model and its processor, and the facts that other rooms need
+quantised  weights in 4 or 8 bits: how they are loaded, and what they are as floating-point numbers
 vision     images through the vision tower, once each
 positions  position ids of every token of a group
 packing    groups packed into one row

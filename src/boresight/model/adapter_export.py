@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from boresight.errors import ConfigError
 from boresight.model.export import PolicyWeights
-from boresight.modules import unwrap
+from boresight.modules import is_quantised, unwrap
 
 WAY_OUT = "set vllm_lora_sync='merged'"
 
@@ -70,7 +70,8 @@ class PolicyAdapter:
 def _active(name: str, layer: Any) -> str:
     """The name of a layer's active adapter, after a check that it is plain LoRA."""
     active = [each for each in layer.active_adapters if each in getattr(layer, "lora_A", {})]
-    if not isinstance(layer, Linear) or len(active) != 1:
+    is_linear = isinstance(layer, Linear) or is_quantised(getattr(layer.get_base_layer(), "weight", None))
+    if not is_linear or len(active) != 1:
         kind = type(layer).__name__
         raise ConfigError(
             f"{name} ({kind}, active: {', '.join(active) or 'none'}) is not a linear module with one LoRA adapter, and vLLM serves "

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from boresight.modules import unwrap
+from boresight.errors import ConfigError
+from boresight.model.quantised import tensors_of
+from boresight.modules import is_quantised, quantisation, unwrap
 from boresight.types import Weight
 
 Tensors = dict[str, Callable[[], Tensor]]
@@ -23,18 +25,28 @@ Tensors = dict[str, Callable[[], Tensor]]
 class PolicyWeights:
     """Names, parts and tensors of a policy as `save_pretrained` would write them, adapters merged or left out.
 
+    The weights of a quantised base are listed as the numbers that they stand for, so that an engine computes with the same ones.
+
     Saved names differ from module names in many families, and saved tensors may be split or fused. Engines read the saved ones.
     Tied tensors are listed once.
 
     Args:
         model: the policy, with or without DDP and PEFT wrappers.
         adapters: whether adapters are merged into the tensors. Without them, no listed tensor is trained.
+
+    Raises:
+        ConfigError: adapters are to be merged into a quantised base.
     """
 
     def __init__(self, model: nn.Module, *, adapters: bool = True) -> None:
         self.model = model
         self.adapters = adapters
         base = unwrap(model)
+        if adapters and (bits := quantisation(base)):
+            raise ConfigError(
+                f"vllm_lora_sync='merged' would merge the adapter into quantised weights ({bits}) at every sync. Set "
+                "vllm_lora_sync='adapter': it sends the base once, as the numbers that it stands for, and then only the adapter."
+            )
         trained = _trained(base) if adapters else set()
         text = _text_prefixes(base)
         self.listed: dict[str, Weight] = {}
@@ -74,6 +86,8 @@ def _plain(base: PreTrainedModel, adapters: bool) -> Tensors:
             wrapped: Any = module
             active = wrapped.modules_to_save[wrapped.active_adapters[0]]
             adapted[f"{name}."] = {key: (lambda tensor=tensor: tensor) for key, tensor in active.state_dict().items()}
+        elif is_quantised(getattr(module, "weight", None)) and not any(name.startswith(prefix) for prefix in adapted):
+            adapted[f"{name}."] = tensors_of(module)
     done: set[str] = set()
     for name, tensor in base.state_dict().items():
         prefix = next((prefix for prefix in adapted if name.startswith(prefix)), None)
@@ -88,7 +102,7 @@ def _plain(base: PreTrainedModel, adapters: bool) -> Tensors:
 
 def _bare(layer: BaseTunerLayer) -> Tensors:
     """A layer's tensors without its adapters."""
-    return {key: (lambda tensor=tensor: tensor) for key, tensor in layer.get_base_layer().state_dict().items()}
+    return tensors_of(layer.get_base_layer())
 
 
 def _merged(layer: BaseTunerLayer) -> Tensors:

@@ -23,7 +23,8 @@ from boresight.families import family_of
 from boresight.files import missing_path
 from boresight.model.part_options import PartPlan
 from boresight.model.parts import check_float, check_plan, planned, restricted, trained_in_full
-from boresight.modules import unwrap
+from boresight.model.quantised import quantised_options, settle
+from boresight.modules import is_quantised, unwrap
 from boresight.types import ModelFacts
 
 MODALITY_TOKENS = ("image", "video", "audio", "vision", "img", "boi", "eoi", "<row_")
@@ -45,7 +46,8 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
     Args:
         dtype: the dtype to load weights in; `"auto"` keeps the checkpoint's. Trainable weights become float32 afterwards
             (`promote_trainable`) unless a dtype is given here.
-        options: further arguments of `from_pretrained`, for ids and folders only.
+        options: further arguments of `from_pretrained`, for ids and folders only. A `quantization_config` may be a mapping
+            (`quantised_options`).
 
     Raises:
         ModelError: the model does not exist, or reads no images.
@@ -58,15 +60,16 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
             raise ConfigError(
                 f"model_init_kwargs ({', '.join(options)}) have no effect on a model that is already loaded: drop them."
             )
-        return model
+        return settle(model)
     if isinstance(dtype, str) and dtype != "auto":
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ConfigError(f"dtype={dtype!r} is neither 'auto' nor a torch dtype such as 'float32' or 'bfloat16'.")
         dtype = getattr(torch, dtype)
     if (missing := missing_path(str(model))) is not None:
         raise ModelError(f"There is no model at {str(model)!r} {missing}")
+    options = quantised_options(model, options)
     try:
-        return _from_pretrained(model, dtype=dtype, **options)
+        return settle(_from_pretrained(model, dtype=dtype, **options))
     except OSError as error:
         raise ModelError(
             f"There is no model at {str(model)!r} (neither a folder nor a hub id that can be reached): {error}"
@@ -206,7 +209,7 @@ def promote_trainable(model: nn.Module, *, keep: bool = False) -> None:
 
 def _promote(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in parameters:
-        if parameter.dtype in (torch.bfloat16, torch.float16):
+        if parameter.dtype in (torch.bfloat16, torch.float16) and not is_quantised(parameter):
             parameter.data = parameter.data.float()
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from boresight.errors import ConfigError
 from boresight.families import Family, Part, family_of
 from boresight.model.part_options import PARTS, PartPlan
-from boresight.modules import unwrap
+from boresight.modules import is_quantised, num_bytes, num_weights, unwrap
 
 NOT_LANGUAGE: tuple[Part, ...] = ("vision", "projector")
 
@@ -154,8 +154,8 @@ def _holders(model: nn.Module, parts: Sequence[Part], family: Family) -> Iterato
 
 
 def check_float(name: str, weight: nn.Parameter, *, trained: bool) -> None:
-    """Raise `ConfigError` if a weight is trained in full but holds integers, because it is quantised."""
-    if trained and not weight.is_floating_point():
+    """Raise `ConfigError` if a weight is trained in full but is quantised."""
+    if trained and is_quantised(weight):
         raise ConfigError(
             f"train: {name} is quantised ({weight.dtype}), so it cannot be trained in full: write lora for its part."
         )
@@ -211,11 +211,11 @@ def summaries(model: nn.Module) -> list[PartSummary]:
     own_full, own_lora = set[Part](), set[Part]()
     full = trained_in_full(model)
     for name, weight in model.named_parameters():
-        part, size = family.part(name), weight.numel() * weight.element_size()
+        part, size = family.part(name), num_bytes(weight)
         before = found[part]
         found[part] = replace(
             before,
-            num_weights=before.num_weights + weight.numel(),
+            num_weights=before.num_weights + num_weights(weight),
             weight_bytes=before.weight_bytes + size,
             num_trainable=before.num_trainable + weight.numel() * weight.requires_grad,
             gradient_bytes=before.gradient_bytes + size * weight.requires_grad,

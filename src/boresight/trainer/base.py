@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
@@ -32,6 +33,7 @@ from boresight.model.load import (
     promote_trainable,
 )
 from boresight.model.part_options import PartPlan, part_plan
+from boresight.model.quantised import check_trains_adapter, read_quantisation
 from boresight.model.reference import Reference
 from boresight.model.shards import gathered
 from boresight.modules import evaluating, switch_off_dropout, unwrap
@@ -58,8 +60,9 @@ from boresight.trainer.reference import ReferenceSync, load_reference
 from boresight.trainer.resolution import check_resolution
 from boresight.trainer.row_trainer import RowTrainer
 from boresight.trainer.run_folder import CleanFolder, RunFolder, check_is_not_model
-from boresight.trainer.sharding import divide, refuse_other_engines, shard
+from boresight.trainer.sharding import divide, refuse_other_engines, refuse_quantised_shards, shard
 from boresight.trainer.steps import StepPlan, micro_batches
+from boresight.trainer.stochastic_rounding import rounds_stochastically, stochastic_optimizer, uncompiled_on_cpu
 from boresight.trainer.update import Item
 from boresight.trainer.verdict_probes import UpdateProbe, Verdicts
 
@@ -77,6 +80,7 @@ class GroupTrainer(RowTrainer[Item]):
         callbacks, optimizers: as in transformers.
         peft_config: trains an adapter with this configuration instead of the weights, on the language model unless `args.train` or the
             names of its layers say otherwise.
+        quantization_config: loads the base in 4 or 8 bits; the same as this entry of `args.model_init_kwargs`.
     """
 
     reference: Reference | None = None
@@ -95,7 +99,9 @@ class GroupTrainer(RowTrainer[Item]):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
+        quantization_config: Any = None,
     ) -> None:
+        args = quantising(args, quantization_config)
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ConfigError(
                 f"eval_strategy={getattr(args.eval_strategy, 'value', args.eval_strategy)!r} needs an eval_dataset: give one, or set "
@@ -115,6 +121,8 @@ class GroupTrainer(RowTrainer[Item]):
         note = left_out_note(peft_config, self.parts, loaded)
         set_seed(args.seed)  # an adapter's first weights are random
         loaded = adapt(loaded, peft_config, self.parts)
+        check_trains_adapter(loaded, is_adapted=isinstance(loaded, PeftModel))
+        refuse_quantised_shards(loaded, args)
         if getattr(args, "disable_dropout", False):
             switch_off_dropout(loaded)
         self.checkpoint_dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
@@ -154,9 +162,7 @@ class GroupTrainer(RowTrainer[Item]):
         self.timeline = Timeline(self._run_file("timeline.jsonl"), entered=rank_link.at)
         self.metric_lines = StepLines(self._run_file("metrics.jsonl"))
         self.verdict_lines = StepLines(self._run_file("verdicts.jsonl"))
-        if every := self.args.verdict_steps:
-            self.add_callback(Verdicts(every, self.verdict_lines, self.log_once))
-            self.add_callback(UpdateProbe(every, self.metrics))
+        self._watch_updates(self.args.verdict_steps)
         self.add_callback(FirstAndLastLogged())
         self.add_callback(CleanFolder(self.discard_after, self.log_once, self.accelerator.wait_for_everyone))
         for ignored in ignored_options(args):
@@ -237,7 +243,15 @@ class GroupTrainer(RowTrainer[Item]):
         if note is not None:
             self.log_once(note)
         if self.parts != PartPlan():
-            self.add_callback(FirstStepCheck(self.log_once, self._warn))
+            self.add_callback(FirstStepCheck(self.log_once, self._warn, rounds=rounds_stochastically(args)))
+
+    def _watch_updates(self, every: int) -> None:
+        """Report verdicts every so many steps; 0: never."""
+        if not every:
+            return
+        self.add_callback(Verdicts(every, self.verdict_lines, self.log_once))
+        if not rounds_stochastically(self.args):  # by which most weights are meant to stay where they are
+            self.add_callback(UpdateProbe(every, self.metrics))
 
     def _warn(self, step: int, text: str) -> None:
         self.verdict_lines.add(step, {"verdict": "parts", "text": text})
@@ -251,8 +265,12 @@ class GroupTrainer(RowTrainer[Item]):
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """transformers' optimizer; with `lr`, each part has groups of its own."""
         is_new = self.optimizer is None
+        if is_new and self.args.bf16_stochastic_round:  # pyright: ignore[reportAttributeAccessIssue]
+            self.optimizer_cls_and_kwargs = stochastic_optimizer(self.args)
         with named(f"optim={str(getattr(self.args.optim, 'value', self.args.optim))!r}"):
             optimizer = super().create_optimizer(model)
+        if is_new:
+            uncompiled_on_cpu(optimizer)
         if is_new and self.parts.lr:
             set_learning_rates(optimizer, self.policy.outer, self.parts.lr)
         return optimizer
@@ -388,5 +406,27 @@ def _one_pass_a_step(args: Config, plan: StepPlan, eval_groups: int) -> Config:
 
 def from_pretrained_options(args: TrainerConfig) -> dict[str, Any]:
     """The arguments of `from_pretrained` that the options set."""
+    own: Any = args.model_init_kwargs or {}
+    given: dict[str, Any] = dict(own)
+    if given.get("quantization_config") is not None:
+        given.setdefault("device_map", {"": args.device})  # transformers would take the first GPU, even with use_cpu
+    return given | ({"trust_remote_code": True} if args.trust_remote_code else {})
+
+
+def quantising(args: Config, quantization_config: Any) -> Config:
+    """The configuration with the quantisation that a trainer was passed. The user's object is not changed.
+
+    Raises:
+        ConfigError: `model_init_kwargs` has one too.
+    """
     given: Any = args.model_init_kwargs or {}
-    return {**given, "trust_remote_code": True} if args.trust_remote_code else dict(given)
+    own = given.get("quantization_config")
+    if own is None and quantization_config is None:
+        return args
+    if own is not None and quantization_config is not None:
+        raise ConfigError("quantization_config is set both here and in model_init_kwargs: leave one of them out.")
+    changed = copy.copy(args)
+    # As an object, whose plain values are equal however it was written: they are part of the run's identity.
+    found = read_quantisation(own if quantization_config is None else quantization_config)
+    changed.model_init_kwargs = {**given, "quantization_config": found}
+    return changed

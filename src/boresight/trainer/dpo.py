@@ -51,6 +51,7 @@ class DPOTrainer(GroupTrainer[Pair]):
         eval_dataset: a data set to evaluate on, in the same forms; or a dict of several by name.
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights.
+        quantization_config: load the base in 4 or 8 bits, as transformers' BitsAndBytesConfig says.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class DPOTrainer(GroupTrainer[Pair]):
         callbacks: Any = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
+        quantization_config: Any = None,
     ) -> None:
         args = as_config(args, DPOConfig)
         size = args.per_device_train_batch_size
@@ -80,6 +82,7 @@ class DPOTrainer(GroupTrainer[Pair]):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
+            quantization_config=quantization_config,
         )
         self.precomputed: PrecomputedReference | None = None
         self._precomputed_from = ref_model

@@ -59,6 +59,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         eval_dataset: a data set to evaluate on, in the same forms; or a dict of several by name.
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights; the reference is then the model without it.
+        quantization_config: load the base in 4 or 8 bits, as transformers' BitsAndBytesConfig says.
         ref_model: the reference model, used if `beta` is not 0; None: the policy before training.
         tools: functions, sync or async, that the policy may call while it answers; type hints and docstrings describe them to it. A
             result is a text, an image, or a list of content parts.
@@ -80,6 +81,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
         callbacks: Any = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
+        quantization_config: Any = None,
         ref_model: str | Path | nn.Module | None = None,
         tools: Sequence[Callable[..., Any]] | None = None,
         environment_factory: Any = None,
@@ -117,6 +119,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
+            quantization_config=quantization_config,
         )
         if args.beta != 0:
             self.add_reference(ref_model, args)

@@ -90,6 +90,11 @@ class TrainerOptions(PartOptions, DataOptions, ModelOptions, ReportOptions, TRLO
     dataloader_pin_memory: bool = option(
         False, "Pin the loader's memory. Without benefit here, because groups are moved when they are packed."
     )
+    bf16_stochastic_round: Annotated[bool, Source("torchao's option of this name; not in TRL")] = option(
+        False,
+        "Train bfloat16 weights (--dtype bfloat16) and round each update up or down at random, so that on average they move as float32 "
+        "weights do, at half the memory. Needs torchao.",
+    )
     nan_policy: Annotated[Literal["skip", "stop"], Source("not in TRL")] = option(
         "skip",
         "What to do when the loss or a gradient of an optimizer step is NaN or infinite. 'skip' leaves the weights as they are, counts the "

@@ -18,6 +18,7 @@ from boresight.families import Part, family_of
 from boresight.model.part_options import PARTS, PartPlan
 from boresight.model.parts import PartSummary, left_out, summaries
 from boresight.modules import local, unwrap
+from boresight.trainer.memory_table import state_bytes
 
 CHUNK = 2**20
 """Number of weights whose bits are summed at once."""
@@ -50,9 +51,18 @@ def set_learning_rates(optimizer: Any, model: nn.Module, rates: Mapping[Part, fl
         for group in optimizer.param_groups:
             weights = [weight for weight in group["params"] if part_of[id(weight)] == part]
             groups += (
-                [{**group, "params": weights, "part": part, "lr": rates.get(part, group["lr"])}] if weights else []
+                [{**group, "params": weights, "part": part, "lr": _rate(group["lr"], rates.get(part))}]
+                if weights
+                else []
             )
     optimizer.param_groups[:] = groups
+
+
+def _rate(rate: Any, own: float | None) -> Any:
+    """A group's learning rate, or a part's own; a tensor where the optimizer keeps it in one (torchao's), and then not shared by groups."""
+    if isinstance(rate, Tensor):
+        return rate.clone() if own is None else torch.full_like(rate, own)
+    return rate if own is None else own
 
 
 def check_rates(model: nn.Module, plan: PartPlan, own_optimizer: bool) -> None:
@@ -75,22 +85,6 @@ def check_rates(model: nn.Module, plan: PartPlan, own_optimizer: bool) -> None:
 
 
 # ---- The table -----------------------------------------------------------------------------------------------------------------------
-
-
-def optimizer_bytes(optim: str) -> float | None:
-    """Bytes of optimizer state per byte of a trained weight, by the optimizer's name in transformers; None if it is not known."""
-    name = str(optim).rpartition(".")[2].lower()
-    moments = next(
-        (
-            count
-            for word, count in (("adamw", 2), ("lion", 1), ("rmsprop", 1), ("adagrad", 1), ("sgd", 0))
-            if word in name
-        ),
-        None,
-    )
-    if moments is None or "galore" in name or "apollo" in name:
-        return None
-    return moments * (0.25 if "8bit" in name else 0.125 if "4bit" in name else 1)
 
 
 def parts_table(model: nn.Module, plan: PartPlan, learning_rate: float, optim: str) -> str:
@@ -128,9 +122,10 @@ def parts_table(model: nn.Module, plan: PartPlan, learning_rate: float, optim: s
 
 
 def _memory(parts: Sequence[PartSummary], optim: str) -> tuple[str, str, str]:
-    per_byte = optimizer_bytes(optim)
     gradients = sum(part.gradient_bytes for part in parts)
-    state = "?" if per_byte is None else _size(gradients * per_byte)
+    states = [state_bytes(optim, part.gradient_bytes / max(part.num_trainable, 1)) for part in parts]
+    total = [None if each is None else each * part.num_trainable for each, part in zip(states, parts, strict=True)]
+    state = "?" if None in total else _size(sum(each or 0 for each in total))
     return _size(sum(part.weight_bytes for part in parts)), _size(gradients), state
 
 
@@ -170,9 +165,11 @@ class FirstStepCheck(TrainerCallback):
     Args:
         say: prints a message to the user.
         warn: as `say`, and keeps the message in the run folder.
+        rounds: weights are rounded stochastically, so that a small tensor may rightly not move in the first step.
     """
 
-    def __init__(self, say: Callable[[str], None], warn: Callable[[int, str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], warn: Callable[[int, str], None], *, rounds: bool = False) -> None:
+        self._rounds = rounds
         self._say = say
         self._warn = warn
         self._before: dict[str, int] | None = None
@@ -208,7 +205,7 @@ class FirstStepCheck(TrainerCallback):
                 "than the optimizer's groups writes to them."
             )
         self._pending = {name: before[name] for name in trained - moved}
-        if stuck := sorted(self._with_gradient - moved):
+        if not self._rounds and (stuck := sorted(self._with_gradient - moved)):
             self._warn(
                 state.global_step,
                 f"step {state.global_step}: {len(stuck)} of {len(trained)} trained tensors have a gradient and did not move (the first is "

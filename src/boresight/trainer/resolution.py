@@ -11,6 +11,7 @@ from boresight.errors import ConfigError
 from boresight.families import Part, family_of
 from boresight.model.part_options import PartPlan
 from boresight.modules import unwrap
+from boresight.trainer.stochastic_rounding import rounds_stochastically
 
 WEIGHTS_PER_TENSOR = 4096
 """Number of checked weights of each parameter, evenly spaced."""
@@ -25,9 +26,20 @@ def check_resolution(model: nn.Module, args: Any, plan: PartPlan | None = None) 
     rounded away: bf16 weights realise 2 % of the intended change in 100 steps at a learning rate of 1e-6, and 16 % at 1e-5. The steps of
     other optimizers depend on their gradients, which are not known yet; the unchanged share is measured during training instead.
 
+    With stochastic rounding, weights of bf16 move on average as far as they should, and none is refused.
+
     Raises:
-        ConfigError: too few weights would change; the message states the share and the fixes.
+        ConfigError: too few weights would change; the message states the share and the fixes. Or stochastic rounding has nothing to round.
     """
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if rounds_stochastically(args):
+        if dtypes != {torch.bfloat16}:
+            named = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)) or "none"
+            raise ConfigError(
+                f"bf16_stochastic_round=True rounds bfloat16 weights, and the trained weights are {named}: load them in bfloat16 "
+                "(--dtype bfloat16, model_init_kwargs={'dtype': 'bfloat16'}), or drop it. An adapter's weights are float32 in any case."
+            )
+        return
     if "adam" not in str(args.optim).lower():
         return
     rates = _rates(model, plan)
@@ -57,7 +69,7 @@ def _check_rate(parameters: list[nn.Parameter], rate: float) -> None:
         raise ConfigError(
             f"learning_rate={rate:g} is below the resolution of {dtype} weights: at most {share:.0%} of them would change. "
             "All other updates would be rounded away. Leave dtype unset, so that trained weights are float32 (bf16=True still computes in "
-            "bfloat16), train an adapter (use_peft), or raise learning_rate."
+            "bfloat16), round stochastically (bf16_stochastic_round), train an adapter (use_peft), or raise learning_rate."
         )
 
 

@@ -35,6 +35,7 @@ class SFTTrainer(GroupTrainer[Group]):
         eval_dataset: a data set to evaluate on, in the same forms; or a dict of several by name.
         processing_class: the processor, or a bare tokenizer, or None.
         peft_config: train an adapter instead of the weights.
+        quantization_config: load the base in 4 or 8 bits, as transformers' BitsAndBytesConfig says.
         formatting_func: from a row, a mapping of its columns with images still encoded, to the text to imitate, all of which counts; as in
             TRL. `data.text_rows.text_rows` says which columns are kept.
     """
@@ -49,6 +50,7 @@ class SFTTrainer(GroupTrainer[Group]):
         callbacks: Any = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
+        quantization_config: Any = None,
         formatting_func: Callable[[Mapping[str, Any]], str] | None = None,
     ) -> None:
         args = as_config(args, SFTConfig)
@@ -67,6 +69,7 @@ class SFTTrainer(GroupTrainer[Group]):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
+            quantization_config=quantization_config,
         )
 
     def read(self, source: Any) -> Any:

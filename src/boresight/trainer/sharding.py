@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from boresight.errors import ConfigError
+from boresight.modules import quantisation
 
 INSTEAD = "use FSDP2: --accelerate_config fsdp2, or fsdp_version: 2 in your own accelerate file"
 OPTIMIZER_FILE = "optimizer.pt"
@@ -33,7 +34,7 @@ def refuse_other_engines(args: Any) -> None:
     """Refuse ways of dividing a model that are not supported, before accelerate reads them.
 
     Raises:
-        ConfigError: DeepSpeed, FSDP's first version, or loading on the first rank alone.
+        ConfigError: DeepSpeed, FSDP's first version, offloading from a CPU, or loading on the first rank alone.
     """
     if is_set("ACCELERATE_USE_DEEPSPEED"):
         raise ConfigError(f"DeepSpeed is not supported: {INSTEAD}.")
@@ -44,10 +45,28 @@ def refuse_other_engines(args: Any) -> None:
     version = config.get("version", config.get("fsdp_version", 1)) if by_option else os.environ.get("FSDP_VERSION", "1")
     if int(version) != 2:
         raise ConfigError(f"FSDP's version {version} is not supported: {INSTEAD}, or fsdp_config={{'version': 2}}.")
+    if is_set("FSDP_OFFLOAD_PARAMS") and (args.use_cpu or not torch.cuda.is_available()):
+        raise ConfigError(
+            "fsdp2_offload keeps the shards of a GPU's model in the CPU's memory, and this run is on CPUs, where they are already: start "
+            "with --accelerate_config fsdp2 (fsdp_offload_params: false)."
+        )
     if is_set("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         raise ConfigError(
             "fsdp_cpu_ram_efficient_loading loads weights on the first rank alone, and every rank verifies the layout on the whole model: "
             "set it to false."
+        )
+
+
+def refuse_quantised_shards(model: nn.Module, args: Any) -> None:
+    """Refuse to divide a quantised model: its codes and scales belong together, and FSDP2 would cut the codes alone.
+
+    Raises:
+        ConfigError: FSDP2 was asked for.
+    """
+    if (bits := quantisation(model)) and (is_set("ACCELERATE_USE_FSDP") or args.fsdp):
+        raise ConfigError(
+            f"A quantised base ({bits}) cannot be divided by FSDP2: start with --accelerate_config multi_gpu (each process holds the "
+            "base), or load it without load_in_4bit, load_in_8bit and quantization_config."
         )
 
 

@@ -16,6 +16,7 @@ from boresight.data.images import decode
 from boresight.model.adapter_export import PolicyAdapter
 from boresight.model.export import PolicyWeights
 from boresight.model.forward import GroupForward
+from boresight.model.quantised import forget_quantisation
 from boresight.model.shards import class_of
 from boresight.modules import unwrap
 from boresight.rollout.options import narrows
@@ -79,6 +80,7 @@ def save_without_weights(policy: GroupForward, encoder: Encoder, folder: Path) -
     base = unwrap(policy.outer)
     config = copy.deepcopy(base.config)
     config.architectures = [class_of(base).__name__]
+    forget_quantisation(config)  # the engine receives the numbers
     config.save_pretrained(folder)
     if base.generation_config is not None:
         base.generation_config.save_pretrained(folder)
