@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from boresight.background import in_thread
 from boresight.errors import EngineError, EngineRestartedError
 from boresight.ranks import on_every_rank
 from boresight.types import Group, Prompt, SamplingSettings, TrainingHooks
@@ -108,11 +110,33 @@ class SyncedEngine(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Batch:
+    """Prompts that are sampled together on one rank."""
+
+    sample: Callable[[], list[Group]]
+    """Samples them from the engine."""
+    step: int = 0
+    """The optimizer steps behind the weights that sample them."""
+    running: Future[list[Group]] | None = None
+    """The same, in a thread; None: not started."""
+
+    def groups(self) -> list[Group]:
+        """The groups, each completion with its weights' version."""
+        found = self.sample() if self.running is None else self.running.result()
+        return [
+            replace(group, completions=tuple(replace(each, sampler_step=self.step) for each in group.completions))
+            for group in found
+        ]
+
+
 class SyncedSampler:
     """Samples on all ranks together from an engine that holds the policy's weights.
 
     Before any completion is used, the log-probabilities of the first completions, with and without images, are compared with the
     trainer's.
+
+    `begin` and `finish` sample one batch while the caller goes on and the policy moves. The engine keeps the weights that it began with.
 
     Args:
         engine: this rank's connection to the engine.
@@ -124,34 +148,95 @@ class SyncedSampler:
     def __init__(self, engine: SyncedEngine, training: TrainingHooks, *, distribution_differs: bool = False) -> None:
         self.engine = engine
         self.training = training
-        self.counts = engine.counts
+        self.counts: Counter[str] = Counter()
         self._agrees = distribution_differs
+        self._begun: Batch | None = None
+        self._has_moved = False
 
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
         """As `Sampler.sample`. If the engine restarts during a batch, the batch is sampled again."""
-        groups: list[Group] | None = None
+        self.settle()
+        return self._completed(self._batch(prompts, settings))
+
+    def begin(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        """Send the policy's weights to the engine, and start to sample in the background. All ranks call this together.
+
+        The first batch of a sampler is waited for, since log-probabilities can be compared under the same weights alone.
+        """
+        assert self._begun is None
+        batch = self._batch(prompts, settings)
+        if self._agrees:
+            self._sync()
+            batch.step = self.training.step()
+            batch.running = in_thread(batch.sample)
+        else:
+            groups = self._completed(batch)
+            batch.running = Future()
+            batch.running.set_result(groups)
+        self._begun = batch
+
+    def finish(self) -> list[Group]:
+        """The groups that were begun. If the engine restarted, they are sampled again with the weights of now.
+
+        Raises:
+            EngineError: on all ranks, if the engine of any rank failed permanently.
+        """
+        assert self._begun is not None
+        batch, self._begun = self._begun, None
+        return self._completed(batch)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether `finish` has groups to return."""
+        return self._begun is not None
+
+    def settle(self) -> None:
+        """Wait until nothing is sampled in the background. `finish` returns its result, or raises its error, later."""
+        if self._begun is not None and self._begun.running is not None:
+            wait([self._begun.running])
+
+    def drop(self) -> None:
+        """Wait for what was begun, and forget it."""
+        self.settle()
+        self._begun = None
+
+    def begun_groups(self) -> list[Group] | None:
+        """What was begun on this rank, once it is there; `finish` returns it all the same. None: nothing, or it failed."""
+        self.settle()
+        if self._begun is None or self._begun.running is None or self._begun.running.exception() is not None:
+            return None
+        return self._begun.groups()
+
+    def _batch(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> Batch:
         # All ranks build requests before any sends them: a rank that failed later would leave others that share its engine waiting.
         requests = on_every_rank(lambda: self.engine.requests(prompts, settings))
-        sample = partial(self.engine.completed, prompts, requests, settings)
+        return Batch(partial(self.engine.completed, prompts, requests, settings))
+
+    def _completed(self, batch: Batch) -> list[Group]:
+        groups: list[Group] | None = None
+        is_of_now = batch.running is None
         for attempts_left in range(MAX_REDONE, -1, -1):
-            self._sync()
-            groups = on_every_rank(partial(self._sampled, sample, groups, attempts_left))
+            if batch.running is None:
+                self._sync()
+                batch.step = self.training.step()
+            groups = on_every_rank(partial(self._sampled, batch, groups, attempts_left))
             if all(gather_object([groups is not None])):
                 break
             self.engine.outdate()
+            batch.running = None
         assert groups is not None
-        if not self._agrees:
+        self.counts.update(self.engine.counts)
+        self.engine.counts.clear()
+        if is_of_now and not self._agrees:
             self._check_agreement(groups)
         return groups
 
-    def _sampled(
-        self, sample: Callable[[], list[Group]], done: list[Group] | None, attempts_left: int
-    ) -> list[Group] | None:
+    def _sampled(self, batch: Batch, done: list[Group] | None, attempts_left: int) -> list[Group] | None:
         """This rank's groups, reused from an earlier attempt if it succeeded; None if the engine restarted."""
         if done is not None:
             return done
         try:
-            return sample()
+            return batch.groups()
         except EngineRestartedError as error:
             if not attempts_left:
                 raise
@@ -159,10 +244,12 @@ class SyncedSampler:
             return None
 
     def weights_moved(self) -> None:
-        self.engine.outdate()
+        # The engine hears of it before its next sync: what it samples in the background is of the weights that it has.
+        self._has_moved = True
 
     def rest(self) -> None:
-        self.engine.rest()
+        if self._begun is None:
+            self.engine.rest()
 
     def close(self) -> None:
         self.engine.close()
@@ -170,6 +257,9 @@ class SyncedSampler:
     def _sync(self) -> None:
         """Sync on the ranks that send weights, and pass the version's name to the others."""
         training = self.training
+        if self._has_moved:
+            self.engine.outdate()
+            self._has_moved = False
         with training.timeline.phase("sync"):
             report = on_every_rank(lambda: self.engine.sync(training.step()) if self.engine.pushes else None)
             self.engine.adopt(broadcast_object_list([self.engine.version])[0])

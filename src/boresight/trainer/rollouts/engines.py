@@ -20,12 +20,12 @@ from boresight.model.shards import class_of
 from boresight.modules import unwrap
 from boresight.rollout.options import narrows
 from boresight.rollout.synced import SyncedEngine, SyncedSampler
-from boresight.rollout.vllm.build import vllm_sampler
+from boresight.rollout.vllm.build import vllm_engine
 from boresight.trainer.checks import Extent
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.types import EngineInputs, TrainingHooks
 
-ENGINES: Mapping[str, Callable[[EngineInputs, Any], SyncedEngine]] = {"use_vllm": vllm_sampler}
+ENGINES: Mapping[str, Callable[[EngineInputs, Any], SyncedEngine]] = {"use_vllm": vllm_engine}
 """The option that asks for an engine → how to build it from its inputs and the options. Another engine is one more row."""
 
 
