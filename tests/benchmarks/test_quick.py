@@ -16,7 +16,10 @@ ENGINES = {"engines", "engines_learn"}
 def test_no_benchmark_is_left_out() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "\ndef main(" in path.read_text()}
     # `digits` and `gpu_check` have tests of their own.
-    assert scripts == {"attention", "digits", "gpu_check", "objectives", "preferences", "rows", "versus_trl"} | ENGINES
+    assert (
+        scripts
+        == {"attention", "digits", "gpu_check", "objectives", "overlap", "preferences", "rows", "versus_trl"} | ENGINES
+    )
 
 
 def test_attention(benchmark_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,3 +82,11 @@ def test_rows(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixtur
     found = json.loads((tmp_path / "rows.json").read_text())
     assert found["rows"] == 1200 and found["first"]["loss"] == found["second"]["loss"] > 0
     assert "second start" in capsys.readouterr().out
+
+
+def test_overlap(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark_main("overlap", "--json", str(tmp_path / "rounds.json"))
+    (found,) = json.loads((tmp_path / "rounds.json").read_text())
+    assert found["lag 0"] == pytest.approx(found["sample"] + found["update"])
+    assert min(found["sample"], found["update"], found["lag 1"]) > 0
+    assert "lag 1 / max(sample" in capsys.readouterr().out
