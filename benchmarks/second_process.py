@@ -76,6 +76,9 @@ class SecondProcess:
         self.seconds.append(seconds)
         return groups
 
+    def sampled_by(self, place: int) -> str:
+        return self.where
+
     def sync(self, step: int) -> SyncReport | None:
         if self._is_fresh:
             return None

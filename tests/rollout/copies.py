@@ -78,6 +78,9 @@ class CopyEngine:
         self.counts["completion_tokens"] += sum(group.num_completion_tokens for group in groups)
         return groups
 
+    def sampled_by(self, place: int) -> str:
+        return self.where
+
     def restart(self) -> None:
         """It is there again, with other weights."""
         self.away, self.held = False, ""

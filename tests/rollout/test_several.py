@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from boresight.errors import ConfigError, EngineError, EngineRestartedError
+from boresight.report.metrics import MeanMetrics
+from boresight.report.timeline import Timeline
 from boresight.rollout import several
 from boresight.rollout.several import GatheredOnce, SeveralEngines, dealt
-from boresight.types import Group, SamplingSettings, Weight
+from boresight.rollout.synced import SyncedSampler
+from boresight.types import Group, SamplingSettings, TrainingHooks, Weight
 
 from .conftest import Subject
 from .copies import CopyEngine
@@ -175,6 +179,40 @@ def test_engines_of_two_dtypes(it: Subject) -> None:
     copies[1].dtype = "bfloat16"
     with pytest.raises(ConfigError, match=r"copy 0: float32, copy 1: bfloat16\): start them with the same --dtype"):
         SeveralEngines(copies, rank=0, timeout_s=1.0)
+
+
+def test_each_engine_must_agree_with_the_trainer(it: Subject) -> None:
+    """One whose log-probabilities are wrong, although its weights are right, is named."""
+    truth = {group.prompt.row.index: group for group in sampled(synced(engines(it, 1)), it)}
+
+    def logp(groups: Sequence[Group]) -> list[torch.Tensor]:
+        """As the trainer computes them."""
+        found = []
+        for group in groups:
+            rows = [completion.sampler_logp for completion in truth[group.prompt.row.index].completions]
+            found.append(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))  # type: ignore[arg-type]
+        return found
+
+    metrics = MeanMetrics()
+    said: list[str] = []
+    hooks = TrainingHooks(logp, lambda: 0, Timeline(), metrics, said.append)
+    copies = engines(it, 2)
+    SyncedSampler(SeveralEngines(copies, rank=0, timeout_s=1.0), hooks).sample(it.prompts, SETTINGS)
+    assert said[0].startswith("copy 0 and copy 1 and the trainer agree within")
+    completed = copies[1].completed
+
+    def wrong(*arguments: Any) -> list[Group]:
+        return [
+            replace(
+                group,
+                completions=tuple(replace(each, sampler_logp=each.sampler_logp + 0.1) for each in group.completions),
+            )  # type: ignore[operator]
+            for group in completed(*arguments)
+        ]
+
+    copies[1].completed = wrong  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match=r"row 1: under the same weights, copy 1 and the trainer differ by 0\.1"):
+        SyncedSampler(SeveralEngines(copies, rank=0, timeout_s=1.0), hooks).sample(it.prompts, SETTINGS)
 
 
 class Counted:

@@ -82,6 +82,8 @@ class SeveralEngines:
         self._synced = synced
         self.counts: Counter[str] = Counter()
         self.version = ""
+        self._sources: dict[int, str] = {}
+        """Place of a group in the last batch → the engine that sampled it."""
         self._out: set[int] = set()
         """Numbers of the engines that are left out."""
 
@@ -129,7 +131,11 @@ class SeveralEngines:
                     self.counts["prompts_sampled_again"] += len(shares[number])
                 else:
                     groups.update(zip(shares[number], found, strict=True))
+                    self._sources |= dict.fromkeys(shares[number], self.engines[number].where)
         return [groups[place] for place in range(len(prompts))]
+
+    def sampled_by(self, place: int) -> str:
+        return self._sources[place]
 
     def _together(self, work: Callable[[int], Result], numbers: Sequence[int]) -> dict[int, Result | EngineError]:
         """The results of work on some engines side by side. Those that are gone or have restarted are left out from now on.

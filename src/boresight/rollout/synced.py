@@ -84,6 +84,10 @@ class SyncedEngine(Protocol):
         """
         ...
 
+    def sampled_by(self, place: int) -> str:
+        """The name of the engine that sampled the group at this place of the last `completed`."""
+        ...
+
     def sync(self, step: int) -> SyncReport | None:
         """Send the policy's weights of this optimizer step if the engine lacks them, and verify that they arrived.
 
@@ -133,8 +137,8 @@ class Batch:
 class SyncedSampler:
     """Samples on all ranks together from an engine that holds the policy's weights.
 
-    Before any completion is used, the log-probabilities of the first completions, with and without images, are compared with the
-    trainer's.
+    Before any completion is used, the log-probabilities of the first completions of each engine, with and without images, are compared
+    with the trainer's.
 
     `begin` and `finish` sample one batch while the caller goes on and the policy moves. The engine keeps the weights that it began with.
 
@@ -268,16 +272,17 @@ class SyncedSampler:
             training.metrics.sum("sync/modules_compared", report.num_compared)
 
     def _check_agreement(self, groups: Sequence[Group]) -> None:
-        groups = list({bool(group.prompt.images): group for group in reversed(groups)}.values())
+        numbered = [*enumerate(groups)]
+        chosen = {(bool(each.prompt.images), self.engine.sampled_by(place)): each for place, each in reversed(numbered)}
+        first, sources = [*chosen.values()], [where for _, where in chosen]
         with self.training.timeline.phase("sync"):
-            logp = self.training.logp(groups)
-        where = self.engine.where
-        gap = on_every_rank(lambda: agreement(groups, logp, self.engine.dtype, where))
+            logp = self.training.logp(first)
+        gap = on_every_rank(lambda: agreement(first, logp, self.engine.dtype, sources))
         self._agrees = True
-        self.training.log_once(f"{where} and the trainer agree within {gap:.1e} nats per token.")
+        self.training.log_once(f"{self.engine.where} and the trainer agree within {gap:.1e} nats per token.")
 
 
-def agreement(groups: Sequence[Group], logp: Sequence[Tensor], dtype: str, where: str) -> float:
+def agreement(groups: Sequence[Group], logp: Sequence[Tensor], dtype: str, sources: Sequence[str]) -> float:
     """The mean difference per token between the engine's and the trainer's log-probabilities under the same weights, in nats.
 
     This finds errors that a comparison of weights does not.
@@ -286,7 +291,7 @@ def agreement(groups: Sequence[Group], logp: Sequence[Tensor], dtype: str, where
         groups: groups that the engine sampled.
         logp: [K, C] the trainer's log-probabilities of each group.
         dtype: the dtype that the engine computes in.
-        where: the engine's name for error messages.
+        sources: the name of the engine that sampled each group, for error messages.
 
     Returns:
         The largest mean over the groups.
@@ -295,7 +300,7 @@ def agreement(groups: Sequence[Group], logp: Sequence[Tensor], dtype: str, where
         EngineError: a group's mean is above `AGREEMENT`.
     """
     worst = 0.0
-    for group, rows in zip(groups, logp, strict=True):
+    for group, rows, where in zip(groups, logp, sources, strict=True):
         gaps = [
             (completion.sampler_logp - row[: len(completion.ids)]).abs()  # pyright: ignore[reportOptionalOperand]
             for completion, row in zip(group.completions, rows, strict=True)

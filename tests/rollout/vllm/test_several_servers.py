@@ -128,3 +128,23 @@ def test_one_of_two_servers_dies_in_the_middle_and_comes_back(
     assert logged(run, "engines_taken_back") == [0, 0, 0, 1]
     assert logged(run, "restarts") == [0, 0, 0, 1]
     assert all(engine_of(run).version.split("\n"))
+
+
+@pytest.mark.timeout(2 * START_S)
+def test_rollouts_one_ahead_over_two_servers(
+    rig: Rig, supervised: Supervised, other: Supervised, tmp_path: Path
+) -> None:
+    """The same completions as over one, each of the weights of one step before."""
+    runs = {}
+    for name, servers in (("one", (supervised,)), ("two", (supervised, other))):
+        urls = [server.url for server in servers]
+        runs[name] = trainer(rig, tmp_path / name, supervised, vllm_server_base_url=urls, rollout_lag=1)
+        runs[name].train()
+    one, two = (read_completions(tmp_path / name) for name in runs)
+    assert one["completion_ids"].to_pylist() == two["completion_ids"].to_pylist()
+    assert two["age"].to_pylist() == [age for age in (0, 1, 1, 1) for _ in range(8)]
+    assert_nothing_is_lost(runs["two"], tmp_path / "two")
+    ratios = [
+        line["sampling/importance_sampling_ratio/max"] for line in runs["two"].state.log_history if "loss" in line
+    ]
+    assert ratios[0] < 1.001 < min(ratios[1:])

@@ -93,9 +93,8 @@ def test_each_rollout_is_of_the_weights_of_one_rollout_before(grpo: Run, copies:
     plain.train()
     assert by_step(run, "row") == by_step(plain, "row")
     assert by_step(plain, "age") == [{0}] * 8
-    assert (
-        kept(run)["completion_ids"][:32] == kept(plain)["completion_ids"][:32]
-    )  # the first step's, and the second's prompts differ
+    first = slice(0, 16)  # later ones are of other weights, or of the same weights and other prompts
+    assert kept(run)["completion_ids"][first] == kept(plain)["completion_ids"][first]
     for step in range(8):
         for version in {step, max(0, step - 1)}:
             run.model.load_state_dict(snapshots.before[version])
@@ -197,7 +196,7 @@ def test_dynamic_sampling_takes_further_prompts_with_the_weights_of_now(grpo: Ru
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_equals_one_that_was_not_interrupted(grpo: Run, tmp_path: Path, kind: str) -> None:
     """Completions that were sampled and not learned from are in the checkpoint: their weights are gone."""
-    options = {**LAG, **KINDS[kind], "save_strategy": "steps", "save_steps": 1}
+    options = {**LAG, **KINDS[kind], "save_strategy": "steps", "save_steps": 3}
     if kind == "dynamic":
         options["reward_funcs"] = some_are_flat
     whole = grpo(output_dir=str(tmp_path / "whole"), **options)
@@ -240,7 +239,7 @@ def test_an_evaluation_in_between_changes_nothing(grpo: Run, copies: list[CopyEn
     run = grpo(**LAG, eval_dataset=records(4), eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=8)
     run.train()
     assert same(weights(whole), weights(run))
-    assert [line["step"] for line in run.state.log_history if "eval_reward" in line] == [2, 4]
+    assert [line["step"] for line in run.state.log_history if "eval_reward" in line] == [2, 4, 5]
 
 
 def test_a_second_training_begins_anew(grpo: Run, tmp_path: Path) -> None:

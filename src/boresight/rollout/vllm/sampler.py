@@ -189,6 +189,9 @@ class VLLMSampler:
         self.counts["completion_tokens"] += sum(group.num_completion_tokens for group in groups)
         return groups
 
+    def sampled_by(self, place: int) -> str:
+        return self.where
+
     def is_up(self) -> bool:
         """Whether the engine can be called now."""
         return self.engine.is_up()
