@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
 from boresight.data.images import decode
 from boresight.data.sources import RowStream
@@ -29,7 +29,6 @@ from boresight.report.trackers import log_completions
 from boresight.rewards.check import GoldCheck
 from boresight.rewards.check_boxes import BoxCheck
 from boresight.rewards.score import Scorer
-from boresight.rollout.sampler import sampling_settings
 from boresight.rollout.synced import SyncedSampler
 from boresight.tools.environments import Environments
 from boresight.trainer.base import GroupTrainer
@@ -40,9 +39,10 @@ from boresight.trainer.grpo_config import GRPOConfig, RLOOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.reasoning import think_note, think_state
 from boresight.trainer.redistribution import dealt
-from boresight.trainer.rollouts.ahead import Ahead
-from boresight.trainer.rollouts.engines import engine_sampler
-from boresight.trainer.rollouts.loop import PromptRows, Rollouts, note_ages, seed_of_rollout
+from boresight.trainer.rollouts.ahead import Ahead, check_lag
+from boresight.trainer.rollouts.engines import WeightsMoved, engine_sampler
+from boresight.trainer.rollouts.loop import Rollouts, note_ages
+from boresight.trainer.rollouts.rows import PromptRows
 from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
 from boresight.trainer.rollouts.turns import ToolLoop
 from boresight.trainer.steps import StepBatches, check_step_fits, micro_batches
@@ -147,12 +147,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def _ahead(self) -> Ahead | None:
         if not isinstance(self.sampler, SyncedSampler) or not self.args.rollout_lag:
             return None
-        return Ahead(
-            self.sampler,
-            lambda step: [self._prompt(row) for row in self._train_batches().rollout_at(step)],
-            lambda step: sampling_settings(self.args, seed=seed_of_rollout(self.args, step)),
-            self.log_once,
-        )
+        rows = PromptRows(lambda: len(self.train_dataset), self._prompt)
+        return Ahead(self.sampler, rows, lambda step: self._train_batches().rollout_at(step), self.args, self.log_once)
 
     def _tool_loop(self) -> ToolLoop | None:
         if not self.environments:
@@ -186,7 +182,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def _check_data(self) -> None:
         """Also check that the prompts fill a step, and score the gold answers with the answer rewards."""
         super()._check_data()
-        self._check_lag()
+        is_streamed = self.train_dataset is not None and is_stream(self.train_dataset)
+        check_lag(self.args, has_tools=bool(self.environments), is_streamed=is_streamed)
         if self.train_dataset is not None and not is_stream(self.train_dataset):
             check_step_fits(self.plan, len(self.train_dataset), self.args.world_size)
         if self.args.dynamic_sampling and is_stream(self.train_dataset):
@@ -195,17 +192,6 @@ class GRPOTrainer(GroupTrainer[Scored]):
                 "streaming, or set dynamic_sampling=False."
             )
         on_every_rank(self._check_gold)
-
-    def _check_lag(self) -> None:
-        if self.args.rollout_lag and self.environments:
-            raise ConfigError(
-                "rollout_lag=1 samples completions of one turn, and tools are called between turns: set rollout_lag=0."
-            )
-        if self.args.rollout_lag and is_stream(self.train_dataset):
-            raise ConfigError(
-                "rollout_lag=1 takes the next rollout's prompts by row number, and a streamed data set has no row numbers: load it without "
-                "streaming, or set rollout_lag=0."
-            )
 
     def _check_gold(self) -> None:
         # One rank checks; an error is raised on all of them.
@@ -422,14 +408,15 @@ class GRPOTrainer(GroupTrainer[Scored]):
         return super().state_of_method() | state | {"ahead": ahead}
 
     def redistributed(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        ranks, args = [state["experience"] for state in states], self.args
-        experience = dealt(ranks, self.plan.steps_per_rollout, args.process_index, args.world_size)
-        ahead = [state["ahead"] for state in states]
-        if all(each is not None for each in ahead):
-            ahead = dealt(ahead, self.plan.steps_per_rollout, args.process_index, args.world_size)
-        else:
-            ahead = None
-        return super().redistributed(states) | {"experience": experience, "ahead": ahead}
+        num_steps, args = self.plan.steps_per_rollout, self.args
+        held = {
+            name: None
+            if any(part is None for part in parts)
+            else dealt(parts, num_steps, args.process_index, args.world_size)
+            for name in ("experience", "ahead")
+            for parts in [[state[name] for state in states]]
+        }
+        return super().redistributed(states) | held
 
     def restore_method(self, state: dict[str, Any]) -> None:
         super().restore_method(state)
@@ -459,19 +446,3 @@ class RLOOTrainer(GRPOTrainer):
     """
 
     config_class = RLOOConfig
-
-
-class WeightsMoved(TrainerCallback):
-    """Notifies a sampler whenever the policy's weights may have changed: after a step, or after loading."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self.sampler = sampler
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.sampler.weights_moved()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.sampler.weights_moved()
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.sampler.weights_moved()

@@ -16,10 +16,31 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+from boresight.errors import ConfigError
 from boresight.ranks import on_every_rank
+from boresight.rollout.sampler import sampling_settings
 from boresight.rollout.synced import SyncedSampler
+from boresight.trainer.grpo_config import GRPOConfig
+from boresight.trainer.rollouts.rows import PromptRows, seed_of_rollout
 from boresight.trainer.rollouts.scored import group_from_state, group_state
 from boresight.types import Group, Prompt, SamplingSettings
+
+
+def check_lag(config: GRPOConfig, *, has_tools: bool, is_streamed: bool) -> None:
+    """Check that rollouts can be sampled ahead, if `rollout_lag` asks for it.
+
+    Raises:
+        ConfigError: tools are called, or the data set is streamed.
+    """
+    if config.rollout_lag and has_tools:
+        raise ConfigError(
+            "rollout_lag=1 samples completions of one turn, and tools are called between turns: set rollout_lag=0."
+        )
+    if config.rollout_lag and is_streamed:
+        raise ConfigError(
+            "rollout_lag=1 takes the next rollout's prompts by row number, and a streamed data set has no row numbers: load it without "
+            "streaming, or set rollout_lag=0."
+        )
 
 
 class Ahead:
@@ -29,21 +50,24 @@ class Ahead:
 
     Args:
         sampler: samples from an engine in another process.
-        prompts: encodes this rank's prompts of the rollout that begins at an optimizer step.
-        settings: the settings of the rollout that begins at an optimizer step.
+        rows: the training rows.
+        rollout_at: this rank's rows of the rollout that begins at an optimizer step.
+        config: the options of sampling.
         log_once: prints a line on one rank.
     """
 
     def __init__(
         self,
         sampler: SyncedSampler,
-        prompts: Callable[[int], list[Prompt]],
-        settings: Callable[[int], SamplingSettings],
+        rows: PromptRows,
+        rollout_at: Callable[[int], Sequence[int]],
+        config: GRPOConfig,
         log_once: Callable[[str], None],
     ) -> None:
         self.sampler = sampler
-        self.prompts = prompts
-        self.settings = settings
+        self.rows = rows
+        self.rollout_at = rollout_at
+        self.config = config
         self.log_once = log_once
         self._step: int | None = None
         """The optimizer step at which the sampler's groups are learned from."""
@@ -68,8 +92,8 @@ class Ahead:
                     self.log_once(
                         f"step {step + 1}: nothing was sampled for it ahead, so it waits for its own rollout."
                     )
-                prompts = on_every_rank(lambda: self.prompts(step))
-                groups = self.sampler.sample(prompts, self.settings(step))
+                prompts = on_every_rank(lambda: [self.rows.prompt(row) for row in self.rollout_at(step)])
+                groups = self.sampler.sample(prompts, self._settings(step))
         assert groups is not None
         self._step, self._taken = None, groups
         return groups
@@ -83,8 +107,11 @@ class Ahead:
 
     def begin(self, prompts: Sequence[Prompt], step: int) -> None:
         """Send the policy's weights to the engine, and begin to sample this rank's prompts of the rollout that begins at a later step."""
-        self.sampler.begin(prompts, self.settings(step))
+        self.sampler.begin(prompts, self._settings(step))
         self._step = step
+
+    def _settings(self, step: int) -> SamplingSettings:
+        return sampling_settings(self.config, seed=seed_of_rollout(self.config.seed, step))
 
     def finish_step(self) -> None:
         """Note the end of an optimizer step: from now on, a checkpoint holds the next rollout."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -22,19 +21,11 @@ from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.rollouts.ahead import Ahead
 from boresight.trainer.rollouts.dynamic_sampling import further_rows, note_resampling, resample
 from boresight.trainer.rollouts.rollout import Place, Rollout, exchanged, shares
+from boresight.trainer.rollouts.rows import PromptRows, seed_of_rollout
 from boresight.trainer.rollouts.scored import Scored
 from boresight.trainer.rollouts.turns import ToolLoop
 from boresight.trainer.steps import StepPlan
 from boresight.types import Completion, Group, Phases, Prompt, Sampler, SamplingSettings
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRows:
-    """The training rows as prompts, by number. Dynamic sampling takes further prompts from them."""
-
-    count: Callable[[], int]
-    prompt: Callable[[int], Prompt]
-    """Encodes a row by its number."""
 
 
 class Rollouts:
@@ -100,7 +91,7 @@ class Rollouts:
         Returns:
             The groups in the order in which optimizer steps learn from them, and this rank's rows as stored in the run folder.
         """
-        seed = seed_of_rollout(self.config, state.global_step)
+        seed = seed_of_rollout(self.config.seed, state.global_step)
         groups = self._taken_ahead(state)
         if not self.config.dynamic_sampling:
             self._begin_ahead(prompts, state)
@@ -243,12 +234,6 @@ class Rollouts:
                 for completion in group.completions
             ],
         )
-
-
-def seed_of_rollout(config: GRPOConfig, step: int) -> int:
-    """The seed of the rollout that begins at an optimizer step. Each has its own, so that completions depend neither on the number of ranks
-    nor on earlier work."""
-    return (config.seed << 32) + step
 
 
 def note_ages(metrics: MeanMetrics, items: Sequence[Scored], step: int) -> None:
