@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import pickle
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from boresight.errors import EngineError
 from boresight.modules import unwrap
@@ -20,10 +22,10 @@ from boresight.rollout.synced import SyncReport
 from boresight.types import EngineInputs, Group, Prompt, SamplingSettings
 
 
-def serve(connection: Connection[Any, Any], model: bytes, facts: Any, tokenizer: Any) -> None:
+def serve(connection: Connection[Any, Any], folder: str, facts: Any, tokenizer: Any) -> None:
     """Answer `("weights", state)` and `("sample", prompts, settings)` until the other end is closed."""
     torch.set_num_threads(1)
-    policy = pickle.loads(model)
+    policy = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
     sampler = HFSampler(lambda: policy, facts, tokenizer)
     while True:
         try:
@@ -60,8 +62,9 @@ class SecondProcess:
         self._is_fresh = False
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
-        model = pickle.dumps(copy.deepcopy(self._policy()))
-        arguments = (other, model, inputs.facts, inputs.tokenizer)
+        self._folder = tempfile.TemporaryDirectory()
+        inputs.save(Path(self._folder.name))
+        arguments = (other, self._folder.name, inputs.facts, inputs.tokenizer)
         self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._process.start()
         other.close()
@@ -107,3 +110,4 @@ class SecondProcess:
     def close(self) -> None:
         self._connection.close()
         self._process.join(10)
+        self._folder.cleanup()
