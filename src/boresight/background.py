@@ -1,4 +1,4 @@
-"""Event loops in daemon threads, for calls that wait for other machines.
+"""Daemon threads, and event loops in them, for calls that wait for other machines and processes.
 
 A notebook's main thread already runs an event loop, and a second one cannot run inside it. A call in another thread can also be
 cancelled at once, by Ctrl-C or because another call failed.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from functools import cache
 from typing import Any, TypeVar
@@ -51,6 +51,22 @@ class BackgroundLoop:
 def in_background(coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
     """Start a coroutine on the loop that lives as long as the process; see `BackgroundLoop.start`."""
     return _loop().start(coroutine)
+
+
+def in_thread(work: Callable[[], Result]) -> Future[Result]:
+    """Run work in a daemon thread of its own, which does not keep the process from ending. The returned future gives its result."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name="boresight-work", daemon=True).start()
+    return future
 
 
 @cache

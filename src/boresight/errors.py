@@ -9,6 +9,7 @@ BoresightError
 │   ├── ModelError                  a model or processor that lacks a required ability
 │   └── RewardError                 a reward function that broke its contract
 ├── EngineError (also RuntimeError)   a generation engine failed, or disagrees with the trainer
+│   ├── EngineGoneError             one of several engines is unavailable: the others go on
 │   └── EngineRestartedError        it was restarted, or lost the policy's weights: sync, and sample again
 ├── DiskError (also OSError)        the run folder cannot be written to, or its disk is full
 ├── CheckpointError                 a checkpoint is incomplete or damaged; the message names its files
@@ -66,6 +67,10 @@ class SyncError(EngineError):
 
 class EngineRestartedError(EngineError):
     """An engine was restarted, or holds other weights than those sent to it: sync it and repeat the interrupted call."""
+
+
+class EngineGoneError(EngineError):
+    """One of several engines is unavailable, or did not answer in time. The others go on without it."""
 
 
 class DiskError(BoresightError, OSError):

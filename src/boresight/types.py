@@ -177,6 +177,8 @@ class Completion:
     """The same completion before images were expanded; None: as `ids`."""
     messages: tuple[Message, ...] | None = None
     """The turns as messages, those of tools included; None: one message with `text`."""
+    sampler_step: int | None = None
+    """The version of the weights that sampled it: the optimizer steps that they had behind them. None where no engine sampled it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +275,8 @@ class Weight:
     """Whether training changes it."""
     images: bool
     """Whether image features depend on it: it belongs to the vision tower or to the projector."""
+    computed: bool = False
+    """Whether `Weights.tensors` computes it (a merged adapter) instead of giving the policy's own."""
 
 
 class Weights(Protocol):

@@ -19,7 +19,7 @@ def test_no_benchmark_is_left_out() -> None:
     # `digits` and `gpu_check` have tests of their own.
     assert (
         scripts
-        == {"attention", "digits", "gpu_check", "memory", "objectives", "preferences", "rows", "versus_trl"} | ENGINES
+        == {"attention", "digits", "gpu_check", "memory", "objectives", "overlap", "preferences", "rows", "versus_trl"} | ENGINES
     )
 
 
@@ -93,3 +93,11 @@ def test_memory(benchmark_main: Main, capsys: pytest.CaptureFixture[str]) -> Non
     assert errors.keys() == CHOICES.keys()
     for name, error in errors.items():
         assert (0 <= error < 12) if "optimizer" in name else abs(error) < 0.1, name
+
+
+def test_overlap(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark_main("overlap", "--json", str(tmp_path / "rounds.json"))
+    (found,) = json.loads((tmp_path / "rounds.json").read_text())
+    assert found["lag 0"] == pytest.approx(found["sample"] + found["update"])
+    assert min(found["sample"], found["update"], found["lag 1"]) > 0
+    assert "lag 1 / max(sample" in capsys.readouterr().out

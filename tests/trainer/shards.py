@@ -23,9 +23,12 @@ if "WORLD_SIZE" in os.environ and "WHOLE_WEIGHTS" not in os.environ:
 import torch  # noqa: E402
 from accelerate import PartialState  # noqa: E402
 from peft import LoraConfig  # noqa: E402
+from torch.distributed.tensor import DTensor  # noqa: E402
 
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
 from boresight.loss.preference_options import MPO  # noqa: E402
+from boresight.model.export import PolicyWeights  # noqa: E402
+from boresight.model.shards import gathered  # noqa: E402
 
 from .conftest import QUIET, demonstrations, records, vowel_share  # noqa: E402
 from .test_dpo import preferences  # noqa: E402
@@ -134,11 +137,29 @@ def continued(model: str, folder: Path, until: int) -> None:
             torch.save(trainer.state.log_history, folder / f"{name}.pt")
 
 
+def sent(model: str, folder: Path) -> None:
+    """What an engine is sent after a step, in full and with a merged adapter. Nothing is divided again by asking for it."""
+    for name, kind in (("full", {}), ("lora", {"peft_config": lora()})):
+        trainer = sft(model, str(folder / name / "run"), max_steps=1, **kind)
+        weights = PolicyWeights(trainer.policy.outer)  # as an engine is built, before the model is divided
+        trainer.train()
+        with gathered(trainer.model):
+            for _ in range(2):
+                tensors = {key: tensor.clone() for key, tensor in weights.tensors({*weights.listed})}
+            assert not any(isinstance(weight, DTensor) for weight in trainer.model.parameters())
+        assert RANKS == 1 or all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
+        if PartialState().is_main_process:
+            torch.save(tensors, folder / f"{name}.pt")
+
+
 if __name__ == "__main__":
     model, output_dir, *asked = sys.argv[1:]
     for case in asked:
         if case.startswith("until="):
             continued(model, Path(output_dir), int(case.removeprefix("until=")))
+            continue
+        if case == "sent":
+            sent(model, Path(output_dir) / case)
             continue
         if case == "resumed":
             resumed(model, Path(output_dir) / case)

@@ -28,13 +28,13 @@ def train(model: Path, folder: Path, ranks: int, *cases: str, **environment: str
 @pytest.fixture(scope="module")
 def alone(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The short cases on one rank."""
-    return train(model_folder, tmp_path_factory.mktemp("alone"), 1, *SHORT)
+    return train(model_folder, tmp_path_factory.mktemp("alone"), 1, *SHORT, "sent")
 
 
 @pytest.fixture(scope="module")
 def divided(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The short cases, and a resumed run, on two ranks."""
-    return train(model_folder, tmp_path_factory.mktemp("divided"), 2, *SHORT, "resumed")
+    return train(model_folder, tmp_path_factory.mktemp("divided"), 2, *SHORT, "sent", "resumed")
 
 
 @pytest.mark.timeout(500)
@@ -68,6 +68,14 @@ def assert_case_equal(one: Path, two: Path, model_folder: Path) -> None:
 @pytest.mark.parametrize("case", SHORT)
 def test_two_ranks_with_shards_equal_one(case: str, alone: Path, divided: Path, model_folder: Path) -> None:
     assert_case_equal(alone / case, divided / case, model_folder)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_an_engine_is_sent_whole_weights(kind: str, alone: Path, divided: Path) -> None:
+    """An adapter is merged into them."""
+    one, two = (torch.load(folder / "sent" / f"{kind}.pt") for folder in (alone, divided))
+    assert one.keys() == two.keys()
+    assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -40,6 +42,27 @@ def test_ranks_share_every_row_once(
     assert {len(rank) for rank in steps} == {len(ranks[0])}
     fresh = [bool(step) for step in steps[0]]
     assert fresh == [place % plan.rollout_period == 0 for place in range(len(fresh))]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("plan", [StepPlan(2, 1), StepPlan(2, 1, 2, 2)])
+def test_one_ahead_has_the_rows_of_the_next_rollout(plan: StepPlan, rank: int) -> None:
+    """Over the end of an epoch too, and of a last step that is smaller (26 rows are 6 steps of 4 and one of 2)."""
+    options = {"shuffle": True, "seed": 3, "rank": rank, "world_size": 2}
+    now, ahead = StepBatches(26, plan, **options), StepBatches(26, plan, **options, ahead=True)
+    steps: list[tuple[list[int], list[int]]] = []
+    for epoch in range(3):
+        now.set_epoch(epoch)
+        ahead.set_epoch(epoch)
+        assert len(list(now)) == len(list(ahead)) == len(ahead)
+        steps += zip(now, ahead, strict=True)
+    begins = [step for step, (rows, _) in enumerate(steps) if rows]
+    assert begins == [step for step, (_, following) in enumerate(steps) if following]
+    for step, following in pairwise(begins):
+        assert steps[step][1] == steps[following][0]
+    for step in begins:
+        assert ahead.rollout_at(step) == steps[step][0]
+    assert len({*map(len, (rows for rows, _ in steps))}) == 2  # the smaller step, or the steps without rows
 
 
 def test_two_ranks_draw_what_one_would() -> None:

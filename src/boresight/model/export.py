@@ -48,6 +48,7 @@ class PolicyWeights:
                 "vllm_lora_sync='adapter': it sends the base once, as the numbers that it stands for, and then only the adapter."
             )
         trained = _trained(base) if adapters else set()
+        merged = _adapted_prefixes(base) if adapters else ()
         text = _text_prefixes(base)
         self.listed: dict[str, Weight] = {}
         self._saved_names: dict[str, list[str]] = {}
@@ -55,18 +56,22 @@ class PolicyWeights:
         # A tensor's shape decides how many it is split into: fused experts are saved one by one.
         shapes = {name: make().to("meta") for name, make in _plain(base, adapters=False).items()}
         for name in _plain(base, adapters):
-            weight = Weight(trained=name in trained, images=not name.startswith(text))
+            weight = Weight(name in trained, images=not name.startswith(text), computed=name.startswith(merged))
             self._saved_names[name] = list(revert_weight_conversion(base, {name: shapes[name]}))
             for saved in self._saved_names[name]:
                 before = self.listed.get(saved, weight)
-                self.listed[saved] = Weight(before.trained or weight.trained, before.images or weight.images)
+                self.listed[saved] = Weight(
+                    before.trained or weight.trained,
+                    before.images or weight.images,
+                    before.computed or weight.computed,
+                )
 
     def saved_names(self, name: str) -> Sequence[str]:
         """The saved name of a tensor of the model without adapters, or the names of its parts if it is split."""
         return self._saved_names[name]
 
     def tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """The current tensors with these names, layer by layer."""
+        """The current tensors with these names, layer by layer. A model with shards must be gathered (`shards.gathered`)."""
         base, names = unwrap(self.model), set(names)
         for _, group in groupby(_plain(base, self.adapters).items(), key=lambda item: _layer(item[0])):
             wanted = {name: make().detach() for name, make in group if not names.isdisjoint(self._saved_names[name])}
@@ -85,11 +90,11 @@ def _plain(base: PreTrainedModel, adapters: bool) -> Tensors:
         elif isinstance(module, AuxiliaryTrainingWrapper):
             wrapped: Any = module
             active = wrapped.modules_to_save[wrapped.active_adapters[0]]
-            adapted[f"{name}."] = {key: (lambda tensor=tensor: tensor) for key, tensor in active.state_dict().items()}
+            adapted[f"{name}."] = {key: (lambda tensor=tensor: tensor) for key, tensor in state_of(active).items()}
         elif is_quantised(getattr(module, "weight", None)) and not any(name.startswith(prefix) for prefix in adapted):
             adapted[f"{name}."] = tensors_of(module)
     done: set[str] = set()
-    for name, tensor in base.state_dict().items():
+    for name, tensor in state_of(base).items():
         prefix = next((prefix for prefix in adapted if name.startswith(prefix)), None)
         if prefix is None:
             tensors[name] = lambda tensor=tensor: tensor
@@ -102,7 +107,10 @@ def _plain(base: PreTrainedModel, adapters: bool) -> Tensors:
 
 def _bare(layer: BaseTunerLayer) -> Tensors:
     """A layer's tensors without its adapters."""
-    return tensors_of(layer.get_base_layer())
+    bare = layer.get_base_layer()
+    if is_quantised(getattr(bare, "weight", None)):
+        return tensors_of(bare)
+    return {key: (lambda tensor=tensor: tensor) for key, tensor in state_of(bare).items()}
 
 
 def _merged(layer: BaseTunerLayer) -> Tensors:
@@ -113,10 +121,10 @@ def _merged(layer: BaseTunerLayer) -> Tensors:
         if not made:
             duplicate: Any = copy.deepcopy(layer)
             duplicate.merge()
-            made.update(duplicate.get_base_layer().state_dict())
+            made.update(state_of(duplicate.get_base_layer()))
         return made.pop(key)
 
-    return {key: (lambda key=key: merged(key)) for key in layer.get_base_layer().state_dict()}
+    return {key: (lambda key=key: merged(key)) for key in state_of(layer.get_base_layer())}
 
 
 def _trained(base: PreTrainedModel) -> set[str]:
@@ -129,8 +137,24 @@ def _trained(base: PreTrainedModel) -> set[str]:
         own: Any = module
         if any(parameter.requires_grad for parameter in own.parameters()):
             inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
-            trained |= {f"{name}.{key}" for key in inner.state_dict()}
+            trained |= {f"{name}.{key}" for key in state_of(inner)}
     return trained | {name for name, parameter in base.named_parameters() if parameter.requires_grad}
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module's state dictionary, as they are now. `state_dict` itself would divide a gathered model again."""
+    state: dict[str, Tensor] = {}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        own = {name: tensor for name, tensor in part._buffers.items() if name not in part._non_persistent_buffers_set}
+        for name, tensor in {**part._parameters, **own}.items():
+            if tensor is not None:
+                state[f"{prefix}.{name}" if prefix else name] = tensor.detach()
+    return state
+
+
+def _adapted_prefixes(base: PreTrainedModel) -> tuple[str, ...]:
+    """Name prefixes of the modules whose tensors have an adapter merged into them."""
+    return tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, BaseTunerLayer))
 
 
 def _text_prefixes(base: PreTrainedModel) -> tuple[str, ...]:

@@ -180,9 +180,7 @@ def _once_each(log: logging.Logger) -> None:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Any]:
-    """Name → a function that returns the tensor, for a module's own tensors; quantised weights as floating-point numbers."""
-    if not is_quantised(getattr(module, "weight", None)):
-        return {key: (lambda tensor=tensor: tensor) for key, tensor in module.state_dict().items()}
+    """Name → a function that returns the tensor, for the tensors of a quantised linear layer, as floating-point numbers."""
     bias: Any = module.bias
     return {"weight": lambda: dequantised(module)} | ({} if bias is None else {"bias": lambda: bias})
 

@@ -20,6 +20,7 @@
 | `kept` | whether it is trained on: false in a group that dynamic sampling discarded |
 | `rewards/<name>` | the reward by each function; null where it does not apply or failed |
 | `logp` | log-probability of each token in nats, where `add` was passed it |
+| `age` | how many optimizer steps the weights that sampled it were behind the policy at this step; where an engine sampled |
 | `turns` | JSON of a completion of several turns, see `report.turns`; null for one of one turn. `completion` is then their transcript |
 | `extra/<name>` | what reward functions passed to `log_extra`, as text |
 """
@@ -77,6 +78,7 @@ class CompletionStore:
         kept: Sequence[bool] | None = None,
         logp: Sequence[Sequence[float]] | None = None,
         extra: Mapping[str, Sequence[Any]] | None = None,
+        age: Sequence[int | None] | None = None,
     ) -> pa.Table:
         """Store some completions of a step; more may follow. Rows of this step and phase from an earlier process are removed.
 
@@ -90,6 +92,7 @@ class CompletionStore:
             kept: one for each group; None: all.
             logp: log-probabilities of each completion's tokens, in nats.
             extra: further columns, one value per completion.
+            age: optimizer steps, one for each completion.
 
         Returns:
             The rows that were added.
@@ -110,6 +113,8 @@ class CompletionStore:
         columns |= {f"rewards/{name}": _numbers(values) for name, values in rewards.items()}
         if logp is not None:
             columns["logp"] = pa.array([list(values) for values in logp], pa.list_(pa.float32()))
+        if age is not None and any(each is not None for each in age):
+            columns["age"] = pa.array(age, pa.int32())
         columns |= {f"extra/{name}": _texts(values) for name, values in (extra or {}).items()}
         rows = pa.table(columns)
         self._append(step, phase, rows)

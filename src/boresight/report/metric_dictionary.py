@@ -80,6 +80,9 @@ GROUPS = [
     Entry("rollout/num_groups_sampled", "groups", "Sampled since the last log, with `dynamic_sampling`", "—"),
     Entry("rollout/num_groups_thrown_away", "groups", "Of them, those that are not learned from", "Less than are kept"),
     Entry("rollout/num_groups_without_spread", "groups", "Kept although all their rewards are equal, since the limit was reached", "0"),
+    Entry("rollout/age_mean", "optimizer steps", "How far the weights that sampled the completions of a step are behind the policy",
+          "0; `rollout_lag=1` adds a rollout's steps", engine=True),
+    Entry("rollout/age_max", "optimizer steps", "The oldest", "As the mean", engine=True),
     Entry("image/swap_gap", "nats per token", "How far log-probabilities of completions move when images of the same shapes change "
           "places, mean of |Δ|, of a sample; at the rollouts on which a verdict is given", "Above 0.01; below, the image is ignored"),
 ]  # fmt: skip
@@ -122,6 +125,8 @@ OBJECTIVE = [
     Entry("sampling/sampling_logp_difference/max/without_images", "nats", "Their furthest token", "Below 1"),
     Entry("sampling/narrowed", "—", "1 if completions are sampled from another distribution than the policy's (`top_p`, `top_k`, `min_p`, "
           "`repetition_penalty`, structured outputs); the differences above are then by design", "—"),
+    Entry("sampling/lagged", "—", "1 with `rollout_lag=1`: the differences above are then also those of a rollout's optimizer steps", "—",
+          engine=True),
     Entry("sampling/frac_unreported", "share", "Tokens whose log-probability the sampler did not report; they are not corrected", "0"),
     Entry("sampling/importance_sampling_ratio/mean", "—", "The correction's weight (`vllm_importance_sampling_mode`)", "Within 0.02 of 1"),
     Entry("sampling/importance_sampling_ratio/min", "—", "The smallest", "Above 0.5"),
@@ -161,6 +166,9 @@ COST = [
     Entry("sync/modules_compared", "modules", "Of the engine whose answers were compared with the trainer's after a sync", "Above 0",
           engine=True),
     Entry("work/sampler_restarts", "restarts", "Engines that were lost and given the policy's weights again", "0", engine=True),
+    Entry("work/sampler_prompts_sampled_again", "prompts", "Of servers that failed during a batch, and sampled again by the others", "0",
+          engine=True),
+    Entry("work/sampler_engines_taken_back", "servers", "That had failed, and are used again", "0", engine=True),
     Entry("time/data_s", "seconds per step", "Encoding prompts and checking rows", "Far below the others after the first step"),
     Entry("time/sample_s", "seconds per step", "Sampling", "—"),
     Entry("time/sync_s", "seconds per step", "Giving the engine new weights", "Far below `time/sample_s`", engine=True),

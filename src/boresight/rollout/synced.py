@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
+from boresight.background import in_thread
 from boresight.errors import EngineError, EngineRestartedError
 from boresight.ranks import on_every_rank
 from boresight.types import Group, Prompt, SamplingSettings, TrainingHooks
@@ -82,6 +84,10 @@ class SyncedEngine(Protocol):
         """
         ...
 
+    def sampled_by(self, place: int) -> str:
+        """The name of the engine that sampled the group at this place of the last `completed`."""
+        ...
+
     def sync(self, step: int) -> SyncReport | None:
         """Send the policy's weights of this optimizer step if the engine lacks them, and verify that they arrived.
 
@@ -108,11 +114,33 @@ class SyncedEngine(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Batch:
+    """Prompts that are sampled together on one rank."""
+
+    sample: Callable[[], list[Group]]
+    """Samples them from the engine."""
+    step: int = 0
+    """The optimizer steps behind the weights that sample them."""
+    running: Future[list[Group]] | None = None
+    """The same, in a thread; None: not started."""
+
+    def groups(self) -> list[Group]:
+        """The groups, each completion with its weights' version."""
+        found = self.sample() if self.running is None else self.running.result()
+        return [
+            replace(group, completions=tuple(replace(each, sampler_step=self.step) for each in group.completions))
+            for group in found
+        ]
+
+
 class SyncedSampler:
     """Samples on all ranks together from an engine that holds the policy's weights.
 
-    Before any completion is used, the log-probabilities of the first completions, with and without images, are compared with the
-    trainer's.
+    Before any completion is used, the log-probabilities of the first completions of each engine, with and without images, are compared
+    with the trainer's.
+
+    `begin` and `finish` sample one batch while the caller goes on and the policy moves. The engine keeps the weights that it began with.
 
     Args:
         engine: this rank's connection to the engine.
@@ -124,34 +152,95 @@ class SyncedSampler:
     def __init__(self, engine: SyncedEngine, training: TrainingHooks, *, distribution_differs: bool = False) -> None:
         self.engine = engine
         self.training = training
-        self.counts = engine.counts
+        self.counts: Counter[str] = Counter()
         self._agrees = distribution_differs
+        self._begun: Batch | None = None
+        self._has_moved = False
 
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
         """As `Sampler.sample`. If the engine restarts during a batch, the batch is sampled again."""
-        groups: list[Group] | None = None
+        self.settle()
+        return self._completed(self._batch(prompts, settings))
+
+    def begin(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        """Send the policy's weights to the engine, and start to sample in the background. All ranks call this together.
+
+        The first batch of a sampler is waited for, since log-probabilities can be compared under the same weights alone.
+        """
+        assert self._begun is None
+        batch = self._batch(prompts, settings)
+        if self._agrees:
+            self._sync()
+            batch.step = self.training.step()
+            batch.running = in_thread(batch.sample)
+        else:
+            groups = self._completed(batch)
+            batch.running = Future()
+            batch.running.set_result(groups)
+        self._begun = batch
+
+    def finish(self) -> list[Group]:
+        """The groups that were begun. If the engine restarted, they are sampled again with the weights of now.
+
+        Raises:
+            EngineError: on all ranks, if the engine of any rank failed permanently.
+        """
+        assert self._begun is not None
+        batch, self._begun = self._begun, None
+        return self._completed(batch)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether `finish` has groups to return."""
+        return self._begun is not None
+
+    def settle(self) -> None:
+        """Wait until nothing is sampled in the background. `finish` returns its result, or raises its error, later."""
+        if self._begun is not None and self._begun.running is not None:
+            wait([self._begun.running])
+
+    def drop(self) -> None:
+        """Wait for what was begun, and forget it."""
+        self.settle()
+        self._begun = None
+
+    def begun_groups(self) -> list[Group] | None:
+        """What was begun on this rank, once it is there; `finish` returns it all the same. None: nothing, or it failed."""
+        self.settle()
+        if self._begun is None or self._begun.running is None or self._begun.running.exception() is not None:
+            return None
+        return self._begun.groups()
+
+    def _batch(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> Batch:
         # All ranks build requests before any sends them: a rank that failed later would leave others that share its engine waiting.
         requests = on_every_rank(lambda: self.engine.requests(prompts, settings))
-        sample = partial(self.engine.completed, prompts, requests, settings)
+        return Batch(partial(self.engine.completed, prompts, requests, settings))
+
+    def _completed(self, batch: Batch) -> list[Group]:
+        groups: list[Group] | None = None
+        is_of_now = batch.running is None
         for attempts_left in range(MAX_REDONE, -1, -1):
-            self._sync()
-            groups = on_every_rank(partial(self._sampled, sample, groups, attempts_left))
+            if batch.running is None:
+                self._sync()
+                batch.step = self.training.step()
+            groups = on_every_rank(partial(self._sampled, batch, groups, attempts_left))
             if all(gather_object([groups is not None])):
                 break
             self.engine.outdate()
+            batch.running = None
         assert groups is not None
-        if not self._agrees:
+        self.counts.update(self.engine.counts)
+        self.engine.counts.clear()
+        if is_of_now and not self._agrees:
             self._check_agreement(groups)
         return groups
 
-    def _sampled(
-        self, sample: Callable[[], list[Group]], done: list[Group] | None, attempts_left: int
-    ) -> list[Group] | None:
+    def _sampled(self, batch: Batch, done: list[Group] | None, attempts_left: int) -> list[Group] | None:
         """This rank's groups, reused from an earlier attempt if it succeeded; None if the engine restarted."""
         if done is not None:
             return done
         try:
-            return sample()
+            return batch.groups()
         except EngineRestartedError as error:
             if not attempts_left:
                 raise
@@ -159,10 +248,12 @@ class SyncedSampler:
             return None
 
     def weights_moved(self) -> None:
-        self.engine.outdate()
+        # The engine hears of it before its next sync: what it samples in the background is of the weights that it has.
+        self._has_moved = True
 
     def rest(self) -> None:
-        self.engine.rest()
+        if self._begun is None:
+            self.engine.rest()
 
     def close(self) -> None:
         self.engine.close()
@@ -170,6 +261,9 @@ class SyncedSampler:
     def _sync(self) -> None:
         """Sync on the ranks that send weights, and pass the version's name to the others."""
         training = self.training
+        if self._has_moved:
+            self.engine.outdate()
+            self._has_moved = False
         with training.timeline.phase("sync"):
             report = on_every_rank(lambda: self.engine.sync(training.step()) if self.engine.pushes else None)
             self.engine.adopt(broadcast_object_list([self.engine.version])[0])
@@ -178,16 +272,17 @@ class SyncedSampler:
             training.metrics.sum("sync/modules_compared", report.num_compared)
 
     def _check_agreement(self, groups: Sequence[Group]) -> None:
-        groups = list({bool(group.prompt.images): group for group in reversed(groups)}.values())
+        numbered = [*enumerate(groups)]
+        chosen = {(bool(each.prompt.images), self.engine.sampled_by(place)): each for place, each in reversed(numbered)}
+        first, sources = [*chosen.values()], [where for _, where in chosen]
         with self.training.timeline.phase("sync"):
-            logp = self.training.logp(groups)
-        where = self.engine.where
-        gap = on_every_rank(lambda: agreement(groups, logp, self.engine.dtype, where))
+            logp = self.training.logp(first)
+        gap = on_every_rank(lambda: agreement(first, logp, self.engine.dtype, sources))
         self._agrees = True
-        self.training.log_once(f"{where} and the trainer agree within {gap:.1e} nats per token.")
+        self.training.log_once(f"{self.engine.where} and the trainer agree within {gap:.1e} nats per token.")
 
 
-def agreement(groups: Sequence[Group], logp: Sequence[Tensor], dtype: str, where: str) -> float:
+def agreement(groups: Sequence[Group], logp: Sequence[Tensor], dtype: str, sources: Sequence[str]) -> float:
     """The mean difference per token between the engine's and the trainer's log-probabilities under the same weights, in nats.
 
     This finds errors that a comparison of weights does not.
@@ -196,7 +291,7 @@ def agreement(groups: Sequence[Group], logp: Sequence[Tensor], dtype: str, where
         groups: groups that the engine sampled.
         logp: [K, C] the trainer's log-probabilities of each group.
         dtype: the dtype that the engine computes in.
-        where: the engine's name for error messages.
+        sources: the name of the engine that sampled each group, for error messages.
 
     Returns:
         The largest mean over the groups.
@@ -205,7 +300,7 @@ def agreement(groups: Sequence[Group], logp: Sequence[Tensor], dtype: str, where
         EngineError: a group's mean is above `AGREEMENT`.
     """
     worst = 0.0
-    for group, rows in zip(groups, logp, strict=True):
+    for group, rows, where in zip(groups, logp, sources, strict=True):
         gaps = [
             (completion.sampler_logp - row[: len(completion.ids)]).abs()  # pyright: ignore[reportOptionalOperand]
             for completion, row in zip(group.completions, rows, strict=True)

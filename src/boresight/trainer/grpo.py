@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
 from boresight.data.images import decode
 from boresight.data.sources import RowStream
@@ -29,6 +29,7 @@ from boresight.report.trackers import log_completions
 from boresight.rewards.check import GoldCheck
 from boresight.rewards.check_boxes import BoxCheck
 from boresight.rewards.score import Scorer
+from boresight.rollout.synced import SyncedSampler
 from boresight.tools.environments import Environments
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.checks import Encoding, reward_prompt
@@ -38,11 +39,13 @@ from boresight.trainer.grpo_config import GRPOConfig, RLOOConfig
 from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.reasoning import think_note, think_state
 from boresight.trainer.redistribution import dealt
-from boresight.trainer.rollouts.engines import engine_sampler
-from boresight.trainer.rollouts.loop import PromptRows, Rollouts
+from boresight.trainer.rollouts.ahead import Ahead, check_lag
+from boresight.trainer.rollouts.engines import WeightsMoved, engine_sampler
+from boresight.trainer.rollouts.loop import Rollouts, note_ages
+from boresight.trainer.rollouts.rows import PromptRows
 from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
 from boresight.trainer.rollouts.turns import ToolLoop
-from boresight.trainer.steps import check_step_fits, micro_batches
+from boresight.trainer.steps import StepBatches, check_step_fits, micro_batches
 from boresight.trainer.verdict_probes import is_due, note_image_swap
 from boresight.types import Completion, Group, Prompt, Row, Sampler, TokenStats, TrainingHooks
 
@@ -136,12 +139,19 @@ class GRPOTrainer(GroupTrainer[Scored]):
             timeline=self.timeline,
             metrics=self.metrics,
             log_once=self.log_once,
+            ahead=self._ahead(),
             turns=self._tool_loop(),
             penalty=self._kl_penalty if args.kl_in_reward and args.beta != 0 else None,
         )
         self.experience: list[Scored] = []
         """The groups of the latest rollout, in the order in which its optimizer steps learn from them."""
         self._entropy_threshold: float | None = None
+
+    def _ahead(self) -> Ahead | None:
+        if not isinstance(self.sampler, SyncedSampler) or not self.args.rollout_lag:
+            return None
+        rows = PromptRows(lambda: len(self.train_dataset), self._prompt)
+        return Ahead(self.sampler, rows, lambda step: self._train_batches().rollout_at(step), self.args, self.log_once)
 
     def _tool_loop(self) -> ToolLoop | None:
         if not self.environments:
@@ -175,6 +185,8 @@ class GRPOTrainer(GroupTrainer[Scored]):
     def _check_data(self) -> None:
         """Also check that the prompts fill a step, and score the gold answers with the answer rewards."""
         super()._check_data()
+        is_streamed = self.train_dataset is not None and is_stream(self.train_dataset)
+        check_lag(self.args, has_tools=bool(self.environments), is_streamed=is_streamed)
         if self.train_dataset is not None and not is_stream(self.train_dataset):
             check_step_fits(self.plan, len(self.train_dataset), self.args.world_size)
         if self.args.dynamic_sampling and is_stream(self.train_dataset):
@@ -210,6 +222,11 @@ class GRPOTrainer(GroupTrainer[Scored]):
             self.train_dataset, seed=self.args.seed, encode=self.encode, tokenizer=self.encoder.tokenizer
         )
 
+    def _train_batches(self) -> StepBatches:
+        batches = super()._train_batches()
+        batches.ahead = bool(self.args.rollout_lag)
+        return batches
+
     # ---- A step -----------------------------------------------------------------------------------------------------------------
 
     def prepare(self, inputs: list[Prompt]) -> list[Scored]:
@@ -218,6 +235,7 @@ class GRPOTrainer(GroupTrainer[Scored]):
             self.experience = self.collect(inputs)
         place = self.state.global_step % self.plan.rollout_period % self.plan.steps_per_rollout
         items = self.experience[place * self.plan.groups_per_step : (place + 1) * self.plan.groups_per_step]
+        note_ages(self.metrics, items, self.state.global_step)
         return self._with_entropy(items) if self.args.top_entropy_quantile < 1 else items
 
     def longest_items(self, rows: Sequence[Row]) -> list[Scored]:
@@ -388,22 +406,37 @@ class GRPOTrainer(GroupTrainer[Scored]):
 
     def state_of_method(self) -> dict[str, Any]:
         under_way = self.state.global_step % self.plan.rollout_period != 0
-        return super().state_of_method() | {"experience": state_of(self.experience) if under_way else []}
+        state = {"experience": state_of(self.experience) if under_way else []}
+        ahead = None if self.rollouts.ahead is None else self.rollouts.ahead.state()
+        return super().state_of_method() | state | {"ahead": ahead}
 
     def redistributed(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        ranks, args = [state["experience"] for state in states], self.args
-        experience = dealt(ranks, self.plan.steps_per_rollout, args.process_index, args.world_size)
-        return super().redistributed(states) | {"experience": experience}
+        num_steps, args = self.plan.steps_per_rollout, self.args
+        held = {
+            name: None
+            if any(part is None for part in parts)
+            else dealt(parts, num_steps, args.process_index, args.world_size)
+            for name in ("experience", "ahead")
+            for parts in [[state[name] for state in states]]
+        }
+        return super().redistributed(states) | held
 
     def restore_method(self, state: dict[str, Any]) -> None:
         super().restore_method(state)
-        wanted = {each["row"] for each in state["experience"]}
+        wanted = {each["row"] for each in [*state["experience"], *(state["ahead"] or [])]}
         prompts: dict[int, Prompt] = {}
         if wanted and is_stream(self.train_dataset):
             prompts = {row.index: self.encode(row) for row in RowStream(self.train_dataset) if row.index in wanted}
         elif wanted:
             prompts = {index: self._prompt(index) for index in wanted}
         self.experience = from_state(state["experience"], prompts.__getitem__, self.encoder.with_observation)
+        if self.rollouts.ahead is not None:
+            self.rollouts.ahead.restore(state["ahead"], prompts.__getitem__)
+
+    def finish_step(self) -> None:
+        super().finish_step()
+        if self.rollouts.ahead is not None:
+            self.rollouts.ahead.finish_step()
 
     def discard_after(self, step: int) -> int:
         return super().discard_after(step) + self.rollouts.store.discard_after(step)
@@ -416,19 +449,3 @@ class RLOOTrainer(GRPOTrainer):
     """
 
     config_class = RLOOConfig
-
-
-class WeightsMoved(TrainerCallback):
-    """Notifies a sampler whenever the policy's weights may have changed: after a step, or after loading."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self.sampler = sampler
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.sampler.weights_moved()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.sampler.weights_moved()
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.sampler.weights_moved()

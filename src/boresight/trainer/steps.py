@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -42,6 +43,9 @@ class StepBatches(Sampler[list[int]]):
 
     Every rank iterates over the same order and takes its own share, so groups are never split over ranks and no row is used twice in an
     epoch. The last step of an epoch may be smaller if `keep_last` is set; this is exact, because totals are computed per step.
+
+    With `ahead`, a rollout's place holds the rows of the next rollout, over the end of an epoch too: those to sample while optimizer steps
+    learn from it. Its own rows are `rollout_at`.
     """
 
     def __init__(
@@ -54,7 +58,9 @@ class StepBatches(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         keep_last: bool = True,
+        ahead: bool = False,
     ) -> None:
+        self.ahead = ahead
         self.num_rows = num_rows
         self.plan = plan
         self.shuffle = shuffle
@@ -88,17 +94,30 @@ class StepBatches(Sampler[list[int]]):
         return self.num_full * self.plan.rollout_period + bool(self.num_rest)
 
     def __iter__(self) -> Iterator[list[int]]:
+        rollouts = self._rollouts(self.epoch)
+        if self.ahead:
+            rollouts = chain(islice(rollouts, 1, None), islice(self._rollouts(self.epoch + 1), 1))
+        for rows in rollouts:
+            yield rows
+            for _ in range(self.plan.rollout_period - 1):
+                yield []
+
+    def rollout_at(self, step: int) -> list[int]:
+        """This rank's rows of the rollout that begins at an optimizer step of the run, counted from 0."""
+        epoch, place = divmod(step, len(self))
+        return next(islice(self._rollouts(epoch), place // self.plan.rollout_period, None))
+
+    def _rollouts(self, epoch: int) -> Iterator[list[int]]:
+        """This rank's rows of every rollout of an epoch."""
         order = torch.arange(self.num_rows)
         if self.shuffle:
-            order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+            order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed + epoch))
         rows_per_rollout = self.plan.groups_per_rollout * self.world_size
         for rollout in range(self.num_full):
             rows = order[rollout * rows_per_rollout : (rollout + 1) * rows_per_rollout]
             # [steps, ranks, groups]: each step's rows are cut over the ranks.
             mine = rows.view(self.plan.steps_per_rollout, self.world_size, -1)[:, self.rank]
             yield mine.flatten().tolist()
-            for _ in range(self.plan.rollout_period - 1):
-                yield []
         if self.num_rest:
             yield order[-self.num_rest :].tensor_split(self.world_size)[self.rank].tolist()
 

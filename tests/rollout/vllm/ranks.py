@@ -17,6 +17,7 @@ from torch import distributed
 from boresight import GRPOConfig, GRPOTrainer
 from boresight.demo.easy_vqa import load_easy_vqa
 from boresight.errors import SyncError
+from boresight.model.shards import is_sharded, whole
 from tests.trainer.conftest import QUIET, Gradients, vowel_share
 
 from .conftest import START_S, children
@@ -43,8 +44,8 @@ def build(model: Path, folder: Path, engine: dict[str, Any], callback: Gradients
 
 
 def results(run: GRPOTrainer, gradients: Gradients) -> dict[str, Any]:
-    found = {name.removeprefix("module."): value for name, value in gradients.steps[-1].items()}
-    return {"gradients": found, "log": run.state.log_history}
+    found = {name.removeprefix("module."): whole(value) for name, value in gradients.steps[-1].items()}
+    return {"gradients": found, "log": run.state.log_history, "is_sharded": is_sharded(run.model)}  # pyright: ignore[reportArgumentType]
 
 
 def server(url: str) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def test_a_server_that_takes_weights_in_another_way_is_refused(stand: Stand) -> 
 def test_a_server_over_which_no_sync_can_be_verified_is_refused(stand: Stand, fact: str, flag: str) -> None:
     stand.rpc["boresight_facts"][fact] = 2
     with pytest.raises(
-        ConfigError, match=rf"has {flag}, with which a sync cannot be verified: use only --tensor-parallel-size"
+        ConfigError,
+        match=rf"has {flag}, with which a sync cannot be verified: divide a model by",
     ):
         attached(stand)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from boresight.errors import EngineError, EngineRestartedError
+from boresight.errors import EngineError, EngineGoneError, EngineRestartedError
 
 from .stand import CHOICE, COMPLETED, REQUESTS, Reply, Stand, attached, drip, drop, half, hang, says
 
@@ -58,6 +58,21 @@ def test_a_server_that_goes_away_for_good(stand: Stand) -> None:
     ) as caught:
         engine.generate(REQUESTS)
     assert not isinstance(caught.value, EngineRestartedError)
+
+
+@pytest.mark.parametrize("fault", [half, drop, says("starting", 503), hang], ids=range(4))
+def test_where_others_go_on_nothing_waits_for_a_server(stand: Stand, fault: Reply) -> None:
+    """One that does not answer in time is gone as well."""
+    engine = attached(stand, request_timeout_s=1.0, timeout_s=60.0)
+    engine.client.waits = False
+    stand.answers["/inference/v1/generate"] = fault
+    start = time.monotonic()
+    with pytest.raises(EngineGoneError, match=r"became unavailable|did not answer /inference/v1/generate within"):
+        engine.generate(REQUESTS)
+    assert time.monotonic() - start < 10
+    assert engine.is_up()
+    stand.answers["/health"] = says(status=503)
+    assert not engine.is_up()
 
 
 @pytest.mark.parametrize("reason", ["abort", None])

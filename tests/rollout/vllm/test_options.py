@@ -10,6 +10,7 @@ from boresight.errors import ConfigError
 from boresight.option_checks import check_options, read_json
 from boresight.options import declarations
 from boresight.rollout.vllm.options import RESERVED, VLLMOptions, check_vllm
+from boresight.rollout.vllm.server import addresses
 
 OTHER: dict[str, Any] = {
     "vllm_model_impl": "transformers",
@@ -22,6 +23,7 @@ OTHER: dict[str, Any] = {
     "vllm_server_timeout": 1.0,
     "vllm_request_timeout": 1.0,
     "vllm_group_port": 1,
+    "rollout_lag": 1,
     "vllm_sync_dir": "shared",
     "vllm_gpu_memory_utilization": 0.9,
     "vllm_max_model_length": 100,
@@ -32,7 +34,7 @@ OTHER: dict[str, Any] = {
 """A value that is not the default, for every option but `use_vllm`."""
 
 COLOCATE = ("vllm_enable_sleep_mode", "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_engine_kwargs")
-CHILD = ("vllm_server_timeout", "vllm_request_timeout", "vllm_sync_dir")
+CHILD = ("vllm_server_timeout", "vllm_request_timeout", "rollout_lag", "vllm_sync_dir")
 SERVER = ("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_group_port")
 
 
@@ -60,6 +62,28 @@ def test_a_server_has_flags_of_its_own(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}=.* has no effect: pass it to boresight vllm-serve, or drop it"):
         check(use_vllm=True, vllm_mode="server", **{name: OTHER[name]})
     check(use_vllm=True, **{name: OTHER[name]})
+
+
+def test_several_servers_are_listed_once_each() -> None:
+    listed = ["http://a:1", "http://b:1/"]
+    for given, expected in (("http://a:1", ["http://a:1"]), (listed, listed), (None, ["http://127.0.0.1:8000"])):
+        assert addresses(check(use_vllm=True, vllm_mode="server", vllm_server_base_url=given)) == expected
+    for wrong in ([], ["http://a:1", "http://a:1/"]):
+        with pytest.raises(
+            ConfigError, match=r"vllm_server_base_url=\[.*: name at least one server, and each of them once"
+        ):
+            check(use_vllm=True, vllm_mode="server", vllm_server_base_url=wrong)
+
+
+def test_a_rollout_that_is_sampled_ahead_needs_the_correction_and_an_engine_that_is_awake() -> None:
+    with pytest.raises(ConfigError, match="rollout_lag=1 learns from completions of older weights"):
+        check(corrects=False, use_vllm=True, vllm_mode="server", rollout_lag=1)
+    with pytest.raises(
+        ConfigError, match="rollout_lag=1 samples during optimizer steps, and vllm_enable_sleep_mode=True"
+    ):
+        check(use_vllm=True, vllm_model_impl="transformers", vllm_enable_sleep_mode=True, rollout_lag=1)
+    with pytest.raises(ConfigError, match=r"^rollout_lag=2: it must be "):
+        check(use_vllm=True, vllm_mode="server", rollout_lag=2)
 
 
 def test_who_shares_an_engine_is_the_servers_to_know() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from tests.trainer.conftest import Gradients, furthest
+from tests.trainer.shards import FSDP2
 
 from .conftest import START_S, Rig, Supervised
 from .ranks import STEPS, build, results, server
@@ -30,10 +32,12 @@ def alone(rig: Rig, address: str, tmp_path_factory: pytest.TempPathFactory) -> d
     return results(run, gradients)
 
 
-def on_two_ranks(rig: Rig, folder: Path, engine: dict[str, Any], supervisor: int = 0) -> list[dict[str, Any]]:
+def on_two_ranks(
+    rig: Rig, folder: Path, engine: dict[str, Any], supervisor: int = 0, further: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     command = [sys.executable, "-m", *launcher, "tests.rollout.vllm.ranks", str(rig.folder), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(further or {})}
     done = subprocess.run(
         [*command, json.dumps(engine), str(supervisor)],
         cwd=ROOT,
@@ -72,6 +76,20 @@ def test_two_ranks_over_one_server_that_dies_under_one_of_them(
     two = on_two_ranks(rig, tmp_path, server(supervised.url), supervised.process.pid)
     assert_equal(two, alone)
     assert restarts(two[0]) >= 1
+
+
+def test_two_ranks_with_shards_of_the_weights_over_one_server(
+    rig: Rig, address: str, alone: dict[str, Any], tmp_path: Path
+) -> None:
+    """FSDP2: the first rank sends whole weights, and as many modules are verified as with whole weights on every rank."""
+    two = on_two_ranks(rig, tmp_path, server(address), further=FSDP2)
+    assert [rank["is_sharded"] for rank in two] == [True, True]
+    assert not alone["is_sharded"]
+    assert_equal(two, alone)
+    for name in ("sync/tensors", "sync/modules_compared"):
+        counts = [[line[name] for line in run["log"] if "loss" in line] for run in (alone, two[0])]
+        assert counts[0] == counts[1]
+        assert min(counts[0]) > 0
 
 
 def test_an_engine_in_each_of_two_ranks(rig: Rig, alone: dict[str, Any], tmp_path: Path) -> None:

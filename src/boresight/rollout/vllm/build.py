@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Iterator
 from typing import Any
 
 from boresight.errors import ConfigError
+from boresight.rollout.several import GatheredOnce, SeveralEngines
+from boresight.rollout.synced import SyncedEngine
 from boresight.rollout.vllm.adapter import lora_options
 from boresight.rollout.vllm.child import ChildEngine
 from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.local import LocalEngine, check_sleep
 from boresight.rollout.vllm.options import VLLMOptions
 from boresight.rollout.vllm.sampler import VLLMSampler
-from boresight.rollout.vllm.server import ServerEngine, address
-from boresight.types import EngineInputs
+from boresight.rollout.vllm.server import ServerEngine, addresses
+from boresight.types import Adapter, EngineInputs, Weights
 
 
-def vllm_sampler(inputs: EngineInputs, options: VLLMOptions) -> VLLMSampler:
-    """A sampler over the engine that the options name.
+def vllm_engine(inputs: EngineInputs, options: VLLMOptions) -> SyncedEngine:
+    """The engine that the options name, with the policy's weights; or several servers as one.
 
     Raises:
         ConfigError: the engine cannot serve this policy on these ranks.
         EngineError: the engine did not start.
     """
-    regex = options.vllm_structured_outputs_regex
     alone = options.vllm_lora_sync == "adapter"
     adapter = inputs.adapter() if alone else None
-    arguments = _engine_arguments(inputs, options) | (lora_options(adapter) if adapter else {})
+    weights = inputs.weights(not alone)
+    engines = list(_engines(inputs, options, _engine_arguments(inputs, options, adapter)))
+    if len(engines) == 1:
+        return _sampler(engines[0], weights, adapter, inputs, options)
+    shared = GatheredOnce(weights)
+    return SeveralEngines(
+        [_sampler(engine, shared, adapter, inputs, options) for engine in engines],
+        rank=inputs.rank,
+        timeout_s=options.vllm_server_timeout,
+        synced=shared.forget,
+    )
+
+
+def _sampler(
+    engine: Engine, weights: Weights, adapter: Adapter | None, inputs: EngineInputs, options: VLLMOptions
+) -> VLLMSampler:
+    regex = options.vllm_structured_outputs_regex
     return VLLMSampler(
-        _engine(inputs, options, arguments),
-        inputs.weights(not alone),
+        engine,
+        weights,
         inputs.facts,
         inputs.tokenizer,
         decode_image=inputs.decode_image,
@@ -37,27 +54,31 @@ def vllm_sampler(inputs: EngineInputs, options: VLLMOptions) -> VLLMSampler:
         sleeps=options.vllm_enable_sleep_mode,
         structured={"regex": regex} if regex else None,
         adapter=adapter,
-        # Ranks have equal weights, so one of them sends the weights to the shared server.
+        # Ranks have equal weights, so one of them sends the weights to the shared servers.
         pushes=options.vllm_mode == "colocate" or inputs.rank == 0,
     )
 
 
-def _engine(inputs: EngineInputs, options: VLLMOptions, arguments: dict[str, Any]) -> Engine:
+def _engines(inputs: EngineInputs, options: VLLMOptions, arguments: dict[str, Any]) -> Iterator[Engine]:
     calls = {
         "timeout_s": options.vllm_server_timeout,
         "request_timeout_s": options.vllm_request_timeout,
         "sync_dir": options.vllm_sync_dir,
     }
     if options.vllm_mode == "server":
-        named = {option.name: getattr(options, option.name) for option in fields(VLLMOptions)}
-        return ServerEngine(address(named), group_port=options.vllm_group_port, **calls)
-    if options.vllm_model_impl == "transformers":
-        log = inputs.output_dir / f"vllm{inputs.rank or ''}.log"
-        return ChildEngine(inputs.save, arguments, log=log, **calls)
-    return LocalEngine(inputs.save, **arguments)
+        urls = addresses(options)
+        for number, url in enumerate(urls):
+            engine = ServerEngine(url, group_port=options.vllm_group_port + number, **calls)
+            # Where other servers go on, nothing waits for this one after the start.
+            engine.client.waits = len(urls) == 1
+            yield engine
+    elif options.vllm_model_impl == "transformers":
+        yield ChildEngine(inputs.save, arguments, log=inputs.output_dir / f"vllm{inputs.rank or ''}.log", **calls)
+    else:
+        yield LocalEngine(inputs.save, **arguments)
 
 
-def _engine_arguments(inputs: EngineInputs, options: VLLMOptions) -> dict[str, Any]:
+def _engine_arguments(inputs: EngineInputs, options: VLLMOptions, adapter: Adapter | None) -> dict[str, Any]:
     """vLLM's engine arguments for an engine on the training process's device; empty for a server, which has its own."""
     if options.vllm_mode == "server":
         return {}
@@ -69,6 +90,7 @@ def _engine_arguments(inputs: EngineInputs, options: VLLMOptions) -> dict[str, A
             "are running: start a multiple (accelerate launch --num_processes …), or lower vllm_tensor_parallel_size."
         )
     arguments: dict[str, Any] = {
+        **(lora_options(adapter) if adapter else {}),
         "dtype": inputs.dtype,
         "gpu_memory_utilization": options.vllm_gpu_memory_utilization,
         "model_impl": options.vllm_model_impl,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from boresight.errors import ConfigError, EngineError, EngineRestartedError
+from boresight.errors import ConfigError, EngineError, EngineGoneError, EngineRestartedError
 from boresight.rollout.vllm.calls import Call, Calls, LostError, OverdueError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ PLAIN_TEXT = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
 class ServerClient:
     """Calls to a vLLM server, each with a deadline. If the server becomes unavailable, the client waits until it is up again, then
-    raises `EngineRestartedError`.
+    raises `EngineRestartedError`; or, with `waits` off, raises `EngineGoneError` at once.
 
     Args:
         url: the server's address.
@@ -47,6 +47,8 @@ class ServerClient:
         self.where = f"the vLLM server at {self.url}"
         self.timeout_s = timeout_s
         self.request_timeout_s = request_timeout_s
+        self.waits = True
+        """Whether a call to a server that became unavailable waits for it. Off where other servers go on meanwhile."""
         self._alive = alive
         self._calls = Calls(self.url, request_timeout_s)
 
@@ -61,7 +63,7 @@ class ServerClient:
         """
         start = logged = time.monotonic()
         time.sleep(DYING_S if gone else 0.0)
-        while not self._is_up():
+        while not self.is_up():
             now = time.monotonic()
             if self._alive is not None and not self._alive():
                 raise EngineError(f"{self.where} has ended.")
@@ -75,7 +77,8 @@ class ServerClient:
                 logger.warning("waiting for %s: %.0f of %.0f s", self.where, now - start, self.timeout_s)
             time.sleep(0.5)
 
-    def _is_up(self) -> bool:
+    def is_up(self) -> bool:
+        """Whether the server answers a health check."""
         try:
             (response,) = self._calls.together([("GET", "/health", {})], deadline_s=HEALTH_S)
         except (LostError, OverdueError):
@@ -91,24 +94,28 @@ class ServerClient:
 
         Raises:
             EngineRestartedError: the server became unavailable, and is up again.
+            EngineGoneError: with `waits` off, the server became unavailable, or exceeded the deadline.
             EngineError: the server refused a call, exceeded the deadline, or did not recover.
         """
         try:
             responses = self._calls.together(calls)
             return [self._read(path, response) for (_, path, _), response in zip(calls, responses, strict=True)]
         except OverdueError as error:
-            raise EngineError(
+            kind = EngineError if self.waits else EngineGoneError
+            raise kind(
                 f"{self.where} did not answer {calls[0][1]} within vllm_request_timeout={self.request_timeout_s:g} s. If it is slow, raise "
                 "the timeout; if it hangs, restart it."
             ) from error
         except LostError as error:
+            if not self.waits:
+                raise EngineGoneError(f"{self.where} became unavailable ({error}).") from error
             logger.warning("%s became unavailable (%s).", self.where, error)
             self.wait(gone=True)
             raise EngineRestartedError(f"{self.where} became unavailable ({error}), and is up again.") from error
 
     def _read(self, path: str, response: Any) -> Any:
         answer = f"{response.status_code} to {path}: {response.text[:1000]}"
-        if response.status_code in UNAVAILABLE or (response.status_code >= 500 and not self._is_up()):
+        if response.status_code in UNAVAILABLE or (response.status_code >= 500 and not self.is_up()):
             raise LostError(answer)
         if response.status_code >= 400:
             raise EngineError(f"{self.where} answered {answer}")

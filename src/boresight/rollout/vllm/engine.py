@@ -65,6 +65,10 @@ class Engine(Protocol):
         """
         ...
 
+    def is_up(self) -> bool:
+        """Whether the engine can be called now."""
+        ...
+
     def version(self) -> str:
         """The label of the loaded weights."""
         ...

@@ -192,6 +192,9 @@ class LocalEngine:
         self._adapter, self._adapter_folder = request, folder
         engine.set_weight_version(version)
 
+    def is_up(self) -> bool:
+        return True
+
     def version(self) -> str:
         return self._llm.get_weight_version()
 

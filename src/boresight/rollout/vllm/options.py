@@ -42,7 +42,7 @@ OtherProcess = NeedsEither((Server, Needs("vllm_model_impl", "transformers")))
 @dataclass
 class VLLMOptions:
     """How vLLM samples completions. Names and defaults are TRL's (`GRPOConfig`), except that the default server address is 127.0.0.1
-    (TRL: 0.0.0.0). `vllm_engine_kwargs`, `vllm_lora_sync`, `vllm_request_timeout` and `vllm_sync_dir` are not in TRL."""
+    (TRL: 0.0.0.0). `rollout_lag`, `vllm_engine_kwargs`, `vllm_lora_sync`, `vllm_request_timeout` and `vllm_sync_dir` are not in TRL."""
 
     heading: ClassVar[str] = "rollout"
 
@@ -70,8 +70,10 @@ class VLLMOptions:
     vllm_structured_outputs_regex: Annotated[str | None, Engine] = option(
         None, "Sample only text that matches this regular expression. The sampler correction accounts for it."
     )
-    vllm_server_base_url: Annotated[str | None, Engine, Server] = option(
-        None, "server: the server's address, such as http://127.0.0.1:8000, instead of host and port."
+    vllm_server_base_url: Annotated[list[str] | str | None, Engine, Server] = option(
+        None,
+        "server: the server's address, such as http://127.0.0.1:8000, instead of host and port; or those of several servers, over which "
+        "prompts are spread.",
     )
     vllm_server_host: Annotated[str, Engine, Server] = option("127.0.0.1", "server: the server's host.")
     vllm_server_port: Annotated[int, Port, Engine, Server] = option(8000, "server: the server's port.")
@@ -83,6 +85,11 @@ class VLLMOptions:
     )
     vllm_group_port: Annotated[int, Port, Engine, Server] = option(
         51216, "server with NCCL transfer: the port of the weight update group."
+    )
+    rollout_lag: Annotated[int, Range(at_least=0, at_most=1), Engine, OtherProcess] = option(
+        0,
+        "1: sample the next rollout while optimizer steps learn from this one. Its weights are then one rollout old, which the sampler "
+        "correction accounts for. 0: sample, then learn.",
     )
     vllm_sync_dir: Annotated[str | None, Engine, OtherProcess] = option(
         None,
@@ -122,10 +129,26 @@ def check_vllm(config: VLLMOptions, *, corrects: bool) -> None:
         corrects: whether the loss corrects for the sampler's distribution (`vllm_importance_sampling_correction`).
 
     Raises:
-        ConfigError: an engine option is reserved, or structured outputs are used without the correction; the message gives the fix.
+        ConfigError: an engine option is reserved, a server is listed twice, or an option needs the correction or excludes another; the
+            message gives the fix.
     """
+    urls = config.vllm_server_base_url
+    if isinstance(urls, list):
+        plain = [url.rstrip("/") for url in urls]
+        if not plain or len({*plain}) < len(plain):
+            raise ConfigError(f"vllm_server_base_url={urls!r}: name at least one server, and each of them once.")
     for name in {*(config.vllm_engine_kwargs or {})} & RESERVED.keys():
         raise ConfigError(f"vllm_engine_kwargs[{name!r}] is boresight's to set: {RESERVED[name]}.")
+    if config.rollout_lag and config.vllm_enable_sleep_mode:
+        raise ConfigError(
+            "rollout_lag=1 samples during optimizer steps, and vllm_enable_sleep_mode=True frees the engine's memory for them: set one of "
+            "them."
+        )
+    if config.rollout_lag and not corrects:
+        raise ConfigError(
+            "rollout_lag=1 learns from completions of older weights, and only the sampler correction accounts for it: leave "
+            "vllm_importance_sampling_correction=True."
+        )
     if config.vllm_structured_outputs_regex is not None and not corrects:
         raise ConfigError(
             "vllm_structured_outputs_regex changes the sampled distribution, and only the sampler correction accounts for it: leave "

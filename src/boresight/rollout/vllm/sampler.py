@@ -189,6 +189,13 @@ class VLLMSampler:
         self.counts["completion_tokens"] += sum(group.num_completion_tokens for group in groups)
         return groups
 
+    def sampled_by(self, place: int) -> str:
+        return self.where
+
+    def is_up(self) -> bool:
+        """Whether the engine can be called now."""
+        return self.engine.is_up()
+
     def close(self) -> None:
         """Release the engine."""
         self.engine.close()
@@ -201,17 +208,12 @@ class VLLMSampler:
         Raises:
             ConfigError: a request exceeds the engine's limits.
         """
-        if settings.num_completions > self.engine_facts.max_num_seqs:
-            raise ConfigError(
-                f"num_generations={settings.num_completions}, but {self.engine.where} samples {self.engine_facts.max_num_seqs} at a time: "
-                "raise its max_num_seqs."
-            )
+        self.check(prompts, settings)
         common = self._common(settings)
         base = int(torch.randint(2**31, ())) if settings.seed is None else settings.seed
         seen: Counter[int] = Counter()
         requests = []
         for prompt in prompts:
-            self._check_length(prompt, settings)
             index = prompt.row.index
             # As in `HFSampler`, the seed depends on the row and how often it occurred before, not on the other prompts of the batch.
             name = f"{base} {index} {seen[index]}".encode()
@@ -237,6 +239,20 @@ class VLLMSampler:
             "extra_args": {BANNED: list(self.facts.modality_ids)},
         }
         return options | ({"structured_outputs": self.structured} if self.structured else {})
+
+    def check(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        """Check prompts against the engine's limits.
+
+        Raises:
+            ConfigError: a prompt or a setting exceeds them.
+        """
+        if settings.num_completions > self.engine_facts.max_num_seqs:
+            raise ConfigError(
+                f"num_generations={settings.num_completions}, but {self.engine.where} samples {self.engine_facts.max_num_seqs} at a time: "
+                "raise its max_num_seqs."
+            )
+        for prompt in prompts:
+            self._check_length(prompt, settings)
 
     def _check_length(self, prompt: Prompt, settings: SamplingSettings) -> None:
         longest, most = len(prompt.ids) + prompt.room(settings.max_completion_length), self.engine_facts.max_model_len

@@ -6,16 +6,17 @@ import importlib
 import itertools
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from boresight.errors import ConfigError, EngineError, EngineRestartedError
+from boresight.errors import ConfigError, EngineError, EngineGoneError, EngineRestartedError
 from boresight.rollout.outputs import EngineOutput
 from boresight.rollout.vllm.client import ServerClient
 from boresight.rollout.vllm.engine import TESTED_LOCK, EngineProtocolError, Request, read_answer
 from boresight.rollout.vllm.inference import PATH as GENERATE
 from boresight.rollout.vllm.inference import engine_output, request_body
+from boresight.rollout.vllm.options import VLLMOptions
 from boresight.rollout.vllm.protocol.codec import to_dict, to_json
 from boresight.rollout.vllm.protocol.messages import AbandonUpdate, EngineFacts, GetFacts, WorkerCall
 from boresight.rollout.vllm.protocol.tensors import TensorLocation, Tensors, memory_folder
@@ -103,7 +104,7 @@ class ServerEngine:
                 )
         try:
             facts = self.call(GetFacts())
-        except (EngineRestartedError, EngineProtocolError):
+        except (EngineRestartedError, EngineGoneError, EngineProtocolError):
             raise
         except EngineError as error:
             raise ConfigError(
@@ -119,7 +120,8 @@ class ServerEngine:
         ):
             if count > 1:
                 raise ConfigError(
-                    f"{self.where} has {flag} {count}, with which a sync cannot be verified: use only --tensor-parallel-size."
+                    f"{self.where} has {flag} {count}, with which a sync cannot be verified: divide a model by --tensor-parallel-size; for "
+                    "more replicas, start several servers and list them (--vllm_server_base_url A B …)."
                 )
         return facts
 
@@ -144,7 +146,7 @@ class ServerEngine:
             responses = self.client.send_all(
                 [("POST", GENERATE, {"json": request_body(request, self._adapter)}) for request in requests]
             )
-        except EngineRestartedError:
+        except (EngineRestartedError, EngineGoneError):
             raise
         except EngineError as error:
             # A restarted server has lost the adapter.
@@ -172,7 +174,7 @@ class ServerEngine:
                     info = to_dict(TensorLocation(path=str(path)))
                     self.client.send("POST", "/update_weights", json={"update_info": info})
                 self.client.send("POST", "/finish_weight_update", json={"weight_version": version})
-        except EngineRestartedError:
+        except (EngineRestartedError, EngineGoneError):
             raise
         except EngineError as error:
             if self.call(GetFacts()).instance_id != instance_id:
@@ -189,7 +191,7 @@ class ServerEngine:
         name = f"boresight/{version}/{next(self._num_adapters)}"
         try:
             self.client.send("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder.name})
-        except EngineRestartedError:
+        except (EngineRestartedError, EngineGoneError):
             raise
         except EngineError as error:
             raise EngineError(
@@ -215,6 +217,9 @@ class ServerEngine:
             self._nccl = nccl.Broadcast(self.client.url, workers, self._group_port, self.client.request_timeout_s)
         self._nccl.send(tensors)
 
+    def is_up(self) -> bool:
+        return self.client.is_up()
+
     def version(self) -> str:
         return self.client.send("GET", "/weight_info")["weight_version"]
 
@@ -235,6 +240,9 @@ class ServerEngine:
             self._adapter_folder.cleanup()
 
 
-def address(options: Mapping[str, Any]) -> str:
-    """The server's address, from its base URL or from host and port."""
-    return options["vllm_server_base_url"] or f"http://{options['vllm_server_host']}:{options['vllm_server_port']}"
+def addresses(options: VLLMOptions) -> list[str]:
+    """The servers' addresses, from their base URLs or from host and port."""
+    given = options.vllm_server_base_url
+    if given is None:
+        return [f"http://{options.vllm_server_host}:{options.vllm_server_port}"]
+    return [given] if isinstance(given, str) else list(given)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
 
 from boresight.data.encode import Encoder
 from boresight.data.images import decode
@@ -21,12 +22,12 @@ from boresight.model.shards import class_of
 from boresight.modules import unwrap
 from boresight.rollout.options import narrows
 from boresight.rollout.synced import SyncedEngine, SyncedSampler
-from boresight.rollout.vllm.build import vllm_sampler
+from boresight.rollout.vllm.build import vllm_engine
 from boresight.trainer.checks import Extent
 from boresight.trainer.grpo_config import GRPOConfig
-from boresight.types import EngineInputs, TrainingHooks
+from boresight.types import EngineInputs, Sampler, TrainingHooks
 
-ENGINES: Mapping[str, Callable[[EngineInputs, Any], SyncedEngine]] = {"use_vllm": vllm_sampler}
+ENGINES: Mapping[str, Callable[[EngineInputs, Any], SyncedEngine]] = {"use_vllm": vllm_engine}
 """The option that asks for an engine → how to build it from its inputs and the options. Another engine is one more row."""
 
 
@@ -52,6 +53,22 @@ def engine_sampler(
             differs = narrows(args) or bool(args.vllm_structured_outputs_regex)
             return SyncedSampler(engine, training, distribution_differs=differs)
     return None
+
+
+class WeightsMoved(TrainerCallback):
+    """Notifies a sampler whenever the policy's weights may have changed: after a step, or after loading."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.sampler.weights_moved()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.sampler.weights_moved()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.sampler.weights_moved()
 
 
 def engine_inputs(args: GRPOConfig, policy: GroupForward, encoder: Encoder, extent: Extent) -> EngineInputs:

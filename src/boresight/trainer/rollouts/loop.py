@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,21 +18,14 @@ from boresight.rewards.table import RewardTable
 from boresight.rollout.options import narrows
 from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.grpo_config import GRPOConfig
+from boresight.trainer.rollouts.ahead import Ahead
 from boresight.trainer.rollouts.dynamic_sampling import further_rows, note_resampling, resample
 from boresight.trainer.rollouts.rollout import Place, Rollout, exchanged, shares
+from boresight.trainer.rollouts.rows import PromptRows, seed_of_rollout
 from boresight.trainer.rollouts.scored import Scored
 from boresight.trainer.rollouts.turns import ToolLoop
 from boresight.trainer.steps import StepPlan
 from boresight.types import Completion, Group, Phases, Prompt, Sampler, SamplingSettings
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRows:
-    """The training rows as prompts, by number. Dynamic sampling takes further prompts from them."""
-
-    count: Callable[[], int]
-    prompt: Callable[[int], Prompt]
-    """Encodes a row by its number."""
 
 
 class Rollouts:
@@ -52,6 +44,7 @@ class Rollouts:
         timeline: records the time by phase.
         metrics: receives a rollout's metrics.
         log_once: prints a line on one rank.
+        ahead: samples rollouts one ahead (`rollout_lag=1`); None: a rollout is sampled when it is learned from.
         turns: samples completions that call tools (`ToolLoop`); None: without tools.
         penalty: returns [K] for each group: what is subtracted from its completions' rewards before they are compared. It may run the
             model, and all ranks call it together. None: nothing.
@@ -70,6 +63,7 @@ class Rollouts:
         timeline: Phases,
         metrics: MeanMetrics,
         log_once: Callable[[str], None],
+        ahead: Ahead | None = None,
         turns: ToolLoop | None = None,
         penalty: Callable[[Sequence[Group], MeanMetrics], list[Tensor]] | None = None,
     ) -> None:
@@ -84,24 +78,28 @@ class Rollouts:
         self.metrics = metrics
         self.log_once = log_once
         self.penalty = penalty
+        self.ahead = ahead
         self.turns = turns
 
     def collect(self, prompts: Sequence[Prompt], state: Any) -> tuple[list[Scored], pa.Table]:
         """Completions of this rank's prompts with their advantages.
 
         Args:
-            prompts: one for each group that this rank learns from.
+            prompts: one for each group that this rank learns from; with `ahead`, those of the next rollout, whose sampling is begun.
             state: transformers' `TrainerState`, which reward functions may request.
 
         Returns:
             The groups in the order in which optimizer steps learn from them, and this rank's rows as stored in the run folder.
         """
-        # Each rollout has its own seed, so the samples depend neither on the number of ranks nor on earlier work.
-        seed = (self.config.seed << 32) + state.global_step
-        rollout = self._sample(prompts, seed, state)
+        seed = seed_of_rollout(self.config.seed, state.global_step)
+        groups = self._taken_ahead(state)
+        if not self.config.dynamic_sampling:
+            self._begin_ahead(prompts, state)
+        rollout = self._sample(prompts, seed, state, groups)
         kept = rollout.ranks
         if self.config.dynamic_sampling:
             rollout, kept = self._resample(rollout, seed, state)
+            self._begin_ahead(prompts, state)
         self.sampler.rest()
         observed = None if self.turns is None else self.turns.encoder.with_observation
         groups = exchanged(rollout.groups, kept, self.rank, self.rows.prompt, observed)
@@ -126,23 +124,41 @@ class Rollouts:
         own = [advantages[self.rank, place] for place in range(len(groups))]
         return [Scored(group, values) for group, values in zip(groups, own, strict=True)]
 
-    def _sample(self, prompts: Sequence[Prompt], seed: int, state: Any) -> Rollout:
-        """Completions of this rank's prompts, and the rewards of all ranks'."""
-        groups, table = self._scored(prompts, sampling_settings(self.config, seed=seed), state, self.metrics)
+    def _taken_ahead(self, state: Any) -> list[Group] | None:
+        if self.ahead is None:
+            return None
+        with self.timeline.phase("sample"):
+            return self.ahead.take(state.global_step)
+
+    def _begin_ahead(self, prompts: Sequence[Prompt], state: Any) -> None:
+        """Begin the next rollout, if the run has one."""
+        step = state.global_step + self.plan.rollout_period
+        if self.ahead is not None and step < state.max_steps:
+            with self.timeline.phase("sample"):
+                self.ahead.begin(prompts, step)
+
+    def _sample(self, prompts: Sequence[Prompt], seed: int, state: Any, groups: list[Group] | None = None) -> Rollout:
+        """Completions of this rank's prompts, or the given ones, and the rewards of all ranks'."""
+        groups, table = self._scored(prompts, sampling_settings(self.config, seed=seed), state, self.metrics, groups)
         penalty = self._penalty(groups, self.metrics)
         with self.timeline.phase("reward"):
             return Rollout.of(groups, table, self.config, penalty)
 
     def _scored(
-        self, prompts: Sequence[Prompt], settings: SamplingSettings, state: Any, metrics: MeanMetrics
+        self,
+        prompts: Sequence[Prompt],
+        settings: SamplingSettings,
+        state: Any,
+        metrics: MeanMetrics,
+        groups: list[Group] | None = None,
     ) -> tuple[list[Group], RewardTable]:
-        """Completions of this rank's prompts, with their rewards."""
+        """Completions of this rank's prompts, or the given ones, with their rewards."""
         turns = None
         if self.turns is not None:
             turns = self.turns.sample(prompts, settings)
             turns.note(metrics)
             groups = turns.groups
-        else:
+        elif groups is None:
             with self.timeline.phase("sample"):
                 groups = self.sampler.sample(prompts, settings)
         environments = turns.environments if turns is not None else None
@@ -189,6 +205,8 @@ class Rollouts:
         rollout.note(metrics)
         if narrows(self.config) or self.config.vllm_structured_outputs_regex is not None:
             metrics.mean("sampling/narrowed", 1.0)
+        if self.ahead is not None:
+            metrics.mean("sampling/lagged", 1.0)
         for name, count in self.sampler.counts.items():
             metrics.sum(f"work/sampler_{name}", count)
         self.sampler.counts.clear()
@@ -210,7 +228,20 @@ class Rollouts:
             kept=[known is not None for known in own],
             logp=[_values(completion) for group in groups for completion in group.completions],
             extra=table.extra,
+            age=[
+                None if completion.sampler_step is None else step - 1 - completion.sampler_step
+                for group in groups
+                for completion in group.completions
+            ],
         )
+
+
+def note_ages(metrics: MeanMetrics, items: Sequence[Scored], step: int) -> None:
+    """Log how many optimizer steps older than the policy the weights are that sampled the completions of an optimizer step."""
+    versions = [completion.sampler_step for item in items for completion in item.group.completions]
+    if ages := [float(step - version) for version in versions if version is not None]:
+        metrics.mean("rollout/age_mean", torch.tensor(ages))
+        metrics.max("rollout/age_max", torch.tensor(ages))
 
 
 def _values(completion: Completion) -> list[float]:

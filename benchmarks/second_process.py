@@ -1,0 +1,113 @@
+"""An engine in a process of its own: a copy of the policy that transformers samples from. It needs no vLLM and starts in seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from boresight.errors import EngineError
+from boresight.modules import unwrap
+from boresight.rollout.hf import HFSampler
+from boresight.rollout.synced import SyncReport
+from boresight.types import EngineInputs, Group, Prompt, SamplingSettings
+
+
+def serve(connection: Connection[Any, Any], folder: str, facts: Any, tokenizer: Any) -> None:
+    """Answer `("weights", state)` and `("sample", prompts, settings)` until the other end is closed."""
+    torch.set_num_threads(1)
+    policy = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    sampler = HFSampler(lambda: policy, facts, tokenizer)
+    while True:
+        try:
+            kind, *content = connection.recv()
+        except EOFError:
+            return
+        if kind == "weights":
+            policy.load_state_dict(content[0])
+            connection.send(None)
+        else:
+            start = time.perf_counter()
+            groups = sampler.sample(*content)
+            connection.send((groups, time.perf_counter() - start))
+
+
+class SecondProcess:
+    """`SyncedEngine` over a process that is started here, with one thread.
+
+    Args:
+        inputs: what the trainer builds an engine from.
+    """
+
+    where = "the second process"
+    dtype = "float32"
+    pushes = True
+
+    def __init__(self, inputs: EngineInputs, options: Any) -> None:
+        weights: Any = inputs.weights(True)
+        self._policy = lambda: unwrap(weights.model)
+        self.counts: Counter[str] = Counter()
+        self.version = ""
+        self.seconds: list[float] = []
+        """Of each batch, in the second process."""
+        self._is_fresh = False
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._folder = tempfile.TemporaryDirectory()
+        inputs.save(Path(self._folder.name))
+        arguments = (other, self._folder.name, inputs.facts, inputs.tokenizer)
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
+        self._process.start()
+        other.close()
+
+    def requests(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> Sequence[Prompt]:
+        return prompts
+
+    def completed(
+        self, prompts: Sequence[Prompt], requests: Sequence[Prompt], settings: SamplingSettings
+    ) -> list[Group]:
+        groups, seconds = self._call("sample", list(requests), settings)
+        self.seconds.append(seconds)
+        return groups
+
+    def sampled_by(self, place: int) -> str:
+        return self.where
+
+    def sync(self, step: int) -> SyncReport | None:
+        if self._is_fresh:
+            return None
+        start = time.perf_counter()
+        state = {name: tensor.numpy() for name, tensor in self._policy().state_dict().items()}
+        self._call("weights", {name: torch.from_numpy(values) for name, values in state.items()})
+        self.adopt(str(step))
+        return SyncReport(len(state), 0, time.perf_counter() - start)
+
+    def _call(self, *content: Any) -> Any:
+        try:
+            self._connection.send_bytes(pickle.dumps(content))
+            return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise EngineError(f"{self.where} has ended.") from error
+
+    def adopt(self, version: str) -> None:
+        self.version, self._is_fresh = version, True
+
+    def outdate(self) -> None:
+        self._is_fresh = False
+
+    def rest(self) -> None:
+        """Nothing to free."""
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join(10)
+        self._folder.cleanup()
