@@ -263,6 +263,8 @@ class SamplingSettings:
     repetition_penalty: float = 1.0
     seed: int | None = None
     """None: torch's global generator, whose state checkpoints save."""
+    continues: bool = False
+    """Whether the completions may be continued (`Prompt.followed_by`): a sampler may then keep what it computed until `rest`."""
 
 
 @dataclass(frozen=True, slots=True)

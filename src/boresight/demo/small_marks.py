@@ -1,8 +1,9 @@
 """Small marks in a large image: an environment in which looking again is the only way to know.
 
-A mark of four quarters in two colours lies somewhere in a plain image. Asked for is the colour of its upper left quarter. Where the model
-sees the whole image, the mark is a single pixel that has the mean of both colours, whichever is where: it says which two colours there
-are, and where to look, and no more. So who does not zoom gets one in two at best; who does not look at all, one in three.
+A small chequered mark in two colours lies in one of sixteen fields of an image, each of its own shade. Asked for is the colour of the
+mark's upper left square. Where the model sees the whole image, the mark has the mean of both colours everywhere, whichever is where: it
+says which two colours there are, and where to look, and no more. So who does not zoom gets one in two at best; who does not look at all,
+one in three.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from boresight.tools.environments import Environments
 from boresight.tools.looking import ImageTools
 
 COLORS = {"red": (230, 40, 40), "green": (40, 200, 60), "blue": (40, 70, 230)}
-BACKGROUND = (128, 128, 128)
-QUESTION = "What color is the upper left quarter of the mark?"
+QUESTION = "What color is the upper left square of the mark?"
 CELLS = 4
 """The image has so many cells on a side; the mark lies in the middle of one."""
 SCALE = 4
-"""How many pixels of the image become one on a side where the model sees the whole: also the side of the mark, in pixels."""
+"""How many pixels of the image become one on a side where the model sees the whole: two squares of the mark."""
+MARK = 4
+"""The mark's side in pixels where the model sees the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +37,21 @@ class Mark:
     column: int
     row: int
     first: str
-    """The colour of the upper left and the lower right quarter."""
+    """The colour of the upper left square, and of every other one."""
     second: str
 
     def png(self, size: int) -> bytes:
         """The image, `size` pixels wide and high."""
-        image = Image.new("RGB", (size, size), BACKGROUND)
+        image = Image.new("RGB", (size, size))
+        side = size // CELLS
+        for column in range(CELLS):
+            for row in range(CELLS):
+                image.paste(shade(column, row), (column * side, row * side, (column + 1) * side, (row + 1) * side))
         left, top = (_corner(place, size) for place in (self.column, self.row))
-        half = SCALE // 2
-        for x in range(SCALE):
-            for y in range(SCALE):
-                same = (x < half) == (y < half)
+        square = SCALE // 2
+        for x in range(SCALE * MARK):
+            for y in range(SCALE * MARK):
+                same = (x // square + y // square) % 2 == 0
                 image.putpixel((left + x, top + y), COLORS[self.first if same else self.second])
         stream = io.BytesIO()
         image.save(stream, format="PNG")
@@ -59,10 +65,15 @@ class Mark:
         return {"left": left, "top": top, "right": left + side, "bottom": top + side}
 
 
+def shade(column: int, row: int) -> tuple[int, int, int]:
+    """The colour of a field, by which a place can be recognised: redder to the right, bluer to the bottom."""
+    return (60 + 45 * column, 128, 60 + 45 * row)
+
+
 def _corner(place: int, size: int) -> int:
     """The first pixel of a mark in the middle of a cell, on the grid of `SCALE`."""
-    middle = size * (2 * place + 1) // (2 * CELLS)
-    return middle - middle % SCALE
+    corner = size * (2 * place + 1) // (2 * CELLS) - SCALE * MARK // 2
+    return corner - corner % SCALE
 
 
 class MarkTools(ImageTools):

@@ -26,6 +26,7 @@ from boresight.tools.options import ToolOptions
 from boresight.tools.parsing import ParsedTurn, ToolCall, parsed_turn
 from boresight.tools.results import Limits, Result, result_of
 from boresight.tools.running import Outcome, run_calls
+from boresight.tools.workers import ToolWorkers
 from boresight.types import Completion, EncodedImage, Group, Phases, Prompt, Sampler, SamplingSettings
 
 
@@ -96,10 +97,12 @@ class ToolLoop:
         self.environments = environments
         self.options = options
         self.timeline = timeline
+        self.workers = ToolWorkers(environments.tools, options.tool_workers)
 
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> Turns:
         """`settings.num_completions` completions of each prompt, prompts in order. All ranks call this together."""
         branches = on_every_rank(lambda: self._begun(prompts, settings.num_completions))
+        settings = replace(settings, continues=True)
         first = [branches[place * settings.num_completions].prompt for place in range(len(prompts))]
         with self.timeline.phase("sample"):
             groups = self.sampler.sample(first, settings)
@@ -204,7 +207,7 @@ class ToolLoop:
     def _answer(self, calling: Sequence[Branch], settings: SamplingSettings) -> None:
         """Append the results of the branches' calls. A branch whose results have no room ends before them, as in TRL."""
         batches = [(branch.calls, self.environments.tools_of(branch.environment)) for branch in calling]
-        for branch, outcomes in zip(calling, run_calls(batches, self.options.tool_timeout), strict=True):
+        for branch, outcomes in zip(calling, run_calls(batches, self.options.tool_timeout, self.workers), strict=True):
             results = self._results(branch, outcomes)
             branch.outcomes += [result.outcome for result in results]
             row = branch.prompt.row
