@@ -18,7 +18,7 @@ from boresight.data.sizes import counts_by_size, image_token_counts
 from boresight.data.spans import Span, counted_tokens
 from boresight.data.texts import Texts, is_text, joined
 from boresight.errors import DataError, ModelError
-from boresight.types import Completion, Conversation, Group, Ids, ModelFacts, Prompt, Row
+from boresight.types import Completion, Conversation, Group, Ids, ModelFacts, Observation, Prompt, Row
 
 
 class Encoder:
@@ -88,8 +88,8 @@ class Encoder:
             token_inputs=processed.token_inputs,
         )
 
-    def with_observation(self, prompt: Prompt, observation: str) -> Prompt:
-        """The prompt of a conversation with an environment's words at the end of its last message.
+    def with_observation(self, prompt: Prompt, observation: Observation) -> Prompt:
+        """The prompt of a conversation with an environment's texts and images at the end of its last message.
 
         Raises:
             DataError: the row's prompt is a string.
@@ -100,8 +100,10 @@ class Encoder:
                 f"row {row.index}: environments need prompts that are conversations, and this one is a string."
             )
         last = row.prompt[-1]
-        content = [*last["content"], {"type": "text", "text": observation}]
-        changed = self.prompt(replace(row, prompt=(*row.prompt[:-1], {**last, "content": content})))
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in observation]
+        images = [part for part in observation if not isinstance(part, str)]
+        messages = (*row.prompt[:-1], {**last, "content": [*last["content"], *parts]})
+        changed = self.prompt(replace(row, prompt=messages, images=(*row.images, *images)))
         return replace(changed, observation=observation)
 
     def demonstration(

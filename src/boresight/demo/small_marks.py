@@ -26,7 +26,7 @@ CELLS = 4
 """The image has so many cells on a side; the mark lies in the middle of one."""
 SCALE = 4
 """How many pixels of the image become one on a side where the model sees the whole: two squares of the mark."""
-MARK = 4
+MARK = 16
 """The mark's side in pixels where the model sees the whole."""
 
 
