@@ -17,17 +17,20 @@ from typing import Any
 from PIL import Image
 
 from boresight.demo.easy_vqa import Split
+from boresight.errors import ConfigError
 from boresight.tools.environments import Environments
 from boresight.tools.looking import ImageTools
 
 COLORS = {"red": (230, 40, 40), "green": (40, 200, 60), "blue": (40, 70, 230)}
 QUESTION = "What color is the upper left square of the mark?"
 CELLS = 4
-"""The image has so many cells on a side; the mark lies in the middle of one."""
+"""The image has so many fields on a side; the mark lies in one of them."""
 SCALE = 4
 """How many pixels of the image become one on a side where the model sees the whole: two squares of the mark."""
 MARK = 16
 """The mark's side in pixels where the model sees the whole."""
+ROOM = 12
+"""How far the mark may lie from the left and upper edges of its field, in the same pixels: a field of an image of 448 has 28."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +42,26 @@ class Mark:
     first: str
     """The colour of the upper left square, and of every other one."""
     second: str
+    right: int = ROOM // 2
+    """Distance from the left edge of its field, in pixels where the model sees the whole."""
+    down: int = ROOM // 2
 
     def png(self, size: int) -> bytes:
-        """The image, `size` pixels wide and high."""
-        image = Image.new("RGB", (size, size))
+        """The image, `size` pixels wide and high.
+
+        Raises:
+            ConfigError: the size has no room for a mark.
+        """
         side = size // CELLS
+        if side % SCALE or side < SCALE * (MARK + ROOM):
+            raise ConfigError(
+                f"size={size}: an image of marks has 448 pixels on a side, or more in steps of {SCALE * CELLS}."
+            )
+        image = Image.new("RGB", (size, size))
         for column in range(CELLS):
             for row in range(CELLS):
                 image.paste(shade(column, row), (column * side, row * side, (column + 1) * side, (row + 1) * side))
-        left, top = (_corner(place, size) for place in (self.column, self.row))
+        left, top = self.column * side + SCALE * self.right, self.row * side + SCALE * self.down
         square = SCALE // 2
         for x in range(SCALE * MARK):
             for y in range(SCALE * MARK):
@@ -70,12 +84,6 @@ def shade(column: int, row: int) -> tuple[int, int, int]:
     return (60 + 45 * column, 128, 60 + 45 * row)
 
 
-def _corner(place: int, size: int) -> int:
-    """The first pixel of a mark in the middle of a cell, on the grid of `SCALE`."""
-    corner = size * (2 * place + 1) // (2 * CELLS) - SCALE * MARK // 2
-    return corner - corner % SCALE
-
-
 class MarkTools(ImageTools):
     """`zoom` and `mark` for these images: a region is shown as large as the whole image is, where the model sees that."""
 
@@ -88,7 +96,7 @@ def load_small_marks(
     """Rows that trainers take: `prompt`, `image`, `solution`. Train and test share no image.
 
     Args:
-        size: of an image in pixels, a multiple of 16. The model must see it `SCALE` times smaller: max_pixels=(size // 4) ** 2.
+        size: of an image in pixels, 448 or more in steps of 16. The model must see it `SCALE` times smaller: max_pixels=(size // 4) ** 2.
     """
     return [
         {
@@ -101,28 +109,20 @@ def load_small_marks(
 
 
 def marks(split: Split, num_rows: int, seed: int = 0) -> list[Mark]:
-    """Marks of which every colour is the answer equally often. For each pair of colours, some cells belong to the test split alone."""
+    """Marks of which every colour is the answer equally often. One place in four within every field belongs to the test split alone."""
     chooser = random.Random(f"{split} {seed}")
     pairs = [(first, second) for first in COLORS for second in COLORS if first != second]
     chosen = []
-    for place in range(num_rows):
-        first, second = pairs[place % len(pairs)]
-        cells = [
-            (column, row)
-            for column in range(CELLS)
-            for row in range(CELLS)
-            if (_is_held_out(column, row, first, second)) == (split == "test")
-        ]
-        column, row = chooser.choice(cells)
-        chosen.append(Mark(column, row, first, second))
+    for number in range(num_rows):
+        first, second = pairs[number % len(pairs)]
+        while True:
+            column, row = chooser.randrange(CELLS), chooser.randrange(CELLS)
+            right, down = chooser.randrange(ROOM + 1), chooser.randrange(ROOM + 1)
+            if ((column + 2 * row + right + 3 * down) % 4 == 0) == (split == "test"):
+                break
+        chosen.append(Mark(column, row, first, second, right, down))
     chooser.shuffle(chosen)
     return chosen
-
-
-def _is_held_out(column: int, row: int, first: str, second: str) -> bool:
-    """One cell in four, another one for each pair of colours in both orders."""
-    pair = sum(sorted(map(list(COLORS).index, (first, second))))
-    return (column + 2 * row + pair) % 4 == 0
 
 
 def demonstrations(num_rows: int, *, seed: int = 0, size: int = 448, zooms: bool = True) -> list[dict[str, Any]]:
