@@ -56,6 +56,10 @@ class EncodedImage:
     """How the image is used where that is not plain, such as only the first frame of an animation."""
 
 
+Observation = tuple[str | EncodedImage, ...]
+"""Texts and images in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One validated row of a data set, independent of its original format.
@@ -115,8 +119,8 @@ class Prompt:
     token_inputs: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """[P, …] the processor's outputs with one entry per token besides ids and mask (`mm_token_type_ids`, `cross_attention_mask`, …),
     as the model takes them."""
-    observation: str = ""
-    """What an environment added to the end of the row's prompt when it was reset."""
+    observation: Observation = ()
+    """What an environment added to the end of the row's prompt when it was reset; its images are the last of the row."""
     further_images: tuple[ImageSet, ...] = ()
     """Images of earlier turns that follow the row's own prompt."""
     begun: tuple[Prompt, Completion] | None = None
@@ -265,6 +269,8 @@ class SamplingSettings:
     repetition_penalty: float = 1.0
     seed: int | None = None
     """None: torch's global generator, whose state checkpoints save."""
+    continues: bool = False
+    """Whether the completions may be continued (`Prompt.followed_by`): a sampler may then keep what it computed until `rest`."""
 
 
 @dataclass(frozen=True, slots=True)

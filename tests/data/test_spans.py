@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from boresight.data.spans import counted_tokens, produced_spans, unexpanded_offsets
+from boresight.data.spans import counted_tokens, produced_spans, unexpanded_offsets, without
 from boresight.errors import DataError
 
 TURNS = ["user", "assistant", "user", "assistant"]
+PRODUCED = [role == "assistant" for role in TURNS]
 SAID = ["why?", "so.", "oh", "yes"]
 
 
@@ -16,16 +17,16 @@ def chat(count: int, generation: bool) -> str:
 
 def test_spans_are_what_each_assistant_added() -> None:
     whole = chat(4, False)
-    spans = produced_spans(TURNS, chat, where="row 0")
+    spans = produced_spans(PRODUCED, chat, where="row 0")
     assert [whole[start:end] for start, end in spans] == ["so.<end>\n", "yes<end>\n"]
 
 
 def test_spans_from_a_later_message() -> None:
-    assert produced_spans(TURNS, chat, start=2, where="row 0") == produced_spans(TURNS, chat, where="row 0")[1:]
+    assert produced_spans(PRODUCED, chat, start=2, where="row 0") == produced_spans(PRODUCED, chat, where="row 0")[1:]
 
 
 def test_a_conversation_may_open_with_the_assistant() -> None:
-    spans = produced_spans(["assistant"], lambda count, generation: "hello" * count, where="row 0")
+    spans = produced_spans([True], lambda count, generation: "hello" * count, where="row 0")
     assert spans == [(0, 5)]
 
 
@@ -34,7 +35,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
         return f"{count} messages so far. " + chat(count, generation)
 
     with pytest.raises(DataError, match="row 6: the chat template renders the conversation before message 1"):
-        produced_spans(TURNS, forgetful, where="row 6")
+        produced_spans(PRODUCED, forgetful, where="row 6")
 
 
 def test_offsets_before_two_placeholders_were_expanded() -> None:
@@ -61,3 +62,19 @@ def test_offsets_before_two_placeholders_were_expanded() -> None:
 def test_counted_tokens(spans: list[tuple[int, int]] | None, counted: list[bool]) -> None:
     offsets = [(0, 2), (2, 4), (4, 6), (6, 7), (7, 8), (8, 9), (9, 9)]
     assert counted_tokens([5, 6, 1, 7, 8, 1, 0], offsets, spans, {1}) == counted
+
+
+@pytest.mark.parametrize(
+    ("spans", "holes", "left"),
+    [
+        ([(0, 10)], [], [(0, 10)]),
+        ([(0, 10)], [(3, 5)], [(0, 3), (5, 10)]),
+        ([(0, 10)], [(0, 2), (8, 12)], [(2, 8)]),
+        ([(0, 4), (6, 9)], [(2, 7)], [(0, 2), (7, 9)]),
+        ([(3, 5)], [(0, 9)], []),
+    ],
+)
+def test_holes_in_spans(
+    spans: list[tuple[int, int]], holes: list[tuple[int, int]], left: list[tuple[int, int]]
+) -> None:
+    assert without(spans, holes) == left

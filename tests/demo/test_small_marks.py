@@ -15,6 +15,7 @@ from boresight.data.schema import read_row
 from boresight.demo.small_marks import COLORS, MarkTools, demonstrations, load_small_marks, marks
 from boresight.demo.tiny import build_tiny
 from boresight.demo.tiny.qwen import CONTENT, chatml_with_tools
+from boresight.errors import ConfigError
 from boresight.model.load import model_facts
 from boresight.tools.environments import Environments
 
@@ -43,7 +44,7 @@ def test_the_whole_image_does_not_say_the_answer_and_a_zoom_does() -> None:
             seen.append(pixels(part["image"]))
         assert (seen[0] - seen[1]).abs().max() > 100
         colors = Counter(part["image"].getdata())
-        assert colors[COLORS[mark.second]] == 8
+        assert colors[COLORS[mark.second]] == 32 * 64
 
 
 def test_answers_are_balanced_and_no_test_image_is_trained_on() -> None:
@@ -51,8 +52,9 @@ def test_answers_are_balanced_and_no_test_image_is_trained_on() -> None:
     assert set(Counter(row["solution"] for row in rows).values()) == {20}
     train, test = (set(marks(split, 600)) for split in ("train", "test"))
     assert not train & test
-    assert {replace(mark, first=mark.second, second=mark.first) for mark in test} == test
-    assert len({(mark.column, mark.row) for mark in test}) == 12
+    places = [{(mark.column, mark.row, mark.right, mark.down) for mark in each} for each in (train, test)]
+    assert not places[0] & places[1]
+    assert len({(mark.column, mark.row) for mark in test}) == 16
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +84,8 @@ def test_a_demonstration_reads_as_a_rollout_does(encoder: Encoder) -> None:
     )
     prompt = with_tools.texts.prompt(read_row(load_small_marks(num_rows=1)[0], 0))
     assert whole.startswith(prompt)
+
+
+def test_an_image_without_room_for_a_mark_is_refused() -> None:
+    with pytest.raises(ConfigError, match="size=256"):
+        load_small_marks(num_rows=1, size=256)

@@ -95,6 +95,21 @@ def test_multi_image(here: Path) -> None:
     )  # sampling and the passes, never once a completion
 
 
+def test_look_again(here: Path) -> None:
+    """A demonstration's calls are learned (SFT), and the policy's own are trained on (GRPO); the twin has neither."""
+    words = ["--demonstrations", "16", "--sft_steps", "2", "--grpo_steps", "1", "--prompts", "2", "--test_rows", "2"]
+    run("look_again", *words)
+    found = json.loads((here / "runs/look_again/summary.json").read_text())
+    assert set(found) == {"with", "without"}
+    assert all(0 <= each["grpo"] <= 1 for each in found.values())
+    names = {arm: {name for line in logged(here / "runs/look_again" / arm / "grpo") for name in line} for arm in found}
+    assert "tools/call_frequency" in names["with"]
+    assert not any(name.startswith("tools/") for name in names["without"])
+    taught = logged(here / "runs/look_again/with/sft")
+    assert taught[-1]["num_tokens"] > 0
+    assert {name for line in logged(here / "runs/look_again/without/sft") for name in line} >= {"loss"}
+
+
 def test_grounding(here: Path) -> None:
     run("grounding")
     names = {name for line in logged(here / "runs/grounding") for name in line}

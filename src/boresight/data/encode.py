@@ -15,10 +15,10 @@ from boresight.data.budget import set_pixel_budget
 from boresight.data.processing import Processed, Processing
 from boresight.data.schema import part_images
 from boresight.data.sizes import counts_by_size, image_token_counts
-from boresight.data.spans import Span, counted_tokens
+from boresight.data.spans import Span, counted_tokens, without
 from boresight.data.texts import Texts, is_text, joined
 from boresight.errors import DataError, ModelError
-from boresight.types import Completion, Conversation, Group, Ids, ModelFacts, Prompt, Row
+from boresight.types import Completion, Conversation, Group, Ids, ModelFacts, Observation, Prompt, Row
 
 
 class Encoder:
@@ -88,8 +88,8 @@ class Encoder:
             token_inputs=processed.token_inputs,
         )
 
-    def with_observation(self, prompt: Prompt, observation: str) -> Prompt:
-        """The prompt of a conversation with an environment's words at the end of its last message.
+    def with_observation(self, prompt: Prompt, observation: Observation) -> Prompt:
+        """The prompt of a conversation with an environment's texts and images at the end of its last message.
 
         Raises:
             DataError: the row's prompt is a string.
@@ -100,8 +100,10 @@ class Encoder:
                 f"row {row.index}: environments need prompts that are conversations, and this one is a string."
             )
         last = row.prompt[-1]
-        content = [*last["content"], {"type": "text", "text": observation}]
-        changed = self.prompt(replace(row, prompt=(*row.prompt[:-1], {**last, "content": content})))
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in observation]
+        images = [part for part in observation if not isinstance(part, str)]
+        messages = (*row.prompt[:-1], {**last, "content": [*last["content"], *parts]})
+        changed = self.prompt(replace(row, prompt=messages, images=(*row.images, *images)))
         return replace(changed, observation=observation)
 
     def demonstration(
@@ -271,6 +273,9 @@ class Encoder:
             before = len(self.texts.prompt(row))
             produced = self.texts.produced(row, joined(row.prompt, completion), len(row.prompt))
             spans = [(start - before, end - before) for start, end in produced]
+        elif not isinstance(completion, str) and (holes := self._left_out(row, completion, len(row.prompt))):
+            before = len(self.texts.prompt(row))
+            spans = without(spans, [(start - before, end - before) for start, end in holes])
         counted = counted_tokens(ids, offsets, spans, self.facts.stop_ids)
         length = max((place + 1 for place, counts in enumerate(counted) if counts), default=0)
         ids, counted = ids[:length], counted[:length]
@@ -328,7 +333,16 @@ class Encoder:
         if assistant_only:
             messages = joined(row.prompt, completion)
             return text, self.texts.produced(row, messages, 0 if counts_prompt else len(row.prompt))
-        return text, None if counts_prompt else [(len(text) - len(self.texts.completions(row)[0]), len(text))]
+        spans = None if counts_prompt else [(len(text) - len(self.texts.completions(row)[0]), len(text))]
+        holes = self._left_out(row, completion, 0 if counts_prompt else len(row.prompt))
+        return text, without(spans or [(0, len(text))], holes) if holes else spans
+
+    def _left_out(self, row: Row, completion: Conversation, start: int) -> list[Span]:
+        """The spans of the turns from message `start` on whose weight is 0."""
+        messages = joined(row.prompt, completion)
+        if all(message.get("weight", 1) for message in messages[start:]):
+            return []
+        return self.texts.produced(row, messages, start, weights=(0,))
 
     def _placed(self, text: str, offsets: Sequence[Span], processed: Processed, row: Row) -> list[bool]:
         """True for tokens that only the processor may place: marker tokens, and all tokens that a placeholder expands to,

@@ -273,12 +273,26 @@ def _message(value: Any, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: the message has no 'content'.{nearest('content', message)}")
     if "tool_calls" in message:
         message["tool_calls"] = _tool_calls(message["tool_calls"], where)
+    if "weight" in message:
+        message["weight"] = _weight(message, where)
     content = message.get("content", "")
     message["was_string"] = isinstance(content, str)
     if isinstance(content, str):
         _check_encodable(content, where)
     message["content"] = [{"type": "text", "text": content}] if isinstance(content, str) else _parts(content, where)
     return message
+
+
+def _weight(message: Mapping[str, Any], where: str) -> int:
+    """Whether an assistant's message counts in the loss of SFT, as OpenAI writes it: 1 or 0."""
+    weight = message["weight"]
+    if weight not in (0, 1):
+        raise DataError(f"{where}: weight={weight!r}: 1 lets the message count, 0 does not; there is nothing between.")
+    if message["role"] != "assistant":
+        raise DataError(
+            f"{where}: weight belongs to the assistant's messages, and this is the {message['role']}'s: remove it."
+        )
+    return int(weight)
 
 
 def _tool_calls(value: Any, where: str) -> list[Any]:

@@ -12,15 +12,15 @@ Span = tuple[int, int]
 
 
 def produced_spans(
-    roles: Sequence[str], render: Callable[[int, bool], str], *, start: int = 0, where: str
+    wanted: Sequence[bool], render: Callable[[int, bool], str], *, start: int = 0, where: str
 ) -> list[Span]:
-    """Spans of the assistant's turns in the rendered conversation, in characters.
+    """Spans of some of the assistant's turns in the rendered conversation, in characters.
 
     Derived from rendered prefixes, so that no chat template needs marks for it: the turn is what the conversation up
     to and including it has beyond the conversation before it with the generation prompt.
 
     Args:
-        roles: the role of every message.
+        wanted: for every message, whether it is one of these turns.
         render: the text of the first k messages, with the generation prompt or without.
         start: the first message that may count.
         where: what an error calls the row.
@@ -28,10 +28,10 @@ def produced_spans(
     Raises:
         DataError: the template renders earlier turns differently once more follow.
     """
-    whole = render(len(roles), False)
+    whole = render(len(wanted), False)
     spans = []
-    for place, role in enumerate(roles):
-        if role != "assistant" or place < start:
+    for place, is_wanted in enumerate(wanted):
+        if not is_wanted or place < start:
             continue
         before = render(place, True) if place else ""
         after = render(place + 1, False)
@@ -43,6 +43,20 @@ def produced_spans(
             )
         spans.append((len(before), len(after)))
     return spans
+
+
+def without(spans: Sequence[Span], holes: Sequence[Span]) -> list[Span]:
+    """What is left of spans outside of holes; both in order."""
+    left = []
+    for start, end in spans:
+        for hole_start, hole_end in holes:
+            if start < hole_end and hole_start < end:
+                if start < hole_start:
+                    left.append((start, hole_start))
+                start = hole_end
+        if start < end:
+            left.append((start, end))
+    return left
 
 
 def unexpanded_offsets(offsets: Sequence[Span], replaced: Sequence[tuple[Span, Span]]) -> list[Span]:

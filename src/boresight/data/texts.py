@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -56,10 +56,16 @@ class Texts:
         self._check(row.completions[0], row)
         return self.render(joined(row.prompt, row.completions[0]), row)
 
-    def produced(self, row: Row, messages: Sequence[Message], start: int) -> list[Span]:
-        """The spans of the assistant's turns in the rendered `messages`, from message `start` on."""
+    def produced(
+        self, row: Row, messages: Sequence[Message], start: int, *, weights: Collection[int] = (1,)
+    ) -> list[Span]:
+        """The spans of the assistant's turns in the rendered `messages`, from message `start` on.
+
+        Args:
+            weights: of the turns that are wanted; a message without a weight has 1.
+        """
         return produced_spans(
-            [message["role"] for message in messages],
+            [message["role"] == "assistant" and message.get("weight", 1) in weights for message in messages],
             lambda count, generation: self.render(messages[:count], row, add_generation_prompt=generation),
             start=start,
             where=f"row {row.index}",

@@ -1,8 +1,9 @@
 """Small marks in a large image: an environment in which looking again is the only way to know.
 
-A mark of four quarters in two colours lies somewhere in a plain image. Asked for is the colour of its upper left quarter. Where the model
-sees the whole image, the mark is a single pixel that has the mean of both colours, whichever is where: it says which two colours there
-are, and where to look, and no more. So who does not zoom gets one in two at best; who does not look at all, one in three.
+A small chequered mark in two colours lies in one of sixteen fields of an image, each of its own shade. Asked for is the colour of the
+mark's upper left square. Where the model sees the whole image, the mark has the mean of both colours everywhere, whichever is where: it
+says which two colours there are, and where to look, and no more. So who does not zoom gets one in two at best; who does not look at all,
+one in three.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from typing import Any
 from PIL import Image
 
 from boresight.demo.easy_vqa import Split
+from boresight.errors import ConfigError
 from boresight.tools.environments import Environments
 from boresight.tools.looking import ImageTools
 
 COLORS = {"red": (230, 40, 40), "green": (40, 200, 60), "blue": (40, 70, 230)}
-BACKGROUND = (128, 128, 128)
-QUESTION = "What color is the upper left quarter of the mark?"
+QUESTION = "What color is the upper left square of the mark?"
 CELLS = 4
-"""The image has so many cells on a side; the mark lies in the middle of one."""
+"""The image has so many fields on a side; the mark lies in one of them."""
 SCALE = 4
-"""How many pixels of the image become one on a side where the model sees the whole: also the side of the mark, in pixels."""
+"""How many pixels of the image become one on a side where the model sees the whole: two squares of the mark."""
+MARK = 16
+"""The mark's side in pixels where the model sees the whole."""
+ROOM = 12
+"""How far the mark may lie from the left and upper edges of its field, in the same pixels: a field of an image of 448 has 28."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +40,32 @@ class Mark:
     column: int
     row: int
     first: str
-    """The colour of the upper left and the lower right quarter."""
+    """The colour of the upper left square, and of every other one."""
     second: str
+    right: int = ROOM // 2
+    """Distance from the left edge of its field, in pixels where the model sees the whole."""
+    down: int = ROOM // 2
 
     def png(self, size: int) -> bytes:
-        """The image, `size` pixels wide and high."""
-        image = Image.new("RGB", (size, size), BACKGROUND)
-        left, top = (_corner(place, size) for place in (self.column, self.row))
-        half = SCALE // 2
-        for x in range(SCALE):
-            for y in range(SCALE):
-                same = (x < half) == (y < half)
+        """The image, `size` pixels wide and high.
+
+        Raises:
+            ConfigError: the size has no room for a mark.
+        """
+        side = size // CELLS
+        if side % SCALE or side < SCALE * (MARK + ROOM):
+            raise ConfigError(
+                f"size={size}: an image of marks has 448 pixels on a side, or more in steps of {SCALE * CELLS}."
+            )
+        image = Image.new("RGB", (size, size))
+        for column in range(CELLS):
+            for row in range(CELLS):
+                image.paste(shade(column, row), (column * side, row * side, (column + 1) * side, (row + 1) * side))
+        left, top = self.column * side + SCALE * self.right, self.row * side + SCALE * self.down
+        square = SCALE // 2
+        for x in range(SCALE * MARK):
+            for y in range(SCALE * MARK):
+                same = (x // square + y // square) % 2 == 0
                 image.putpixel((left + x, top + y), COLORS[self.first if same else self.second])
         stream = io.BytesIO()
         image.save(stream, format="PNG")
@@ -59,10 +79,9 @@ class Mark:
         return {"left": left, "top": top, "right": left + side, "bottom": top + side}
 
 
-def _corner(place: int, size: int) -> int:
-    """The first pixel of a mark in the middle of a cell, on the grid of `SCALE`."""
-    middle = size * (2 * place + 1) // (2 * CELLS)
-    return middle - middle % SCALE
+def shade(column: int, row: int) -> tuple[int, int, int]:
+    """The colour of a field, by which a place can be recognised: redder to the right, bluer to the bottom."""
+    return (60 + 45 * column, 128, 60 + 45 * row)
 
 
 class MarkTools(ImageTools):
@@ -77,7 +96,7 @@ def load_small_marks(
     """Rows that trainers take: `prompt`, `image`, `solution`. Train and test share no image.
 
     Args:
-        size: of an image in pixels, a multiple of 16. The model must see it `SCALE` times smaller: max_pixels=(size // 4) ** 2.
+        size: of an image in pixels, 448 or more in steps of 16. The model must see it `SCALE` times smaller: max_pixels=(size // 4) ** 2.
     """
     return [
         {
@@ -90,28 +109,20 @@ def load_small_marks(
 
 
 def marks(split: Split, num_rows: int, seed: int = 0) -> list[Mark]:
-    """Marks of which every colour is the answer equally often. For each pair of colours, some cells belong to the test split alone."""
+    """Marks of which every colour is the answer equally often. One place in four within every field belongs to the test split alone."""
     chooser = random.Random(f"{split} {seed}")
     pairs = [(first, second) for first in COLORS for second in COLORS if first != second]
     chosen = []
-    for place in range(num_rows):
-        first, second = pairs[place % len(pairs)]
-        cells = [
-            (column, row)
-            for column in range(CELLS)
-            for row in range(CELLS)
-            if (_is_held_out(column, row, first, second)) == (split == "test")
-        ]
-        column, row = chooser.choice(cells)
-        chosen.append(Mark(column, row, first, second))
+    for number in range(num_rows):
+        first, second = pairs[number % len(pairs)]
+        while True:
+            column, row = chooser.randrange(CELLS), chooser.randrange(CELLS)
+            right, down = chooser.randrange(ROOM + 1), chooser.randrange(ROOM + 1)
+            if ((column + 2 * row + right + 3 * down) % 4 == 0) == (split == "test"):
+                break
+        chosen.append(Mark(column, row, first, second, right, down))
     chooser.shuffle(chosen)
     return chosen
-
-
-def _is_held_out(column: int, row: int, first: str, second: str) -> bool:
-    """One cell in four, another one for each pair of colours in both orders."""
-    pair = sum(sorted(map(list(COLORS).index, (first, second))))
-    return (column + 2 * row + pair) % 4 == 0
 
 
 def demonstrations(num_rows: int, *, seed: int = 0, size: int = 448, zooms: bool = True) -> list[dict[str, Any]]:

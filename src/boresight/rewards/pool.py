@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import queue
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,9 +13,7 @@ import cloudpickle
 
 from boresight.errors import ConfigError
 from boresight.rewards.function import Failure, RewardFunc
-
-START_S = 120.0
-"""Seconds that a worker has to start and to load its function."""
+from boresight.workers import Worker
 
 PLAIN = (str, bytes, int, float, bool, type(None))
 
@@ -91,11 +82,10 @@ class RewardPool:
                 f"{func!r} cannot run in a worker process ({error}): set reward_workers=0, or make it picklable."
             ) from error
         self.timeout_s = timeout_s
-        self.memory_bytes = int(memory_gib * 2**30)
         self.num_workers = num_workers
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for _ in range(num_workers):
-            self._idle.put(_Worker(self))
+            self._idle.put(Worker(self._payload, int(memory_gib * 2**30)))
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="boresight-reward")
 
     def __call__(self, inputs: Mapping[str, Any], num_completions: int) -> list[Outcome]:
@@ -117,9 +107,14 @@ class RewardPool:
     def _one(self, arguments: dict[str, Any]) -> Outcome:
         worker = self._idle.get()
         try:
-            return worker.call(arguments)
+            reply = worker.call(arguments, self.timeout_s)
         finally:
             self._idle.put(worker)
+        if reply.kind == "timed_out":
+            return Outcome(Failure(f"took longer than reward_timeout={self.timeout_s:g} s"), (), reply.seconds)
+        if reply.kind != "ok":
+            return Outcome(Failure(reply.message), (), reply.seconds)
+        return Outcome(reply.value, reply.logged, reply.seconds)
 
     @property
     def payload(self) -> bytes:
@@ -131,79 +126,3 @@ class RewardPool:
         self._threads.shutdown(cancel_futures=True)
         while not self._idle.empty():
             self._idle.get().kill()
-
-
-class _Worker:
-    """This process's end of a worker, whose process is started when it is first needed."""
-
-    def __init__(self, pool: RewardPool) -> None:
-        self.pool = pool
-        self.process: subprocess.Popen[bytes] | None = None
-        self._number = 0
-
-    def call(self, arguments: dict[str, Any]) -> Outcome:
-        timeout = self.pool.timeout_s
-        try:
-            if self.process is None or self.process.poll() is not None:
-                self._start()
-            self._number += 1
-            self.connection.send_bytes(cloudpickle.dumps((self._number, arguments)))
-            reply = self._reply(time.monotonic() + timeout)
-            if reply is None:
-                self.kill()
-                return Outcome(Failure(f"took longer than reward_timeout={timeout:g} s"), (), timeout)
-            returned, logged, error, seconds = reply
-        except (EOFError, OSError):
-            status = self.kill()
-            return Outcome(Failure(f"ended its worker process (exit status {status})"), (), 0.0)
-        except Exception as error:
-            self.kill()
-            return Outcome(Failure(f"cannot be reached: {error}"), (), 0.0)
-        if error is not None:
-            return Outcome(Failure(error), (), seconds)
-        return Outcome(returned, logged, seconds)
-
-    def _reply(self, deadline: float) -> Any:
-        """The answer to the latest call; None where none comes in time. An answer with another number, which only a copy of the worker
-        process can have sent, is left out."""
-        while self.connection.poll(max(deadline - time.monotonic(), 0)):
-            number, *reply = cloudpickle.loads(self.connection.recv_bytes())
-            if number == self._number:
-                return reply
-        return None
-
-    def _start(self) -> None:
-        self.connection, theirs = Pipe()
-        # A worker leads a process group, so that processes it started are killed with it.
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",  # else the worker's own folder would come first in sys.path
-                str(Path(__file__).with_name("worker.py")),
-                str(theirs.fileno()),
-                str(self.pool.memory_bytes),
-            ],
-            pass_fds=[theirs.fileno()],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "CUDA_VISIBLE_DEVICES": ""},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()
-        self.connection.send_bytes(self.pool.payload)
-        if not self.connection.poll(START_S):
-            raise OSError(f"did not start within {START_S:g} s")
-        self.connection.recv()
-
-    def kill(self) -> int | None:
-        """End the process and all it started; its exit status."""
-        if self.process is None:
-            return None
-        status = None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            status = self.process.wait(0.2)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, 9)
-        self.process.wait()
-        self.process = None
-        self.connection.close()
-        return status

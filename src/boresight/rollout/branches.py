@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
+from boresight.rollout.continuing import KnownTurns
 from boresight.rollout.decode import Prefill, is_worth_dropping
 from boresight.rollout.states import BranchStates, prompt_cache, separate_rows
 from boresight.state_layers import state_layers
@@ -159,11 +160,24 @@ def _attending(config: PreTrainedConfig) -> Iterator[None]:
 
 
 class Branches:
-    """A `decode.Decoder` that samples completions as branches: N = G × K slots, those of one prompt side by side."""
+    """A `decode.Decoder` that samples completions as branches: N = G × K slots, those of one prompt side by side.
 
-    def __init__(self, prefill: Prefill, prompts: Sequence[Prompt], num_completions: int) -> None:
+    Args:
+        prefill: of the model.
+        prompts: with their earlier turns.
+        num_completions: K.
+        known: what is kept of prompts between turns; None: each prompt runs from its beginning.
+    """
+
+    def __init__(
+        self, prefill: Prefill, prompts: Sequence[Prompt], num_completions: int, known: KnownTurns | None = None
+    ) -> None:
         # Caches without a config keep the whole prompt in sliding layers too: what a window hides depends on the prompt's length.
-        started = [prefill(prompt, prompt_cache(prefill.layer_types)) for prompt in prompts]
+        caches = [prompt_cache(prefill.layer_types) for _ in prompts]
+        started = [
+            prefill(prompt, cache) if known is None else known(prefill, prompt, cache)
+            for prompt, cache in zip(prompts, caches, strict=True)
+        ]
         self.model, self.config, self._axes, device = prefill.model, prefill.config, prefill.axes, prefill.device
         self.logits = torch.cat([logits for logits, _, _ in started]).repeat_interleave(num_completions, 0)
         self._starts = torch.tensor([position for _, position, _ in started], device=device)

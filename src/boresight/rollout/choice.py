@@ -14,6 +14,7 @@ from boresight.errors import ModelError
 from boresight.modules import unwrap
 from boresight.own_forward import is_exact, own_logits
 from boresight.rollout.branches import Branches
+from boresight.rollout.continuing import KnownTurns
 from boresight.rollout.decode import Decoder, ImageFeatures, Plain, Prefill, Rows
 from boresight.types import Example, ExampleSource, Prompt
 
@@ -33,10 +34,16 @@ class Sampling:
     way: Way
     reason: str = ""
 
-    def decoders(self, prefill: Prefill, prompts: Sequence[Prompt], num_completions: int) -> list[Decoder]:
-        """The decoders of these prompts: one for all of them, or one for each."""
+    def decoders(
+        self, prefill: Prefill, prompts: Sequence[Prompt], num_completions: int, known: KnownTurns | None = None
+    ) -> list[Decoder]:
+        """The decoders of these prompts: one for all of them, or one for each.
+
+        Args:
+            known: see `Branches`; other decoders run every turn from its prompt's beginning.
+        """
         if self.way == "branches":
-            return [Branches(prefill, prompts, num_completions)]
+            return [Branches(prefill, prompts, num_completions, known)]
         kind = Rows if self.way == "rows" else Plain
         return [kind(prefill, prompt, num_completions) for prompt in prompts]
 

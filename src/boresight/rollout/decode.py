@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -75,24 +76,44 @@ class Prefill:
             return "its config has a sliding window but does not say which layers use it"
         return why_no_branches(self.config) or why_no_states(self.model)
 
-    def __call__(self, prompt: Prompt, cache: DynamicCache) -> tuple[Tensor, int, DynamicCache]:
-        """Logits [1, V] after the prompt, the position of the first token that follows, and the filled cache."""
+    def __call__(
+        self, prompt: Prompt, cache: DynamicCache, *, num_known: int = 0, num_known_sets: int = 0
+    ) -> tuple[Tensor, int, DynamicCache]:
+        """Run a prompt, or what follows its first tokens.
+
+        Args:
+            prompt: with its earlier turns.
+            cache: filled with the first `num_known` tokens.
+            num_known: how many tokens the cache holds.
+            num_known_sets: how many of the prompt's sets of images lie among them.
+
+        Returns:
+            Logits [1, V] after the prompt, the position of the first token that follows, and the filled cache.
+        """
         # With ready features, grids and sizes stay.
-        tensors = sequence_tensors(self.model, prompt, pixels=self.features is None)
-        ids = tensors.pop("input_ids").to(self.device)
-        del tensors["attention_mask"]
-        position = ids.shape[1]
+        tensors = sequence_tensors(self.model, prompt, pixels=False)
+        length, new_sets = len(prompt.ids), prompt.image_sets[num_known_sets:]
+        tokens = {name: values for name, values in tensors.items() if is_token_input(values, length)}
         # Positions are passed here and at every step. Without them the model would read and write its own `rope_deltas`.
-        tokens = {name: tensor[0] for name, tensor in tensors.items() if is_token_input(tensor, position)}
-        grids = joined_vision(prompt.image_sets, pixels=False)
-        positions = rope_positions(self.model.base_model, prompt.ids, tokens, grids)
-        inputs: dict[str, Any] = on_model(self.model, matching_arguments(self.model.forward, tensors))
-        if prompt.image_sets and self.features is not None:
-            inputs["mm_encoder_outputs"] = {"image": self.features([prompt])}
+        positions = rope_positions(
+            self.model.base_model,
+            prompt.ids,
+            {name: values[0] for name, values in tokens.items() if name not in ("input_ids", "attention_mask")},
+            joined_vision(prompt.image_sets, pixels=False),
+        )
+        given = {name: values[:, num_known:] for name, values in tokens.items()}
+        given |= joined_vision(new_sets, pixels=self.features is None)
+        ids = given.pop("input_ids").to(self.device)
+        del given["attention_mask"]
+        inputs: dict[str, Any] = on_model(self.model, matching_arguments(self.model.forward, given))
+        if new_sets and self.features is not None:
+            known = replace(prompt, vision={}, further_images=new_sets) if num_known_sets else prompt
+            inputs["mm_encoder_outputs"] = {"image": self.features([known])}
+        position = length
         if positions is None:
-            inputs["position_ids"] = torch.arange(position, device=self.device)[None]
+            inputs["position_ids"] = torch.arange(num_known, length, device=self.device)[None]
         else:
-            inputs["position_ids"] = positions[:, None].to(self.device)
+            inputs["position_ids"] = positions[:, None, num_known:].to(self.device)
             self.axes = len(positions)
             position = int(positions.max()) + 1
         inputs |= matching_arguments(self.model.forward, {"logits_to_keep": 1})

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from boresight.modules import evaluating, unwrap
 from boresight.rollout.choice import SAYS, Sampling, choose_sampling
+from boresight.rollout.continuing import KnownTurns
 from boresight.rollout.decode import Decoder, ImageFeatures, Prefill
 from boresight.rollout.distribution import Distribution, uniforms
 from boresight.types import Completion, ExampleSource, Group, ModelFacts, Prompt, SamplingSettings
@@ -55,8 +56,10 @@ class HFSampler:
         self._sampling: Sampling | None = None
         self.counts: Counter[str] = Counter()
         """Work done so far: vision_encodes (images through the vision tower; not counted here with `features`, which has its own
-        counts), prompt_tokens, completion_tokens, padded_tokens (computed for finished completions)."""
+        counts), prompt_tokens (and those of earlier turns that were run again), completion_tokens, padded_tokens (computed for finished
+        completions)."""
         self._warned: set[str] = set()
+        self._known = KnownTurns(lambda reason: self._warn_once(f"{type(unwrap(self.model())).__name__} {reason}."))
 
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Group]:
         """`settings.num_completions` completions of each prompt, prompts in order.
@@ -75,10 +78,15 @@ class HFSampler:
                 self._warn_once(f"{type(base).__name__} {SAYS[sampling.way]}: {sampling.reason.rstrip('.')}.")
             batches = [prompts] if sampling.way == "branches" else [[prompt] for prompt in prompts]
             shares = numbers.split([settings.num_completions * len(batch) for batch in batches])
+            known = self._known if settings.continues else None
+            if any(prompt.begun is None for prompt in prompts):  # another rollout
+                self._known.clear()
             groups: list[Group] = []
             for batch, share in zip(batches, shares, strict=True):
-                (decoder,) = sampling.decoders(prefill, batch, settings.num_completions)
+                (decoder,) = sampling.decoders(prefill, batch, settings.num_completions, known)
                 groups += self._groups(batch, settings, decoder, share)
+            self._known.turn_ended()
+            self.counts.subtract(self._known.spared())
             return groups
 
     def _way(self, model: nn.Module) -> Sampling:
@@ -128,10 +136,12 @@ class HFSampler:
         return [Group(prompt, tuple(completions[i * k : (i + 1) * k])) for i, prompt in enumerate(prompts)]
 
     def weights_moved(self) -> None:
-        """Nothing to do, because it samples from the policy itself."""
+        """What is known of prompts no longer holds."""
+        self._known.clear()
 
     def rest(self) -> None:
-        """Nothing to do, because it holds no memory between calls."""
+        """Free what is known of prompts."""
+        self._known.clear()
 
     def close(self) -> None:
         """Nothing to do, because it has no engine."""

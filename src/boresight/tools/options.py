@@ -23,6 +23,11 @@ class ToolOptions:
         60.0,
         "Time limit of one call in seconds. A call above it is answered with an error, and its environment is replaced.",
     )
+    tool_workers: Annotated[int, Range(at_least=0)] = option(
+        4,
+        "Processes of each rank that run sync functions of `tools`, and are killed at tool_timeout. Functions that refer to mutable "
+        "objects outside themselves, and methods of environments, stay in the training process. 0: all do, as in TRL.",
+    )
     max_tool_images: Annotated[int, Range(at_least=0)] = option(
         8, "Most images that tools may put into one completion. A result above it is answered with an error."
     )

@@ -78,12 +78,13 @@ def _content(
 def _blocks(value: Any) -> Sequence[Mapping[str, Any]]:
     if type(value).__module__.startswith("PIL."):
         return [{"type": "image", "image": value}]
-    if isinstance(value, list | tuple) and value and all(_is_block(item) for item in value):
+    if isinstance(value, list | tuple) and value and all(is_block(item) for item in value):
         return value
     return [{"type": "text", "text": value if isinstance(value, str) else str(value)}]
 
 
-def _is_block(item: Any) -> bool:
+def is_block(item: Any) -> bool:
+    """Whether a value is a content part."""
     if not isinstance(item, Mapping):
         return False
     return item.get("type") == "image" or (item.get("type") == "text" and isinstance(item.get("text"), str))

@@ -1,8 +1,8 @@
 """Calls of many completions, run side by side, each with a deadline.
 
 A completion's calls run one after another, because they may share an environment; those of other completions run meanwhile. Async tools
-are cancelled at the deadline. A thread cannot be ended from outside: a sync tool that hangs is left to itself in a daemon thread, and the
-environment that it holds is not used again.
+are cancelled at the deadline, and functions in workers (`workers.py`) are killed. A thread cannot be ended from outside: a method of an
+environment that hangs is left to itself in a daemon thread, and the environment that it holds is not used again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from boresight.background import in_background
 from boresight.tools.parsing import ToolCall
+from boresight.tools.workers import ToolWorkers
 
 Kind = Literal["ok", "raised", "timed_out", "unknown_tool", "unreadable", "refused"]
 """How a call ended. All but the first are failures, which are answered to the policy as an error."""
@@ -39,31 +40,38 @@ class Outcome:
 
 
 def run_calls(
-    batches: Sequence[tuple[Sequence[ToolCall], Mapping[str, Callable[..., Any]]]], timeout_s: float
+    batches: Sequence[tuple[Sequence[ToolCall], Mapping[str, Callable[..., Any]]]],
+    timeout_s: float,
+    workers: ToolWorkers | None = None,
 ) -> list[list[Outcome]]:
     """The outcomes of every completion's calls.
 
     Args:
         batches: for each completion, its calls, and the tools that it may call by name.
         timeout_s: seconds that one call may take.
+        workers: run the tools that they can; None: all sync tools run in threads.
     """
     if not batches:
         return []
     with ThreadPoolExecutor(min(MAX_THREADS, len(batches)), thread_name_prefix="boresight-tools") as threads:
-        return list(threads.map(lambda batch: _in_turn(batch[0], batch[1], timeout_s), batches))
+        return list(threads.map(lambda batch: _in_turn(batch[0], batch[1], timeout_s, workers), batches))
 
 
-def _in_turn(calls: Sequence[ToolCall], tools: Mapping[str, Callable[..., Any]], timeout_s: float) -> list[Outcome]:
+def _in_turn(
+    calls: Sequence[ToolCall], tools: Mapping[str, Callable[..., Any]], timeout_s: float, workers: ToolWorkers | None
+) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for call in calls:
         if any(outcome.kind == "timed_out" for outcome in outcomes):
             outcomes.append(Outcome(call, "timed_out", "not run: an earlier call of this turn did not end in time"))
         else:
-            outcomes.append(_outcome(call, tools, timeout_s))
+            outcomes.append(_outcome(call, tools, timeout_s, workers))
     return outcomes
 
 
-def _outcome(call: ToolCall, tools: Mapping[str, Callable[..., Any]], timeout_s: float) -> Outcome:
+def _outcome(
+    call: ToolCall, tools: Mapping[str, Callable[..., Any]], timeout_s: float, workers: ToolWorkers | None
+) -> Outcome:
     if call.error is not None:
         return Outcome(call, "unreadable", call.error)
     tool = tools.get(call.name)
@@ -74,6 +82,11 @@ def _outcome(call: ToolCall, tools: Mapping[str, Callable[..., Any]], timeout_s:
         inspect.signature(tool).bind(**call.arguments)
     except TypeError as error:
         return Outcome(call, "raised", f"TypeError: {error}")
+    if workers is not None and workers.runs(call.name, tool):
+        reply = workers.call(call.name, call.arguments, timeout_s)
+        if reply.kind == "ok":
+            return Outcome(call, "ok", reply.value, reply.seconds)
+        return Outcome(call, "timed_out" if reply.kind == "timed_out" else "raised", reply.message, reply.seconds)
     future = (_awaited if inspect.iscoroutinefunction(tool) else _threaded)(tool, call.arguments, timeout_s)
     try:
         value = future.result(timeout_s)
@@ -98,6 +111,7 @@ def _awaited(tool: Callable[..., Any], arguments: Mapping[str, Any], timeout_s: 
 
 def _threaded(tool: Callable[..., Any], arguments: Mapping[str, Any], timeout_s: float) -> Future[Any]:
     future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()  # it cannot be cancelled: a tool may still return after its deadline
 
     def run() -> None:
         try:

@@ -157,7 +157,10 @@ class GRPOTrainer(GroupTrainer[Scored]):
         if not self.environments:
             return None
         on_every_rank(lambda: check_template(self.encoder.texts))
-        return ToolLoop(self.sampler, self.encoder, self.environments, self.args, self.timeline)
+        loop = ToolLoop(self.sampler, self.encoder, self.environments, self.args, self.timeline)
+        for name, reason in loop.workers.reasons.items():
+            self.log_once(f"The tool {name} runs in the training process, where a hang in C stops all: {reason}.")
+        return loop
 
     def _engine_sampler(self) -> Sampler | None:
         hooks = TrainingHooks(

@@ -154,7 +154,7 @@ def test_environments_are_trls(with_tools: Run) -> None:
 
 def hangs() -> str:
     """Never come back."""
-    time.sleep(60)
+    time.sleep(3600)
     return ""
 
 
@@ -213,9 +213,7 @@ def test_every_fault_is_answered_and_counted(with_tools: Run) -> None:
         script, answers, tools=[hangs, raises, nothing, many, broken, long], tool_timeout=1.0, max_tool_images=2,
         max_completion_length=400,
     )  # fmt: skip
-    start = time.monotonic()
     trainer.train()
-    assert time.monotonic() - start < 50
     log = trainer.state.log_history[0]
     for name, (kind, text) in FAULTS.items():
         assert text in told[name], name

@@ -48,11 +48,17 @@ def chatml(content: str, *, default_system: str | None = None) -> str:
     )
 
 
-def chatml_with_tools(content: str) -> str:
-    """As `chatml`, with tools, calls and results in Qwen3-VL's form: descriptions in a system turn, results in a user's turn."""
+def chatml_with_tools(content: str, *, describes: bool = True) -> str:
+    """As `chatml`, with tools, calls and results in Qwen3-VL's form: descriptions in a system turn, results in a user's turn.
+
+    Args:
+        describes: False leaves the descriptions of tools out.
+    """
     newline = "{{ '\\n' }}"  # templates drop a line break that follows a block
+    described = "tools" if describes else "false"
     return (
-        "{% if tools %}<|im_start|>system\n# Tools\n<tools>{% for tool in tools %}" + newline + "{{ tool | tojson }}{% endfor %}"
+        "{% if " + described + " %}<|im_start|>system\n# Tools\n<tools>{% for tool in tools %}" + newline
+        + "{{ tool | tojson }}{% endfor %}"
         + newline + "</tools><|im_end|>\n{% endif %}{% for message in messages %}{% if message['role'] == 'tool' %}"
         "{% if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}<|im_start|>user{% endif %}" + newline + "<tool_response>\n"
         + content

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boresight.types import Completion, EncodedImage, Group, ImageSet, PerSequence, PerToken, Prompt
+from boresight.types import Completion, EncodedImage, Group, ImageSet, Observation, PerSequence, PerToken, Prompt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,12 +85,12 @@ def group_state(group: Group) -> dict[str, Any]:
     """A group as tensors and plain values, for checkpoints and transfer. Prompts are left out, because rows can be encoded again."""
     return {
         "row": group.prompt.row.index,
-        "observation": group.prompt.observation,
+        "observation": [part if isinstance(part, str) else _image_state(part) for part in group.prompt.observation],
         "completions": [completion_state(completion) for completion in group.completions],
     }
 
 
-Observed = Callable[[Prompt, str], Prompt]
+Observed = Callable[[Prompt, Observation], Prompt]
 """`Encoder.with_observation`."""
 
 
@@ -98,7 +98,7 @@ def group_from_state(state: dict[str, Any], prompt: Callable[[int], Prompt], obs
     """The inverse of `group_state`; `prompt` encodes a row by its number, `observed` adds what an environment said at its reset."""
     own = prompt(state["row"])
     if state["observation"] and observed is not None:
-        own = observed(own, state["observation"])
+        own = observed(own, tuple(part if isinstance(part, str) else _image(part) for part in state["observation"]))
     return Group(own, tuple(map(completion_from_state, state["completions"])))
 
 
@@ -110,10 +110,7 @@ def completion_state(completion: Completion) -> dict[str, Any]:
         "messages": None if completion.messages is None else [dict(message) for message in completion.messages],
         "image_sets": [
             {
-                "images": [
-                    {each.name: _plain(getattr(image, each.name)) for each in fields(image)}
-                    for image in image_set.images
-                ],
+                "images": [_image_state(image) for image in image_set.images],
                 "vision": dict(image_set.vision),
             }
             for image_set in completion.image_sets
@@ -126,6 +123,10 @@ def completion_from_state(state: Mapping[str, Any]) -> Completion:
     sets = tuple(ImageSet(tuple(map(_image, each["images"])), each["vision"]) for each in state["image_sets"])
     messages = None if state["messages"] is None else tuple(state["messages"])
     return Completion(**{**state, "image_sets": sets, "messages": messages})
+
+
+def _image_state(image: EncodedImage) -> dict[str, Any]:
+    return {each.name: _plain(getattr(image, each.name)) for each in fields(image)}
 
 
 def _plain(value: Any) -> Any:

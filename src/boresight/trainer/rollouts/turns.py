@@ -24,9 +24,10 @@ from boresight.report.metrics import MeanMetrics
 from boresight.tools.environments import COLUMN, Environments
 from boresight.tools.options import ToolOptions
 from boresight.tools.parsing import ParsedTurn, ToolCall, parsed_turn
-from boresight.tools.results import Limits, Result, result_of
+from boresight.tools.results import Limits, Result, is_block, result_of
 from boresight.tools.running import Outcome, run_calls
-from boresight.types import Completion, EncodedImage, Group, Phases, Prompt, Sampler, SamplingSettings
+from boresight.tools.workers import ToolWorkers
+from boresight.types import Completion, EncodedImage, Group, Observation, Phases, Prompt, Sampler, SamplingSettings
 
 
 @dataclass(slots=True)
@@ -96,10 +97,12 @@ class ToolLoop:
         self.environments = environments
         self.options = options
         self.timeline = timeline
+        self.workers = ToolWorkers(environments.tools, options.tool_workers)
 
     def sample(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> Turns:
         """`settings.num_completions` completions of each prompt, prompts in order. All ranks call this together."""
         branches = on_every_rank(lambda: self._begun(prompts, settings.num_completions))
+        settings = replace(settings, continues=True)
         first = [branches[place * settings.num_completions].prompt for place in range(len(prompts))]
         with self.timeline.phase("sample"):
             groups = self.sampler.sample(first, settings)
@@ -146,14 +149,14 @@ class ToolLoop:
                     f"row {prompt.row.index}: reset returned different observations for completions of one prompt. A group compares "
                     "completions of one prompt: let the row's columns decide, such as a column `seed`."
                 )
-            started = prompt if observed[0] is None else self.encoder.with_observation(prompt, observed[0])
+            started = prompt if not observed[0] else self.encoder.with_observation(prompt, observed[0])
             branches += [Branch(started, environment) for environment in environments]
         return branches
 
-    def _reset(self, environment: Any, prompt: Prompt) -> Any:
+    def _reset(self, environment: Any, prompt: Prompt) -> Observation:
         """Reset an environment with the row's columns, its images decoded, and return its observation."""
         if environment is None:
-            return None
+            return ()
         row = prompt.row
         columns = {
             name: value for name, value in row.columns.items() if name != COLUMN or not self.environments.is_named
@@ -162,10 +165,18 @@ class ToolLoop:
         columns.setdefault("prompt", row.prompt)
         observation = environment.reset(**columns)
         if observation is None or isinstance(observation, str):
-            return observation or None
-        raise ConfigError(
-            f"row {row.index}: reset of {type(environment).__name__} returned a {type(observation).__name__}: return a text or None, and "
-            "put images into the row."
+            return (observation,) if observation else ()
+        name = type(environment).__name__
+        if not isinstance(observation, list | tuple) or not all(map(is_block, observation)):
+            raise ConfigError(
+                f"row {row.index}: reset of {name} returned a {type(observation).__name__}: return a text, a list of content parts "
+                '({"type": "text", "text": …}, {"type": "image", "image": …}), or None.'
+            )
+        return tuple(
+            part["text"]
+            if part["type"] == "text"
+            else _readable(part.get("image"), f"row {row.index}: reset of {name}")
+            for part in observation
         )
 
     # ---- A turn ------------------------------------------------------------------------------------------------------------------
@@ -204,7 +215,7 @@ class ToolLoop:
     def _answer(self, calling: Sequence[Branch], settings: SamplingSettings) -> None:
         """Append the results of the branches' calls. A branch whose results have no room ends before them, as in TRL."""
         batches = [(branch.calls, self.environments.tools_of(branch.environment)) for branch in calling]
-        for branch, outcomes in zip(calling, run_calls(batches, self.options.tool_timeout), strict=True):
+        for branch, outcomes in zip(calling, run_calls(batches, self.options.tool_timeout, self.workers), strict=True):
             results = self._results(branch, outcomes)
             branch.outcomes += [result.outcome for result in results]
             row = branch.prompt.row
@@ -228,10 +239,10 @@ class ToolLoop:
         return results
 
 
-def _readable(value: Any) -> EncodedImage:
+def _readable(value: Any, where: str = "the tool's image") -> EncodedImage:
     """An image of a tool, whose pixels can be read."""
-    image = load_image(value, where="the tool's image")
-    decode(image, where="the tool's image")
+    image = load_image(value, where=where)
+    decode(image, where=where)
     return image
 
 

@@ -1,4 +1,4 @@
-"""The worker of a reward pool: a process that calls one reward function on one completion at a time.
+"""A worker: a process that calls one function of the user, once at a time; `workers.py` is the other end.
 
 Run as a file, not as a module, so that a worker starts without importing boresight; only what the function itself needs is loaded.
 """
