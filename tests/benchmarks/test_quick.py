@@ -19,7 +19,8 @@ def test_no_benchmark_is_left_out() -> None:
     # `digits` and `gpu_check` have tests of their own.
     assert (
         scripts
-        == {"attention", "digits", "gpu_check", "memory", "objectives", "overlap", "preferences", "rows", "versus_trl"} | ENGINES
+        == {"attention", "digits", "gpu_check", "memory", "objectives", "overlap", "preferences", "rows", "versus_trl"}
+        | ENGINES
     )
 
 

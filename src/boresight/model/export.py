@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from boresight.errors import ConfigError
-from boresight.model.quantised import is_quantised, tensors_of
+from boresight.model.quantised import tensors_of
 from boresight.modules import is_quantised, quantisation, unwrap
 from boresight.types import Weight
 
