@@ -53,7 +53,7 @@ def test_no_option_said_to_be_absent_is_here() -> None:
     """Of the table of configurations, whose rows say `absent`."""
     table = PAGE[PAGE.index("| option of TRL |") : PAGE.index("Only here:")]
     said = {name for row in table.splitlines() if "absent" in row for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert said
+    assert table.count("| refused |") > 3
     here = {name for config in CONFIGS for name in options(boresight, config)}
     both = {"loss_type", "disable_dropout", "max_length"}
     """Absent from one configuration, there in another: the row says which."""

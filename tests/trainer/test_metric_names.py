@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from boresight import DPOConfig, DPOTrainer
+from boresight import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from boresight.loss.preference_options import MPO
 from boresight.report import read_lines
 from boresight.report.metric_dictionary import ENTRIES, entry_for
 from boresight.rewards import exact_answer_reward
 from boresight.tools import calculator
+from tests.tiny import build_tiny
 
 from .conftest import QUIET, Run, demonstrations, records, vowel_share
 from .scripted import call
@@ -49,6 +50,10 @@ def logged(sft: Run, grpo: Run, with_tools: Run, model_folder: Path, tmp_path: P
             "eval_dataset": {"one_set": records(4)}, "eval_strategy": "epoch",
         },
     }  # fmt: skip
+    experts = build_tiny("qwen3_vl_moe", tmp_path / "experts", vocab_size=512)
+    found |= names(
+        SFTTrainer(str(experts), SFTConfig(**{**QUIET, **COUNTED}, output_dir=str(tmp_path / "moe")), demonstrations(4))
+    )
     for method, options in methods.items():
         trainer = grpo(**COUNTED | {"per_device_train_batch_size": 24} | options, output_dir=str(tmp_path / method))
         found |= names(trainer)

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from boresight.errors import ModelError
 from boresight.model.choice import build_layout, choose
 from boresight.model.head import MAX_LOGIT_BYTES, token_logp
 from boresight.model.layouts import Predictions
+from boresight.model.routers import Routers
 from boresight.model.verification import Candidate, Forward
 from boresight.model.vision import VisionEncoder, join_features
 from boresight.modules import redirected, unwrap
@@ -37,6 +38,7 @@ class GroupForward:
         joins: see `VisionEncoder`; verification decides about it.
         max_logit_bytes: see `head.token_logp`.
         max_cache_gib: see `vision.VisionEncoder`.
+        router_aux_loss_coef: weight of experts' load-balancing loss; None: the model's own.
 
     Attributes:
         outer: the model as passed, which is trained, saved, and switched between modes.
@@ -47,6 +49,7 @@ class GroupForward:
         examples: as passed.
         max_logit_bytes: as passed.
         vision: encodes images and caches their features; a frozen copy of the model may share it.
+        routers: the routers with a load-balancing loss; None: no such loss.
         counts: work done so far: vision_encodes, prompt_tokens, completion_tokens, padded_tokens; and the work that prompts and images
             would take if every completion had a row of its own: unshared_vision_encodes, unshared_prompt_tokens. The caller that
             reports the counts clears them.
@@ -70,6 +73,7 @@ class GroupForward:
         joins: bool = True,
         max_logit_bytes: int = MAX_LOGIT_BYTES,
         max_cache_gib: float = 2.0,
+        router_aux_loss_coef: float | None = 0.0,
     ) -> None:
         if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
             raise ModelError(
@@ -83,6 +87,8 @@ class GroupForward:
         self.vision = VisionEncoder(self.model, max_cache_gib=max_cache_gib, counts=self.counts)
         self.examples = examples
         self._accepts = set(inspect.signature(self.model.base_model.forward).parameters)
+        self.routers = Routers.of(self.model, router_aux_loss_coef)
+        self._balance: list[tuple[Tensor, float]] = []
         self._keep_statistics()
         self.verification = choose(model, layout, examples, self._attempt)
         self.vision.joins = joins and self.verification.joins
@@ -143,9 +149,24 @@ class GroupForward:
     def _predictions(self, groups: Sequence[Group]) -> Predictions:
         """One forward of the layout, or one for each group whose image features cannot be joined with others'."""
         if self.vision.joins:
-            return self._layout(groups, self._features(self._layout.image_sets(groups)))
-        parts = [self._layout([group], self._features(self._layout.image_sets([group]))) for group in groups]
-        return Predictions.joined(parts)
+            return self._run(groups)
+        return Predictions.joined([self._run([group]) for group in groups])
+
+    def _run(self, groups: Sequence[Group]) -> Predictions:
+        features = self._features(self._layout.image_sets(groups))
+        if self.routers is None or not torch.is_grad_enabled():
+            return self._layout(groups, features)
+        with self.routers.recorded() as logits:
+            found = self._layout(groups, features)
+        counts = self._layout.token_counts(groups)
+        self._balance.append((self.routers.loss(logits, counts), float(counts.sum())))
+        return found
+
+    def take_balance(self) -> Tensor | None:
+        """The load-balancing loss of the passes with gradients since the last call, a mean over tokens; None without such a loss."""
+        taken, self._balance = self._balance, []
+        total = sum(weight for _, weight in taken)
+        return torch.stack([value * (weight / total) for value, weight in taken]).sum() if taken else None
 
     def _features(self, sets: Sequence[HasImages]) -> dict[str, Any]:
         """The features of these images as keyword arguments of the model's forward, with their grids and sizes, which positions may depend

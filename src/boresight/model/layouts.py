@@ -24,6 +24,7 @@ from boresight.model import states
 from boresight.model.attention import BranchTable, install
 from boresight.model.head import Head, LogitSource
 from boresight.model.packing import completion_mask, pack
+from boresight.model.routers import row_counts, shared_counts
 from boresight.own_forward import completion_tokens, continued_token_inputs, final_states, is_token_input
 from boresight.state_layers import why_no_states
 from boresight.types import Completion, Group, HasImages, LayoutName, Mask
@@ -91,6 +92,10 @@ class Layout(ABC):
         ]
 
     @abstractmethod
+    def token_counts(self, groups: Sequence[Group]) -> Tensor:
+        """How often each token that a pass runs counts in a loss over all tokens (`routers`)."""
+
+    @abstractmethod
     def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
         """Run one forward.
 
@@ -116,6 +121,9 @@ class SharedLayout(Layout):
 
     def image_sets(self, groups: Sequence[Group]) -> list[HasImages]:
         return [each for group in groups for part in (group.prompt, *group.completions) for each in part.image_sets]
+
+    def token_counts(self, groups: Sequence[Group]) -> Tensor:
+        return shared_counts(groups)
 
     def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
         device = self.device
@@ -172,6 +180,9 @@ class RowsLayout(Layout):
         super().__init__(model)
         self.pad_id = pad_id
         self._accepts = set(inspect.signature(model.base_model.forward).parameters)
+
+    def token_counts(self, groups: Sequence[Group]) -> Tensor:
+        return row_counts(groups, padded=True)
 
     def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
         device = self.device

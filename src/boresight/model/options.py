@@ -18,6 +18,10 @@ class ModelOptions:
         None, "Further arguments of `from_pretrained`, if the model is given by id or folder."
     )
     trust_remote_code: bool = option(False, "Run model code that comes with a checkpoint.")
+    router_aux_loss_coef: Annotated[float | None, Range(at_least=0)] = option(
+        None,
+        "Weight of the load-balancing loss of a mixture of experts, which is added to the loss. None: the model's own. 0: none.",
+    )
     layout: Literal["auto", "shared", "rows", "plain"] = option(
         "auto",
         "'shared' runs a prompt once with its completions as branches. 'rows' repeats it for each completion. 'plain' runs the model's own "

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from boresight.model.head import OwnLogits
 from boresight.model.layouts import Layout, Predictions
 from boresight.model.packing import completion_mask
+from boresight.model.routers import row_counts
 from boresight.own_forward import completion_tensors, own_logits
 from boresight.types import Group, LayoutName
 
@@ -27,6 +29,9 @@ class PlainLayout(Layout):
     def __init__(self, model: PreTrainedModel) -> None:
         head: Any = model.get_output_embeddings()
         super().__init__(model, OwnLogits(len(head.weight)))
+
+    def token_counts(self, groups: Sequence[Group]) -> Tensor:
+        return row_counts(groups, padded=False)
 
     def __call__(self, groups: Sequence[Group], features: Mapping[str, Any]) -> Predictions:
         logits, targets = [], []

@@ -141,6 +141,7 @@ class GroupTrainer(RowTrainer[Item]):
             examples=example_source(self.encoder),
             max_logit_bytes=args.max_logit_mib * 2**20,
             max_cache_gib=args.vision_cache_gib,
+            router_aux_loss_coef=args.router_aux_loss_coef,
         )
         self.plan = plan
         self.eval_plan = StepPlan(eval_groups, eval_groups)

@@ -94,6 +94,7 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
             total: Any = self.accelerator.reduce(self.total(items).to(self.args.device), reduction="sum")
             # A step without a learning signal still runs one pass: an optimizer treats zero gradients and missing gradients differently.
             learning = [item for item in items if self.learns_from(item)] or items[:1]
+            self._balanced_tokens = self._num_balanced(learning)
             loss = self._backward(model, learning, total)
         self._computed = model, loss.detach(), learning
         self._tokens_seen += sum(item.num_tokens for item in items)
@@ -191,6 +192,8 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
         self, model: nn.Module, passes: Sequence[Sequence[Item]], total: Tensor, metrics: MeanMetrics
     ) -> Tensor:
         loss = torch.zeros((), device=self.args.device)
+        items = [item for part in passes for item in part]
+        self.policy.take_balance()  # of a step that did not fit in memory
         shards = is_sharded(model)
         for number, part in enumerate(passes, 1):
             last = number == len(passes)
@@ -199,11 +202,31 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
                 rank_link.at("the last micro-batch")
             with contextlib.nullcontext() if last or shards else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    share = self.loss(model, part, total, metrics)
+                    share = self.loss(model, part, total, metrics) + self._balance(part, items, metrics)
                 # Gradients are averaged over ranks; the total already counts all of them.
                 self.accelerator.backward(share * self.accelerator.num_processes)
             loss += share.detach()
         return loss
+
+    _balanced_tokens: float | None = None
+
+    def _num_balanced(self, items: Sequence[Item]) -> float | None:
+        """The tokens over which a step's load-balancing loss is the mean, on all ranks; None without such a loss."""
+        if self.policy.routers is None:
+            return None
+        own = torch.tensor(float(sum(item.num_tokens for item in items)), device=self.args.device)
+        everywhere: Any = self.accelerator.reduce(own, reduction="sum")
+        return float(everywhere)
+
+    def _balance(self, part: Sequence[Item], items: Sequence[Item], metrics: MeanMetrics) -> Tensor | float:
+        """A micro-batch's share of `router_aux_loss_coef` times the load-balancing loss, which is the mean over the step's tokens."""
+        value = self.policy.take_balance()
+        if value is None or self.policy.routers is None:
+            return 0.0
+        tokens = sum(item.num_tokens for item in part)
+        total = self._balanced_tokens or sum(item.num_tokens for item in items)
+        metrics.mean("aux_loss", value.detach().cpu(), weight=tokens)
+        return self.policy.routers.weight * value * (tokens / total)
 
     _exchanging = False
 
