@@ -1,6 +1,6 @@
 # What a person runs is what CI runs. `make` alone lists the targets.
 
-PYTHON_TESTED := 3.11 3.12
+PYTHON_TESTED := 3.11 3.12 3.13
 # The first of these that is a tested version, else whatever `python3` is, for `make setup` to refuse.
 PYTHON ?= $(shell for p in python3 python $(addprefix python,$(PYTHON_TESTED)); do \
 	$$p -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHON_TESTED)".split())' 2>/dev/null \
