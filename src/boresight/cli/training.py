@@ -62,6 +62,7 @@ def train(command: Command, trainer: GroupTrainer[Any]) -> None:
     atexit.register(trainer.accelerator.state.destroy_process_group)
     logging.disable_progress_bar()  # a checkpoint's shards would break into the line of the training bar
     folder = Path(command.training.output_dir)
+    trainer.run_folder.note(command=typed(command))
     with saving_when_interrupted(trainer) as stop:
         try:
             trainer.train(resume_from_checkpoint=command.training.resume_from_checkpoint)
@@ -166,6 +167,19 @@ def saving_when_interrupted(trainer: GroupTrainer[Any]) -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def typed(command: Command) -> str:
+    """The command line as it was typed, without the values of tokens and keys."""
+    words = [*command.program, *command.words]
+    for place, word in enumerate(words):
+        name, sign, _ = word.partition("=")
+        if name.startswith("-") and name.endswith(("_token", "-token", "_key", "-key")):
+            if sign:
+                words[place] = f"{name}=…"
+            elif place + 1 < len(words):
+                words[place + 1] = "…"
+    return shlex.join(words)
 
 
 def resuming(command: Command) -> str:
