@@ -22,6 +22,10 @@ ASKING: dict[str, dict[str, Any]] = {
         "type": float,
         "help": "with a temperature above 0: keep the most likely tokens that together have this probability (1)",
     },
+    "num_samples": {
+        "type": int,
+        "help": "with a temperature above 0: answers of each question, for mean accuracy and pass@k (1)",
+    },
     "batch_size": {"type": int, "help": "questions answered in one batch; it does not affect the answers (16)"},
     "dtype": {"help": "type of the weights, such as bfloat16 (auto: the checkpoint's)"},
     "min_pixels": {"type": int, "help": "smallest area an image is resized to, as in training"},

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from boresight.cli.adapter import peft_config
 from boresight.cli.command import Command
+from boresight.cli.held_out import add_held_out_rows
 from boresight.cli.rows import load_datasets
 from boresight.cli.summary import print_summary
 from boresight.doctor.memory import available_bytes
@@ -38,6 +39,8 @@ def run(command: Command) -> None:
         RunFolder(training.output_dir).check_free(overwrite=training.overwrite_output_dir)
     check_is_not_model(training.output_dir, command.model.model_name_or_path)
     train_dataset, eval_dataset = load_datasets(command)
+    if eval_dataset is None:
+        eval_dataset = add_held_out_rows(command)
     sampled = {"reward_funcs": command.rewards.reward_funcs} if command.rewards.reward_funcs else {}
     trainer = command.method.trainer_class()(
         model=command.model.model_name_or_path,

@@ -37,6 +37,8 @@ class AnswerSettings:
     top_p: float = 1.0
     seed: int = 0
     """Of the sampling: an answer depends on the seed and its question's row, not on the other questions."""
+    num_samples: int = 1
+    """Answers of a question, for pass@k; more than one need a temperature above 0."""
     batch_size: int = 16
     """Questions that are answered together; it changes no answer."""
     dtype: str = "auto"
@@ -48,6 +50,13 @@ class AnswerSettings:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size}: it must be at least 1.")
+        if self.num_samples < 1:
+            raise ConfigError(f"num_samples={self.num_samples}: it must be at least 1.")
+        if self.num_samples > 1 and not self.temperature:
+            raise ConfigError(
+                f"num_samples={self.num_samples} asks for the same greedy answer {self.num_samples} times: "
+                "set a temperature above 0, such as 1."
+            )
         self.sampling()
 
     def sampling(self) -> SamplingSettings:
@@ -57,7 +66,7 @@ class AnswerSettings:
             ConfigError: an option is outside its range.
         """
         config = SamplingOptions(
-            num_generations=1,
+            num_generations=self.num_samples,
             max_completion_length=self.max_completion_length,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -70,6 +79,8 @@ class AnswerSettings:
         sampled = {"temperature": f"{self.temperature:g}"}
         if self.temperature:
             sampled |= {"top_p": f"{self.top_p:g}", "seed": str(self.seed)}
+        if self.num_samples > 1:
+            sampled["num_samples"] = str(self.num_samples)
         limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         return (
             {"max_completion_length": str(self.max_completion_length)}
@@ -94,8 +105,10 @@ def source_digest(source: str) -> str:
         ) from error
 
 
-def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterator[dict[int, Answer]]:
-    """Answers to all rows, a batch at a time, by their places in `rows`. The model stays in memory until the last batch is consumed.
+def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterator[dict[int, list[Answer]]]:
+    """`num_samples` answers to each row, a batch at a time, by their places in `rows`.
+
+    The model stays in memory until the last batch is consumed.
 
     Args:
         source: a folder or a hub id, of a model or of an adapter.
@@ -128,17 +141,19 @@ def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterat
         except torch.OutOfMemoryError as error:
             error.add_note("boresight: lower --batch_size, --max_pixels or --max_completion_length.")
             raise
-        yield {start + place: _answer_of(group, encoder) for place, group in enumerate(groups)}
+        yield {start + place: _answers_of(group, encoder) for place, group in enumerate(groups)}
 
 
-def _answer_of(group: Group, encoder: Encoder) -> Answer:
-    (completion,) = group.completions
+def _answers_of(group: Group, encoder: Encoder) -> list[Answer]:
     try:
         sizes = tuple(encoder.model_sizes(group.prompt))
     except ModelError:
         sizes = None  # tiles have no single size; a reward that needs it raises its own error
     opened = think_state(group.prompt, encoder.tokenizer) == "opened"
-    return Answer(completion.text, tuple(completion.ids.tolist()), completion.truncated, sizes, think_opened=opened)
+    return [
+        Answer(completion.text, tuple(completion.ids.tolist()), completion.truncated, sizes, think_opened=opened)
+        for completion in group.completions
+    ]
 
 
 def _base_of_adapter(source: str) -> str | None:
