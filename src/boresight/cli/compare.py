@@ -28,6 +28,11 @@ ASKING: dict[str, dict[str, Any]] = {
     },
     "batch_size": {"type": int, "help": "questions answered in one batch; it does not affect the answers (16)"},
     "dtype": {"help": "type of the weights, such as bfloat16 (auto: the checkpoint's)"},
+    "use_vllm": {
+        "action": "store_const",
+        "const": True,
+        "help": "vLLM answers, in a process of its own for each model; adapters must be merged first (boresight export --merge)",
+    },
     "min_pixels": {"type": int, "help": "smallest area an image is resized to, as in training"},
     "max_pixels": {"type": int, "help": "largest area an image is resized to, as in training"},
 }
@@ -84,7 +89,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     asking = parser.add_argument_group("answers")
     for name, how in ASKING.items():
-        _add(asking, name, **({"metavar": "N"} | how))
+        _add(asking, name, **(how if "action" in how else {"metavar": "N"} | how))
     marks = parser.add_argument_group("marks")
     _add(
         marks,

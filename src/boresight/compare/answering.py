@@ -12,6 +12,7 @@ import torch
 from transformers.utils import find_adapter_config_file
 
 from boresight.compare.answers import Answer
+from boresight.compare.with_vllm import check_can_ask, sampled_by_vllm
 from boresight.data.encode import Encoder
 from boresight.errors import ConfigError, ModelError
 from boresight.model.load import load_model, load_processor, model_facts
@@ -46,6 +47,8 @@ class AnswerSettings:
     min_pixels: int | None = None
     max_pixels: int | None = None
     """Of an image, as in training."""
+    use_vllm: bool = False
+    """Whether vLLM answers, in a process of its own for each model, and not transformers. All questions are one batch."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -56,6 +59,10 @@ class AnswerSettings:
             raise ConfigError(
                 f"num_samples={self.num_samples} asks for the same greedy answer {self.num_samples} times: "
                 "set a temperature above 0, such as 1."
+            )
+        if self.use_vllm and (self.min_pixels is not None or self.max_pixels is not None):
+            raise ConfigError(
+                "use_vllm takes the sizes of images from the model's folder: leave out min_pixels and max_pixels."
             )
         self.sampling()
 
@@ -86,6 +93,7 @@ class AnswerSettings:
             {"max_completion_length": str(self.max_completion_length)}
             | sampled
             | {"dtype": self.dtype}
+            | ({"engine": "vllm"} if self.use_vllm else {})
             | {name: str(value) for name, value in limits.items() if value is not None}
         )
 
@@ -119,12 +127,20 @@ def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterat
         ModelError: there is no such model, or its processor does not go with it.
         DataError: a row does not suit the model's template or processor.
     """
-    model: Any = load_model(source, dtype=settings.dtype)
     base = _base_of_adapter(source)
+    if settings.use_vllm:
+        check_can_ask(source, is_adapter=base is not None)
+    model: Any = load_model(source, dtype=settings.dtype)
     has_processor = base is None or (Path(source) / "processor_config.json").exists()
     processor = load_processor(None, model, source if has_processor else base)
     facts = model_facts(model, processor)
     encoder = Encoder(processor, facts=facts, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
+    if settings.use_vllm:
+        del model  # only its facts were needed here
+        prompts = [encoder.prompt(row) for row in rows]
+        groups = sampled_by_vllm(source, prompts, settings.sampling(), facts, encoder.tokenizer, dtype=settings.dtype)
+        yield {place: _answers_of(group, encoder) for place, group in enumerate(groups)}
+        return
     # Frozen, so that the vision tower encodes an image once, however many questions ask about it.
     model.requires_grad_(False).eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     vision = VisionEncoder(unwrap(model))
