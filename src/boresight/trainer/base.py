@@ -386,10 +386,11 @@ class GroupTrainer(RowTrainer[Item]):
             learning_rate=self._get_learning_rate(),
         )
 
-    _grad_norm = math.nan
+    _grad_norm: Any = math.nan
+    """Of the last step, on the device: it is read with the step's other metrics."""
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
-        self._grad_norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))  # pyright: ignore[reportArgumentType]
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self._grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         return self._grad_norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
