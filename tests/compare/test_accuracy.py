@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import combinations, product
 from statistics import NormalDist
 
 import pytest
 
-from boresight.compare.accuracy import Z95, accuracy, accuracy_by_kind, all_flips, flips, mcnemar_p, wilson_interval
+from boresight.compare.accuracy import (
+    Z95,
+    accuracy,
+    accuracy_by_kind,
+    all_flips,
+    flips,
+    mcnemar_p,
+    pass_at_k,
+    pass_rates,
+    wilson_interval,
+)
 
 MARKS = {
     "base": [True, True, False, False, False, None, True],
@@ -103,3 +113,26 @@ def test_kinds_add_up() -> None:
     assert list(found) == ["color", "shape"]
     assert (found["color"].right, found["color"].marked) == (1, 3)
     assert (found["shape"].right, found["shape"].marked) == (4, 4)
+
+
+def test_pass_at_k_is_the_share_of_all_choices_of_k_answers_that_hold_a_right_one() -> None:
+    assert pass_at_k(1, 4, 2) == pytest.approx(0.5)  # 3 of the 6 pairs
+    for sampled in range(1, 7):
+        for right, k in product(range(sampled + 1), range(1, sampled + 1)):
+            marks = [place < right for place in range(sampled)]
+            choices = [any(chosen) for chosen in combinations(marks, k)]
+            assert pass_at_k(right, sampled, k) == pytest.approx(sum(choices) / len(choices))
+    with pytest.raises(ValueError, match="pass@3 needs at least 3 answers"):
+        pass_at_k(1, 2, 3)
+
+
+def test_rates_over_questions() -> None:
+    """Shares ¼, 1, 0 and ½ (two of its answers are unmarked): mean 7/16; k = 4 is asked of three questions only."""
+    found = pass_rates(
+        [[True, False, False, False], [True] * 4, [False] * 4, [True, None, False, None]],
+    )
+    assert found.mean == pytest.approx(7 / 16)
+    assert found.at == pytest.approx({1: 7 / 16, 2: (0.5 + 1 + 0 + 1) / 4, 4: 2 / 3})
+    spread = math.sqrt(sum((share - 7 / 16) ** 2 for share in (0.25, 1, 0, 0.5)) / 3)
+    assert found.interval == pytest.approx((max(0, 7 / 16 - Z95 * spread / 2), 7 / 16 + Z95 * spread / 2))
+    assert pass_rates([[None, None, None]]).at == {1: None, 2: None, 3: None} and pass_rates([[True]]).interval is None

@@ -28,7 +28,7 @@ def rows_of(questions: Dataset) -> list[Row]:
 def all_answers(source: str, rows: list[Row], **settings: Any) -> list[Answer]:
     found: dict[int, Answer] = {}
     for batch in answer(source, rows, AnswerSettings(max_completion_length=12, **settings)):
-        found |= batch
+        found |= {place: one for place, (one,) in batch.items()}
     return [found[place] for place in range(len(rows))]
 
 

@@ -13,7 +13,10 @@ from datasets import Dataset
 
 from boresight.compare import AnswerSettings, Candidate, answering, compare, job, stored_comparison
 from boresight.compare.answers import Answer, AnswerStore
+from boresight.compare.markdown import as_markdown
 from boresight.compare.marking import chosen_reward, score
+from boresight.compare.page import comparison_page
+from boresight.compare.terminal import tables
 from boresight.errors import ConfigError, DataError, RewardError
 from boresight.types import Row
 
@@ -245,3 +248,29 @@ def test_every_checkpoint_of_a_run_is_a_candidate_in_order(tmp_path: Path) -> No
     assert Candidate.all_of("base=org/model") == [Candidate("base", "org/model")]
     with pytest.raises(ConfigError, match="no folder is called so"):
         Candidate.all_of(f"mine={tmp_path}/nothing/checkpoint-*")
+
+
+def test_several_samples_of_each_question(
+    base: str, questions: Dataset, tmp_path: Path, asked: list[tuple[str, int]]
+) -> None:
+    """The first is the answer that is compared; all are marked, stored, and shown by page, terminal and Markdown."""
+    settings = AnswerSettings(max_completion_length=5, temperature=1.0, num_samples=3, batch_size=4)
+    first = compare([Candidate("one", base)], questions, tmp_path, settings=settings)
+    samples = first.samples["one"]
+    assert [len(each) for each in samples] == [3] * 6
+    assert [each[0] for each in samples] == first.answers["one"]
+    assert len({answer.ids for each in samples for answer in each}) > 6
+    assert all(first.reward in answer.scores for each in samples for answer in each)
+    again = compare([Candidate("one", base)], questions, tmp_path, settings=settings)
+    assert again == first == stored_comparison(tmp_path) and len(asked) == 1
+    assert list(first.passes["one"].at) == [1, 2, 3]
+    assert "pass@3" in comparison_page(first) and "| all samples | mean accuracy |" in as_markdown(first)
+    titles = [str(table.columns[0].header) for table in tables(first)]
+    assert "all samples" in titles
+
+
+def test_samples_need_a_temperature() -> None:
+    with pytest.raises(ConfigError, match="num_samples=4 asks for the same greedy answer 4 times"):
+        AnswerSettings(num_samples=4)
+    with pytest.raises(ConfigError, match="num_samples=0: it must be at least 1"):
+        AnswerSettings(num_samples=0, temperature=1.0)

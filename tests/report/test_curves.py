@@ -52,3 +52,16 @@ def test_nothing_that_was_logged_is_left_out_but_what_other_sections_show() -> N
 
 def test_a_reward_may_bear_the_name_of_another_metric() -> None:
     assert titles("rewards/chosen_reward/mean")["Reward by function"] == ["rewards/chosen_reward/mean"]
+
+
+def test_what_hardly_changes_is_marked_but_for_what_must_be_seen() -> None:
+    lines = {
+        "reward": {"values": [1.0, 1.0, 1.0]},
+        "kl": {"values": [0.0, 0.1, 0.2]},
+        "entropy": {"values": [2.0, 2.0001, 2.0]},
+        "grad_norm": {"values": [1.0, 1.0]},
+        "completions/clipped_ratio": {"values": [0.0, 0.0, 0.0]},
+        "own": {"values": [-3.0, -3.0, -3.0]},
+    }
+    assert {chart["title"] for chart in charts(lines, lines) if chart["flat"]} == {"Entropy", "Truncated"}
+    assert not any(chart["flat"] for chart in charts(lines))

@@ -108,3 +108,44 @@ def test_the_extremes_of_nothing_are_left_out() -> None:
     for value in (math.inf, 2.25, math.nan):
         metrics.min("least", torch.tensor(value))
     assert metrics.flush() == {"largest": -3.5, "least": 2.25}
+
+
+def _no_work(name: str) -> bool:
+    return not name.startswith("work/")
+
+
+def test_each_step_by_itself_beside_the_mean_of_all() -> None:
+    """Two ranks, two steps before the log: reward (1, 3 | 5) and (7), length at most 4 and 6; `flush` is as without."""
+    ranks = [MeanMetrics(), MeanMetrics()]
+    for metrics, values, longest, loss in ((ranks[0], [1.0, 3.0], 4, 0.5), (ranks[1], [5.0], 2, 1.5)):
+        metrics.mean("reward", torch.tensor(values))
+        metrics.max("longest", longest)
+        metrics.sum("work/tokens", 10)
+        metrics.end_step(1, loss=torch.tensor(loss))
+    ranks[0].mean("reward", 7.0)
+    ranks[0].max("longest", 6)
+    for metrics in ranks:
+        metrics.end_step(2, loss=2.0)
+    kept: list = []
+    ranks[1].copied().take_steps(_no_work, gather=lambda own: kept.append(own) or [own])
+    wanted = ranks[0].take_steps(_no_work, gather=lambda own: [own, *kept])
+    assert wanted == [
+        (1, {"loss": 1.0, "reward": 3.0, "longest": 4}),
+        (2, {"loss": 2.0, "reward": 7.0, "longest": 6}),
+    ]
+    assert ranks[0].take_steps() == []
+    ranks[0].mean("reward", 9.0)
+    ranks[0].end_step(3)
+    assert ranks[0].take_steps() == [(3, {"reward": 9.0})]
+    assert ranks[0].flush() == {"reward": 5.0, "longest": 6, "work/tokens": 10}
+
+
+def test_steps_that_a_checkpoint_holds_are_not_taken_again() -> None:
+    saved = MeanMetrics()
+    saved.mean("reward", 1.0)
+    saved.end_step(1)
+    restored = MeanMetrics()
+    restored.load_state_dict(saved.state_dict())
+    restored.mean("reward", 3.0)
+    restored.end_step(2)
+    assert restored.take_steps() == [(2, {"reward": 3.0})] and restored.flush() == {"reward": 2.0}

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from boresight.report import StepLines, read_completions
 from boresight.report.page import report_data, write_report
@@ -292,6 +295,85 @@ def test_it_fits_its_window_in_both_schemes(file: Path, chromium: Any, width: in
 FONT_SIZES = """[...document.querySelectorAll("main *")]
   .filter((each) => each.checkVisibility() && !each.closest("svg") && each.innerText?.trim())
   .map((each) => parseFloat(getComputedStyle(each).fontSize))"""
+
+
+# ---- The set-up, flat lines, and verdicts to come ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Path:
+    """A run at step 7 of 98 that has no verdict yet; its KL is 0 and its learning rate hardly changes."""
+    lines = StepLines(tmp_path / "steps.jsonl")
+    for step in range(1, 8):
+        lines.add(step, {"reward": step / 10, "kl": 0.0, "learning_rate": 3e-4 + 1e-12 * step, "entropy": 1 / step})
+    StepLines(tmp_path / "metrics.jsonl").add(7, {"reward": 0.4})
+    options = {"verdict_steps": 50, "max_steps": 98, "seed": 42, "beta": 0.1}
+    (tmp_path / "run.json").write_text(
+        json.dumps(
+            {"method": "GRPOTrainer", "command": f"boresight grpo {ATTACK}", "set": ["beta"], "options": options}
+        )
+    )
+    return tmp_path
+
+
+def test_flat_charts_are_folded_and_their_axes_do_not_magnify_rounding(waiting: Path, chromium: Any) -> None:
+    with opened(chromium, write_report(waiting)) as seen:
+        page = seen.page
+        assert page.locator("#charts h3").all_inner_texts() == ["Reward", "Entropynats per token"]
+        folded = page.locator("#flat summary")
+        assert folded.inner_text() == "2 charts without a change: KL to the reference 0, Learning rate 3.0e−4"
+        folded.click()
+        for plot in page.locator("#flat .plot").all():
+            plot.scroll_into_view_if_needed()
+            plot.locator("svg.main-svg").first.wait_for()
+        ranges = page.evaluate("[...document.querySelectorAll('#flat .plot')].map(plot => plot.layout.yaxis.range)")
+        assert ranges == [pytest.approx([-0.05, 1]), pytest.approx([1.5e-4, 4.5e-4], rel=1e-3)]
+        assert seen.is_quiet, (seen.complaints, seen.requests)
+
+
+def test_the_command_and_the_options_stand_on_the_page(waiting: Path, chromium: Any) -> None:
+    with opened(chromium, write_report(waiting), width=PHONE) as seen:
+        assert seen.page.locator("pre.command").inner_text() == f"boresight grpo {ATTACK}"
+        rows = seen.page.locator("#set-up-parts > .scroll tr").all_inner_texts()
+        assert [row.split("\t") for row in rows] == [["method", "GRPOTrainer"], ["beta", "0.1"]]
+        assert seen.page.locator("#set-up summary").inner_text() == "3 other options"
+        assert seen.overflow() <= 0 and seen.is_quiet, (seen.complaints, seen.requests)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"verdict_steps": 50, "max_steps": 98}, "The first verdict comes at step 20; step 7 is done."),
+        ({"verdict_steps": 5, "max_steps": -1}, "The first verdict comes at step 5; step 7 is done."),
+        ({"verdict_steps": 50, "max_steps": 8}, "The first verdict comes at the end, at step 8; step 7 is done."),
+        ({"verdict_steps": 0}, "verdict_steps=0: this run gives no verdicts."),
+        ({}, "This run gave no verdict."),
+    ],
+)
+def test_a_page_without_a_verdict_says_when_the_first_one_comes(
+    waiting: Path, options: dict[str, int], text: str
+) -> None:
+    (waiting / "run.json").write_text(json.dumps({"options": options}))
+    assert report_data(waiting)["awaited"] == text
+
+
+def test_a_table_that_goes_on_beyond_a_narrow_window_casts_a_shadow(folder: Path, chromium: Any) -> None:
+    """The pixels at the cut side differ from those at the other one; once it is scrolled to its end, it is the other way round."""
+    with opened(chromium, write_report(folder), width=PHONE) as seen:
+        table = seen.page.locator("#work .scroll")
+        table.scroll_into_view_if_needed()
+        assert table.evaluate("table => table.scrollWidth > table.clientWidth")
+        shades = [_edges(table.screenshot())]
+        table.evaluate("table => { table.scrollLeft = table.scrollWidth }")
+        seen.page.wait_for_timeout(100)
+        shades.append(_edges(table.screenshot()))
+        assert shades[0][0] > shades[0][1] + 20 and shades[1][1] > shades[1][0] + 20
+
+
+def _edges(png: bytes) -> tuple[int, int]:
+    """The brightness of the ground at the left and at the right edge, in the last row of pixels."""
+    picture = Image.open(io.BytesIO(png)).convert("L")
+    return tuple(int(picture.getpixel((x, picture.height - 2))) for x in (0, picture.width - 1))  # pyright: ignore[reportReturnType, reportArgumentType]
 
 
 # ---- Other runs ------------------------------------------------------------------------------------------------------------------------

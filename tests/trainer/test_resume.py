@@ -89,6 +89,7 @@ def test_grpo(grpo: Run, tmp_path: Path, step: int) -> None:
     assert whole_lines == cut_lines
     assert [line["step"] for line in whole_lines] == list(range(1, 10))
     assert [line["step"] for line in read_lines(tmp_path / "cut" / "timeline.jsonl")] == list(range(1, 10))
+    assert read_lines(tmp_path / "cut" / "steps.jsonl") == read_lines(tmp_path / "whole" / "steps.jsonl")
 
 
 def _steps(run: Path) -> list[dict[str, Any]]:

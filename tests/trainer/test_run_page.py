@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from transformers.integrations import integration_utils
 
+from boresight.report import read_lines
 from boresight.report.page import report_data, write_report
 from boresight.report.tokens import TokenTexts
 from boresight.report.trackers import TRACKERS
@@ -67,3 +68,24 @@ def test_a_grpo_run_has_a_whole_page(grpo: Run, chromium: Any) -> None:
         seen.page.locator(".said span").first.wait_for()
         assert seen.page.locator("#detail button.image").count() == 1
         assert seen.is_quiet, (seen.complaints, seen.requests)
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_every_step_has_a_point_however_rarely_the_run_logs(request: pytest.FixtureRequest, method: str) -> None:
+    """A log is the mean of its steps; curves show the steps. An interrupted run's steps are as an uninterrupted one's: test_resume."""
+    run: Run = request.getfixturevalue(method)
+    trainer = run(max_steps=5, logging_steps=4, learning_rate=1e-3, lr_scheduler_type="linear")
+    trainer.train()
+    folder = Path(trainer.args.output_dir)
+    steps = read_lines(folder / "steps.jsonl")
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
+    assert [line["learning_rate"] for line in steps] == pytest.approx([8e-4, 6e-4, 4e-4, 2e-4, 0])
+    logs = [line for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in logs] == [1, 4, 5]
+    name = "reward" if method == "grpo" else "loss"
+    assert logs[1][name] == pytest.approx(sum(line[name] for line in steps[1:4]) / 3, abs=1e-4)
+    assert logs[1]["grad_norm"] == pytest.approx(steps[3]["grad_norm"])
+    assert not any(key.startswith(("time/", "work/")) for line in steps for key in line)
+    assert report_data(folder)["series"][name]["steps"] == [1, 2, 3, 4, 5]
+    set_here = dict(report_data(folder)["set_up"]["chosen"])
+    assert set_here["max_steps"] == "5" and set_here["learning_rate"] == "0.001" and "adam_beta1" not in set_here

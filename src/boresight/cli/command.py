@@ -26,6 +26,17 @@ from boresight.trainer.presets import PRESETS, Setting
 LAST = "last"
 """The value of `--resume_from_checkpoint` that selects the newest checkpoint."""
 
+EVALUATION = (
+    "eval_",
+    "do_eval",
+    "dataset_test_split",
+    "test_split_size",
+    "load_best_model",
+    "metric_for_best",
+    "num_generations_eval",
+)
+"""The beginnings of options that say what is evaluated."""
+
 Flags = TypeVar("Flags")
 
 
@@ -57,6 +68,8 @@ class Command:
     """The name of the published algorithm."""
     recipe: Mapping[str, Setting] = field(default_factory=dict)
     """The options that the preset sets."""
+    sets_evaluation: bool = False
+    """Whether an option says what is evaluated, or that nothing is."""
 
     @property
     def method(self) -> Method:
@@ -177,7 +190,17 @@ def _command(
         if option.endswith("_column") and value is not None
     }
     return Command(
-        method.name, model, adapter, data, training, rewards, start, columns=columns, parts=file.datasets, recipe=recipe
+        method.name,
+        model,
+        adapter,
+        data,
+        training,
+        rewards,
+        start,
+        columns=columns,
+        parts=file.datasets,
+        recipe=recipe,
+        sets_evaluation=any(option.startswith(EVALUATION) for option in given),
     )
 
 

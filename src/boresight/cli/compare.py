@@ -22,8 +22,17 @@ ASKING: dict[str, dict[str, Any]] = {
         "type": float,
         "help": "with a temperature above 0: keep the most likely tokens that together have this probability (1)",
     },
+    "num_samples": {
+        "type": int,
+        "help": "with a temperature above 0: answers of each question, for mean accuracy and pass@k (1)",
+    },
     "batch_size": {"type": int, "help": "questions answered in one batch; it does not affect the answers (16)"},
     "dtype": {"help": "type of the weights, such as bfloat16 (auto: the checkpoint's)"},
+    "use_vllm": {
+        "action": "store_const",
+        "const": True,
+        "help": "vLLM answers, in a process of its own for each model; adapters must be merged first (boresight export --merge)",
+    },
     "min_pixels": {"type": int, "help": "smallest area an image is resized to, as in training"},
     "max_pixels": {"type": int, "help": "largest area an image is resized to, as in training"},
 }
@@ -80,7 +89,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     asking = parser.add_argument_group("answers")
     for name, how in ASKING.items():
-        _add(asking, name, **({"metavar": "N"} | how))
+        _add(asking, name, **(how if "action" in how else {"metavar": "N"} | how))
     marks = parser.add_argument_group("marks")
     _add(
         marks,

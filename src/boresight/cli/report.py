@@ -9,14 +9,23 @@ HELP = "write the page of a run: curves, time, verdicts, completions"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The run, and where its page is written."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="the run folder (output_dir of a trainer)")
-    parser.add_argument("--output", type=Path, help="the file to write (default: RUN/report.html)")
+    """The runs, and where their page is written."""
+    parser.add_argument(
+        "run_folders",
+        type=Path,
+        metavar="RUN",
+        nargs="+",
+        help="the run folder (output_dir of a trainer); several: one page with their curves side by side and their differences",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="the file to write (default: RUN/report.html; of several runs: runs.html in the folder that holds them)",
+    )
     parser.add_argument(
         "--max-completions",
         type=int,
-        default=20_000,
-        help="maximum completions in the page; beyond it, whole steps are dropped evenly (default: %(default)s)",
+        help="maximum completions in the page; beyond it, whole steps are dropped evenly (default: 20000)",
     )
     parser.add_argument(
         "--watch",
@@ -31,7 +40,8 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from boresight.errors import ConfigError
-    from boresight.report.page import write_report
+    from boresight.report.page import MAX_COMPLETIONS, write_report
+    from boresight.report.several import write_comparison
     from boresight.report.watch import watch
     from boresight.terminal import printable
 
@@ -39,19 +49,28 @@ def run(options: argparse.Namespace) -> None:
         # A path may look like markup, or hold control characters.
         Console().print(printable(text), soft_wrap=True, markup=False, highlight=False)
 
-    if options.max_completions < 1:
-        raise ConfigError(f"--max-completions {options.max_completions} leaves nothing to show: set at least 1.")
+    if len(options.run_folders) > 1:
+        for name in ("watch", "port", "max_completions"):
+            if getattr(options, name):
+                raise ConfigError(f"--{name.replace('_', '-')} is for one run: name one, or leave it out.")
+        path = write_comparison(options.run_folders, options.output, say=say)
+        say(f"{path} ({path.stat().st_size / 2**20:.1f} MiB; it opens from disk, offline)")
+        return
+    (folder,) = options.run_folders
+    max_completions = MAX_COMPLETIONS if options.max_completions is None else options.max_completions
+    if max_completions < 1:
+        raise ConfigError(f"--max-completions {max_completions} leaves nothing to show: set at least 1.")
     if options.watch:
         if options.output is not None:
             raise ConfigError("--watch serves the page and writes no file: leave out --output.")
         watch(
-            options.run_folder,
+            folder,
             port=options.port,
-            max_completions=options.max_completions,
+            max_completions=max_completions,
             say=lambda address: say(f"{address} (Ctrl-C ends it)"),
         )
         return
     if options.port:
         raise ConfigError("--port has no effect without --watch: add --watch, or leave it out.")
-    path = write_report(options.run_folder, options.output, max_completions=options.max_completions, say=say)
+    path = write_report(folder, options.output, max_completions=max_completions, say=say)
     say(f"{path} ({path.stat().st_size / 2**20:.1f} MiB; it opens from disk, offline)")

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from boresight.cli.adapter import peft_config
 from boresight.cli.command import Command
+from boresight.cli.held_out import add_held_out_rows
 from boresight.cli.rows import load_datasets
 from boresight.cli.summary import print_summary
 from boresight.doctor.memory import available_bytes
@@ -38,6 +39,8 @@ def run(command: Command) -> None:
         RunFolder(training.output_dir).check_free(overwrite=training.overwrite_output_dir)
     check_is_not_model(training.output_dir, command.model.model_name_or_path)
     train_dataset, eval_dataset = load_datasets(command)
+    if eval_dataset is None:
+        eval_dataset = add_held_out_rows(command)
     sampled = {"reward_funcs": command.rewards.reward_funcs} if command.rewards.reward_funcs else {}
     trainer = command.method.trainer_class()(
         model=command.model.model_name_or_path,
@@ -62,6 +65,7 @@ def train(command: Command, trainer: GroupTrainer[Any]) -> None:
     atexit.register(trainer.accelerator.state.destroy_process_group)
     logging.disable_progress_bar()  # a checkpoint's shards would break into the line of the training bar
     folder = Path(command.training.output_dir)
+    trainer.run_folder.note(command=typed(command))
     with saving_when_interrupted(trainer) as stop:
         try:
             trainer.train(resume_from_checkpoint=command.training.resume_from_checkpoint)
@@ -166,6 +170,19 @@ def saving_when_interrupted(trainer: GroupTrainer[Any]) -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def typed(command: Command) -> str:
+    """The command line as it was typed, without the values of tokens and keys."""
+    words = [*command.program, *command.words]
+    for place, word in enumerate(words):
+        name, sign, _ = word.partition("=")
+        if name.startswith("-") and name.endswith(("_token", "-token", "_key", "-key")):
+            if sign:
+                words[place] = f"{name}=…"
+            elif place + 1 < len(words):
+                words[place + 1] = "…"
+    return shlex.join(words)
 
 
 def resuming(command: Command) -> str:

@@ -130,3 +130,61 @@ def flips(first: str, second: str, marks: Mapping[str, Sequence[Mark]]) -> Flips
 def all_flips(marks: Mapping[str, Sequence[Mark]]) -> list[Flips]:
     """The flips between every two models, in the order in which the models come."""
     return [flips(first, second, marks) for first, second in combinations(marks, 2)]
+
+
+def pass_at_k(right: int, sampled: int, k: int) -> float:
+    r"""The probability that at least one of `k` answers is right, unbiased, where `right` of `sampled` are.
+
+    $1 - \binom{n-c}{k} / \binom{n}{k}$
+
+    Args:
+        right: c, 0 to n.
+        sampled: n, at least k.
+        k: at least 1.
+
+    Reference:
+        Chen et al., Evaluating large language models trained on code, arXiv 2107.03374, eq. 1.
+    """
+    if not 1 <= k <= sampled:
+        raise ValueError(f"pass@{k} needs at least {k} answers, and there are {sampled}")
+    return 1 - math.comb(sampled - right, k) / math.comb(sampled, k)
+
+
+@dataclass(frozen=True, slots=True)
+class PassRates:
+    """Several sampled answers to each question."""
+
+    mean: float | None
+    """The mean accuracy of a single answer; None where no answer is marked."""
+    interval: tuple[float, float] | None
+    """95 % of the mean, questions being independent and the answers of one question not; None with fewer than two questions."""
+    at: Mapping[int, float | None]
+    """k → pass@k, the mean over the questions with at least k marked answers."""
+
+
+def pass_rates(marks: Sequence[Sequence[Mark]]) -> PassRates:
+    """Mean accuracy and pass@k, for k = 1, 2, 4 … and the number of samples. Unmarked answers are left out.
+
+    Args:
+        marks: question → the marks of its answers.
+    """
+    most = max(map(len, marks), default=0)
+    counts = [(sum(mark is True for mark in own), sum(mark is not None for mark in own)) for own in marks]
+    shares = [right / marked for right, marked in counts if marked]
+    ks = sorted({2**power for power in range(most.bit_length()) if 2**power <= most} | {most})
+    at = {k: _mean([pass_at_k(right, marked, k) for right, marked in counts if marked >= k]) for k in ks}
+    return PassRates(_mean(shares), _interval_of_mean(shares), at)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _interval_of_mean(shares: Sequence[float]) -> tuple[float, float] | None:
+    """Of the normal approximation, within 0 and 1."""
+    if len(shares) < 2:
+        return None
+    mean = math.fsum(shares) / len(shares)
+    variance = math.fsum((share - mean) ** 2 for share in shares) / (len(shares) - 1)
+    half = Z95 * math.sqrt(variance / len(shares))
+    return max(0.0, mean - half), min(1.0, mean + half)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from boresight.compare.accuracy import Accuracy, Flips, Mark, accuracy, accuracy_by_kind, all_flips
+from boresight.compare.accuracy import (
+    Accuracy,
+    Flips,
+    Mark,
+    PassRates,
+    accuracy,
+    accuracy_by_kind,
+    all_flips,
+    pass_rates,
+)
 from boresight.compare.answers import Answer, Question
 from boresight.compare.distribution import accuracy_by_gold, blind_guesser, commonest
 
@@ -30,6 +39,8 @@ class Comparison:
     """Model → its answers in the order of the questions."""
     images: Path
     """The folder that holds the questions' images."""
+    samples: Mapping[str, Sequence[Sequence[Answer]]] = field(default_factory=dict)
+    """Model → question → its answers, of which `answers` has the first."""
 
     @cached_property
     def marks(self) -> dict[str, list[Mark]]:
@@ -45,6 +56,12 @@ class Comparison:
     def accuracies(self) -> dict[str, Accuracy]:
         """Model → accuracy."""
         return {name: accuracy(marks) for name, marks in self.marks.items()}
+
+    @property
+    def passes(self) -> dict[str, PassRates]:
+        """Model → mean accuracy and pass@k over all answers of a question; empty with one answer each."""
+        marks = {name: [[self.mark(one) for one in each] for each in found] for name, found in self.samples.items()}
+        return {name: pass_rates(found) for name, found in marks.items() if any(len(each) > 1 for each in found)}
 
     @property
     def by_kind(self) -> dict[str, dict[str, Accuracy]]:
@@ -121,6 +138,19 @@ def flip_cells(pair: Flips) -> list[str]:
 def accuracy_cells(found: Accuracy) -> list[str]:
     """How many answers are right, their share, and its interval."""
     return [f"{found.right} of {found.marked}", percent(found.share), interval(found)]
+
+
+def pass_heads(comparison: Comparison) -> list[str]:
+    """Headings of `pass_cells`: the mean, its interval, and pass@k for each k."""
+    ks = next(iter(comparison.passes.values())).at
+    return ["mean accuracy", "95 % interval", *(f"pass@{k}" for k in ks)]
+
+
+def pass_cells(found: PassRates) -> list[str]:
+    """The mean accuracy of the samples with its interval, and pass@k for each k."""
+    low, high = found.interval or (None, None)
+    shown = "–" if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f} %"
+    return [percent(found.mean), shown, *(percent(share) for share in found.at.values())]
 
 
 def num_questions(comparison: Comparison) -> str:

@@ -116,12 +116,17 @@ def compare(
     keys = question_keys(rows, sampled=settings.temperature > 0)
     questions = store.keep_questions(rows, keys, kind=kind)
     answers: dict[str, list[Answer]] = {}
+    samples: dict[str, list[list[Answer]]] = {}
     name = ""
     for candidate in candidates:
         known, described = _answered(candidate, rows, keys, settings, store, progress)
-        name, scored = score(marker, rows, [known[key] for key in keys])
-        answers[candidate.name] = scored
-        store.keep_answers(candidate.name, described, known | dict(zip(keys, scored, strict=True)))
+        for number in range(settings.num_samples):
+            own = [sample_key(key, number) for key in keys]
+            name, scored = score(marker, rows, [known[key] for key in own])
+            known |= dict(zip(own, scored, strict=True))
+        answers[candidate.name] = [known[key] for key in keys]
+        samples[candidate.name] = _samples(known, keys, settings.num_samples)
+        store.keep_answers(candidate.name, described, known)
     about = {
         "title": title,
         "models": {candidate.name: candidate.source for candidate in candidates},
@@ -130,7 +135,7 @@ def compare(
         "settings": settings.described(),
     }
     store.keep_comparison(about)
-    return Comparison(questions=questions, answers=answers, images=store.images_folder, **about)
+    return Comparison(questions=questions, answers=answers, samples=samples, images=store.images_folder, **about)
 
 
 def stored_comparison(folder: str | Path) -> Comparison:
@@ -141,14 +146,27 @@ def stored_comparison(folder: str | Path) -> Comparison:
     """
     store = AnswerStore(folder)
     about, questions = store.comparison(), store.questions()
-    answers = {}
+    answers, samples = {}, {}
+    num_samples = int(about["settings"].get("num_samples", 1))
     for name in about["models"]:
         _, known = store.answers(name)
-        missing = sum(question.key not in known for question in questions)
+        keys = [question.key for question in questions]
+        missing = sum(sample_key(key, num_samples - 1) not in known for key in keys)
         if missing:
             raise DataError(f"{folder}: {name} has not answered {missing} of {len(questions)} questions; ask it again.")
-        answers[name] = [known[question.key] for question in questions]
-    return Comparison(questions=questions, answers=answers, images=store.images_folder, **about)
+        answers[name] = [known[key] for key in keys]
+        samples[name] = _samples(known, keys, num_samples)
+    return Comparison(questions=questions, answers=answers, samples=samples, images=store.images_folder, **about)
+
+
+def sample_key(question: str, number: int) -> str:
+    """The key of a question's answer of this number: the question's own for the first."""
+    return f"{question}#{number}" if number else question
+
+
+def _samples(known: Mapping[str, Answer], keys: Sequence[str], num_samples: int) -> list[list[Answer]]:
+    """Question → its answers."""
+    return [[known[sample_key(key, number)] for number in range(num_samples)] for key in keys]
 
 
 def question_keys(rows: Sequence[Row], *, sampled: bool) -> list[str]:
@@ -199,7 +217,8 @@ def _answered(
     if progress is not None:
         progress(candidate.name, done, len(keys))
     for batch in answer(candidate.source, [rows[place] for place in places], settings) if places else ():
-        known |= {keys[places[place]]: given for place, given in batch.items()}
+        for place, given in batch.items():
+            known |= {sample_key(keys[places[place]], number): one for number, one in enumerate(given)}
         store.keep_answers(candidate.name, described, known)
         done += len(batch)
         if progress is not None:

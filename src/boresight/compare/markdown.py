@@ -14,6 +14,8 @@ from boresight.compare.comparison import (
     flip_cells,
     num_questions,
     p_value,
+    pass_cells,
+    pass_heads,
     percent,
     points,
 )
@@ -30,6 +32,9 @@ def as_markdown(comparison: Comparison, *, max_quoted: int = MAX_QUOTED) -> str:
         max_quoted: how many questions are quoted with their answers; those on which models disagree come first.
     """
     parts = [f"## {_line(comparison.title)}", _summary(comparison), _accuracy_table(comparison)]
+    if passes := comparison.passes:
+        rows = [[_cell(name), *pass_cells(rates)] for name, rates in passes.items()]
+        parts.append(_table(["all samples", *pass_heads(comparison)], rows))
     if len(comparison.models) > 1:
         parts.append(_flip_table(comparison))
     parts.append(_answers_table(comparison))

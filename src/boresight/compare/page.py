@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from boresight.compare.accuracy import Accuracy, Flips
-from boresight.compare.comparison import Comparison, interval, p_value, percent, points
+from boresight.compare.comparison import Comparison, interval, p_value, pass_cells, pass_heads, percent, points
 from boresight.compare.distribution import golds_of
 from boresight.report.page_shell import MAX_IMAGE_SIDE, Images, packed, render_page
 
@@ -34,6 +34,8 @@ def comparison_page(comparison: Comparison) -> str:
         flips=[_flip_row(pair) for pair in comparison.flips],
         blind=None if comparison.blind is None else _shown(comparison.blind) | {"found": comparison.blind},
         golds=_gold_rows(comparison),
+        pass_heads=pass_heads(comparison) if comparison.passes else [],
+        passes=[(name, pass_cells(found)) for name, found in comparison.passes.items()],
         right_answers=[
             (gold, percent(count / len(comparison.questions)))
             for gold, count in golds_of(comparison.questions).most_common(5)

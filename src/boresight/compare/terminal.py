@@ -17,6 +17,8 @@ from boresight.compare.comparison import (
     flip_cells,
     num_questions,
     p_value,
+    pass_cells,
+    pass_heads,
     percent,
     points,
 )
@@ -24,9 +26,10 @@ from boresight.terminal import printable
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Accuracies, accuracies by kind and by right answer, commonest answers, and flips; those that have rows."""
+    """Accuracies, those of all samples, accuracies by kind and by right answer, commonest answers, and flips; those that have rows."""
     found = (
         accuracy_table(comparison),
+        samples_table(comparison),
         breakdown_table("accuracy by kind", comparison.by_kind),
         breakdown_table("accuracy by right answer", comparison.by_gold),
         answers_table(comparison),
@@ -51,6 +54,15 @@ def accuracy_table(comparison: Comparison) -> Table:
         table.add_row(BLIND, *cells, *["", ""] * bool(against), style="dim")
     unmarked = sum(found.unmarked for found in comparison.accuracies.values())
     table.caption = f"{unmarked} answers without a mark are left out of all shares" if unmarked else None
+    return table
+
+
+def samples_table(comparison: Comparison) -> Table:
+    """Mean accuracy and pass@k of several samples of each question."""
+    found = comparison.passes
+    table = _table(["all samples", *(pass_heads(comparison) if found else [])])
+    for name, rates in found.items():
+        table.add_row(_text(name), *pass_cells(rates))
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +62,24 @@ HIDDEN = re.compile(
 """Metrics without a curve: the page shows them as time and work, or they are transformers' summaries at the end."""
 
 
-def charts(names: Iterable[str]) -> list[dict[str, Any]]:
+ALWAYS_SHOWN = ("Reward", "Reward by function", "Loss")
+"""Charts that are not folded away where they hardly change, since that is what a reader must see."""
+
+FLAT = 1e-3
+"""A line whose values differ by less than this share of their size hardly changes."""
+
+MIN_POINTS = 3
+"""Shorter lines are never called flat."""
+
+
+def charts(
+    names: Iterable[str], lines_of: Mapping[str, Mapping[str, Sequence[float]]] | None = None
+) -> list[dict[str, Any]]:
     """The charts of a run that logged these metrics, each with its lines; at the end one for each metric that is in no chart.
 
     Args:
         names: the metrics, in the order in which they were first logged.
+        lines_of: name → its `values`. With it, a chart whose lines all hardly change is marked `flat`, and the page folds it away.
     """
     left = [name for name in names if not HIDDEN.fullmatch(name) or name == "eval_loss"]
     found = []
@@ -81,7 +94,16 @@ def charts(names: Iterable[str]) -> list[dict[str, Any]]:
     for name in left:
         lines = [{"name": name, "label": name, "eval": False}]
         found.append({"title": name, "unit": "", "about": "", "lines": lines, "more": True})
+    for chart in found:
+        chart["flat"] = not (chart["more"] or chart["title"] in ALWAYS_SHOWN) and all(
+            lines_of is not None and is_flat(lines_of[line["name"]]["values"]) for line in chart["lines"]
+        )
     return found
+
+
+def is_flat(values: Sequence[float]) -> bool:
+    """Whether a line hardly changes: its values differ by at most `FLAT` of their size."""
+    return len(values) >= MIN_POINTS and max(values) - min(values) <= FLAT * max(map(abs, values))
 
 
 def _line(chart: Chart, name: str) -> dict[str, Any] | None:

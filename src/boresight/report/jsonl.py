@@ -19,6 +19,7 @@ class StepLines:
     | file | content of a line |
     |---|---|
     | `RUN/metrics.jsonl` | one log call, with the names of the metric dictionary; also evaluations and the final summary |
+    | `RUN/steps.jsonl` | the metrics of one optimizer step, whatever `logging_steps` is |
     | `RUN/timeline.jsonl` | seconds of one step by phase |
     | `RUN/verdicts.jsonl` | `verdict` (its name) and `text`: why the run learns or does not |
 

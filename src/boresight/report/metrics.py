@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,9 @@ from torch import Tensor
 
 Kind = Literal["mean", "sum", "min", "max"]
 Sample = tuple[Kind, float, float]
-Gather = Callable[[Mapping[str, Sample]], list[Mapping[str, Sample]]]
+Gather = Callable[[Any], list[Any]]
+"""Every rank's argument as a list, on every rank."""
+Steps = list[tuple[int, dict[str, Sample]]]
 
 
 @dataclass(slots=True)
@@ -31,6 +33,8 @@ class MeanMetrics:
 
     def __init__(self) -> None:
         self._parts: dict[str, _Parts] = {}
+        self._ends: list[tuple[int, dict[str, int], Mapping[str, Tensor | float]]] = []
+        self._taken: dict[str, int] = {}
 
     def mean(self, name: str, values: Tensor | float, *, weight: Tensor | float = 1.0) -> None:
         """Add to a mean.
@@ -88,11 +92,14 @@ class MeanMetrics:
         """Another one with all that this one accumulated. Nothing waits for the device."""
         other = MeanMetrics()
         other.absorb(self)
+        other._ends, other._taken = [*self._ends], self._taken
         return other
 
     def exchange(self, other: MeanMetrics) -> None:
         """Exchange all that was accumulated with another."""
         self._parts, other._parts = other._parts, self._parts
+        self._ends, other._ends = other._ends, self._ends
+        self._taken, other._taken = other._taken, self._taken
 
     def state_dict(self) -> dict[str, Any]:
         """All that was accumulated, as plain numbers: name → its kind, values and counts. Their sums are the same to the bit."""
@@ -111,27 +118,56 @@ class MeanMetrics:
             name: _Parts(parts["kind"], [*map(_tensor, parts["values"])], [*map(_tensor, parts["counts"])])
             for name, parts in state.items()
         }
+        self._ends, self._taken = [], self._lengths()
+
+    def end_step(self, step: int, **also: Tensor | float) -> None:
+        """Note for `take_steps` that all that was added since the last call is of this optimizer step.
+
+        Args:
+            also: metrics of the step alone, which `flush` leaves out; over ranks their mean is taken.
+        """
+        self._ends.append((step, self._lengths(), also))
+
+    def take_steps(
+        self, wanted: Callable[[str], bool] = lambda name: True, gather: Gather | None = None
+    ) -> list[tuple[int, dict[str, float]]]:
+        """(step, name → value) of each step that ended since the last call, on all ranks. What `flush` returns stays as it is.
+
+        `flush` forgets the steps that ended before it: take them first.
+
+        Args:
+            wanted: whether the metric of this name is returned.
+            gather: as for `flush`. All ranks have ended the same steps.
+        """
+        own: Steps = []
+        for step, ends, also in self._ends:
+            found: dict[str, Sample] = {name: ("mean", float(value), 1.0) for name, value in also.items()}
+            for name, end in ends.items():
+                if wanted(name) and end > (start := self._taken.get(name, 0)):
+                    found[name] = _joined(self._parts[name], slice(start, end))
+            own.append((step, found))
+            self._taken = ends
+        self._ends = []
+        ranks = [own] if gather is None else gather(own)
+        return [(step, _reduced([dict(rank)[step] for rank in ranks])) for step, _ in own]
+
+    def _lengths(self) -> dict[str, int]:
+        return {name: len(parts.values) for name, parts in self._parts.items()}
 
     def flush(self, prefix: str = "", gather: Gather | None = None) -> dict[str, float]:
         """Name → value over all that was added since the last flush, on all ranks.
 
         Args:
             prefix: put before every name: ``"eval_"`` for an evaluation.
-            gather: returns every rank's argument as a list, on every rank: ``lambda part: gather_object([part])`` of
-                accelerate. Ranks may have different names. None for one rank.
+            gather: ``lambda part: gather_object([part])`` of accelerate. Ranks may have different names. None for one rank.
 
         Returns:
             Names with no value but NaN are left out.
         """
         own: dict[str, Sample] = {name: _joined(parts) for name, parts in self._parts.items()}
         self._parts.clear()
-        ranks = [own] if gather is None else gather(own)
-        names = dict.fromkeys(name for rank in ranks for name in rank)
-        return {
-            prefix + name: value
-            for name in names
-            if (value := _result([rank[name] for rank in ranks if name in rank])) is not None
-        }
+        self._ends, self._taken = [], {}
+        return _reduced([own] if gather is None else gather(own), prefix)
 
 
 def _tensor(value: Tensor | float) -> Tensor:
@@ -143,10 +179,20 @@ def _tensor(value: Tensor | float) -> Tensor:
     )
 
 
-def _joined(parts: _Parts) -> Sample:
-    values = [value.item() for value in parts.values]
+def _joined(parts: _Parts, span: slice = slice(None)) -> Sample:
+    values = [value.item() for value in parts.values[span]]
     combine = {"mean": math.fsum, "sum": math.fsum, "min": min, "max": max}[parts.kind]
-    return parts.kind, combine(values), math.fsum(count.item() for count in parts.counts)
+    return parts.kind, combine(values), math.fsum(count.item() for count in parts.counts[span])
+
+
+def _reduced(ranks: Sequence[Mapping[str, Sample]], prefix: str = "") -> dict[str, float]:
+    """Name → value over all ranks; without the names that have no value but NaN."""
+    names = dict.fromkeys(name for rank in ranks for name in rank)
+    return {
+        prefix + name: value
+        for name in names
+        if (value := _result([rank[name] for rank in ranks if name in rank])) is not None
+    }
 
 
 def _result(samples: list[Sample]) -> float | None:

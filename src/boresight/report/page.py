@@ -12,8 +12,10 @@ from boresight.files import write_whole
 from boresight.report.browse import browsable
 from boresight.report.curves import charts
 from boresight.report.page_shell import PLOTLY, Images, render_page
-from boresight.report.run import Run, read_run, seconds_by_phase, series
+from boresight.report.run import Run, curves, read_run, seconds_by_phase, series
+from boresight.report.set_up import set_up_of
 from boresight.report.tokens import TokenTexts
+from boresight.report.verdicts import first_verdict
 
 MAX_COMPLETIONS = 20_000
 """The default limit of completions in a page."""
@@ -58,7 +60,7 @@ def report_page(data: Mapping[str, Any], *, watch: bool = False) -> str:
         data={**data, "images": {}, "watch": watch},
         images=data["images"],
         styles=["run.css"],
-        scripts=[PLOTLY, "run.js", "curves.js", "browse.js", "start.js"],
+        scripts=[PLOTLY, "run.js", "set_up.js", "curves.js", "browse.js", "start.js"],
         connect=watch,
         has_completions=data["completions"] is not None,
         watch=watch,
@@ -73,16 +75,18 @@ def report_data(folder: str | os.PathLike[str], *, max_completions: int = MAX_CO
     if run.completions is not None:
         texts = TokenTexts.of_run(folder)
         completions = browsable(run.completions, run=Path(folder), texts=texts, images=images, max_rows=max_completions)
-    lines = series(run.metrics)
+    lines = curves(run)
     return {
         "name": run.name,
         "written": time.time(),
         "facts": facts(run),
         "verdicts": list(run.verdicts),
+        "awaited": "" if run.verdicts else awaited_verdict(run),
+        "set_up": set_up_of(run.set_up),
         "damaged": list(run.damaged),
         "metrics_from": run.metrics_from,
         "series": lines,
-        "charts": charts(lines),
+        "charts": charts(lines, lines),
         "timeline": seconds_by_phase(run.timeline),
         "work": dict(run.work),
         "completions": completions,
@@ -118,6 +122,21 @@ def facts(run: Run) -> list[dict[str, Any]]:
     if run.damaged:
         found.append({"name": "damaged files", "value": f"{len(run.damaged):,}", "note": "; ".join(run.damaged[:4])})
     return found
+
+
+def awaited_verdict(run: Run) -> str:
+    """When a run without a verdict gives its first one."""
+    options = run.set_up.get("options", {})
+    every = options.get("verdict_steps")
+    if every == 0:
+        return "verdict_steps=0: this run gives no verdicts."
+    if not isinstance(every, int):
+        return "This run gave no verdict."
+    steps = [line["step"] for line in (*run.metrics, *run.timeline)]
+    last = options.get("max_steps")
+    is_short = isinstance(last, int) and 0 < last < first_verdict(every)
+    when = f"at the end, at step {last}" if is_short else f"at step {first_verdict(every)}"
+    return f"The first verdict comes {when}; step {max(steps, default=0):,} is done."
 
 
 def _short(value: float) -> str:

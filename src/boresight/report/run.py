@@ -3,6 +3,8 @@
 | file | becomes |
 |---|---|
 | `metrics.jsonl` | curves and counters; without it, those of the newest checkpoint's log; without that, those of the completions |
+| `steps.jsonl` | curves with a point for every step |
+| `run.json` | the options and the command |
 | `timeline.jsonl` | seconds of each phase of each step |
 | `verdicts.jsonl` | why the run learns or does not |
 | `completions/` | the browser |
@@ -26,7 +28,7 @@ from boresight.report.completions import read_completions
 from boresight.report.jsonl import read_lines
 from boresight.report.timeline import PHASES
 
-KEPT = ("metrics.jsonl", "timeline.jsonl", "verdicts.jsonl", "completions")
+KEPT = ("metrics.jsonl", "steps.jsonl", "timeline.jsonl", "verdicts.jsonl", "completions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,10 @@ class Run:
     """One entry a log line: `step` and what was logged."""
     metrics_from: str
     """A description of the file that they are from; empty where there are none."""
+    steps: Sequence[Mapping[str, Any]] = ()
+    """One entry an optimizer step: `step` and its metrics; none where only logs were kept."""
+    set_up: Mapping[str, Any] = field(default_factory=dict)
+    """What run.json says: method, data, options and, where it is known, the command."""
     timeline: Sequence[Mapping[str, Any]] = ()
     verdicts: Sequence[Mapping[str, Any]] = ()
     completions: pa.Table | None = None
@@ -66,6 +72,8 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         name=" / ".join(folder.resolve().parts[-2:]),
         metrics=metrics,
         metrics_from=metrics_from,
+        steps=read_lines(folder / "steps.jsonl", damaged),
+        set_up=_set_up(folder / "run.json", damaged),
         timeline=read_lines(folder / "timeline.jsonl", damaged),
         verdicts=read_lines(folder / "verdicts.jsonl", damaged),
         completions=completions,
@@ -89,6 +97,15 @@ def series(metrics: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[flo
                 line_of["steps"].append(line["step"])
                 line_of["values"].append(value)
     return found
+
+
+def curves(run: Run) -> dict[str, dict[str, list[float]]]:
+    """As `series`, with a point for every step where the run kept one, and else for every log."""
+    logged, by_step = series(run.metrics), series(run.steps)
+    for name, line in by_step.items():
+        if len(line["steps"]) >= len(logged.get(name, {"steps": []})["steps"]):
+            logged[name] = line
+    return logged
 
 
 def seconds_by_phase(timeline: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -124,6 +141,19 @@ def _metrics(folder: Path, completions: pa.Table | None, damaged: list[str]) -> 
     if completions is not None:
         return _metrics_of_completions(completions), "the completions, since the folder has no metrics.jsonl"
     return [], ""
+
+
+def _set_up(path: Path, damaged: list[str]) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found, dict) and isinstance(found.get("options", {}), dict):
+            return found
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        pass
+    damaged.append(f"{path.name} cannot be read")
+    return {}
 
 
 def _states(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from boresight.report.timeline import PHASES
+from boresight.report.trends import held_out_error
 
 LABELS = {
     "loss": "loss",
@@ -45,6 +46,9 @@ ALWAYS = ("sample", "update")
 
 GAP = "  "
 
+Z95 = 1.96
+"""Standard errors on either side of a held-out mean that make its 95 % interval."""
+
 
 def columns_of(logs: Mapping[str, Any], *, is_first: bool = False) -> dict[str, str]:
     """Heading → the value as written, of one log entry without its prefix.
@@ -66,6 +70,12 @@ def columns_of(logs: Mapping[str, Any], *, is_first: bool = False) -> dict[str, 
         if name == "reward_std":
             found |= reward_columns(logs)
     return found | phase_columns(logs, ALWAYS if is_first else PHASES)
+
+
+def with_interval(columns: Mapping[str, str], logs: Mapping[str, Any]) -> dict[str, str]:
+    """The reward's column of an evaluation with its 95 % interval: "0.42 ± 0.12"; empty where there is no reward."""
+    error = held_out_error(logs)
+    return {"reward": f"{columns['reward']} ± {number(Z95 * error)}"} if "reward" in columns and error else {}
 
 
 def reward_columns(logs: Mapping[str, Any]) -> dict[str, str]:
@@ -211,6 +221,8 @@ class StepRows(ProgressCallback):
         kind, entries = split_prefix(logs)
         step = f"{kind} {state.global_step}" if kind else f"{state.global_step}/{state.max_steps}"
         values = {"step": step, **columns_of(entries, is_first=state.global_step == 1)}
+        if kind:
+            values |= with_interval(values, entries)
         if not kind:
             left = self._seconds_left(state)
             values["left"] = "" if left is None else duration(left)

@@ -124,7 +124,10 @@ def held_out_falls(course: Course) -> Iterator[str]:
     now = course.held_out[-1]
     if "reward" in now:
         best = max(course.held_out[:-1], key=lambda each: each.get("reward", -math.inf))
-        fall, error = best.get("reward", math.nan) - now["reward"], math.hypot(_error(best), _error(now))
+        fall, error = (
+            best.get("reward", math.nan) - now["reward"],
+            math.hypot(held_out_error(best), held_out_error(now)),
+        )
         if fall > SIGMAS * error and fall > 0:
             yield (
                 f"The held-out reward fell from {_number(best['reward'])} to {_number(now['reward'])} (standard error of the difference "
@@ -141,7 +144,7 @@ def held_out_falls(course: Course) -> Iterator[str]:
             )
 
 
-def _error(evaluation: Metrics) -> float:
+def held_out_error(evaluation: Metrics) -> float:
     """The standard error of a held-out reward; 0 where the number of prompts is not known."""
     count = evaluation.get("samples_per_second", 0.0) * evaluation.get("runtime", 0.0)
     return evaluation.get("reward_std", 0.0) / math.sqrt(count) if count > 0 else 0.0

@@ -10,6 +10,9 @@ from boresight.report.trends import TRENDS, Course, progress
 
 Metrics = Mapping[str, float]
 
+FIRST_VERDICT = 20
+"""The step of the first verdict, where `verdict_steps` would let it wait longer."""
+
 EQUAL_REWARDS = 0.75
 """Share of groups with equal rewards above which most of the sampling is wasted."""
 TRUNCATED = 0.25
@@ -338,3 +341,8 @@ def _percent(share: float) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.3g}"
+
+
+def first_verdict(every: int) -> int:
+    """The step of the first verdict of a run with `verdict_steps` = `every` > 0."""
+    return min(every, FIRST_VERDICT)

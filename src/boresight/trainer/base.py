@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,7 +49,7 @@ from boresight.report.timeline import Timeline
 from boresight.rollout.hf import HFSampler
 from boresight.trainer.config import TrainerConfig
 from boresight.trainer.fingerprint import sampled_weights_digest
-from boresight.trainer.identity import Identity, adapters_of, options_of
+from boresight.trainer.identity import Identity, adapters_of, changed_options, options_of
 from boresight.trainer.lifecycle import StepBoundary
 from boresight.trainer.loading import each
 from boresight.trainer.nested_options import named
@@ -67,6 +68,9 @@ from boresight.trainer.update import Item
 from boresight.trainer.verdict_probes import UpdateProbe, Verdicts
 
 Config = TypeVar("Config", bound=TrainerConfig)
+
+NOT_BY_STEP = re.compile("time/|work/|num_tokens$")
+"""Metrics that steps.jsonl leaves out: timeline.jsonl has the seconds, and the others are totals."""
 
 
 class GroupTrainer(RowTrainer[Item]):
@@ -162,6 +166,7 @@ class GroupTrainer(RowTrainer[Item]):
         show_rows(self)
         self.timeline = Timeline(self._run_file("timeline.jsonl"), entered=rank_link.at)
         self.metric_lines = StepLines(self._run_file("metrics.jsonl"))
+        self.step_lines = StepLines(self._run_file("steps.jsonl"))
         self.verdict_lines = StepLines(self._run_file("verdicts.jsonl"))
         self._watch_updates(self.args.verdict_steps)
         self.add_callback(FirstAndLastLogged())
@@ -176,7 +181,9 @@ class GroupTrainer(RowTrainer[Item]):
             )
         self.callback_handler.callbacks.insert(0, StepBoundary(self))
         base_model = str(source or getattr(unwrap(loaded).config, "_name_or_path", "")) or None
-        self.run_folder = RunFolder(self.args.output_dir, self.log_once, {"base_model": base_model})
+        self.run_folder = RunFolder(
+            self.args.output_dir, self.log_once, {"base_model": base_model, "set": changed_options(args)}
+        )
         self._check_data()
         self.identity = self._identity(args)
         self.set_up = SetUp(
@@ -349,6 +356,7 @@ class GroupTrainer(RowTrainer[Item]):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the steps since the last log, and append the log entry to RUN/metrics.jsonl."""
         if "loss" in logs:
+            self._write_steps()
             logs = {**logs, **self.metrics.flush(gather=self._gather)}
             if "num_tokens" in logs:
                 self._num_tokens += int(logs["num_tokens"])
@@ -367,8 +375,34 @@ class GroupTrainer(RowTrainer[Item]):
 
         Runs on the first rank only.
         """
-        files = (self.timeline, self.metric_lines, self.verdict_lines)
+        files = (self.timeline, self.metric_lines, self.step_lines, self.verdict_lines)
         return sum(file.discard_after(step) for file in files)
+
+    def finish_step(self) -> None:
+        super().finish_step()
+        self.metrics.end_step(
+            self.state.global_step,
+            loss=self._computed[1] * self.accelerator.num_processes,
+            grad_norm=self._grad_norm,
+            learning_rate=self._get_learning_rate(),
+        )
+
+    _grad_norm: Any = math.nan
+    """Of the last step, on the device: it is read with the step's other metrics."""
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self._grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self._grad_norm
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the base class, after what is known of each step is in RUN/steps.jsonl: the checkpoint has their sums alone."""
+        self._writing(Path(self._get_output_dir(trial)) / "steps.jsonl", self._write_steps)
+        super()._save_checkpoint(model, trial)
+
+    def _write_steps(self) -> None:
+        """Append the metrics of each step since the last call to RUN/steps.jsonl."""
+        for step, found in self.metrics.take_steps(lambda name: not NOT_BY_STEP.match(name), self._gather):
+            self.step_lines.add(step, found)
 
     def _gather(self, own: Any) -> list[Any]:
         """The objects of all ranks, on every rank."""

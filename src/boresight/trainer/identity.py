@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 from boresight.errors import ConfigError
@@ -43,6 +44,28 @@ Identity = Mapping[str, Any]
 def options_of(args: Any) -> dict[str, Any]:
     """A configuration's options as plain values."""
     return json.loads(json.dumps(args.to_dict(), default=str, sort_keys=True))
+
+
+def changed_options(args: Any) -> list[str]:
+    """The names of the options that are not as the class sets them, for readers of run.json.
+
+    Options that are None until the configuration fills them in are not counted where they are filled with nothing (False, an empty list).
+    """
+    values = options_of(args)
+    plain = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(args)
+    }
+    before = json.loads(json.dumps(plain, default=str))
+    return [
+        name
+        for name, value in values.items()
+        if name not in FILLED_IN and name in before and value != before[name] and (value or before[name] is not None)
+    ]
+
+
+FILLED_IN = frozenset({"accelerator_config", "hub_token", "report_to"})
+"""Options that transformers fills in by itself."""
 
 
 def adapters_of(configs: Mapping[str, Any]) -> dict[str, Any]:

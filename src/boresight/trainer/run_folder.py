@@ -31,6 +31,7 @@ SAVING, REPLACED, ASIDE = ".saving-", ".replaced-", "aside-"
 
 LOGS = (
     "metrics.jsonl",
+    "steps.jsonl",
     "timeline.jsonl",
     "verdicts.jsonl",
     "completions",
@@ -71,6 +72,10 @@ class RunFolder:
         self._say = say
         self._owner = uuid.uuid4().hex
         self._has_trained = False
+
+    def note(self, **about: Any) -> None:
+        """Add further facts to run.json, which is written when the run enters the folder."""
+        self._about |= about
 
     # ---- One run ----------------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from boresight.modules import local
 from boresight.report.jsonl import StepLines
 from boresight.report.metrics import MeanMetrics
 from boresight.report.step_rows import split_prefix
-from boresight.report.verdicts import verdicts, window_means
+from boresight.report.verdicts import FIRST_VERDICT, verdicts, window_means
 from boresight.types import Group, Prompt
 
 WEIGHTS_PER_TENSOR = 1024
@@ -24,10 +24,6 @@ MAX_SWAPS = 4
 
 SWAPPED_COMPLETIONS = 2
 """Number of completions of such a group that are compared."""
-
-
-FIRST_VERDICT = 20
-"""The step of the first verdict, where `verdict_steps` would let it wait longer."""
 
 
 def is_due(every: int, step: int, num_steps: int = 1) -> bool:

@@ -45,6 +45,8 @@ function number(value, digits = 2, signed = false) {
   return (negative ? "−" : signed ? "+" : "") + text;
 }
 
+const byId = (id) => document.getElementById(id);
+
 /** "1 step", "1,200 steps". */
 function counted(num, name) {
   return `${number(num, 0)} ${name}${num === 1 ? "" : "s"}`;

@@ -110,16 +110,47 @@ function drawCurves(data) {
   const cards = data.charts.map((chart) => chartCard(chart, data.series));
   for (const {plot, chart} of cards) {
     drawLater(plot, () => {
-      const yaxis = chart.unit === "share" ? {rangemode: "tozero", tickformat: "~%"} : {};
+      const yaxis = chart.unit === "share" ? {rangemode: "tozero", tickformat: "~%", ...steadyRange(chart, data.series)}
+        : steadyRange(chart, data.series);
       Plotly.react(plot, lineTraces(chart, data.series, Number(slider.value)), chartLayout({yaxis}), CHART_CONFIG);
     });
   }
-  const [main, more] = [false, true].map((kind) => cards.filter(({chart}) => chart.more === kind).map(({card}) => card));
-  byId("charts").replaceChildren(...main);
-  byId("more-charts").replaceChildren(...more);
-  byId("more").hidden = !more.length;
-  byId("more").querySelector("summary").textContent = counted(more.length, "further metric");
+  const fold = (id, found, title) => {
+    byId(`${id}-charts`).replaceChildren(...found.map(({card}) => card));
+    byId(id).hidden = !found.length;
+    byId(id).querySelector("summary").textContent = title;
+  };
+  const flat = cards.filter(({chart}) => chart.flat);
+  const [main, more] = [false, true].map((kind) => cards.filter(({chart}) => !chart.flat && chart.more === kind));
+  byId("charts").replaceChildren(...main.map(({card}) => card));
+  fold("flat", flat, `${counted(flat.length, "chart")} without a change: ${flat.map(({chart}) => lastOf(chart, data.series)).join(", ")}`);
+  fold("more", more, counted(more.length, "further metric"));
 }
+
+/** "clipped 0%": the title of a chart, and the value of its first line. */
+function lastOf(chart, series) {
+  const value = series[chart.lines[0].name].values.at(-1);
+  return `${chart.title} ${chart.unit === "share" ? `${compact(100 * value)}%` : compact(value)}`;
+}
+
+/** The range of an axis whose values are all but equal: plotly would magnify their rounding. */
+function steadyRange(chart, series) {
+  const values = chart.lines.flatMap((line) => series[line.name].values);
+  const [least, most] = [Math.min(...values), Math.max(...values)];
+  const size = Math.max(Math.abs(least), Math.abs(most));
+  if (most - least > 1e-3 * size) return {};
+  const pad = size === 0 ? (chart.unit === "share" ? 0.1 : 1) : 0.5 * size;
+  return {range: least >= 0 && size === 0 ? [-0.05 * pad, pad] : [least - pad, most + pad]};
+}
+
+let awaitedFrame = 0;
+byId("smoothing").addEventListener("input", (event) => {
+  const share = Number(event.target.value);
+  event.target.nextElementSibling.textContent = share ? share.toFixed(2) : "off";
+  cancelAnimationFrame(awaitedFrame);
+  awaitedFrame = requestAnimationFrame(redrawCharts);
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCharts);
 
 // ---- Time -----------------------------------------------------------------------------------------------------------------------------
 

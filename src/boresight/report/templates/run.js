@@ -1,8 +1,6 @@
 "use strict";
 // The plain parts of a run page: facts, verdicts, work. Each draws itself anew out of the data.
 
-const byId = (id) => document.getElementById(id);
-
 function drawFacts(data) {
   const written = new Date(data.written * 1000);
   byId("written").textContent = `As of ${written.toLocaleString("en-GB", {dateStyle: "long", timeStyle: "short"})}`
@@ -16,7 +14,7 @@ const VERDICTS_SHOWN = 6;
 function drawVerdicts(data) {
   const list = byId("verdict-list");
   if (!data.verdicts.length) {
-    list.replaceChildren(element("p", {class: "soft"}, "This run gave no verdict."));
+    list.replaceChildren(element("p", {class: "soft"}, data.awaited));
     return;
   }
   const newest = [...data.verdicts].reverse().map((verdict) =>

@@ -9,20 +9,12 @@ function drawAll(data) {
   drawCurves(data);
   drawTime(data);
   drawWork(data);
+  drawSetUp(data);
 }
 
 const first = pageData();
 drawAll(first);
 if (byId("completions")) showCompletions(first.completions);
-
-let waiting = 0;
-byId("smoothing").addEventListener("input", (event) => {
-  const share = Number(event.target.value);
-  event.target.nextElementSibling.textContent = share ? share.toFixed(2) : "off";
-  cancelAnimationFrame(waiting);
-  waiting = requestAnimationFrame(redrawCharts);
-});
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCharts);
 
 async function follow(version) {
   try {
