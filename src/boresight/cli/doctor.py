@@ -121,12 +121,12 @@ def _print_plan(options: argparse.Namespace, console: Console) -> None:
     from boresight.errors import ConfigError, nearest
 
     given: dict[str, Any] = {flag: value for flag in PLAN_FLAGS if (value := getattr(options, flag)) is not None}
+    name = given.pop("card", "h100")
     for flag, value in given.items():
-        if not isinstance(value, str) and not (float(value) > 0 or (flag in ("image_tokens", "price") and value == 0)):
+        if not (value > 0 or (flag in ("image_tokens", "price") and value == 0)):
             raise ConfigError(f"--{flag} {value:g}: it must be above 0.")
         if flag in ("utilisation", "bandwidth_share") and value > 1:
             raise ConfigError(f"--{flag} {value:g}: it is a share of the peak, at most 1.")
-    name = given.get("card", "h100")
     if name not in CARDS:
         raise ConfigError(
             f"--card {name}: it is none of {', '.join(CARDS)}.{nearest(name, CARDS)} For another, set --memory, --peak_flops, --bandwidth, "
