@@ -22,6 +22,7 @@ def test_no_benchmark_is_left_out() -> None:
         == {
             "attention",
             "digits",
+            "efficiency",
             "gpu_check",
             "memory",
             "objectives",
@@ -125,3 +126,13 @@ def test_planner(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFix
         assert line["said_seconds"] > 0 and line["seconds"] > 0
     assert lines[1]["bytes"] > 1.3 * lines[0]["bytes"]
     assert "bytes: median error" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(300)
+def test_efficiency(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two real processes beside one."""
+    benchmark_main("efficiency", "--json", str(tmp_path / "found.json"))
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["efficiency"] == pytest.approx(found["one"] / found["two"])
+    assert min(found["one computing"], found["two computing"]) > 0
+    assert "efficiency" in capsys.readouterr().out
