@@ -19,7 +19,19 @@ def test_no_benchmark_is_left_out() -> None:
     # `digits` and `gpu_check` have tests of their own.
     assert (
         scripts
-        == {"attention", "digits", "gpu_check", "memory", "objectives", "overlap", "preferences", "rows", "versus_trl"}
+        == {
+            "attention",
+            "digits",
+            "efficiency",
+            "gpu_check",
+            "memory",
+            "objectives",
+            "overlap",
+            "planner",
+            "preferences",
+            "rows",
+            "versus_trl",
+        }
         | ENGINES
     )
 
@@ -102,3 +114,25 @@ def test_overlap(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFix
     assert found["lag 0"] == pytest.approx(found["sample"] + found["update"])
     assert min(found["sample"], found["update"], found["lag 1"]) > 0
     assert "lag 1 / max(sample" in capsys.readouterr().out
+
+
+def test_planner(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Activations are within 15 % of what torch holds, with gradient checkpointing and without."""
+    benchmark_main("planner", "--repeats", "1", "--json", str(tmp_path / "lines.json"))
+    lines = json.loads((tmp_path / "lines.json").read_text())
+    assert [line["checkpointing"] for line in lines] == [True, False]
+    for line in lines:
+        assert line["said_bytes"] == pytest.approx(line["bytes"], rel=0.15)
+        assert line["said_seconds"] > 0 and line["seconds"] > 0
+    assert lines[1]["bytes"] > 1.3 * lines[0]["bytes"]
+    assert "bytes: median error" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(300)
+def test_efficiency(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two real processes beside one."""
+    benchmark_main("efficiency", "--json", str(tmp_path / "found.json"))
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["efficiency"] == pytest.approx(found["one"] / found["two"])
+    assert min(found["one computing"], found["two computing"]) > 0
+    assert "efficiency" in capsys.readouterr().out

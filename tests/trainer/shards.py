@@ -72,7 +72,19 @@ def grpo(model: str, folder: str, **options: Any) -> Any:
 
 
 GSPO: dict[str, Any] = {"importance_sampling_level": "sequence", "beta": 0.0, "num_iterations": 2}
+EXACT: dict[str, Any] = {
+    "model_init_kwargs": {"dtype": "float64"},
+    "learning_rate": 1.0,
+    "max_grad_norm": 0.0,
+    "max_steps": 1,
+    "lr_scheduler_type": "constant",
+}
+"""One step of SGD at a rate of 1 in float64: weights differ by what gradients differ."""
+UNCORRECTED: dict[str, Any] = {"beta": 0.0, "vllm_importance_sampling_correction": False}
+"""Without the correction by the sampler's log-probabilities, which are float32: their rounding depends on the batch."""
 CASES: dict[str, Any] = {
+    "sft-64": lambda model, folder: sft(model, folder, **EXACT),
+    "grpo-64": lambda model, folder: grpo(model, folder, **EXACT, **UNCORRECTED),
     "sft": lambda model, folder: sft(model, folder, max_grad_norm=0.1, gradient_checkpointing=True),
     "sft-lora": lambda model, folder: sft(model, folder, peft_config=lora(), learning_rate=0.5),
     "text-only": lambda model, folder: sft(

@@ -16,6 +16,9 @@ SHORT = ("sft", "text-only", "mpo", "grpo", "gspo-lora")
 LONG = ("sft-lora", "dpo", "dpo-lora", "precomputed", "follows", "grpo-lora", "gspo", "parts", "cut")
 
 
+EXACT = ("sft-64", "grpo-64")
+
+
 def train(model: Path, folder: Path, ranks: int, *cases: str, **environment: str) -> Path:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if ranks == 2 else []
     command = [sys.executable, *launcher, "-m", "tests.trainer.shards", str(model), str(folder), *cases]
@@ -28,7 +31,7 @@ def train(model: Path, folder: Path, ranks: int, *cases: str, **environment: str
 @pytest.fixture(scope="module")
 def alone(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The short cases on one rank."""
-    return train(model_folder, tmp_path_factory.mktemp("alone"), 1, *SHORT, "sent")
+    return train(model_folder, tmp_path_factory.mktemp("alone"), 1, *SHORT, *EXACT, "sent")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,8 @@ def divided(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.timeout(500)
 def test_the_runs_end(alone: Path, divided: Path) -> None:
     """Two minutes of work on an idle machine, which the limit of a single test would cut off on a busy one."""
-    assert {folder.name for folder in alone.iterdir()} | {"resumed"} == {folder.name for folder in divided.iterdir()}
+    names = [{folder.name for folder in runs.iterdir()} for runs in (alone, divided)]
+    assert names[0] - {*EXACT} | {"resumed"} == names[1]
 
 
 def assert_equal(one: Path, two: Path, tolerance: float) -> None:
@@ -103,6 +107,20 @@ def test_a_run_goes_on_over_another_number_of_ranks(
         assert [line["step"] for line in log] == [line["step"] for line in other]
         for name in {"loss", "reward", "kl", "rewards/margins", "loss/bco_shift", "num_tokens"} & log[-2].keys():
             assert other[-2][name] == pytest.approx(log[-2][name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("environment", [{"WHOLE_WEIGHTS": "1"}, {}], ids=["ddp", "fsdp2"])
+def test_two_ranks_equal_one_in_float64(
+    environment: dict[str, str], alone: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    """Gradients, which are what a step of SGD at a rate of 1 changes, are equal within 1e-9."""
+    two = train(model_folder, tmp_path, 2, *EXACT, **environment)
+    for case in EXACT:
+        assert_equal(alone / case / "model", two / case / "model", 1e-9)
+        before, after = (load_file(folder / "model.safetensors") for folder in (model_folder, alone / case / "model"))
+        assert {weight.dtype for weight in after.values()} == {torch.float64}
+        assert max((after[name] - before[name]).abs().max().item() for name in after) > 1e-3
 
 
 @pytest.mark.soak

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from boresight.preflight import Finding
 
 HELP = "check a run before it starts (doctor METHOD), a model, or a step that was not finite"
@@ -31,6 +34,24 @@ EXPLANATION = """boresight doctor checks before you train. Say what:
     boresight doctor --replay FILE
 
 More: boresight doctor --help."""
+PLAN_FLAGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
+    "gpus": (int, "N", "how many GPUs (default: 1)"),
+    "card": (str, "NAME", "their kind, which sets memory and rates: a100, h100, h200, b200, l40s (default: h100)"),
+    "memory": (float, "GB", "the memory of each GPU in GB (default: the card's)"),
+    "peak_flops": (float, "TFLOPS", "bf16 operations per second of a GPU, in 10^12 (default: the card's)"),
+    "bandwidth": (float, "TB/s", "bandwidth of a GPU's memory (default: the card's)"),
+    "link": (float, "GB/s", "bandwidth between GPUs of a machine, each way (default: the card's)"),
+    "network": (float, "GB/s", "bandwidth between GPUs of different machines, each way (default: the card's)"),
+    "utilisation": (float, "SHARE", "of the peak operations that are reached (default: 0.4)"),
+    "bandwidth_share": (float, "SHARE", "of bandwidths that is reached (default: 0.6)"),
+    "price": (float, "X", "of a GPU for an hour (default: 3)"),
+    "prompts": (int, "N", "prompts of a step over all GPUs (default: 64)"),
+    "completions": (int, "K", "completions of each prompt (default: 8)"),
+    "prompt_tokens": (int, "N", "tokens of a prompt, with those of its images (default: 1024)"),
+    "image_tokens": (int, "N", "tokens of a prompt that stand for images (default: 768)"),
+    "completion_tokens": (int, "N", "tokens of a completion (default: 512)"),
+}
+"""Flag of a plan → how it is read, its unit, and its help. Defaults are in `boresight.doctor.cost`, which imports torch."""
 COLOURS = {"error": "red", "warning": "yellow", "note": ""}
 
 
@@ -52,14 +73,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="what training the model needs on --gpus of --memory; reads its config alone",
     )
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="with --plan: how many GPUs (default: 1)")
-    parser.add_argument(
-        "--memory",
-        type=float,
-        default=80.0,
-        metavar="GB",
-        help="with --plan: the memory of each GPU in GB (default: 80)",
+    group = parser.add_argument_group(
+        "the plan", "With --plan. The seconds of a step are simulated from rates; see docs/how-to/many-gpus.md."
     )
+    for flag, (kind, metavar, text) in PLAN_FLAGS.items():
+        group.add_argument(f"--{flag}", f"--{flag.replace('_', '-')}", type=kind, metavar=metavar, help=text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -69,6 +87,8 @@ def run(options: argparse.Namespace) -> None:
     from boresight.errors import ConfigError, ModelError
 
     console = Console()
+    if not options.plan and (given := [flag for flag in PLAN_FLAGS if getattr(options, flag) is not None]):
+        raise ConfigError(f"--{given[0]} is about a plan: add --plan, or leave it out.")
     if options.replay is not None:
         from boresight.doctor.replay import replay
 
@@ -79,13 +99,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.model:
         raise ConfigError("--probe and --plan are about a model: name it with --model.")
     if options.plan:
-        from boresight.doctor.plan import plan
-
-        if options.gpus < 1 or options.memory <= 0:
-            raise ConfigError(f"--gpus {options.gpus} --memory {options.memory:g}: both must be above 0.")
-        table, settings = plan(options.model, options.gpus, options.memory)
-        console.print(table)
-        print(settings, end="")
+        _print_plan(options, console)
         return
     from boresight.doctor.probe import probe
 
@@ -93,6 +107,39 @@ def run(options: argparse.Namespace) -> None:
     console.print(report)
     if not report.passed:
         raise ModelError(f"{options.model} fails a check: training would give wrong results without an error.")
+
+
+def _print_plan(options: argparse.Namespace, console: Console) -> None:
+    """Print what a model needs, and a set-up that fits.
+
+    Raises:
+        ConfigError: a number is out of range, or there is no such card.
+    """
+    # These import torch, which takes seconds, and no other check of a model needs them.
+    from boresight.doctor.cost import CARDS, Rates, Work
+    from boresight.doctor.plan import GB, plan
+    from boresight.errors import ConfigError, nearest
+
+    given: dict[str, Any] = {flag: value for flag in PLAN_FLAGS if (value := getattr(options, flag)) is not None}
+    name = given.pop("card", "h100")
+    for flag, value in given.items():
+        if not (value > 0 or (flag in ("image_tokens", "price") and value == 0)):
+            raise ConfigError(f"--{flag} {value:g}: it must be above 0.")
+        if flag in ("utilisation", "bandwidth_share") and value > 1:
+            raise ConfigError(f"--{flag} {value:g}: it is a share of the peak, at most 1.")
+    if name not in CARDS:
+        raise ConfigError(
+            f"--card {name}: it is none of {', '.join(CARDS)}.{nearest(name, CARDS)} For another, set --memory, --peak_flops, --bandwidth, "
+            "--link and --network."
+        )
+    units = {"memory": ("memory", GB), "peak_flops": ("flops", 1e12), "bandwidth": ("bandwidth", 1e12)}
+    units |= {"link": ("link", GB), "network": ("network", GB)}
+    card = replace(CARDS[name], **{field: unit * given[flag] for flag, (field, unit) in units.items() if flag in given})
+    rates = Rates(card, **{flag: given[flag] for flag in ("utilisation", "bandwidth_share", "price") if flag in given})
+    work = Work(**{field.name: given[field.name] for field in fields(Work) if field.name in given})
+    shown, settings = plan(options.model, given.get("gpus", 1), card.memory / GB, work, rates)
+    console.print(shown)
+    print(settings, end="")
 
 
 def check_run(method: str, words: Sequence[str]) -> int:

@@ -28,6 +28,7 @@ from boresight.doctor.memory import available_bytes
 from boresight.errors import ModelError, StoppedError
 from boresight.export.verify import changed_tensors, log_probs, make_probes, shown_changes, verify_folder
 from boresight.files import in_units
+from boresight.model.shards import gathered
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.run_folder import RunFolder, check_is_not_model
 
@@ -83,12 +84,13 @@ def train(command: Command, trainer: GroupTrainer[Any]) -> None:
         )
     trainer.save_model(str(folder))
     trainer.save_state()
-    if trainer.is_world_process_zero():
-        seconds = time.perf_counter() - begun
-        verified, fault = verified_model(command, trainer, folder)
-        print_summary(command, trainer, seconds, verified)
-        if fault is not None:
-            raise fault
+    seconds = time.perf_counter() - begun
+    with gathered(trainer.policy.outer):  # all ranks: the first one's pass needs the whole weights
+        if trainer.is_world_process_zero():
+            verified, fault = verified_model(command, trainer, folder)
+            print_summary(command, trainer, seconds, verified)
+            if fault is not None:
+                raise fault
 
 
 def verified_model(command: Command, trainer: GroupTrainer[Any], folder: Path) -> tuple[str, ModelError | None]:

@@ -9,6 +9,7 @@ attention  branches that attend to their prompt and to themselves, and the choic
 layouts    the two ways to run groups through a model, and the choice between them
 head       hidden states to log-probabilities, in chunks
 forward    the one function that all forward passes of all methods use
+offloading activations in the CPU's memory between forward and backward pass
 parts      a plan by part: where adapters go, and which weights are trained; part_options: the options that state it
 reference  the model that the policy is compared with
 export     the policy's weights under the names of its saved folder; adapter_export: its LoRA factors

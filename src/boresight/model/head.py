@@ -26,8 +26,13 @@ class LogitSource(Protocol):
     def vocab_size(self) -> int: ...
 
     def logits(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
-        """Logits in float32."""
+        """Logits in float32, or float64 of a model in float64."""
         ...
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in float32, or in float64 if it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class OwnLogits:
     vocab_size: int
 
     def logits(self, hidden: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
-        return hidden.float()
+        return wide(hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +89,8 @@ class Head:
         return len(weight)
 
     def logits(self, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
-        """Logits in float32."""
-        logits = self.project(hidden).float()
+        """Logits in float32, or float64 of a model in float64."""
+        logits = wide(self.project(hidden))
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.soft_cap is not None:

@@ -269,6 +269,9 @@ class GroupTrainer(RowTrainer[Item]):
         """transformers' accelerator, which divides models over CPUs too."""
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = divide(self.accelerator)
+        if self.is_fsdp_enabled:
+            count = self.accelerator.num_processes
+            self.log_once(f"FSDP2 divides weights, gradients and optimizer state over {count} processes.")
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """transformers' optimizer; with `lr`, each part has groups of its own."""

@@ -102,6 +102,11 @@ def check_training(config: TrainerConfig) -> None:
     Raises:
         ConfigError: they do not; the message names the fix.
     """
+    if config.activation_offloading and (config.use_cpu or not torch.cuda.is_available()):
+        raise ConfigError(
+            "activation_offloading=True moves activations from a GPU into the CPU's memory, and this run is on a CPU, where they are "
+            "already: leave it out, and set gradient_checkpointing=True or max_tokens_per_pass."
+        )
     if config.max_steps == 0:
         raise ConfigError("max_steps=0 trains nothing: set at least 1, or -1 to train num_train_epochs.")
     for name in ("save_steps", "eval_steps", "logging_steps", "warmup_steps"):

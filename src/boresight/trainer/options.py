@@ -86,6 +86,9 @@ class TrainerOptions(PartOptions, DataOptions, ModelOptions, ReportOptions, TRLO
     )
     bf16: bool | None = option(None, "Compute in bfloat16. None: if the hardware supports it (CUDA; never on a CPU).")
     gradient_checkpointing: bool = option(True, "Recompute activations in the backward pass to save memory.")
+    activation_offloading: bool = option(
+        False, "Keep activations in the CPU's memory until the backward pass needs them. On a GPU only."
+    )
     logging_steps: Annotated[float, Rate] = option(10, "Optimizer steps between logs.")
     dataloader_pin_memory: bool = option(
         False, "Pin the loader's memory. Without benefit here, because groups are moved when they are packed."

@@ -14,7 +14,6 @@ HEADING = "accepted for TRL"
 
 NO_PADDING = Ignored("groups are packed, so nothing is padded")
 WHEN_NEEDED = Ignored("rows are encoded when they are needed, by dataloader_num_workers processes")
-NO_OFFLOADING = Ignored("activation offloading is not built; gradient_checkpointing saves most of the same memory", ())
 NO_ADAPTIVE_ENTROPY = Ignored("an adaptive entropy coefficient is not built; set entropy_coef", ())
 ONE_SAMPLER = Ignored("the sampler has its own cache, which shares each prompt between its completions")
 
@@ -36,7 +35,6 @@ class TRLOptions:
     ] = option(False, "The language-model head is computed in chunks without it.")
     dataset_num_proc: Annotated[int | None, WHEN_NEEDED] = option(None, "Rows are not tokenised in advance.")
     pad_to_multiple_of: Annotated[int | str | None, NO_PADDING] = option("auto", "Nothing is padded.")
-    activation_offloading: Annotated[bool, NO_OFFLOADING] = option(False, "Not built.")
 
 
 @dataclass

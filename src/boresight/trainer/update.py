@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from boresight import rank_link
 from boresight.model.forward import GroupForward
+from boresight.model.offloading import OffloadedActivations
 from boresight.model.shards import drop_gradients, gathered, is_sharded, scatter_gradients
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
@@ -201,7 +202,7 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
             if last:
                 rank_link.at("the last micro-batch")
             with contextlib.nullcontext() if last or shards else self.accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
+                with self.compute_loss_context_manager(), self.offloading():
                     share = self.loss(model, part, total, metrics) + self._balance(part, items, metrics)
                 # Gradients are averaged over ranks; the total already counts all of them.
                 self.accelerator.backward(share * self.accelerator.num_processes)
@@ -227,6 +228,12 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
         total = self._balanced_tokens or sum(item.num_tokens for item in items)
         metrics.mean("aux_loss", value.detach().cpu(), weight=tokens)
         return self.policy.routers.weight * value * (tokens / total)
+
+    def offloading(self) -> contextlib.AbstractContextManager[object]:
+        """Where a forward pass keeps its activations: as `activation_offloading` says."""
+        if not self.args.activation_offloading:  # pyright: ignore[reportAttributeAccessIssue]
+            return contextlib.nullcontext()
+        return OffloadedActivations(self.policy.outer.parameters())
 
     _exchanging = False
 
