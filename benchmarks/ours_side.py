@@ -75,13 +75,13 @@ class OurSide(Side):
     def _completion(self, ids: Tensor, prompt: Prompt) -> Completion:
         """Of one turn; or of two, with the tool's next image between them."""
         parts = ids.chunk(2) if self.case.turn_image_tokens else [ids]
-        first, *second = [Completion(part, torch.ones(len(part), dtype=torch.bool), "") for part in parts]
-        if not second:
-            return first
+        turns = [Completion(part, torch.ones(len(part), dtype=torch.bool), "") for part in parts]
+        if len(turns) == 1:
+            return turns[0]
         encoder, content = self.trainer.encoder, self.look()
         text = rendered_turn(encoder.texts, [{"role": "tool", "name": "look", "content": content}], prompt.row)
         images = [load_image(part["image"], where="look") for part in content]
-        return continued(with_turn(first, encoded_turn(encoder, text, images, row=prompt.row.index)), *second)
+        return continued(with_turn(turns[0], encoded_turn(encoder, text, images, row=prompt.row.index)), turns[1])
 
     def update(self) -> None:
         trainer = self.trainer
