@@ -4,7 +4,7 @@
 
 Both are taught by a few demonstrations first (SFT), so that they know the form of an answer, or of a call; then both improve by GRPO, for
 as many steps. The marks are too small for the whole image to say the answer (`boresight.demo.small_marks`), so the twin can get one in two
-right at best. About ten CPU minutes.
+right at best. About eight CPU minutes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def learn(folder: Path, model: Path, *, zooms: bool, options: argparse.Namespace
     taught = SFTTrainer(
         str(model),
         SFTConfig(
-            str(folder / "sft"), max_steps=options.sft_steps, per_device_train_batch_size=32, learning_rate=1e-3,
+            str(folder / "sft"), max_steps=options.sft_steps, per_device_train_batch_size=16, learning_rate=1e-3,
             lr_scheduler_type="constant_with_warmup", warmup_steps=10, assistant_only_loss=True, logging_steps=20, seed=options.seed,
             **common,
         ),
