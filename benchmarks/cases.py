@@ -46,6 +46,8 @@ class Case:
     """Whether boresight reads the reference's log-probabilities from its table. TRL cannot precompute them for images."""
     family: str = "qwen2_5_vl"
     """Of the model; see `workload.build_model`."""
+    turn_image_tokens: int = 0
+    """Of the image that a tool's result brings in the middle of every completion, each its own; 0: no tool is called."""
     losses: tuple[str, ...] = ("sigmoid",)
     """Of pairs."""
     goal: float | None = None
@@ -79,6 +81,8 @@ CASES = (
     Case("update frozen", "update", **SMALL, completion_tokens=32, num_completions=8, old=True, beta=0.04, frozen=True),
     Case("update frozen C=128", "update", **SMALL, completion_tokens=128, num_completions=8, old=True, beta=0.04, frozen=True),
     Case("update recompute", "update", **SMALL, completion_tokens=128, num_completions=8, checkpointing=True),
+    Case("update two turns", "update", **SMALL, completion_tokens=64, num_completions=8, turn_image_tokens=64),
+    Case("update two turns C=256", "update", **SMALL, completion_tokens=256, num_completions=8, turn_image_tokens=256),
     Case("update hybrid C=32", "update", **SMALL, completion_tokens=32, num_completions=8, family="qwen3_5"),
     Case("update hybrid C=128", "update", **SMALL, completion_tokens=128, num_completions=8, family="qwen3_5"),
     Case("update hybrid MoE C=32", "update", **SMALL, completion_tokens=32, num_completions=8, family="qwen3_5_moe"),
@@ -113,6 +117,7 @@ TINY: dict[str, Any] = {"image_tokens": 16, "prompt_tokens": 60, "completion_tok
 QUICK_CASES = (
     Case("update", "update", **TINY, num_completions=3, old=True, beta=0.04),
     Case("update frozen recompute", "update", **TINY, num_completions=3, beta=0.04, frozen=True, checkpointing=True),
+    Case("update two turns", "update", **TINY, num_completions=3, turn_image_tokens=4),
     Case("update hybrid", "update", **TINY, num_completions=3, family="qwen3_5"),
     Case("update hybrid MoE", "update", **TINY, num_completions=3, family="qwen3_5_moe"),
     Case("sample", "sample", **TINY, num_completions=3, num_prompts=2),

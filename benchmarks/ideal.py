@@ -37,6 +37,8 @@ class Costs:
     """One more token for every completion of the batch, head included."""
     preprocess: float = 0.0
     """One image through the processor."""
+    turn_vision: tuple[float, float] = (0.0, 0.0)
+    """The image of one completion's tool."""
     optimizer: float = 0.0
     """Clipping and one step of AdamW."""
 
@@ -49,6 +51,8 @@ def ideal_seconds(case: Case, costs: Costs) -> Parts:
     looking = case.old + (case.beta != 0 and not case.precomputed) if updating else 0
     if updating:
         parts["vision"] += case.num_prompts * costs.vision[not case.frozen_tower]
+        turns = costs.turn_vision[not case.frozen_tower] + looking * costs.turn_vision[0]
+        parts["vision"] += case.num_rows * turns
         for name in ("prompt", "completions", "head"):
             parts[name] += case.num_prompts * (getattr(costs, name)[1] + looking * getattr(costs, name)[0])
     # A frozen tower's features serve every pass; a trained one runs in each, since its gradient or its weights differ.
@@ -74,11 +78,13 @@ def unit_costs(case: Case, folder: Path, repeats: int) -> Costs:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     config = model.config.text_config
     edge = 2 * round(case.image_tokens**0.5)
-    pixels, grid = torch.randn(edge**2, 2 * 3 * (TOKEN_SIZE // 2) ** 2), torch.tensor([[1, edge, edge]])
-    shape = (case.num_completions, case.completion_tokens)
+    pixels, grid = _image(case.image_tokens)
+    turn_pixels, turn_grid = _image(case.turn_image_tokens)
     vocab = config.vocab_size
-    prompt_ids, own_ids = torch.randint(0, vocab, (1, case.prompt_tokens)), torch.randint(0, vocab, shape)
-    hidden = torch.randn(own_ids.numel(), config.hidden_size, requires_grad=True)
+    counted = torch.randint(0, vocab, (case.num_completions * case.completion_tokens,))
+    prompt_ids = torch.randint(0, vocab, (1, case.prompt_tokens))
+    own_ids = torch.randint(0, vocab, (case.num_completions, case.completion_tokens + case.turn_image_tokens))
+    hidden = torch.randn(len(counted), config.hidden_size, requires_grad=True)
 
     def text(ids: Tensor) -> Tensor:
         return base.language_model(inputs_embeds=base.get_input_embeddings()(ids), use_cache=False).last_hidden_state
@@ -91,9 +97,14 @@ def unit_costs(case: Case, folder: Path, repeats: int) -> Costs:
     own = head = (0.0, 0.0)
     if updating:
         own = timed(lambda: text(own_ids))
-        head = timed(lambda: _logp(model.get_output_embeddings(), hidden, own_ids.flatten()))
+        head = timed(lambda: _logp(model.get_output_embeddings(), hidden, counted))
     return Costs(
         vision=timed(lambda: base.visual(pixels, grid).pooler_output, train=updating and not case.frozen_tower),
+        turn_vision=timed(
+            lambda: base.visual(turn_pixels, turn_grid).pooler_output, train=updating and not case.frozen_tower
+        )
+        if case.turn_image_tokens
+        else (0.0, 0.0),
         prompt=timed(lambda: text(prompt_ids), train=updating),
         completions=(own[0] + to_prompt[0], own[1] + to_prompt[1]),
         head=head,
@@ -101,6 +112,12 @@ def unit_costs(case: Case, folder: Path, repeats: int) -> Costs:
         preprocess=_preprocess(folder, edge * TOKEN_SIZE // 2, repeats) if case.kind == "step" else 0.0,
         optimizer=_optimizer(model, repeats) if case.kind == "step" else 0.0,
     )
+
+
+def _image(tokens: int) -> tuple[Tensor, Tensor]:
+    """Patches and grid of a square image of so many tokens."""
+    edge = 2 * round(tokens**0.5)
+    return torch.randn(edge**2, 2 * 3 * (TOKEN_SIZE // 2) ** 2), torch.tensor([[1, edge, edge]])
 
 
 def _forward(function: Callable[[], Tensor], repeats: int) -> float:

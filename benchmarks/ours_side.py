@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from workload import advantages, completion_ids, no_stop_ids
 
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+from boresight.data.images import load_image
 from boresight.data.sources import RowDataset
+from boresight.data.turns import continued, encoded_turn, rendered_turn, with_turn
 from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.rollouts.scored import Scored
 from boresight.types import Completion, Group, Prompt, SamplingSettings
@@ -64,12 +66,22 @@ class OurSide(Side):
     def prepare_update(self) -> None:
         """Groups of the completions that both sides are given."""
         given = completion_ids(self.case, self.folder)
-        mask = torch.ones(self.case.completion_tokens, dtype=torch.bool)
         self.groups = [
-            Group(prompt, tuple(Completion(ids, mask, "") for ids in rows))
+            Group(prompt, tuple(self._completion(ids, prompt) for ids in rows))
             for prompt, rows in zip(self._prompts(), given, strict=True)
         ]
         self.shares = advantages(self.case).split(self.case.num_completions)
+
+    def _completion(self, ids: Tensor, prompt: Prompt) -> Completion:
+        """Of one turn; or of two, with the tool's next image between them."""
+        parts = ids.chunk(2) if self.case.turn_image_tokens else [ids]
+        turns = [Completion(part, torch.ones(len(part), dtype=torch.bool), "") for part in parts]
+        if len(turns) == 1:
+            return turns[0]
+        encoder, content = self.trainer.encoder, self.look()
+        text = rendered_turn(encoder.texts, [{"role": "tool", "name": "look", "content": content}], prompt.row)
+        images = [load_image(part["image"], where="look") for part in content]
+        return continued(with_turn(turns[0], encoded_turn(encoder, text, images, row=prompt.row.index)), turns[1])
 
     def update(self) -> None:
         trainer = self.trainer
@@ -81,7 +93,8 @@ class OurSide(Side):
     def logp(self) -> Tensor | None:
         if self.case.kind in ("update", "pairs"):
             with torch.no_grad():
-                return self.trainer.policy(self.groups).logp
+                stats = self.trainer.policy(self.groups)
+                return stats.logp * stats.mask
         return None
 
     # ---- Sampling ---------------------------------------------------------------------------------------------------------------

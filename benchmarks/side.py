@@ -12,7 +12,7 @@ import torch
 from cases import Case
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from workload import LEARNING_RATE, adapter, dataset, reward
+from workload import LEARNING_RATE, adapter, dataset, processor_of, reward, turn_images
 
 
 class Side(ABC):
@@ -37,6 +37,7 @@ class Side(ABC):
     def prepare(self, case: Case) -> None:
         """Make everything that is not to be timed."""
         self.case = case
+        self.images = iter(turn_images(case))
         self.model = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=torch.float32)
         if case.frozen:
             self.model.base_model.visual.requires_grad_(False)
@@ -89,7 +90,7 @@ class Side(ABC):
             per_device_train_batch_size=case.num_completions,
             gradient_accumulation_steps=case.num_prompts,
             num_generations=case.num_completions,
-            max_completion_length=case.completion_tokens,
+            max_completion_length=case.completion_tokens + self.turn_tokens(),
             num_iterations=2 if case.old else 1,
             **options,
         )
@@ -98,8 +99,17 @@ class Side(ABC):
             reward_funcs=reward,
             args=args,
             train_dataset=dataset(case, self.folder),
-            processing_class=AutoProcessor.from_pretrained(self.folder),
+            processing_class=processor_of(case, self.folder),
+            **({"tools": [self.look]} if case.turn_image_tokens else {}),
         )
+
+    def look(self) -> list[dict[str, Any]]:
+        """Look again."""
+        return [{"type": "image", "image": next(self.images)}]
+
+    def turn_tokens(self) -> int:
+        """Tokens that the tool's result takes, at most."""
+        return self.case.turn_image_tokens + 128 if self.case.turn_image_tokens else 0
 
     def build_dpo(self, **options: Any) -> Any:
         """A DPO trainer of the case, with a side's further options."""

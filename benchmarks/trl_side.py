@@ -10,6 +10,7 @@ from side import Side
 from torch import Tensor, nn
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
+from trl.trainer import grpo_trainer
 from workload import advantages, completion_ids, no_stop_ids
 
 VISION = ("pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images")
@@ -52,11 +53,24 @@ class TRLSide(Side):
 
     def prepare_update(self) -> None:
         """Let TRL make its own batch of the completions that both sides are given."""
-        ids = completion_ids(self.case, self.folder).flatten(0, 1).tolist()
-        self.trainer._generate_single_turn = lambda *_, **__: (ids, None)
+        ids = completion_ids(self.case, self.folder).flatten(0, 1)
+        turns = iter(part.tolist() for part in (ids.chunk(2, 1) if self.case.turn_image_tokens else [ids]))
+        self.trainer._generate_single_turn = lambda *_, **__: (next(turns), None)
+        if self.case.turn_image_tokens:
+            self._call_after_the_first_turn()
         batch = self.trainer._generate_and_score_completions(self._rows())
         self.batch = batch | {"advantages": advantages(self.case)}
         self.trainer._prepare_inputs = lambda inputs: inputs
+
+    def _call_after_the_first_turn(self) -> None:
+        """Random tokens call nothing, so calls are not parsed but given; what follows is TRL's own loop."""
+        call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+
+        def parsed(tokenizer: Any, ids: Any, *, prefix: Any, tools: Any) -> dict[str, Any]:
+            calls = {"tool_calls": [call]} if len(prefix) == self.case.prompt_tokens else {}
+            return {"role": "assistant", "content": "", **calls}
+
+        grpo_trainer.parse_response = parsed
 
     def update(self) -> None:
         batch = dict(self.batch)
@@ -81,7 +95,7 @@ class TRLSide(Side):
     def logp(self) -> Tensor | None:
         if self.case.kind == "update":
             with torch.no_grad():
-                return self._logp(self.model)
+                return self._logp(self.model) * self.batch.get("tool_mask", 1)
         if self.case.kind == "pairs":
             return self._pair_logp()
         return None

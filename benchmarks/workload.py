@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoProcessor
 
 from boresight.demo.easy_vqa import load_easy_vqa
 from boresight.demo.tiny import build_tiny
+from boresight.demo.tiny.qwen import CONTENT, chatml_with_tools
 
 # The builders of further families live with the tests.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -69,7 +70,7 @@ def dataset(case: Case, folder: Path) -> Dataset:
     Images are easy-VQA's, enlarged until they have `case.image_tokens`.
     """
     edge = TOKEN_SIZE * round(case.image_tokens**0.5)
-    question = question_of_length(case.prompt_tokens, edge, folder)
+    question = question_of_length(case.prompt_tokens, edge, processor_of(case, folder))
     pair = {"chosen": "blue " * case.completion_tokens, "rejected": "a red shape " * case.completion_tokens}
     rows: list[dict[str, Any]] = []
     row: Any
@@ -90,9 +91,26 @@ def dataset(case: Case, folder: Path) -> Dataset:
     return Dataset.from_list(rows, features=Features(features))
 
 
-def question_of_length(tokens: int, edge: int, folder: Path) -> str:
-    """A question that makes a prompt of `tokens` tokens with one image of edge × edge pixels."""
+def processor_of(case: Case, folder: Path) -> Any:
+    """The model's processor; where tools are called, with a chat template that renders calls and results."""
     processor: Any = AutoProcessor.from_pretrained(folder)
+    if case.turn_image_tokens:
+        processor.chat_template = processor.tokenizer.chat_template = chatml_with_tools(CONTENT, describes=False)
+        # TRL wants to know how calls are parsed, and both sides are given them.
+        processor.tokenizer.response_schema = {"type": "object", "properties": {}}
+    return processor
+
+
+def turn_images(case: Case) -> list[PILImage.Image]:
+    """What a tool returns in each completion, one after the other."""
+    if not case.turn_image_tokens:
+        return []
+    edge = TOKEN_SIZE * round(case.turn_image_tokens**0.5)
+    return [PILImage.new("RGB", (edge, edge), (10 * number % 256, 90, 160)) for number in range(case.num_rows)]
+
+
+def question_of_length(tokens: int, edge: int, processor: Any) -> str:
+    """A question that makes a prompt of `tokens` tokens with one image of edge × edge pixels."""
     image = PILImage.new("RGB", (edge, edge))
     question = "what color is the shape?"
     while (length := _prompt_length(processor, question, image)) < tokens:

@@ -45,7 +45,7 @@ def test_versus_trl(benchmark_main: Main, tmp_path: Path, capsys: pytest.Capture
     """The two sides compute the same log-probabilities, and the work that boresight saves is the work that it says it saves."""
     benchmark_main("versus_trl", "--json", str(tmp_path / "records.json"), "--markdown", str(tmp_path / "table.md"))
     records = {record["name"]: record for record in json.loads((tmp_path / "records.json").read_text())}
-    assert len(records) == 8
+    assert len(records) == 9
     for record in records.values():
         assert record["logp_difference"] is None or record["logp_difference"] < 1e-4
         assert record["seconds"]["trl"] > 0 and record["memory_ratio"] > 1
@@ -56,6 +56,8 @@ def test_versus_trl(benchmark_main: Main, tmp_path: Path, capsys: pytest.Capture
         # Three completions, in the old, the reference and the policy's pass.
         "update": {"trl": 9, "boresight": 3},
         "update frozen recompute": {"trl": 6, "boresight": 1},
+        # The prompt's image once; the tool's is another in each of three completions.
+        "update two turns": {"trl": 6, "boresight": 4},
         "update hybrid": {"trl": 3, "boresight": 1},
         "update hybrid MoE": {"trl": 3, "boresight": 1},
         "sample": {"trl": 6, "boresight": 2},
@@ -63,10 +65,14 @@ def test_versus_trl(benchmark_main: Main, tmp_path: Path, capsys: pytest.Capture
         "DPO precomputed": {"trl": 4, "boresight": 1},
         "MPO LoRA": {"trl": 4, "boresight": 1},
     }
+    two_turns = records["update two turns"]
+    branch = two_turns["tokens"]["trl"] // 3 - 60
+    assert two_turns["logp_difference"] is not None and branch > 4 + 4
+    assert two_turns["tokens"]["boresight"] == 60 + 3 * branch
     assert records["update hybrid"]["tokens"] == {"trl": 3 * 64, "boresight": 60 + 3 * 4}
     assert records["sample"]["tokens"] == {"trl": 2 * 3 * 63, "boresight": 2 * (60 + 3 * 3)}
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert len(lines) == 2 + 8
+    assert len(lines) == 2 + 9
     assert "MPO LoRA" in capsys.readouterr().out
 
 

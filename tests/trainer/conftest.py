@@ -121,11 +121,11 @@ def grpo(model_folder: Path, tmp_path: Path) -> Run:
 
 def tool_trainer(
     model: str | Path, output_dir: str, script: Any = None, reward_funcs: Any = None, train_dataset: Any = None, *, tools: Any = None,
-    environment_factory: Any = None, callbacks: Any = None, by_row: bool = False, **options: Any,
+    environment_factory: Any = None, callbacks: Any = None, by_row: bool = False, describes: bool = True, **options: Any,
 ) -> GRPOTrainer:  # fmt: skip
-    """A trainer whose chat template renders tools, with `script` as its policy."""
+    """A trainer whose chat template renders tools (and `describes` them), with `script` as its policy."""
     processor = AutoProcessor.from_pretrained(model)
-    processor.chat_template = processor.tokenizer.chat_template = chatml_with_tools(CONTENT)
+    processor.chat_template = processor.tokenizer.chat_template = chatml_with_tools(CONTENT, describes=describes)
     config = GRPOConfig(
         **{"output_dir": output_dir, **QUIET, "num_generations": 4, "max_completion_length": 200, "num_prompts_per_step": 2,
            "per_device_train_batch_size": 8, "max_steps": 1, "gold_check": "off", **options}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor
 
 from boresight.data.budget import set_pixel_budget
-from boresight.data.processing import Processed, Processing
+from boresight.data.processing import Processing
+from boresight.data.rewritten import branched_group
 from boresight.data.schema import part_images
 from boresight.data.sizes import counts_by_size, image_token_counts
-from boresight.data.spans import Span, counted_tokens, without
+from boresight.data.spans import RewrittenError, Span, counted_tokens, without
 from boresight.data.texts import Texts, is_text, joined
 from boresight.errors import DataError, ModelError
 from boresight.types import Completion, Conversation, Group, Ids, ModelFacts, Observation, Prompt, Row
@@ -114,12 +114,13 @@ class Encoder:
         completion_only: bool | None = None,
         max_length: int | None = None,
     ) -> Group:
-        """The row as a group of one, to be imitated (SFT).
+        """The row as a group of one completion, to be imitated (SFT).
 
         The same tokens count as in TRL: the completion of a row with prompt and completion (unless `completion_only` is
         False), the whole text of a row of messages, and with `assistant_only` only the assistant's turns of either.
         Two differences: tokens that only the processor may place never count, and neither does text that a template
-        writes after the end token of a turn.
+        writes after the end token of a turn. And where the template rewrites earlier turns of the assistant's, `assistant_only` gives a
+        group of several completions (`data.rewritten`).
 
         Args:
             row: the row.
@@ -148,7 +149,7 @@ class Encoder:
             raise DataError(f"{where}: assistant_only_loss=True needs conversations, and the row has plain strings.")
         counts_prompt = completion_only is False or _only_messages(row)
         if counts_prompt or assistant_only or (not is_string and part_images(completion)):
-            group = self._whole(row, assistant_only=assistant_only, counts_prompt=counts_prompt)
+            group = self._told(row, assistant_only=assistant_only, counts_prompt=counts_prompt)
         else:
             group = self._answered(row, assistant_only=False)
         return self._shortened(group, max_length)
@@ -285,6 +286,17 @@ class Encoder:
             ids, counted = [*ids, self.texts.end_id], [*counted, True]
         return Completion(ids=_ids(ids), mask=torch.tensor(counted), text=self._decoded(ids))
 
+    def _told(self, row: Row, *, assistant_only: bool, counts_prompt: bool) -> Group:
+        """Prompt and completion as one text; or, where the template rewrites earlier turns of the assistant's, as branches of it."""
+        try:
+            return self._whole(row, assistant_only=assistant_only, counts_prompt=counts_prompt)
+        except RewrittenError:
+            if not assistant_only:
+                raise
+        start = 0 if counts_prompt else len(row.prompt)
+        branches = self.texts.branches(row, joined(row.prompt, row.completions[0]), start)
+        return branched_group(branches, row, self._processing)
+
     def _whole(self, row: Row, *, assistant_only: bool, counts_prompt: bool) -> Group:
         """Prompt and completion as one text; the group's prompt is everything before the first token that counts."""
         text, spans = self._whole_text(row, assistant_only=assistant_only, counts_prompt=counts_prompt)
@@ -295,7 +307,7 @@ class Encoder:
             else self._processing.prefix_offsets(text, spans, processed, row)
         )
         counted = counted_tokens(processed.ids, offsets, spans, self.facts.stop_ids)
-        placed = self._placed(text, offsets, processed, row)
+        placed = self._processing.placed(text, offsets, processed, row)
         mask = torch.tensor([counts and not theirs for counts, theirs in zip(counted, placed, strict=True)])
         mask[0] = False  # nothing predicts the first token
         if not mask.any():
@@ -343,15 +355,6 @@ class Encoder:
         if all(message.get("weight", 1) for message in messages[start:]):
             return []
         return self.texts.produced(row, messages, start, weights=(0,))
-
-    def _placed(self, text: str, offsets: Sequence[Span], processed: Processed, row: Row) -> list[bool]:
-        """True for tokens that only the processor may place: marker tokens, and all tokens that a placeholder expands to,
-        tile labels included."""
-        image = self.texts.image_token
-        spans = [match.span() for match in re.finditer(re.escape(image), text)] if image and row.images else []
-        inside = (any(start <= left and right <= end for start, end in spans) for left, right in offsets)
-        tokens = zip(processed.ids, processed.token_types, inside, strict=True)
-        return [id in self.facts.modality_ids or kind != 0 or expanded for id, kind, expanded in tokens]
 
     def _shortened(self, group: Group, max_length: int | None) -> Group:
         """The group with completions truncated so that prompt and completion fit `max_length`; `Completion.truncated` marks

@@ -7,7 +7,8 @@ from typing import Any
 
 from boresight.data.image_columns import looks_like
 from boresight.data.schema import TOKENS
-from boresight.types import Conversation, Row
+from boresight.data.texts import Texts, joined
+from boresight.types import Conversation, Group, Row
 
 
 def row_findings(row: Row) -> list[str]:
@@ -42,6 +43,29 @@ def control_findings(row: Row, control: Sequence[str]) -> list[str]:
         f"a text of a user contains {token!r}, which acts as the chat template's own"
         for token in control
         if any(token in text for text in texts)
+    ]
+
+
+def rewriting_findings(row: Row, group: Group, texts: Texts) -> list[str]:
+    """How a demonstration is learned whose chat template rewrites earlier turns.
+
+    Args:
+        group: as which it is learned.
+        texts: of the encoder.
+    """
+    if len(row.completions) != 1 or isinstance(row.completions[0], str):
+        return []
+    if len(group) > 1:
+        return [
+            "the chat template rewrites earlier turns of the assistant's, such as their thinking: each turn is learned as it was "
+            "rendered when it was written, in branches that share the prompt"
+        ]
+    num_turns = sum(message["role"] == "assistant" for message in row.completions[0])
+    if num_turns < 2 or not texts.rewrites(row, joined(row.prompt, row.completions[0])):
+        return []
+    return [
+        "the chat template rewrites earlier turns of the assistant's, such as their thinking, and they are learned as it rewrites them: "
+        "set assistant_only_loss=True to learn each turn as it was rendered when it was written"
     ]
 
 

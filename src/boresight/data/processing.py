@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -108,14 +109,16 @@ class Processing:
                 raise
             return self.processor(images=list(images), **options)
 
-    def prefix_offsets(self, text: str, spans: Sequence[Span] | None, processed: Processed, row: Row) -> list[Span]:
+    def prefix_offsets(
+        self, text: str, spans: Sequence[Span] | None, processed: Processed, row: Row, *, special: bool | None = None
+    ) -> list[Span]:
         """Offsets for processors that do not return replacement offsets. The processor runs on prefixes, so offsets are
         exact only at span boundaries."""
         bounds = sorted({0, len(text), *(bound for span in spans or () for bound in span)})
         offsets: list[Span] = []
         for start, end in pairwise(bounds):
             images = row.images[: text[:end].count(self.texts.image_token or "")] if row.images else ()
-            ids = self(text[:end], replace(row, images=images)).ids
+            ids = self(text[:end], replace(row, images=images), special=special).ids
             if ids != processed.ids[: len(ids)]:
                 raise DataError(
                     f"row {row.index}: a token runs across the end of a turn at {text[end - 20 : end]!r}, so the "
@@ -123,6 +126,15 @@ class Processing:
                 )
             offsets += [(start, end)] * (len(ids) - len(offsets))
         return offsets
+
+    def placed(self, text: str, offsets: Sequence[Span], processed: Processed, row: Row) -> list[bool]:
+        """True for tokens that only the processor may place: marker tokens, and all tokens that a placeholder expands to,
+        tile labels included."""
+        image = self.texts.image_token
+        spans = [match.span() for match in re.finditer(re.escape(image), text)] if image and row.images else []
+        inside = (any(start <= left and right <= end for start, end in spans) for left, right in offsets)
+        tokens = zip(processed.ids, processed.token_types, inside, strict=True)
+        return [id in self.facts.modality_ids or kind != 0 or expanded for id, kind, expanded in tokens]
 
     def tokens(self, text: str, *, special: bool) -> tuple[list[int], list[Span]]:
         """Ids and offsets of a text, images left unexpanded."""

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from boresight.errors import DataError
+from boresight.types import Message
 
 Span = tuple[int, int]
 """Start and end, the end excluded."""
+
+
+class RewrittenError(DataError):
+    """The chat template renders earlier turns differently once more follow."""
 
 
 def produced_spans(
@@ -26,7 +32,7 @@ def produced_spans(
         where: what an error calls the row.
 
     Raises:
-        DataError: the template renders earlier turns differently once more follow.
+        RewrittenError: the template renders earlier turns differently once more follow.
     """
     whole = render(len(wanted), False)
     spans = []
@@ -36,13 +42,65 @@ def produced_spans(
         before = render(place, True) if place else ""
         after = render(place + 1, False)
         if not (whole.startswith(after) and after.startswith(before)):
-            raise DataError(
+            raise RewrittenError(
                 f"{where}: the chat template renders the conversation before message {place} differently once more "
                 "follows, so the assistant's tokens cannot be identified. Split the row into prompt and completion, "
                 "or train on the whole text (assistant_only_loss=False)."
             )
         spans.append((len(before), len(after)))
     return spans
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedBranch:
+    """A conversation up to one of the assistant's turns, as it was rendered when that turn was written."""
+
+    text: str
+    spans: tuple[Span, ...]
+    """The turns in it that count, in characters."""
+    num_messages: int
+    """Messages in it."""
+
+
+def rendered_branches(
+    wanted: Sequence[bool], render: Callable[[int, bool], str], *, start: int = 0, where: str
+) -> list[RenderedBranch]:
+    """The branches of a conversation: each wanted turn is in one, after what was rendered before it.
+
+    Args:
+        wanted: for every message, whether it is one of the turns to learn.
+        render: the text of the first k messages, with the generation prompt or without.
+        start: the first message that may count.
+        where: what an error calls the row.
+
+    Raises:
+        DataError: a turn does not begin with the generation prompt.
+    """
+    branches: list[RenderedBranch] = []
+    for place, is_wanted in enumerate(wanted):
+        if not is_wanted or place < start:
+            continue
+        before = render(place, True) if place else ""
+        after = render(place + 1, False)
+        if not after.startswith(before):
+            raise DataError(
+                f"{where}: the chat template renders the conversation before message {place} differently once that message follows, so "
+                "the assistant's tokens cannot be identified. Pass chat_template_kwargs that make them agree (such as "
+                "enable_thinking=False), or train on the whole text (assistant_only_loss=False)."
+            )
+        span = (len(before), len(after))
+        if branches and before.startswith(branches[-1].text):
+            branches[-1] = RenderedBranch(after, (*branches[-1].spans, span), place + 1)
+        else:
+            branches.append(RenderedBranch(after, (span,), place + 1))
+    return branches
+
+
+def is_rewritten(messages: Sequence[Message], render: Callable[[int, bool], str]) -> bool:
+    """Whether one of the assistant's turns is rendered differently once the rest of the conversation follows."""
+    whole = render(len(messages), False)
+    turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    return any(not whole.startswith(render(place + 1, False)) for place in turns)
 
 
 def without(spans: Sequence[Span], holes: Sequence[Span]) -> list[Span]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
 
 from boresight.data.marks import MARK
-from boresight.data.spans import Span, produced_spans
+from boresight.data.spans import RenderedBranch, Span, is_rewritten, produced_spans, rendered_branches
 from boresight.errors import DataError, ImageError, ModelError
 from boresight.types import Conversation, Message, ModelFacts, Row
 
@@ -56,6 +56,22 @@ class Texts:
         self._check(row.completions[0], row)
         return self.render(joined(row.prompt, row.completions[0]), row)
 
+    def branches(self, row: Row, messages: Sequence[Message], start: int) -> list[RenderedBranch]:
+        """The assistant's turns of weight 1 from message `start` on, each after what was rendered before it (`data.rewritten`)."""
+        return rendered_branches(
+            [message["role"] == "assistant" and message.get("weight", 1) == 1 for message in messages],
+            self._up_to(row, messages),
+            start=start,
+            where=f"row {row.index}",
+        )
+
+    def rewrites(self, row: Row, messages: Sequence[Message]) -> bool:
+        """Whether a turn of the assistant's is rendered differently once the rest of the messages follows."""
+        return is_rewritten(messages, self._up_to(row, messages))
+
+    def _up_to(self, row: Row, messages: Sequence[Message]) -> Callable[[int, bool], str]:
+        return lambda count, generation: self.render(messages[:count], row, add_generation_prompt=generation)
+
     def produced(
         self, row: Row, messages: Sequence[Message], start: int, *, weights: Collection[int] = (1,)
     ) -> list[Span]:
@@ -66,7 +82,7 @@ class Texts:
         """
         return produced_spans(
             [message["role"] == "assistant" and message.get("weight", 1) in weights for message in messages],
-            lambda count, generation: self.render(messages[:count], row, add_generation_prompt=generation),
+            self._up_to(row, messages),
             start=start,
             where=f"row {row.index}",
         )

@@ -11,7 +11,7 @@ from typing import Any
 from boresight.data.bad_rows import SetAside, quarantine_summary, usable_records, write_quarantine
 from boresight.data.check import Checked, RowReport, examine
 from boresight.data.encode import Encoder
-from boresight.data.findings import control_findings
+from boresight.data.findings import control_findings, rewriting_findings
 from boresight.data.images import decode
 from boresight.data.sources import rows_of
 from boresight.errors import DataError
@@ -66,17 +66,20 @@ class RowCheck:
         self._decoded: set[str] = set()
 
     def __call__(self, row: Row) -> Checked:
-        findings = tuple(control_findings(row, self.encoder.texts.control))
+        findings = control_findings(row, self.encoder.texts.control)
         if row.images and not self.encoder.counts_by_size and self.seconds <= 0:
-            return Checked(findings=findings)
-        return Checked(self._num_tokens(row), self._decodes(row), findings)
+            return Checked(findings=tuple(findings))
+        encoded = self._encoded(row)
+        if isinstance(encoded, Group):
+            findings += rewriting_findings(row, encoded, self.encoder.texts)
+        return Checked(_num_tokens(encoded), self._decodes(row), tuple(findings))
 
-    def _num_tokens(self, row: Row) -> int:
+    def _encoded(self, row: Row) -> Prompt | Group | int:
         start = time.perf_counter()
         try:
-            return _num_tokens(self.encoding(self._sized, row))
+            return self.encoding(self._sized, row)
         except DataError:  # too long by a count that may be too high, or bad in any case: the row itself decides
-            return _num_tokens(self.encoding(self.encoder, row))
+            return self.encoding(self.encoder, row)
         finally:
             if not self.encoder.counts_by_size:
                 self.seconds -= time.perf_counter() - start

@@ -39,7 +39,7 @@ from tests.rollout.vllm.stand import Stand, running
 from tests.tiny import build_tiny
 
 ENGINE = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 32, "gpu_memory_utilization": 0.1}
-IMAGES = {"image": 2, "video": 0}
+IMAGES = {"image": 3, "video": 0}
 
 QUESTIONS = ("what color is the shape?", "which of the two is larger, and why?", "say anything")
 SIZES = (((64, 96),), ((48, 64), (96, 40)), ())
@@ -169,7 +169,7 @@ def in_session(leader: int) -> list[int]:
 
 FLAGS: tuple[Any, ...] = (
     "--host", "127.0.0.1", "--enforce_eager", "--limit-mm-per-prompt", json.dumps(IMAGES), "--max_num_seqs", 32,
-    "--dtype=float32", "--vllm_max_model_len", 256, "--gpu-memory-utilization", 0.1,
+    "--dtype=float32", "--vllm_max_model_len", 384, "--gpu-memory-utilization", 0.1,
     "--distributed-executor-backend", "uni",  # one process less
 )  # fmt: skip
 """In whatever spelling."""
