@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback, set_seed
@@ -34,7 +31,7 @@ from boresight.model.load import (
     promote_trainable,
 )
 from boresight.model.part_options import PartPlan, part_plan
-from boresight.model.quantised import check_trains_adapter, read_quantisation
+from boresight.model.quantised import check_trains_adapter
 from boresight.model.reference import Reference
 from boresight.model.shards import gathered
 from boresight.modules import evaluating, switch_off_dropout, unwrap
@@ -52,14 +49,15 @@ from boresight.trainer.fingerprint import sampled_weights_digest
 from boresight.trainer.identity import Identity, adapters_of, changed_options, options_of
 from boresight.trainer.lifecycle import StepBoundary
 from boresight.trainer.loading import each
+from boresight.trainer.logs import FirstAndLastLogged, LoggingTrainer
 from boresight.trainer.nested_options import named
 from boresight.trainer.nonfinite import NonFiniteSteps, ZeroGradients
 from boresight.trainer.options import ReferenceSyncOptions
 from boresight.trainer.parts import FirstStepCheck, check_rates, left_out_note, parts_table, set_learning_rates
+from boresight.trainer.pretrained import from_pretrained_options, quantising
 from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.reference import ReferenceSync, load_reference
 from boresight.trainer.resolution import check_resolution
-from boresight.trainer.row_trainer import RowTrainer
 from boresight.trainer.run_folder import CleanFolder, RunFolder, check_is_not_model
 from boresight.trainer.sharding import divide, refuse_other_engines, refuse_quantised_shards, shard
 from boresight.trainer.steps import StepPlan, micro_batches
@@ -69,11 +67,8 @@ from boresight.trainer.verdict_probes import UpdateProbe, Verdicts
 
 Config = TypeVar("Config", bound=TrainerConfig)
 
-NOT_BY_STEP = re.compile("time/|work/|num_tokens$")
-"""Metrics that steps.jsonl leaves out: timeline.jsonl has the seconds, and the others are totals."""
 
-
-class GroupTrainer(RowTrainer[Item]):
+class GroupTrainer(LoggingTrainer[Item]):
     """The trainer that all methods share. A method defines how a row is encoded, the loss, and its divisor.
 
     Args:
@@ -354,82 +349,6 @@ class GroupTrainer(RowTrainer[Item]):
         logs = metrics.flush(f"{metric_key_prefix}_", self._gather)
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=logs, num_samples=num_groups)  # pyright: ignore[reportArgumentType]
 
-    # ---- Logs ---------------------------------------------------------------------------------------------------
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the metrics of the steps since the last log, and append the log entry to RUN/metrics.jsonl."""
-        if "loss" in logs:
-            self._write_steps()
-            logs = {**logs, **self.metrics.flush(gather=self._gather)}
-            if "num_tokens" in logs:
-                self._num_tokens += int(logs["num_tokens"])
-                logs["num_tokens"] = self._num_tokens
-            if self.take_lost_loss():
-                logs["loss"] = math.nan
-        super().log(logs, start_time)
-        logged = dict(self.state.log_history[-1])
-        self.metric_lines.add(int(logged.pop("step")), logged)
-
-    _num_tokens = 0
-    """Tokens that were trained on since the run began, as TRL counts them: a prompt once for each of its completions."""
-
-    def discard_after(self, step: int) -> int:
-        """Remove an earlier process's output about later steps from the run folder, and return the number of removed lines and files.
-
-        Runs on the first rank only.
-        """
-        files = (self.timeline, self.metric_lines, self.step_lines, self.verdict_lines)
-        return sum(file.discard_after(step) for file in files)
-
-    def finish_step(self) -> None:
-        super().finish_step()
-        self.metrics.end_step(
-            self.state.global_step,
-            loss=self._computed[1] * self.accelerator.num_processes,
-            grad_norm=self._grad_norm,
-            learning_rate=self._get_learning_rate(),
-        )
-
-    _grad_norm: Any = math.nan
-    """Of the last step, on the device: it is read with the step's other metrics."""
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        self._grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        return self._grad_norm
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As the base class, after what is known of each step is in RUN/steps.jsonl: the checkpoint has their sums alone."""
-        self._writing(Path(self._get_output_dir(trial)) / "steps.jsonl", self._write_steps)
-        super()._save_checkpoint(model, trial)
-
-    def _write_steps(self) -> None:
-        """Append the metrics of each step since the last call to RUN/steps.jsonl."""
-        for step, found in self.metrics.take_steps(lambda name: not NOT_BY_STEP.match(name), self._gather):
-            self.step_lines.add(step, found)
-
-    def _gather(self, own: Any) -> list[Any]:
-        """The objects of all ranks, on every rank."""
-        return gather_object([own])
-
-    def note_step(self) -> None:
-        """Add the work of a step to the metrics: tokens and images of policy and reference, and seconds by phase."""
-        forwards = [self.policy] if self.reference is None else [self.policy, self.reference.forward]
-        for forward in forwards:
-            for name, count in forward.counts.items():
-                self.metrics.sum(f"work/{name}", count)
-            forward.counts.clear()  # so that a reference that is the policy without its adapter is not counted twice
-        for name, seconds in self.timeline.end_step(self.state.global_step + 1).items():
-            self.metrics.mean(name, seconds)
-
-
-class FirstAndLastLogged(TrainerCallback):
-    """Logs the first and the last step, so that a run shorter than `logging_steps` is not without a log, and none ends without one."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        is_last = state.global_step >= state.max_steps or control.should_training_stop
-        if args.logging_strategy == "steps" and (state.global_step == 1 or is_last):
-            control.should_log = True
-
 
 def _one_pass_a_step(args: Config, plan: StepPlan, eval_groups: int) -> Config:
     """The configuration for transformers' loop, in which one loader item is one optimizer step. The user's object is not changed."""
@@ -440,31 +359,3 @@ def _one_pass_a_step(args: Config, plan: StepPlan, eval_groups: int) -> Config:
     # transformers would act on these; `TRLOptions` accepts them because they change nothing here.
     inner.remove_unused_columns = inner.use_liger_kernel = False
     return inner
-
-
-def from_pretrained_options(args: TrainerConfig) -> dict[str, Any]:
-    """The arguments of `from_pretrained` that the options set."""
-    own: Any = args.model_init_kwargs or {}
-    given: dict[str, Any] = dict(own)
-    if given.get("quantization_config") is not None:
-        given.setdefault("device_map", {"": args.device})  # transformers would take the first GPU, even with use_cpu
-    return given | ({"trust_remote_code": True} if args.trust_remote_code else {})
-
-
-def quantising(args: Config, quantization_config: Any) -> Config:
-    """The configuration with the quantisation that a trainer was passed. The user's object is not changed.
-
-    Raises:
-        ConfigError: `model_init_kwargs` has one too.
-    """
-    given: Any = args.model_init_kwargs or {}
-    own = given.get("quantization_config")
-    if own is None and quantization_config is None:
-        return args
-    if own is not None and quantization_config is not None:
-        raise ConfigError("quantization_config is set both here and in model_init_kwargs: leave one of them out.")
-    changed = copy.copy(args)
-    # As an object, whose plain values are equal however it was written: they are part of the run's identity.
-    found = read_quantisation(own if quantization_config is None else quantization_config)
-    changed.model_init_kwargs = {**given, "quantization_config": found}
-    return changed
