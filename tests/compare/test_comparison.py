@@ -186,9 +186,8 @@ def test_marks_are_beside_their_answers(page: Callable[..., Path], comparison: C
                 f".answer[data-model={name}] header", "all => all.map(one => one.children[1].textContent)"
             )
             assert told == [signs[score] for score in scores]
-        seen.page.locator("article[data-row='12']").scroll_into_view_if_needed()
-        assert "gold 2" in seen.page.inner_text("article[data-row='12'] .gold")
-        assert seen.page.inner_text("article[data-row='12'] .answer[data-model=grpo] .final") == "<answer>2</answer>"
+        assert "gold 2" in seen.page.text_content("article[data-row='12'] .gold")
+        assert seen.page.text_content("article[data-row='12'] .answer[data-model=grpo] .final") == "<answer>2</answer>"
 
 
 def test_an_image_opens_large(page: Callable[..., Path], comparison: Comparison, chromium: Any) -> None:
