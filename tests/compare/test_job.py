@@ -55,7 +55,7 @@ def test_nothing_is_asked_twice(
     longer = Dataset.from_list([*questions.to_list(), questions[0] | {"prompt": _ask("is there a circle?")}])
     compare([one], longer, tmp_path, settings=SHORT)
     assert asked[2:] == [("base", 1)]  # a question more: it alone
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("boresight")]
     compare([one], questions, tmp_path, settings=AnswerSettings(max_completion_length=3))
     assert asked[3:] == [("base", 6)]
     assert "one is asked again: max_completion_length changed since the last time" in caplog.text
