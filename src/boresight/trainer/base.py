@@ -142,6 +142,7 @@ class GroupTrainer(LoggingTrainer[Item]):
             max_cache_gib=args.vision_cache_gib,
             router_aux_loss_coef=args.router_aux_loss_coef,
         )
+        self.routers = self.policy.routers
         self.plan = plan
         self.eval_plan = StepPlan(eval_groups, eval_groups)
         self._max_tokens: int | None = args.max_tokens_per_pass

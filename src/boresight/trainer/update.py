@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from boresight import rank_link
 from boresight.model.forward import GroupForward
 from boresight.model.offloading import OffloadedActivations
+from boresight.model.routers import Routers
 from boresight.model.shards import drop_gradients, gathered, is_sharded, scatter_gradients
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
@@ -34,6 +35,8 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
 
     plan: StepPlan
     policy: GroupForward
+    routers: Routers | None
+    """The policy's, where their load-balancing loss is part of the loss."""
     timeline: Timeline
     _max_tokens: int | None
     _non_finite: NonFiniteSteps
@@ -194,7 +197,8 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
     ) -> Tensor:
         loss = torch.zeros((), device=self.args.device)
         items = [item for part in passes for item in part]
-        self.policy.take_balance()  # of a step that did not fit in memory
+        if self.routers is not None:
+            self.policy.take_balance()  # of a step that did not fit in memory
         shards = is_sharded(model)
         for number, part in enumerate(passes, 1):
             last = number == len(passes)
@@ -213,7 +217,7 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
 
     def _num_balanced(self, items: Sequence[Item]) -> float | None:
         """The tokens over which a step's load-balancing loss is the mean, on all ranks; None without such a loss."""
-        if self.policy.routers is None:
+        if self.routers is None:
             return None
         own = torch.tensor(float(sum(item.num_tokens for item in items)), device=self.args.device)
         everywhere: Any = self.accelerator.reduce(own, reduction="sum")
@@ -221,13 +225,12 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
 
     def _balance(self, part: Sequence[Item], items: Sequence[Item], metrics: MeanMetrics) -> Tensor | float:
         """A micro-batch's share of `router_aux_loss_coef` times the load-balancing loss, which is the mean over the step's tokens."""
-        value = self.policy.take_balance()
-        if value is None or self.policy.routers is None:
+        if self.routers is None or (value := self.policy.take_balance()) is None:
             return 0.0
         tokens = sum(item.num_tokens for item in part)
         total = self._balanced_tokens or sum(item.num_tokens for item in items)
         metrics.mean("aux_loss", value.detach().cpu(), weight=tokens)
-        return self.policy.routers.weight * value * (tokens / total)
+        return self.routers.weight * value * (tokens / total)
 
     def offloading(self) -> contextlib.AbstractContextManager[object]:
         """Where a forward pass keeps its activations: as `activation_offloading` says."""
