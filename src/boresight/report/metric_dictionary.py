@@ -38,7 +38,7 @@ TRAINING = [
     Entry("num_input_tokens_seen", "tokens", "Learned from since the start, prompts once; with `include_num_input_tokens_seen`", "Rises"),
     Entry("entropy", "nats per token", "Mean entropy of the policy's next-token distribution over completions",
           "GRPO: above 0.01, and not falling to it in a few steps"),
-    Entry("aux_loss", "", "Load-balancing loss of experts, over a micro-batch's tokens; times router_aux_loss_coef it is part of the loss",
+    Entry("aux_loss", "loss", "Load-balancing loss of experts over a micro-batch; times router_aux_loss_coef it is part of the loss",
           "Near the number of experts that a token uses: higher, some are used more than others"),
     Entry("mean_token_accuracy", "share", "Completion tokens that are the policy's likeliest", "SFT: rises"),
     Entry("update/num_skipped_steps", "optimizer steps", "Steps since the last log whose loss or gradient was NaN or infinite, and which "
