@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging as standard_logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,5 +30,6 @@ def benchmark_main(monkeypatch: pytest.MonkeyPatch) -> Iterator[Main]:
     yield run
     os.environ.clear()
     os.environ.update(environment)
+    standard_logging.disable(standard_logging.NOTSET)
     logging.enable_progress_bar()
     datasets.enable_progress_bars()
