@@ -95,6 +95,7 @@ def test_multi_image(here: Path) -> None:
     )  # sampling and the passes, never once a completion
 
 
+@pytest.mark.soak  # a minute of sampling by a model that has learned nothing
 def test_look_again(here: Path) -> None:
     """A demonstration's calls are learned (SFT), and the policy's own are trained on (GRPO); the twin has neither."""
     words = ["--demonstrations", "16", "--sft_steps", "2", "--grpo_steps", "1", "--prompts", "2", "--test_rows", "2"]
