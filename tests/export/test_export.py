@@ -22,7 +22,8 @@ from boresight.export import with_vllm
 from boresight.export.card import model_card
 from boresight.export.job import export, push, source_of
 from boresight.export.verify import changed_tensors, log_probs, make_probes, verify_folder
-from boresight.export.with_vllm import answers_of, compared, vllm_is_here
+from boresight.export.with_vllm import answers_of, compared
+from boresight.rollout.vllm.saved import vllm_is_here
 from tests.tiny import build_tiny
 
 ROWS = [
@@ -221,7 +222,7 @@ def test_vllm_computes_the_exported_model(tmp_path: Path, monkeypatch: pytest.Mo
     assert before.gap is not None
     assert before.gap > 1e-2
     assert str(before).startswith("vLLM computes another model")
-    kept[0][0]["ids"][3] = 0
+    kept[0][0]["prompt"][3] = 0
     assert compared(kept[0], probes, untrained, 1e-3).error.endswith("they differ from token 3 on")
 
 

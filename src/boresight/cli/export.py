@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
 
     from boresight.errors import ConfigError
     from boresight.export.job import export, push, source_of
-    from boresight.export.with_vllm import vllm_is_here
+    from boresight.rollout.vllm.saved import vllm_is_here
     from boresight.terminal import printable
 
     if options.private and not options.push_to_hub:
