@@ -16,9 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,6 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
 }
 
-WARM_UP = 2
-"""Steps that are not counted."""
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
@@ -39,17 +35,10 @@ def trained(model: str, steps: int, rows: int, file: Path) -> None:
     # In the processes that are measured alone, since the others only start them.
     import torch
     from accelerate import PartialState
-    from transformers import TrainerCallback
+    from step_clock import WARM_UP, StepClock
 
     from boresight import SFTConfig, SFTTrainer
     from boresight.demo.easy_vqa import load_easy_vqa
-
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.ends: list[tuple[float, float]] = []
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.ends.append((time.perf_counter(), time.process_time()))
 
     torch.set_num_threads(1)
     found: Any = load_easy_vqa("train", num_rows=2)
@@ -65,11 +54,10 @@ def trained(model: str, steps: int, rows: int, file: Path) -> None:
         gradient_checkpointing=False,
         **options,
     )
-    clock = Clock()
+    clock = StepClock()
     SFTTrainer(model, config, [same] * rows * ranks, callbacks=[clock]).train()
     if PartialState().is_main_process:
-        between = [[after - before for before, after in zip(*pair, strict=True)] for pair in pairwise(clock.ends)]
-        file.write_text(json.dumps(between[WARM_UP - 1 :]))
+        file.write_text(json.dumps(clock.seconds))
     PartialState().wait_for_everyone()
     sys.stdout.flush()
     os._exit(0)  # threads of the process group may abort the process at exit

@@ -4,8 +4,8 @@
 
 The same run with `rollout_lag` 0 and 1. The trainer has one process with one thread, and the engine another (`second_process`), so two
 cores serve. Without lag, a step takes the time to sample and the time of all else. With lag it should take the longer of the two.
-`--length` sets how long completions are, and so which of the two is the longer; at the default both take about as long. `--quick` is for
-tests: a small model, and few steps.
+`--length` sets how long completions are, and so which of the two is the longer: choose it so that both take about as long, since the
+gain is largest there. `--quick` is for tests: a small model, and few steps.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -32,29 +31,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from second_process import SecondProcess
-from transformers import TrainerCallback
+from step_clock import WARM_UP, StepClock
 from workload import build_model
 
 from boresight import GRPOConfig, GRPOTrainer
 from boresight.demo.easy_vqa import load_easy_vqa
 from boresight.trainer.rollouts import engines
-
-WARM_UP = 2
-"""Steps that are not counted: the first is sampled without lag."""
-
-
-class Clock(TrainerCallback):
-    """Seconds from the end of a step to the end of the next."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ends.append(time.perf_counter())
-
-    @property
-    def seconds(self) -> list[float]:
-        return [end - start for start, end in pairwise(self.ends)]
 
 
 def vowels(completions: list[Any], **columns: Any) -> list[float]:
@@ -83,12 +65,9 @@ def measured(model: Path, folder: Path, lag: int, effort: argparse.Namespace) ->
         use_cpu=True,
         seed=1,
     )
-    clock = Clock()
-    before, engines.ENGINES["use_vllm"] = engines.ENGINES["use_vllm"], SecondProcess  # type: ignore[index]
-    try:
+    clock = StepClock()
+    with patch.dict(engines.ENGINES, {"use_vllm": SecondProcess}):
         trainer = GRPOTrainer(str(model), vowels, config, load_easy_vqa("train", num_rows=64), callbacks=[clock])
-    finally:
-        engines.ENGINES["use_vllm"] = before  # type: ignore[index]
     engine: Any = trainer.sampler.engine  # pyright: ignore[reportAttributeAccessIssue]
     try:
         trainer.train()
@@ -96,7 +75,7 @@ def measured(model: Path, folder: Path, lag: int, effort: argparse.Namespace) ->
         trainer.sampler.close()
     return {
         "lag": lag,
-        "step": statistics.median(clock.seconds[WARM_UP - 1 :]),
+        "step": statistics.median(wall for wall, _ in clock.seconds),
         "sample": statistics.median(engine.seconds[WARM_UP:]),
         "reward": trainer.state.log_history[-2].get("reward"),
     }

@@ -62,3 +62,18 @@ class Scripted:
 
 def call(name: str, **arguments: Any) -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+
+
+def sampled_groups(trainer: Any) -> list[Group]:
+    """The groups that a trainer with tools will sample, all turns of each; filled as it trains."""
+    groups: list[Group] = []
+    loop = trainer.rollouts.turns
+    sample = loop.sample
+
+    def kept(*arguments: Any) -> Any:
+        found = sample(*arguments)
+        groups.extend(found.groups)
+        return found
+
+    loop.sample = kept
+    return groups

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
@@ -17,9 +16,7 @@ from boresight.data.images import decode
 from boresight.data.sources import RowStream
 from boresight.data.turns import check_template
 from boresight.errors import ConfigError
-from boresight.loss.policy import Entropy, LogProbs, counted_mask, high_entropy_threshold, policy_loss, policy_total
-from boresight.loss.policy_options import loss_beta
-from boresight.model.packing import completion_mask
+from boresight.loss.policy import Entropy, LogProbs, policy_loss, policy_total
 from boresight.ranks import on_every_rank
 from boresight.report.completions import CompletionStore
 from boresight.report.metric_dictionary import entry_for
@@ -31,7 +28,6 @@ from boresight.rewards.check_boxes import BoxCheck
 from boresight.rewards.score import Scorer
 from boresight.rollout.synced import SyncedSampler
 from boresight.tools.environments import Environments
-from boresight.trainer.base import GroupTrainer
 from boresight.trainer.checks import Encoding, reward_prompt
 from boresight.trainer.config import as_config
 from boresight.trainer.gold import GoldAnswers, gold_findings
@@ -43,14 +39,15 @@ from boresight.trainer.rollouts.ahead import Ahead, check_lag
 from boresight.trainer.rollouts.engines import WeightsMoved, engine_sampler
 from boresight.trainer.rollouts.loop import Rollouts, note_ages
 from boresight.trainer.rollouts.rows import PromptRows
-from boresight.trainer.rollouts.scored import Scored, from_state, padded, per_group, sampler_logp, state_of
+from boresight.trainer.rollouts.scored import Scored, from_state, padded, sampler_logp, state_of
 from boresight.trainer.rollouts.turns import ToolLoop
-from boresight.trainer.steps import StepBatches, check_step_fits, micro_batches
+from boresight.trainer.scored_passes import ScoredPasses
+from boresight.trainer.steps import StepBatches, check_step_fits
 from boresight.trainer.verdict_probes import is_due, note_image_swap
-from boresight.types import Completion, Group, Prompt, Row, Sampler, TokenStats, TrainingHooks
+from boresight.types import Completion, Group, Prompt, Row, Sampler, TrainingHooks
 
 
-class GRPOTrainer(GroupTrainer[Scored]):
+class GRPOTrainer(ScoredPasses):
     """Improve a policy by comparing its own completions of a prompt.
 
     Args:
@@ -145,7 +142,6 @@ class GRPOTrainer(GroupTrainer[Scored]):
         )
         self.experience: list[Scored] = []
         """The groups of the latest rollout, in the order in which its optimizer steps learn from them."""
-        self._entropy_threshold: float | None = None
 
     def _ahead(self) -> Ahead | None:
         if not isinstance(self.sampler, SyncedSampler) or not self.args.rollout_lag:
@@ -260,69 +256,9 @@ class GRPOTrainer(GroupTrainer[Scored]):
         self._show(rows)
         return scored
 
-    def _with_entropy(self, items: Sequence[Scored]) -> list[Scored]:
-        """The items with their tokens' entropies. The threshold is set from their quantile over the whole step and all ranks."""
-        groups = [item.group for item in items]
-        with self.timeline.phase("logp"):
-            rows = self._token_rows(groups, self.policy, "entropy")
-        mask = self._mask(groups)
-        counted = padded(rows, mask.shape[1])[mask]
-        everywhere = torch.cat(gather_object([counted]))
-        self._entropy_threshold = high_entropy_threshold(everywhere, self.args.top_entropy_quantile)
-        return [replace(item, entropy=block) for item, block in zip(items, per_group(rows, groups), strict=True)]
-
-    def _with_logp(self, scored: Sequence[Scored]) -> list[Scored]:
-        """The items with their log-probabilities before the update and under the reference. Items without a gradient get none."""
-        learned = [item for item in scored if self.learns_from(item)]
-        groups = [item.group for item in learned]
-        # With one update per rollout, the old policy is the policy, and no pass is needed.
-        old = self.logp(groups, self.policy) if self.plan.rollout_period > 1 else [None] * len(groups)
-        known = self._with_reference([replace(item, old=logp) for item, logp in zip(learned, old, strict=True)])
-        complete = dict(zip(map(id, learned), known, strict=True))
-        return [complete.get(id(item), item) for item in scored]
-
-    def _with_reference(self, items: Sequence[Scored]) -> list[Scored]:
-        """The items with their log-probabilities under the reference, if there is one."""
-        if self.reference is None or loss_beta(self.args) == 0:
-            return list(items)
-        logp = self.logp([item.group for item in items], self.reference)
-        return [replace(item, reference=block) for item, block in zip(items, logp, strict=True)]
-
-    def _kl_penalty(self, groups: Sequence[Group], metrics: MeanMetrics) -> list[Tensor]:
-        """[K] for each group: beta times the log ratio of policy to reference, summed over a completion's tokens."""
-        policy, reference = self.logp(groups, self.policy), self.logp(groups, self.reference)  # pyright: ignore[reportArgumentType]
-        penalties = []
-        for group, own, other in zip(groups, policy, reference, strict=True):
-            mask = completion_mask([group])
-            ratio = (own - other).masked_fill(~mask, 0.0)
-            metrics.mean("kl", ratio, weight=mask)
-            penalties.append(self.args.beta * ratio.sum(-1))
-        return penalties
-
     def _prompt(self, row: int) -> Prompt:
         """The prompt of a training row, encoded in this process."""
         return EncodedRows(self.train_dataset, self.row_encoder)[row]
-
-    def logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
-        """Log-probabilities of every group under a model, without gradient and dropout."""
-        return per_group(self._token_rows(groups, model, "logp"), groups)
-
-    def _token_rows(self, groups: Sequence[Group], model: Callable[..., TokenStats], wanted: str) -> list[Tensor]:
-        """One row per completion with its tokens' `logp` or `entropy` under a model."""
-        rows: list[Tensor] = []
-        with self.without_gradient():
-            for part in micro_batches(groups, self.plan, self.args.max_tokens_per_pass):
-                stats = model(part, temperature=self._temperature, ban_modalities=True, entropy=wanted == "entropy")
-                rows += getattr(stats, wanted).cpu()
-        return rows
-
-    @property
-    def _temperature(self) -> float:
-        """The divisor of the logits in the loss: the sampler's temperature, or 1 if that is 0."""
-        return self.args.temperature or 1.0
-
-    def learns_from(self, item: Scored) -> bool:
-        return not item.is_flat or loss_beta(self.args) != 0 or self.args.entropy_coef != 0
 
     def total(self, items: Sequence[Scored]) -> Tensor:
         mask = self._mask([item.group for item in items])
@@ -333,10 +269,6 @@ class GRPOTrainer(GroupTrainer[Scored]):
             self.args.max_completion_length,
             Entropy(padded(entropy, mask.shape[1]), self._entropy_threshold) if entropy else None,
         )
-
-    def _mask(self, groups: Sequence[Group]) -> Tensor:
-        truncated = torch.tensor([completion.truncated for group in groups for completion in group.completions])
-        return counted_mask(self.args, completion_mask(groups), truncated)
 
     def loss(self, model: nn.Module, items: Sequence[Scored], total: Tensor, metrics: MeanMetrics) -> Tensor:
         groups = [item.group for item in items]

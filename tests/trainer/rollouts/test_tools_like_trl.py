@@ -14,7 +14,7 @@ from boresight.errors import ConfigError
 from boresight.tools.parsing import parsed_turn
 from boresight.trainer.rollouts.scored import group_from_state, group_state
 from tests.trainer.conftest import Run
-from tests.trainer.scripted import call
+from tests.trainer.scripted import call, sampled_groups
 
 QUESTIONS = [
     {"prompt": [{"role": "user", "content": f"What is {n} times three?"}], "answer": str(3 * n)} for n in (2, 5)
@@ -135,17 +135,7 @@ def test_an_image_when_an_environment_is_reset(with_tools: Run) -> None:
     trainer = with_tools(
         lambda place, k, turn: None if turn or k else call("look"), reward, QUESTIONS, environment_factory=LooksAround
     )
-    groups: list[Any] = []
-    loop = trainer.rollouts.turns
-    assert loop is not None
-    sample = loop.sample
-
-    def kept(*arguments: Any) -> Any:
-        found = sample(*arguments)
-        groups.extend(found.groups)
-        return found
-
-    loop.sample = kept  # pyright: ignore[reportAttributeAccessIssue]
+    groups = sampled_groups(trainer)
     trainer.train()
     assert trainer.state.log_history[0]["sampling/sampling_logp_difference/max"] < 1e-4
     image_token = trainer.facts.image_token_id

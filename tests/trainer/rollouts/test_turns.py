@@ -17,7 +17,7 @@ from boresight.report.completions import read_completions
 from boresight.tools import ImageTools, calculator
 from boresight.types import Row
 from tests.trainer.conftest import Run
-from tests.trainer.scripted import call
+from tests.trainer.scripted import call, sampled_groups
 
 RED = Image.new("RGB", (56, 84), "red")
 
@@ -53,17 +53,7 @@ def uneven(place: int, k: int, turn: int) -> str | None:
 def test_branches_of_uneven_turns_with_images(with_tools: Run) -> None:
     """What was sampled in every turn is what is trained on, and its log-probabilities are those of the training forward."""
     trainer = with_tools(uneven, by_turns, tools=[show, calculator], max_completion_length=300)
-    groups: list[Any] = []
-    loop = trainer.rollouts.turns
-    assert loop is not None
-    sample = loop.sample
-
-    def kept(*arguments: Any) -> Any:
-        found = sample(*arguments)
-        groups.extend(found.groups)
-        return found
-
-    loop.sample = kept  # pyright: ignore[reportAttributeAccessIssue]
+    groups = sampled_groups(trainer)
     trainer.train()
     log = trainer.state.log_history[0]
     assert log["tools/call_frequency"] == pytest.approx((0 + 1 + 2 + 2) / 4)

@@ -13,7 +13,8 @@ from boresight import GRPOConfig, SFTConfig
 from boresight.data.sources import RowDataset
 from boresight.errors import ConfigError
 from boresight.model.offloading import MIN_BYTES, OffloadedActivations
-from tests.trainer.conftest import Run, model_folder, sft  # noqa: F401 -- fixtures
+
+from .conftest import Run
 
 
 def test_weights_and_small_tensors_stay() -> None:
@@ -37,7 +38,7 @@ def test_what_is_kept_is_a_copy() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_gradients_of_a_step(checkpointing: bool, sft: Run) -> None:  # noqa: F811
+def test_gradients_of_a_step(checkpointing: bool, sft: Run) -> None:
     trainer: Any = sft(per_device_train_batch_size=4, gradient_checkpointing=checkpointing)
     model: nn.Module = trainer.policy.outer
     if checkpointing:
