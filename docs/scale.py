@@ -1,4 +1,4 @@
-"""The table of seconds and prices in docs/how-to/many-gpus.md, made by the code of `boresight doctor --plan`.
+"""The tables of seconds and prices in docs/how-to/many-gpus.md and of memory in docs/install.md, by the code of `boresight doctor --plan`.
 
     .venv/bin/python docs/scale.py
 
@@ -81,5 +81,14 @@ def lines() -> Iterator[str]:
     yield assumptions(work, rates)
 
 
+def hardware() -> Iterator[str]:
+    """The table of docs/install.md as Markdown: GB of weights, gradients and optimizer on one GPU, for each way to train there."""
+    plans = [plan_of(published(name), 1, CARDS["h100"].memory, Work(), Rates()) for name in MODELS]
+    yield f"| way to train | {' | '.join(MODELS)} |"
+    yield "|---" * (len(MODELS) + 1) + "|"
+    for ways in zip(*(found.ways for found in plans), strict=True):
+        yield f"| {ways[0].name} | {' | '.join(f'{way.num_bytes / 1e9:.1f}' for way in ways)} |"
+
+
 if __name__ == "__main__":
-    print("\n".join(lines()))
+    print("\n".join([*lines(), "", *hardware()]))

@@ -1,4 +1,4 @@
-"""The table of seconds and prices is what the planner says."""
+"""The tables of seconds, prices and memory are what the planner says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_has_the_planners_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_have_the_planners_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     import scale
 
@@ -19,6 +19,8 @@ def test_the_page_has_the_planners_table(monkeypatch: pytest.MonkeyPatch) -> Non
     page = (ROOT / "docs" / "how-to" / "many-gpus.md").read_text()
     assert "\n".join(table) in page, "run .venv/bin/python docs/scale.py, and put its table on the page"
     assert assumed in page
+    memory = "\n".join(scale.hardware())
+    assert memory in (ROOT / "docs" / "install.md").read_text(), "run docs/scale.py, and put its second table there"
     # As published: 3.75, 8.29 and 33.5 billion weights.
     weights = [scale.published(name).num_weights / 1e9 for name in scale.MODELS]
     assert weights == pytest.approx([3.75, 8.29, 33.5], rel=0.005)
