@@ -142,8 +142,20 @@ def test_what_cannot_be_exported(base: Path, trained: Callable[..., Path], tmp_p
         export(source_of(run), run, merge=False)
     with pytest.raises(ConfigError, match="there is no folder"):
         source_of(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"empty holds no model and no checkpoint"):
+        source_of(tmp_path / "empty")
     with pytest.raises(ModelError, match="was written, but not uploaded to some/repo"):
         push(run, "some/repo")  # the tests have no network
+
+
+def test_a_model_in_the_runs_own_folder_is_found(trained: Callable[..., Path], tmp_path: Path) -> None:
+    run = trained(saves=False)
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text("{}")
+    source = source_of(run)
+    assert (source.run, source.weights) == (run, run / "model")
+    assert source_of(run / "model").run == run
 
 
 def test_texts_of_others_in_a_card_are_shown_as_text(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -41,6 +42,10 @@ SIGNALLED = 128
 TRAINING = {name: method.help for name, method in METHODS.items()}
 """The training commands."""
 
+WARN_WHEN_IMPORTED = ("torch.utils._pytree", "bitsandbytes")
+"""Loggers that warn of their own affairs as soon as torchao and bitsandbytes are imported, which transformers and PEFT do where they find
+them, whether a run uses them or not."""
+
 OWN = (vllm_serve, report, compare, export, demo, doctor, env, completion)
 """The commands that do not train."""
 
@@ -50,6 +55,8 @@ _HOMES = {"load_datasets": "rows", "peft_config": "adapter", "train": "training"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for name in WARN_WHEN_IMPORTED:
+        logging.getLogger(name).setLevel(logging.ERROR)
     return exit_code(lambda: _run(words))
 
 

@@ -52,7 +52,8 @@ class Source:
 
 
 def source_of(path: Path, base: str | None = None) -> Source:
-    """What a path means: a run with its final model, else with its newest whole checkpoint; or a checkpoint.
+    """What a path means: a run with its final model (in it, or in its folder ``model``), else with its newest whole checkpoint; or a
+    checkpoint.
 
     Args:
         base: the model that training began with, if the run does not say.
@@ -63,8 +64,10 @@ def source_of(path: Path, base: str | None = None) -> Source:
     """
     if not path.is_dir():
         raise ConfigError(f"there is no folder {path}: name a run, or one of its checkpoints.")
-    is_model = any((path / name).exists() for name in ("config.json", ADAPTER))
-    weights = path if is_model else RunFolder(path).newest_whole()
+    weights = next((folder for folder in (path, path / "model") if _holds_model(folder)), None)
+    if weights is None and not RunFolder(path).checkpoints():
+        raise ConfigError(f"{path} holds no model and no checkpoint: name a folder that does.")
+    weights = weights or RunFolder(path).newest_whole()
     manifest = check_whole(weights) if (weights / MANIFEST).exists() else None
     run = path if (path / RUN_FILE).exists() or not (path.parent / RUN_FILE).exists() else path.parent
     about = _json(run / RUN_FILE)
@@ -208,6 +211,10 @@ def _bytes(model: nn.Module, whole: bool) -> int:
     return sum(
         weight.numel() * weight.element_size() for name, weight in model.named_parameters() if whole or "lora_" in name
     )
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.json", ADAPTER))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -76,8 +76,14 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
         ) from error
     except ValueError as error:
         raise ModelError(
-            f"{str(model)!r} is not a vision-language model that transformers supports: {error}"
+            f"{str(model)!r} is not a vision-language model that transformers supports.{_model_inside(Path(model))} ({error})"
         ) from error
+
+
+def _model_inside(folder: Path) -> str:
+    """A hint where a folder, such as a run's, has a model in a folder of its own."""
+    inside = sorted(path.parent for path in folder.glob("*/config.json"))
+    return f" There is a model in {inside[-1]}: name that." if inside else ""
 
 
 def _from_pretrained(model: str | Path, **options: Any) -> nn.Module:
