@@ -147,6 +147,12 @@ def share_as_umask(folder: str | os.PathLike[str], pattern: str = "*.safetensors
         path.chmod(mode)
 
 
+def model_name(source: str) -> str:
+    """A model's short name: the last part of its folder or hub id; of RUN/model the run's."""
+    path = Path(source)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name or source
+
+
 def missing_path(source: str, suffixes: Collection[str] = ()) -> str | None:
     """Where a path that does not exist was looked for, with the nearest name there; None if it exists, or may be a hub id.
 

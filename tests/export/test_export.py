@@ -95,6 +95,22 @@ def test_the_card(base: Path, trained: Callable[..., Path], tmp_path: Path) -> N
     assert "output\\_dir" not in text
 
 
+def test_a_card_names_the_run_and_only_options_that_were_set(tmp_path: Path) -> None:
+    options = {
+        "learning_rate": 0.5,
+        "bf16": False,
+        "report_to": [],
+        "accelerator_config": {"split_batches": False},
+        "debug": [],
+    }
+    identity = {"method": "SFTTrainer", "options": options}
+    card = model_card(tmp_path, base="runs/sft/model", is_adapter=False, verified="Yes.", identity=identity, step=1)
+    assert "# SFT of sft\n" in card
+    table = card.split("## Options that differ from the defaults")[1].split("##")[0]
+    assert "learning\\_rate | 0.5" in table
+    assert table.count("\n| ") == 2  # the heading, and one option
+
+
 def test_an_adapter_as_it_is(trained: Callable[..., Path], tmp_path: Path) -> None:
     export(source_of(trained(LORA)), tmp_path / "adapter", merge=False)
     names = {path.name for path in (tmp_path / "adapter").iterdir()}

@@ -18,6 +18,7 @@ from boresight.compare.comparison import Comparison
 from boresight.compare.marking import chosen_reward, score
 from boresight.data.sources import RowDataset, check_rows
 from boresight.errors import ConfigError, DataError
+from boresight.files import model_name
 from boresight.rewards.function import RewardFunc, load_reward
 from boresight.trainer.precomputed import sample_digest
 from boresight.types import Row
@@ -42,9 +43,7 @@ class Candidate:
         """Read ``NAME=FOLDER``; without a name, the last part of the path is the name."""
         name, given, source = text.partition("=")
         if not given:
-            source = text
-            path = Path(text)
-            name = path.parent.name if path.name == "model" and path.parent.name else path.name
+            source, name = text, model_name(text)
         if not source:
             raise ConfigError(f"--model {text!r} names no model: write --model NAME=FOLDER.")
         return cls(checked_name(name), source)

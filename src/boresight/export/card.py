@@ -10,11 +10,13 @@ from typing import Any
 
 import yaml
 
+from boresight.files import model_name
 from boresight.options import declarations
 from boresight.report.jsonl import read_lines
 from boresight.terminal import printable
 from boresight.trainer.config import DPOConfig, SFTConfig
 from boresight.trainer.grpo_config import GRPOConfig, RLOOConfig
+from boresight.trainer.identity import is_changed
 
 CONFIGS = {"SFTTrainer": SFTConfig, "DPOTrainer": DPOConfig, "GRPOTrainer": GRPOConfig, "RLOOTrainer": RLOOConfig}
 PACKAGES = ("boresight", "torch", "transformers", "peft", "datasets", "vllm")
@@ -55,7 +57,7 @@ def model_card(run: Path, *, base: str, is_adapter: bool, verified: str, identit
     loads = "AutoModelForImageTextToText.from_pretrained(FOLDER)"
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {method} of {_cell(Path(base).name or base)}",
+        f"# {method} of {_cell(model_name(base))}",
         f"Trained with boresight. Plain transformers loads it: `{loads}`.",
         _table("", {name: value for name, value in rows.items() if value not in ("", None)}),
         f"## Verified\n\n{verified}",
@@ -87,7 +89,9 @@ def _shown_options(identity: Mapping[str, Any]) -> set[str]:
         if name.endswith(("_dir", "_path", "_token")) or name in ("run_name", "resume_from_checkpoint")
     }
     return {
-        name for name, value in (identity.get("options") or {}).items() if name in defaults and value != defaults[name]
+        name
+        for name, value in (identity.get("options") or {}).items()
+        if name in defaults and is_changed(name, value, defaults[name])
     } - hidden
 
 

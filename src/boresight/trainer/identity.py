@@ -50,7 +50,7 @@ def options_of(args: Any) -> dict[str, Any]:
 def changed_options(args: Any) -> list[str]:
     """The names of the options that are not as the class sets them, for readers of run.json.
 
-    Options that are None until the configuration fills them in are not counted where they are filled with nothing (False, an empty list).
+    See `is_changed`.
     """
     values = options_of(args)
     plain = {
@@ -58,11 +58,13 @@ def changed_options(args: Any) -> list[str]:
         for field in fields(args)
     }
     before = json.loads(json.dumps(plain, default=str))
-    return [
-        name
-        for name, value in values.items()
-        if name not in FILLED_IN and name in before and value != before[name] and (value or before[name] is not None)
-    ]
+    return [name for name, value in values.items() if name in before and is_changed(name, value, before[name])]
+
+
+def is_changed(name: str, value: Any, default: Any) -> bool:
+    """Whether an option differs from its default because someone set it, as far as the values tell: None, "", [] and False are one nothing,
+    since configurations fill in one for the other."""
+    return name not in FILLED_IN and value != default and bool(value or default)
 
 
 FILLED_IN = frozenset({"accelerator_config", "hub_token", "report_to"})
