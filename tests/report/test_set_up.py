@@ -30,6 +30,13 @@ def test_runs_differ_in_options_and_data_but_not_in_where_they_are() -> None:
     assert differing([RUN, other]) == [
         ("rows", ["12 rows", "13 rows"]),
         ("beta", ["0.1", "0.2"]),
-        ("new", ["–", "true"]),
     ]
+    # An option of another version of the class says something where it was set.
+    assert differing([RUN, other | {"set": ["new"]}])[-1] == ("new", ["–", "true"])
     assert differing([RUN, RUN]) == []
+
+
+def test_defaults_of_another_method_are_no_differences() -> None:
+    sft = {"method": "SFTTrainer", "options": {"seed": 1, "packing": False}, "set": ["seed"]}
+    grpo = {"method": "GRPOTrainer", "options": {"seed": 1, "beta": 0.0, "epsilon": 0.3}, "set": ["epsilon"]}
+    assert differing([sft, grpo]) == [("method", ["SFTTrainer", "GRPOTrainer"]), ("epsilon", ["–", "0.3"])]

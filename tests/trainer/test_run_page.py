@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from transformers.integrations import integration_utils
 
+from boresight import SFTConfig
 from boresight.report import read_lines
 from boresight.report.page import report_data, write_report
 from boresight.report.tokens import TokenTexts
 from boresight.report.trackers import TRACKERS
+from boresight.trainer.identity import changed_options, options_of
 from tests.browser import opened
 
 from .conftest import Run, records
@@ -89,3 +91,12 @@ def test_every_step_has_a_point_however_rarely_the_run_logs(request: pytest.Fixt
     assert report_data(folder)["series"][name]["steps"] == [1, 2, 3, 4, 5]
     set_here = dict(report_data(folder)["set_up"]["chosen"])
     assert set_here["max_steps"] == "5" and set_here["learning_rate"] == "0.001" and "adam_beta1" not in set_here
+
+
+def test_a_token_of_the_hub_is_masked_and_others_are_as_they_are(tmp_path: Path) -> None:
+    plain = SFTConfig(output_dir=str(tmp_path))
+    assert (options_of(plain)["hub_token"], options_of(plain)["eos_token"]) == (None, None)
+    assert changed_options(plain) == ["output_dir"]
+    secret = SFTConfig(output_dir=str(tmp_path), hub_token="hf_secret", learning_rate=0.5, gradient_checkpointing=False)
+    assert options_of(secret)["hub_token"] == "<HUB_TOKEN>"
+    assert sorted(changed_options(secret)) == ["gradient_checkpointing", "hub_token", "learning_rate", "output_dir"]

@@ -32,14 +32,22 @@ def set_up_of(run_file: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing(run_files: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """(name, one value for each run) of everything in which the runs' set-ups differ; a dash where a run does not have it."""
+    """(name, one value for each run) of everything in which the runs' set-ups differ; a dash where a run does not have it.
+
+    An option that only another method has is named where a run set it: that its default is missing elsewhere says nothing.
+    """
     flat = [
         {label: run[name] for name, label in ABOUT.items() if name in run} | dict(run.get("options", {}))
         for run in run_files
     ]
     names = dict.fromkeys(name for run in flat for name in run)
     rows = [(name, [shown(run[name]) if name in run else MISSING for run in flat]) for name in names]
-    return [(name, values) for name, values in rows if name not in SAID_ELSEWHERE and len(set(values)) > 1]
+    tells = {name for run in run_files for name in run.get("set", ())} | set(ABOUT.values())
+    return [
+        (name, values)
+        for name, values in rows
+        if name not in SAID_ELSEWHERE and len(set(values)) > 1 and (MISSING not in values or name in tells)
+    ]
 
 
 def shown(value: Any) -> str:

@@ -43,8 +43,12 @@ Identity = Mapping[str, Any]
 
 
 def options_of(args: Any) -> dict[str, Any]:
-    """A configuration's options as plain values."""
-    return json.loads(json.dumps(args.to_dict(), default=str, sort_keys=True))
+    """A configuration's options as plain values, a set `hub_token` masked."""
+    values = args.to_dict()
+    # transformers masks whatever ends with _token, set or not; of these only the hub's is a secret.
+    masked = {name: getattr(args, name) for name in values if name.endswith("_token")}
+    values |= {name: value for name, value in masked.items() if name != "hub_token" or value is None}
+    return json.loads(json.dumps(values, default=str, sort_keys=True))
 
 
 def changed_options(args: Any) -> list[str]:
@@ -67,7 +71,7 @@ def is_changed(name: str, value: Any, default: Any) -> bool:
     return name not in FILLED_IN and value != default and bool(value or default)
 
 
-FILLED_IN = frozenset({"accelerator_config", "hub_token", "report_to"})
+FILLED_IN = frozenset({"accelerator_config", "report_to"})
 """Options that transformers fills in by itself."""
 
 
