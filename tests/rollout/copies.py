@@ -83,10 +83,11 @@ class CopyEngine:
 
     def restart(self) -> None:
         """It is there again, with other weights."""
-        self.away, self.held = False, ""
+        self.held = ""
         with torch.no_grad():
             for weight in self.model.parameters():
                 weight.normal_()
+        self.away = False  # at the end, since a policy may wait for it in another thread
 
     def sync(self, step: int) -> SyncReport | None:
         self._reach()
