@@ -21,6 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 from workload import TOKEN_SIZE, adapter
 
+from boresight.modules import checkpoint_activations
+
 Parts = dict[str, float]
 """Seconds by part: vision, prompt, completions, head, other."""
 
@@ -75,7 +77,7 @@ def unit_costs(case: Case, folder: Path, repeats: int) -> Costs:
     if case.frozen:
         base.visual.requires_grad_(False)
     if case.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model, {"use_reentrant": False})
     config = model.config.text_config
     edge = 2 * round(case.image_tokens**0.5)
     pixels, grid = _image(case.image_tokens)

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from boresight.modules import checkpoint_activations
+
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -91,7 +93,7 @@ def measured(name: str, folder: Path, *, checkpointing: bool, number: int, words
     found = rows(number, words)
     trainer: Any = SFTTrainer(str(model), config, found)
     if checkpointing:
-        trainer.policy.outer.gradient_checkpointing_enable(config.gradient_checkpointing_kwargs)
+        checkpoint_activations(trainer.policy.outer, config.gradient_checkpointing_kwargs)
     encoded = RowDataset(trainer.train_dataset)
     items = trainer.longest_items([encoded[place] for place in range(number)])
     trainer.trial_step(items)  # so that gradients are there

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from workload import LEARNING_RATE, adapter, dataset, processor_of, reward, turn_images
 
+from boresight.modules import checkpoint_activations
+
 
 class Side(ABC):
     """A library at work on a case, through its own trainers.
@@ -44,7 +46,7 @@ class Side(ABC):
         self.trainer = self.dpo_trainer() if case.kind == "pairs" else self.grpo_trainer()
         self.model = self.trainer.model
         if case.checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(self.model, {"use_reentrant": False})
         {
             "update": self.prepare_update,
             "sample": self.prepare_sample,

@@ -11,6 +11,7 @@ from functools import cache, partial
 import torch
 
 from boresight.model.forward import GroupForward
+from boresight.modules import checkpoint_activations
 from boresight.types import Group
 from gpu_parts.clock import matmul_flops, peak_flops, peak_gib, seconds
 from gpu_parts.models import MODELS, Built, attention_flops, build
@@ -62,7 +63,7 @@ def measure(
 def switch(built: Built, checkpointing: bool) -> None:
     built.model.train(checkpointing)  # transformers checkpoints in training mode alone; nothing here drops out
     if checkpointing:
-        built.model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(built.model, {"use_reentrant": False})
     else:
         built.model.gradient_checkpointing_disable()
 

@@ -47,6 +47,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def checkpoint_activations(model: nn.Module, options: Mapping[str, Any] | None = None) -> None:
+    """Recompute activations in backward passes, by the method that this release of transformers names.
+
+    Args:
+        options: arguments of `torch.utils.checkpoint.checkpoint`.
+    """
+    for name in (
+        "activation_checkpointing_enable",
+        "gradient_checkpointing_enable",
+    ):  # the second is deprecated from 5.24 on
+        if hasattr(model, name):
+            return getattr(model, name)(options)
+
+
 def switch_off_dropout(model: nn.Module) -> None:
     """Set the probability of every dropout module to 0."""
     for module in model.modules():

@@ -19,6 +19,7 @@ from boresight.model import attention, layouts
 from boresight.model.attention import BranchTable
 from boresight.model.forward import GroupForward
 from boresight.model.packing import PackedRow, pack
+from boresight.modules import checkpoint_activations
 from boresight.types import Group
 from tests.model.conftest import Subject, Subjects, noise
 from tests.model.oracle import (
@@ -98,7 +99,7 @@ def test_rows_equals_plain_rows(subject: Subjects, expected: Expected, family: s
 def test_gradient_checkpointing_changes_nothing(subject: Subjects, expected: Expected, family: str) -> None:
     it = subject(family)
     model = it.model().train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, {"use_reentrant": False})
     assert model.is_gradient_checkpointing
     found = ours(GroupForward(model, it.facts), groups_of(it, "mixed"))
     assert worst_logp(found, expected(family, "mixed")) <= BOUND

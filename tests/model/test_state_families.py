@@ -18,6 +18,7 @@ from boresight.families import family_of
 from boresight.model import layouts, states
 from boresight.model.forward import GroupForward
 from boresight.model.states import CarriedStates
+from boresight.modules import checkpoint_activations
 from boresight.state_layers import state_layers
 from boresight.types import Group
 from tests.model.conftest import Subject, Subjects
@@ -75,7 +76,7 @@ def test_shared_equals_plain_rows(
     model = it.model()
     assert len(state_layers(model)) == 2
     if checkpointing:
-        model.train().gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model.train(), {"use_reentrant": False})
     run = GroupForward(model, it.facts)
     assert run.layout == "shared"
     found = ours(run, groups_of(it, case))

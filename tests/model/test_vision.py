@@ -13,6 +13,7 @@ from boresight.errors import ModelError
 from boresight.model.forward import GroupForward
 from boresight.model.reference import Reference
 from boresight.model.vision import Features, VisionEncoder, join_features, text_parameters, vision_is_frozen
+from boresight.modules import checkpoint_activations
 from boresight.types import Prompt
 from tests.model.conftest import Subjects, noise
 from tests.tiny import FAMILIES
@@ -220,7 +221,7 @@ def test_recomputing_the_language_model_does_not_run_the_tower_again(subject: Su
         model = it.model().train()
         if frozen:
             freeze_vision(model)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model, {"use_reentrant": False})
         run, tower = GroupForward(model, it.facts), tower_of(model)
         block = next(
             module

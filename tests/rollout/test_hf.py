@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import GenerationConfig
 
+from boresight.modules import checkpoint_activations
 from boresight.rollout.hf import HFSampler
 from boresight.types import Completion, Group, Prompt, SamplingSettings
 from tests.rollout.conftest import Subject
@@ -246,7 +247,7 @@ def test_gradient_checkpointing_changes_nothing(subject: Subjects, family: str) 
     settings = SamplingSettings(2, LENGTH, temperature=0.0)
     plain = ids_of(sampler(it).sample(it.prompts, settings))
     model = copy.deepcopy(it.model).train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, {"use_reentrant": False})
     assert ids_of(sampler(replace(it, model=model)).sample(it.prompts, settings)) == plain
     assert model.is_gradient_checkpointing
 

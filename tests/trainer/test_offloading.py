@@ -13,6 +13,7 @@ from boresight import GRPOConfig, SFTConfig
 from boresight.data.sources import RowDataset
 from boresight.errors import ConfigError
 from boresight.model.offloading import MIN_BYTES, OffloadedActivations
+from boresight.modules import checkpoint_activations
 
 from .conftest import Run
 
@@ -42,7 +43,7 @@ def test_gradients_of_a_step(checkpointing: bool, sft: Run) -> None:
     trainer: Any = sft(per_device_train_batch_size=4, gradient_checkpointing=checkpointing)
     model: nn.Module = trainer.policy.outer
     if checkpointing:
-        trainer.policy.outer.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+        checkpoint_activations(trainer.policy.outer, trainer.args.gradient_checkpointing_kwargs)
     rows = RowDataset(trainer.train_dataset)
     items = trainer.longest_items([rows[number] for number in range(4)])
     found = []

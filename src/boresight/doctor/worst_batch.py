@@ -13,7 +13,7 @@ from boresight.doctor.rows import longest_rows
 from boresight.families import family_of
 from boresight.files import in_units
 from boresight.model.part_options import PARTS
-from boresight.modules import unwrap
+from boresight.modules import checkpoint_activations, unwrap
 from boresight.preflight import Finding
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.grpo import GRPOTrainer
@@ -35,8 +35,7 @@ def check_worst_batch(trainer: GroupTrainer[Any], limit: int | None = None) -> I
     rows = RowDataset(trainer.train_dataset)
     args, device = trainer.args, trainer.args.device
     if args.gradient_checkpointing:
-        model: Any = trainer.policy.outer
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
+        checkpoint_activations(trainer.policy.outer, args.gradient_checkpointing_kwargs)
     items = trainer.longest_items([rows[number] for number in numbers])
     limit = available_bytes(device) if limit is None else limit
     trained = [weight for weight in trainer.policy.outer.parameters() if weight.requires_grad]

@@ -56,6 +56,12 @@ class TrainerConfig(TrainerOptions, TrainingArguments):  # pyright: ignore[repor
             self.bf16 = has_bf16 and not self.fp16 and not self.use_cpu
         check_training(self)
         check_before_transformers(self)
+        for name in (
+            "checkpointing",
+            "checkpointing_kwargs",
+        ):  # transformers 5.24 names them activation_…, and warns of the old names
+            if getattr(self, f"activation_{name}", True) is None:
+                setattr(self, f"activation_{name}", getattr(self, f"gradient_{name}"))
         try:
             super().__post_init__()
         except ConfigError:

@@ -27,7 +27,7 @@ HARMLESS = frozenset({
     # How it is computed. The size of an optimizer step is compared by itself.
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_prompts_per_step", "steps_per_generation",
     "generation_batch_size", "max_tokens_per_pass", "gradient_checkpointing", "gradient_checkpointing_kwargs", "layout",
-    "activation_offloading",
+    "activation_checkpointing", "activation_checkpointing_kwargs", "activation_offloading",
     "max_logit_mib", "vision_cache_gib", "dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory",
     "dataloader_persistent_workers", "dataloader_multiprocessing_context", "dataloader_in_order", "ddp_backend", "ddp_bucket_cap_mb",
     "ddp_broadcast_buffers", "ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout", "local_rank", "use_cpu",
