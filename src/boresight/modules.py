@@ -53,12 +53,10 @@ def checkpoint_activations(model: nn.Module, options: Mapping[str, Any] | None =
     Args:
         options: arguments of `torch.utils.checkpoint.checkpoint`.
     """
-    for name in (
-        "activation_checkpointing_enable",
-        "gradient_checkpointing_enable",
-    ):  # the second is deprecated from 5.24 on
-        if hasattr(model, name):
-            return getattr(model, name)(options)
+    new = getattr(
+        model, "activation_checkpointing_enable", None
+    )  # from transformers 5.24 on, which warns of the old name
+    (new or model.gradient_checkpointing_enable)(options)  # pyright: ignore[reportCallIssue]
 
 
 def switch_off_dropout(model: nn.Module) -> None:

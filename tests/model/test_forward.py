@@ -100,7 +100,7 @@ def test_gradient_checkpointing_changes_nothing(subject: Subjects, expected: Exp
     it = subject(family)
     model = it.model().train()
     checkpoint_activations(model, {"use_reentrant": False})
-    assert model.is_gradient_checkpointing
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     found = ours(GroupForward(model, it.facts), groups_of(it, "mixed"))
     assert worst_logp(found, expected(family, "mixed")) <= BOUND
     assert worst_gradient(found, expected(family, "mixed")) <= BOUND

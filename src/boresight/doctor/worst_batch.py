@@ -35,7 +35,8 @@ def check_worst_batch(trainer: GroupTrainer[Any], limit: int | None = None) -> I
     rows = RowDataset(trainer.train_dataset)
     args, device = trainer.args, trainer.args.device
     if args.gradient_checkpointing:
-        checkpoint_activations(trainer.policy.outer, args.gradient_checkpointing_kwargs)
+        options: Any = args.gradient_checkpointing_kwargs
+        checkpoint_activations(trainer.policy.outer, options)
     items = trainer.longest_items([rows[number] for number in numbers])
     limit = available_bytes(device) if limit is None else limit
     trained = [weight for weight in trainer.policy.outer.parameters() if weight.requires_grad]
