@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 from workload import TOKEN_SIZE, adapter
 
-from boresight.modules import checkpoint_activations
+from boresight.modules import checkpoint_activations, named_cache
 
 Parts = dict[str, float]
 """Seconds by part: vision, prompt, completions, head, other."""
@@ -161,10 +161,10 @@ def _decode(model: nn.Module, case: Case, repeats: int) -> float:
 
     def fill() -> None:
         state["cache"] = DynamicCache(config=config.text_config)
-        model(input_ids=ids, past_key_values=state["cache"], use_cache=True, logits_to_keep=1)
+        model(input_ids=ids, use_cache=True, logits_to_keep=1, **named_cache(model, state["cache"]))
 
     def step() -> None:
-        model(input_ids=ids[:, :1], past_key_values=state["cache"], use_cache=True)
+        model(input_ids=ids[:, :1], use_cache=True, **named_cache(model, state["cache"]))
         for _ in range(case.num_prompts):
             _attention_to_prompt(config.text_config, case.num_completions, case.prompt_tokens)
 

@@ -93,7 +93,8 @@ def measured(name: str, folder: Path, *, checkpointing: bool, number: int, words
     found = rows(number, words)
     trainer: Any = SFTTrainer(str(model), config, found)
     if checkpointing:
-        checkpoint_activations(trainer.policy.outer, config.gradient_checkpointing_kwargs)
+        options: Any = config.gradient_checkpointing_kwargs
+        checkpoint_activations(trainer.policy.outer, options)
     encoded = RowDataset(trainer.train_dataset)
     items = trainer.longest_items([encoded[place] for place in range(number)])
     trainer.trial_step(items)  # so that gradients are there

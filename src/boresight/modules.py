@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 Value = TypeVar("Value")
 
@@ -33,6 +33,12 @@ def matching_arguments(function: Callable[..., object], arguments: Mapping[str, 
     """The `arguments` that `function` has parameters for."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in arguments.items() if name in names}
+
+
+def named_cache(model: nn.Module, cache: Cache) -> dict[str, Cache]:
+    """The cache as the argument that the model's forward takes: `cache` from transformers 5.24 on, which warns of the old name."""
+    names = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}
 
 
 @contextmanager

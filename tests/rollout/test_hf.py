@@ -10,9 +10,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
-from boresight.modules import checkpoint_activations
+from boresight.modules import checkpoint_activations, named_cache
 from boresight.rollout.hf import HFSampler
 from boresight.types import Completion, Group, Prompt, SamplingSettings
 from tests.rollout.conftest import Subject
@@ -290,13 +290,16 @@ def test_training_and_sampling_leave_no_positions_behind(subject: Subjects, fami
     # Negative control: decoding that reads the model's deltas goes wrong after a pass over another prompt.
     it.model.eval()
     with torch.no_grad():
-        cache = it.model(**model_inputs(it, first), use_cache=True).past_key_values
+        cache = DynamicCache(config=it.model.config.text_config)
+        it.model(**model_inputs(it, first), use_cache=True, **named_cache(it.model, cache))
         stale = deltas + 5
         logits = []
         for delta in (deltas, stale):
             it.model.model.rope_deltas = delta
             kept = copy.deepcopy(cache)
-            logits.append(it.model(input_ids=first.ids[None, -1:], past_key_values=kept, use_cache=True).logits)
+            logits.append(
+                it.model(input_ids=first.ids[None, -1:], use_cache=True, **named_cache(it.model, kept)).logits
+            )
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 

@@ -96,11 +96,11 @@ class Processing:
             "text_kwargs": {
                 "add_special_tokens": special,
                 "return_tensors": None,  # several processors cannot return replacement offsets as tensors
-                "return_mm_token_type_ids": True,
                 "return_offsets_mapping": True,
-                "return_text_replacement_offsets": True,
             },
             "images_kwargs": {"return_tensors": "pt"},
+            "return_mm_token_type_ids": True,
+            "return_text_replacement_offsets": True,
         }
         try:
             return self.processor(images=[images] if images else None, **options)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
+from boresight.modules import named_cache
 from boresight.rollout.continuing import KnownTurns
 from boresight.rollout.decode import Prefill, is_worth_dropping
 from boresight.rollout.states import BranchStates, prompt_cache, separate_rows
@@ -208,8 +209,8 @@ class Branches:
             output = self.model(
                 input_ids=ids,
                 position_ids=positions.expand(self._axes, -1, -1) if self._axes else positions,
-                past_key_values=self._cache,
                 use_cache=True,
+                **named_cache(self.model, self._cache),
             )
         return output.logits.flatten(0, 1)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from boresight.families import why_no_branches
-from boresight.modules import matching_arguments
+from boresight.modules import matching_arguments, named_cache
 from boresight.own_forward import (
     is_token_input,
     joined_vision,
@@ -117,7 +117,7 @@ class Prefill:
             self.axes = len(positions)
             position = int(positions.max()) + 1
         inputs |= matching_arguments(self.model.forward, {"logits_to_keep": 1})
-        output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **inputs)
+        output = self.model(input_ids=ids, use_cache=True, **named_cache(self.model, cache), **inputs)
         return output.logits[:, -1], position, cache
 
 
@@ -138,8 +138,8 @@ class Rows:
         output = self.model(
             input_ids=tokens[:, None],
             position_ids=positions.expand(self._axes, -1, -1) if self._axes else positions,
-            past_key_values=self._cache,
             use_cache=True,
+            **named_cache(self.model, self._cache),
         )
         return output.logits[:, -1]
 
