@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -318,6 +318,7 @@ ANY = st.recursive(
 
 @settings(max_examples=400, deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), ANY, max_size=4))
+@example({"problem": "", "conversations": {"messages": None, 0: None}})
 def test_any_record_is_a_row_or_an_error_that_names_it(record: dict[str, Any]) -> None:
     report = examine(RowDataset([record]))
     assert all(reason.startswith("row 0") and "cannot be read (" not in reason for reason, _ in report.bad.values())

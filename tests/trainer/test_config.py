@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from dataclasses import fields
 from typing import Any
 
@@ -107,12 +108,24 @@ SUPPORTED = {
     "remove_unused_columns",  # accepted, and changes nothing
     "use_liger_kernel",  # likewise
 }
+NEWER = {"activation_checkpointing", "activation_checkpointing_kwargs"}
+"""Supported options of releases after the lock's."""
 
 
 def test_every_option_of_transformers_is_either_heeded_or_refused() -> None:
     known = {option.name for option in fields(TrainingArguments)}
-    assert SUPPORTED | UNSUPPORTED.keys() == known
+    assert SUPPORTED | UNSUPPORTED.keys() | NEWER & known == known
     assert not SUPPORTED & UNSUPPORTED.keys()
+
+
+@pytest.mark.parametrize("config", [SFTConfig, DPOConfig, GRPOConfig])
+def test_old_names_of_options_warn_of_nothing(config: type) -> None:
+    """transformers 5.24 renames gradient_checkpointing, which TRL's users and boresight's defaults set."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        chosen, default = config(use_cpu=True, gradient_checkpointing=False), config(use_cpu=True)
+    assert not chosen.gradient_checkpointing and not getattr(chosen, "activation_checkpointing", False)
+    assert default.gradient_checkpointing and getattr(default, "activation_checkpointing", True)
 
 
 @pytest.mark.parametrize("config", [SFTConfig, GRPOConfig])

@@ -242,20 +242,22 @@ def _outcome(read: Callable[[], Row], number: int, check: Check | None) -> Outco
 def row_digest(row: Row) -> str:
     """A digest of a row's texts, images and other columns, equal wherever the row is stored."""
     content = [row.prompt, row.completions, [image.digest for image in row.images], row.columns]
-    text = json.dumps(content, default=_plain, sort_keys=True, skipkeys=True)
+    text = json.dumps(_plain(content), sort_keys=True)
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON does not have. Of an unknown class the name alone, since its text may hold an address."""
+    """A value as JSON has it, with keys that can be sorted. Of an unknown class the name alone, since its text may hold an address."""
+    if value is None or isinstance(value, str | int | float):
+        return value
     if isinstance(value, Mapping):
-        return dict(cast("Mapping[Any, Any]", value))
+        return {str(key): _plain(inner) for key, inner in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
     if hasattr(value, "tolist"):  # arrays and tensors
         return value.tolist()
     if isinstance(value, Iterable):
-        return [*cast("Iterable[Any]", value)]
+        return [_plain(inner) for inner in cast("Iterable[Any]", value)]
     return str(value) if type(value).__module__ in ("datetime", "decimal", "uuid") else type(value).__name__
 
 
