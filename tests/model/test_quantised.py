@@ -23,6 +23,8 @@ from boresight.model.quantised import dequantise, dequantised, quantised_layers,
 from boresight.model.verification import FLOAT32, HALF, bounds_of
 from boresight.modules import num_bytes, num_weights, quantisation
 
+pytest.importorskip("bitsandbytes", reason="an extra, which is not installed here")
+
 FOUR: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 EIGHT: dict[str, Any] = {"load_in_8bit": True}
 IDS = torch.arange(20, 60)[None]

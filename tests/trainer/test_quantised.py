@@ -21,6 +21,8 @@ from boresight.trainer.stochastic_rounding import uncompiled_on_cpu
 
 from .conftest import QUIET, demonstrations, records, vowel_share
 
+pytest.importorskip("bitsandbytes", reason="an extra, which is not installed here")
+
 SKIPPED = ["model.visual", "lm_head"]
 FOUR = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "llm_int8_skip_modules": SKIPPED}
 EIGHT = {"load_in_8bit": True, "llm_int8_skip_modules": SKIPPED}
