@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from boresight.compare.accuracy import Mark
 from boresight.compare.comparison import (
     BLIND,
+    CALL_HEADS,
     FLIP_COLUMNS,
     Comparison,
     accuracy_cells,
+    call_cells,
     flip_cells,
     num_questions,
     p_value,
@@ -61,7 +63,8 @@ def _accuracy_table(comparison: Comparison) -> str:
     head = ["model", "right", "accuracy", "95 % interval"]
     head += [f"against {_cell(first)}", "p"] if against else []
     head += ["mean reward"] if means else []
-    head += [_cell(kind) for kind in kind_names] + ["tokens", "cut"]
+    calls = comparison.calls
+    head += [_cell(kind) for kind in kind_names] + [*(CALL_HEADS if calls else ()), "tokens", "cut"]
     rows = []
     for name, found in comparison.accuracies.items():
         pair = against.get(name)
@@ -70,6 +73,7 @@ def _accuracy_table(comparison: Comparison) -> str:
         row += [] if pair is None else [points(pair.gain), p_value(pair.p)]
         row += [_number(means[name])] if means else []
         row += [percent(kinds[name][kind].share) for kind in kind_names]
+        row += call_cells(calls.get(name)) if calls else []
         row += [f"{comparison.mean_length[name]:.0f}", f"{comparison.num_truncated[name]}"]
         rows.append(row)
     if comparison.blind is not None:
@@ -108,7 +112,7 @@ def _worth_quoting(comparison: Comparison) -> list[int]:
 
     def agreement(place: int) -> tuple[bool, bool, int]:
         marks = {marks[place] for marks in comparison.marks.values()}
-        texts = {answers[place].text for answers in comparison.answers.values()}
+        texts = {answers[place].transcript for answers in comparison.answers.values()}
         return len(marks) < 2, len(texts) < 2, place
 
     return sorted(range(len(comparison.questions)), key=agreement)
@@ -119,7 +123,7 @@ def _quoted(comparison: Comparison, place: int) -> str:
     rows = [["**data set**", "", _cell(question.gold or "–")]]
     signs: dict[Mark, str] = {True: "✓", False: "✗", None: "–"}
     for name, answers in comparison.answers.items():
-        rows.append([_cell(name), signs[comparison.marks[name][place]], _cell(answers[place].text)])
+        rows.append([_cell(name), signs[comparison.marks[name][place]], _cell(answers[place].transcript)])
     images = f" ({len(question.images)} image{'s' * (len(question.images) > 1)})" if question.images else ""
     return f"**Row {question.row}**{images}: {_cell(question.question)}\n\n" + _table(["", "", "answer"], rows)
 

@@ -11,9 +11,11 @@ from rich.text import Text
 from boresight.compare.accuracy import Accuracy
 from boresight.compare.comparison import (
     BLIND,
+    CALL_HEADS,
     FLIP_COLUMNS,
     Comparison,
     accuracy_cells,
+    call_cells,
     flip_cells,
     num_questions,
     p_value,
@@ -39,19 +41,22 @@ def tables(comparison: Comparison) -> list[Table]:
 
 
 def accuracy_table(comparison: Comparison) -> Table:
-    """Accuracy by model."""
+    """Accuracy by model, and its calls of tools."""
     first, *_ = comparison.models
     against = comparison.against_first
     head = ["model", "right", "accuracy", "95 % interval", *([f"against\n{first}", "p"] if against else [])]
+    calls = comparison.calls
+    head += CALL_HEADS if calls else []
     table = _table(head, title=f"{num_questions(comparison)}, marked by {comparison.reward}")
     for name, found in comparison.accuracies.items():
         pair = against.get(name)
         row: list[Text | str] = [_text(name), *accuracy_cells(found)]
         row += [] if not against else ["", ""] if pair is None else [points(pair.gain), p_value(pair.p)]
+        row += call_cells(calls.get(name)) if calls else []
         table.add_row(*row)
     if comparison.blind is not None:
         cells = accuracy_cells(comparison.blind)
-        table.add_row(BLIND, *cells, *["", ""] * bool(against), style="dim")
+        table.add_row(BLIND, *cells, *["", ""] * (bool(against) + bool(calls)), style="dim")
     unmarked = sum(found.unmarked for found in comparison.accuracies.values())
     table.caption = f"{unmarked} answers without a mark are left out of all shares" if unmarked else None
     return table
