@@ -139,6 +139,10 @@ class Calls:
     failed: int
     """Answered with an error, of whatever kind."""
     num_answers: int
+    without: int
+    """Answers without a call."""
+    ended: int
+    """Answers that ended with a call: no room for its result, or too many turns."""
 
     @property
     def mean(self) -> float:
@@ -148,21 +152,25 @@ class Calls:
 
 def calls_of(answers: Sequence[Answer]) -> Calls | None:
     """The calls in a model's answers; None for a model without tools."""
-    made = [answer.num_calls for answer in answers if answer.num_calls is not None]
-    if not made:
+    own = [answer for answer in answers if answer.num_calls is not None]
+    if not own:
         return None
-    return Calls(sum(made), sum(answer.num_failed_calls for answer in answers), len(made))
+    return Calls(
+        made=sum(answer.num_calls or 0 for answer in own),
+        failed=sum(answer.num_failed_calls for answer in own),
+        num_answers=len(own),
+        without=sum(not answer.num_calls and not answer.ended for answer in own),
+        ended=sum(bool(answer.ended) for answer in own),
+    )
 
 
-CALL_HEADS = ("calls", "failed")
+CALL_HEADS = ("calls per answer", "failed calls", "answers without a call", "ended with a call")
 """Headings of `call_cells`."""
 
 
-def call_cells(found: Calls | None) -> list[str]:
-    """Calls per completion, and how many calls failed; en dashes for a model without tools."""
-    if found is None:
-        return ["–", "–"]
-    return [f"{found.mean:.2f}", f"{found.failed} of {found.made}" if found.made else "0"]
+def call_cells(found: Calls) -> list[str]:
+    """Calls per answer, how many calls failed, and how many answers call nothing, or end with a call."""
+    return [f"{found.mean:.2f}", f"{found.failed} of {found.made}", f"{found.without}", f"{found.ended}"]
 
 
 BLIND = "blind guesser"

@@ -34,6 +34,8 @@ def as_markdown(comparison: Comparison, *, max_quoted: int = MAX_QUOTED) -> str:
         max_quoted: how many questions are quoted with their answers; those on which models disagree come first.
     """
     parts = [f"## {_line(comparison.title)}", _summary(comparison), _accuracy_table(comparison)]
+    if calls := comparison.calls:
+        parts.append(_table(["tools", *CALL_HEADS], [[_cell(name), *call_cells(own)] for name, own in calls.items()]))
     if passes := comparison.passes:
         rows = [[_cell(name), *pass_cells(rates)] for name, rates in passes.items()]
         parts.append(_table(["all samples", *pass_heads(comparison)], rows))
@@ -63,8 +65,7 @@ def _accuracy_table(comparison: Comparison) -> str:
     head = ["model", "right", "accuracy", "95 % interval"]
     head += [f"against {_cell(first)}", "p"] if against else []
     head += ["mean reward"] if means else []
-    calls = comparison.calls
-    head += [_cell(kind) for kind in kind_names] + [*(CALL_HEADS if calls else ()), "tokens", "cut"]
+    head += [_cell(kind) for kind in kind_names] + ["tokens", "cut"]
     rows = []
     for name, found in comparison.accuracies.items():
         pair = against.get(name)
@@ -73,7 +74,6 @@ def _accuracy_table(comparison: Comparison) -> str:
         row += [] if pair is None else [points(pair.gain), p_value(pair.p)]
         row += [_number(means[name])] if means else []
         row += [percent(kinds[name][kind].share) for kind in kind_names]
-        row += call_cells(calls.get(name)) if calls else []
         row += [f"{comparison.mean_length[name]:.0f}", f"{comparison.num_truncated[name]}"]
         rows.append(row)
     if comparison.blind is not None:

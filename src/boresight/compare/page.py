@@ -6,6 +6,7 @@ from typing import Any
 
 from boresight.compare.accuracy import Accuracy, Flips
 from boresight.compare.comparison import (
+    CALL_HEADS,
     Comparison,
     call_cells,
     interval,
@@ -56,6 +57,8 @@ def comparison_page(comparison: Comparison) -> str:
             (gold, percent(count / len(comparison.questions)))
             for gold, count in golds_of(comparison.questions).most_common(5)
         ],
+        call_heads=CALL_HEADS,
+        calls=[(name, call_cells(own)) for name, own in comparison.calls.items()],
         kinds=list(next(iter(kinds.values()), {})),
         kind_counts=_kind_counts(comparison),
         largest_side=images.max_side,
@@ -77,8 +80,6 @@ def _model_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "kinds": [_shown(own) for own in by_kind.get(name, {}).values()],
             "length": comparison.mean_length[name],
             "cut": comparison.num_truncated[name],
-            "calls": call_cells(comparison.calls.get(name)),
-            "has_failed": bool((own := comparison.calls.get(name)) and own.failed),
             "bare": name in comparison.without_tools,
             "commonest": [
                 (answer, percent(count / len(comparison.questions))) for answer, count in comparison.commonest[name]

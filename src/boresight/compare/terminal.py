@@ -28,9 +28,10 @@ from boresight.terminal import printable
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Accuracies, those of all samples, accuracies by kind and by right answer, commonest answers, and flips; those that have rows."""
+    """Accuracies, of the first sample and of all; calls of tools; accuracies by kind and by right answer, commonest answers, and flips."""
     found = (
         accuracy_table(comparison),
+        calls_table(comparison),
         samples_table(comparison),
         breakdown_table("accuracy by kind", comparison.by_kind),
         breakdown_table("accuracy by right answer", comparison.by_gold),
@@ -41,24 +42,29 @@ def tables(comparison: Comparison) -> list[Table]:
 
 
 def accuracy_table(comparison: Comparison) -> Table:
-    """Accuracy by model, and its calls of tools."""
+    """Accuracy by model."""
     first, *_ = comparison.models
     against = comparison.against_first
     head = ["model", "right", "accuracy", "95 % interval", *([f"against\n{first}", "p"] if against else [])]
-    calls = comparison.calls
-    head += CALL_HEADS if calls else []
     table = _table(head, title=f"{num_questions(comparison)}, marked by {comparison.reward}")
     for name, found in comparison.accuracies.items():
         pair = against.get(name)
         row: list[Text | str] = [_text(name), *accuracy_cells(found)]
         row += [] if not against else ["", ""] if pair is None else [points(pair.gain), p_value(pair.p)]
-        row += call_cells(calls.get(name)) if calls else []
         table.add_row(*row)
     if comparison.blind is not None:
         cells = accuracy_cells(comparison.blind)
-        table.add_row(BLIND, *cells, *["", ""] * (bool(against) + bool(calls)), style="dim")
+        table.add_row(BLIND, *cells, *["", ""] * bool(against), style="dim")
     unmarked = sum(found.unmarked for found in comparison.accuracies.values())
     table.caption = f"{unmarked} answers without a mark are left out of all shares" if unmarked else None
+    return table
+
+
+def calls_table(comparison: Comparison) -> Table:
+    """Calls of tools, of the models that have some."""
+    table = _table(["calls of tools", *(head.replace(" ", "\n", 1) for head in CALL_HEADS)])
+    for name, found in comparison.calls.items():
+        table.add_row(_text(name), *call_cells(found))
     return table
 
 

@@ -110,7 +110,7 @@ function card(question) {
 
 function answerElement(answer, place) {
   const [sign, kind, meaning] = {1: ["✓ right", "good", "right"], 0: ["✗ wrong", "bad", "wrong"], null: ["no mark", "warn", "unmarked"]}[answer.mark];
-  const text = answer.turns.length ? turnsElement(answer.turns) : element("p", {class: "text"}, ...(answer.text === "" ? [element("span", {class: "empty"}, "(nothing)")] : parts(answer.text)));
+  const text = answer.turns.length ? turnsElement(answer.turns, parts) : element("p", {class: "text"}, ...(answer.text === "" ? [element("span", {class: "empty"}, "(nothing)")] : parts(answer.text)));
   const isGraded = answer.score !== null && answer.score !== 0 && answer.score !== 1;
   const made = element(
     "div",

@@ -37,17 +37,18 @@ function imageElement(name, caption = "image") {
   return element("button", {type: "button", class: "image", title: "enlarge"}, image);
 }
 
-/** The turns of a completion: who wrote each, its text with images in place, and its calls. */
-function turnsElement(turns) {
+/** The turns of a completion: who wrote each, its text with images in place, and its calls. `parts` makes elements of the policy's texts. */
+function turnsElement(turns, parts = (text) => [text]) {
   return element("div", {class: "turns"}, turns.map((turn) => {
     const images = [...turn.images];
-    const parts = turn.text.split("<image>").flatMap((text, place) => {
+    const isTool = turn.role === "tool";
+    const said = turn.text.split("<image>").flatMap((text, place) => {
       const name = place ? images.shift() : null;
-      return [name && name in pageImages ? imageElement(name, `image of ${turn.name}`) : null, text];
+      return [name && name in pageImages ? imageElement(name, `image of ${turn.name}`) : null, ...(isTool ? [text] : parts(text))];
     });
-    return element("div", {class: `turn ${turn.role === "tool" ? "tool" : "policy"}`},
-      turn.role === "tool" ? element("span", {class: "tag"}, turn.name) : null,
-      element("div", {class: "text"}, parts.filter(Boolean)),
+    return element("div", {class: `turn ${isTool ? "tool" : "policy"}`},
+      isTool ? element("span", {class: "tag"}, turn.name) : null,
+      element("div", {class: "text"}, said.filter(Boolean)),
       turn.calls.map((call) => element("code", {class: "call"}, call)));
   }));
 }
