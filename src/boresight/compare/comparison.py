@@ -164,7 +164,7 @@ def calls_of(answers: Sequence[Answer]) -> Calls | None:
     )
 
 
-CALL_HEADS = ("calls per answer", "failed calls", "answers without a call", "ended with a call")
+CALL_HEADS = ("calls per answer", "failed calls", "without a call", "ended with a call")
 """Headings of `call_cells`."""
 
 
