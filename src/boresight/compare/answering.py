@@ -18,7 +18,7 @@ from boresight.compare.with_vllm import check_can_ask, sampled_by_vllm
 from boresight.data.encode import Encoder
 from boresight.errors import ConfigError, ModelError
 from boresight.model.load import load_model, load_processor, model_facts
-from boresight.model.vision import VisionEncoder, join_features
+from boresight.model.vision import VisionEncoder
 from boresight.modules import unwrap
 from boresight.option_checks import check_options
 from boresight.report.turns import shown_turns
@@ -167,12 +167,11 @@ def answer(
         return
     # Frozen, so that the vision tower encodes an image once, however many questions ask about it.
     model.requires_grad_(False).eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    vision = VisionEncoder(unwrap(model))
     sampler = HFSampler(
         lambda: model,
         facts,
         encoder.tokenizer,
-        features=lambda prompts: join_features(vision([each for prompt in prompts for each in prompt.image_sets])),
+        features=VisionEncoder(unwrap(model)).outputs,
     )
     with tool_loop(sampler, encoder, environments, settings.tools.options) if environments else nullcontext() as loop:
         for start in range(0, len(rows), settings.batch_size):
