@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,7 +14,6 @@ from PIL import Image
 from boresight.cli import main
 from boresight.compare import AnswerSettings, job, stored_comparison
 from boresight.compare.answering import answer
-from boresight.compare.answers import Answer
 from boresight.demo.tiny import build_tiny
 from boresight.types import Row
 
@@ -96,9 +96,9 @@ def test_an_interrupt_says_what_is_kept(
     """After the first batch of four; the same command then asks the other two."""
     asked: list[int] = []
 
-    def interrupted(source: str, rows: list[Row], settings: AnswerSettings) -> Iterator[dict[int, Answer]]:
+    def interrupted(source: str, rows: list[Row], settings: AnswerSettings, **how: Any) -> Iterator[Any]:
         asked.append(len(rows))
-        yield next(iter(answer(source, rows, settings)))
+        yield next(iter(answer(source, rows, settings, **how)))
         if len(asked) == 1:
             raise KeyboardInterrupt
 
@@ -129,6 +129,9 @@ def test_an_interrupt_says_what_is_kept(
         (["--model", "a=MODEL", *OWN, "--batch_size", "0"], "batch_size=0"),
         ([], "holds no comparison"),
         (["--num_rows", "3"], "--num_rows has no effect when no model is asked"),
+        (["--tools", "calculator"], "--tools has no effect when no model is asked"),
+        (["--model", "a=MODEL", *OWN, "--tool_timeout", "3"], "no tool can be called"),
+        (["--model", "a=MODEL", *OWN, "--tools", "calculator", "--use_vllm"], "tools are called between turns"),
         (["--prompt_column", "ask"], "--prompt_column has no effect when no model is asked"),
     ],
 )  # fmt: skip

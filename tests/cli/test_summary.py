@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoProcessor
 
 from boresight.cli import main
 from boresight.cli.summary import marking_reward, solution_column
 from boresight.demo.easy_vqa import load_easy_vqa
 from boresight.demo.tiny import build_tiny
+from boresight.demo.tiny.qwen import CONTENT, chatml_with_tools
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny("qwen2_5_vl", tmp_path_factory.mktemp("tiny"), vocab_size=512)
+    """Its chat template renders tools."""
+    folder = build_tiny("qwen2_5_vl", tmp_path_factory.mktemp("tiny"), vocab_size=512)
+    processor: Any = AutoProcessor.from_pretrained(folder)
+    processor.chat_template = processor.tokenizer.chat_template = chatml_with_tools(CONTENT)
+    processor.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -30,7 +37,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         lines.append({"photo": f"{index}.png", "question": question, "right": row["solution"], "wrong": "zebra"})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "own_rewards_of_a_test.py").write_text(
-        "def short(completions, **columns):\n    return [1.0 / (1 + len(str(each))) for each in completions]\n"
+        "def short(completions, **columns):\n    return [1.0 / (1 + len(str(each))) for each in completions]\n\n\n"
+        'def twice(number: int) -> int:\n    """Double.\n\n    Args:\n        number: Any.\n    """\n    return 2 * number\n'
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -41,8 +49,25 @@ CASES: dict[str, list[str]] = {
     "dpo": ["dpo", "--chosen_column", "right", "--rejected_column", "wrong"],
     "mpo": ["mpo", "--chosen_column", "right", "--rejected_column", "wrong"],
     "grpo": ["grpo", "--solution_column", "right", "--reward_funcs", "exact_answer_reward", "--num_generations", "2"],
+    "tools": [
+        "grpo", "--reward_funcs", "exact_answer_reward", "--solution_column", "right", "--num_generations", "2",
+        "--environment_factory", "ImageTools", "--tools", "calculator", "own_rewards_of_a_test.twice",
+        "--max_tool_calling_iterations", "1", "--tool_timeout", "5",
+    ],
     "own reward": ["grpo", "--reward_funcs", "own_rewards_of_a_test.short", "--num_generations", "2"],
-}
+}  # fmt: skip
+
+
+def options_of(command: str) -> dict[str, list[str]]:
+    """Option → its words."""
+    found: dict[str, list[str]] = {}
+    for word in shlex.split(command)[2:]:
+        if word.startswith("--"):
+            name = word
+            found[name] = []
+        else:
+            found[name].append(word)
+    return found
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -55,6 +80,11 @@ def test_printed_commands_run(case: str, here: Path, model_folder: Path, capsys:
     commands = [line[18:] for line in printed if line.startswith(("view the run", "compare with base"))]
     assert [shlex.split(command)[1] for command in commands] == ["report", "compare"]
     assert int(shlex.split(commands[1])[-1]) <= 32  # its length limit
+    if case == "tools":
+        found = options_of(commands[1])
+        assert found["--environment_factory"] == ["ImageTools"]
+        assert found["--tools"] == ["calculator", "own_rewards_of_a_test.twice"]
+        assert (found["--max_tool_calling_iterations"], found["--tool_timeout"]) == (["1"], ["5"])
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0
     assert (here / "compare.html").exists()

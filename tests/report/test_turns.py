@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from boresight.report import CompletionStore, read_completions
 from boresight.report.page import write_report
+from boresight.report.terminal import print_completions
 from boresight.report.turns import shown_turns, transcript
 from boresight.types import Completion, EncodedImage, Group, ImageSet, Prompt, Row
 from tests.browser import opened
@@ -76,3 +79,21 @@ def test_the_page_shows_calls_results_and_images_in_place(tmp_path: Path, chromi
         assert "null" not in seen.page.locator("#detail").inner_text()
         assert seen.page.title() != "owned"
         assert seen.is_quiet, seen.complaints
+
+
+def test_the_terminal_shortens_each_turn_by_itself(tmp_path: Path) -> None:
+    """So that no long result hides a call."""
+    ids = torch.tensor([1, 2, 3])
+    long = {"role": "tool", "name": "zoom", "content": [{"type": "text", "text": "so " * 500}]}
+    turns = Completion(
+        ids, torch.tensor([True, False, True]), "red", torch.zeros(3),
+        messages=(LOOKS, long, LOOKS, long, {"role": "assistant", "content": "red"}),
+    )  # fmt: skip
+    prompt = Prompt(Row(0, "what?", (), (), {}), ids, ids, {}, ids)
+    values = torch.tensor([1.0])
+    rows = CompletionStore(tmp_path).add(1, [Group(prompt, (turns,))], rewards={"right": values}, reward=values)
+    file = io.StringIO()
+    print_completions(rows, console=Console(width=100, file=file))
+    printed = file.getvalue()
+    assert printed.count("→ zoom(x=3") == printed.count("characters] …") == 2
+    assert printed.count("← zoom: so so") == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ import torch
 from boresight.data.encode import Encoder
 from boresight.data.schema import read_row
 from boresight.data.turns import continued, encoded_turn, with_turn
-from boresight.model.vision import VisionEncoder, join_features
+from boresight.model.vision import VisionEncoder
 from boresight.rollout.continuing import KnownTurns
 from boresight.rollout.hf import HFSampler
-from boresight.types import Completion, Group, Prompt, SamplingSettings
+from boresight.types import Completion, Group, HasImages, Prompt, SamplingSettings
 from tests.rollout.conftest import Subject, noise
 from tests.tiny import FAMILIES
 
@@ -33,13 +34,8 @@ AGAIN = {
 
 
 def sampler(it: Subject) -> HFSampler:
-    vision = VisionEncoder(it.model)
-    return HFSampler(
-        lambda: it.model,
-        it.facts,
-        it.processor.tokenizer,
-        features=lambda prompts: join_features(vision([each for prompt in prompts for each in prompt.image_sets])),
-    )
+    features = VisionEncoder(it.model).outputs
+    return HFSampler(lambda: it.model, it.facts, it.processor.tokenizer, features=features)
 
 
 def appended(it: Subject, made: Completion, num_images: int, seed: int) -> Completion:
@@ -125,6 +121,45 @@ def test_only_a_turns_own_tokens_and_images_are_read(subject: Subjects) -> None:
     assert ours.counts["prompt_tokens"] == prompts + whole - known
     assert again.counts["vision_encodes"] == 3 + 4 + 2 * 3 + 2 + 4 + 3
     assert ours.counts["vision_encodes"] == 3 + 4 * 1 + 2 * 2
+
+
+class Counted(VisionEncoder):
+    """Notes how many sets of images each call of the tower has."""
+
+    calls: list[int]
+
+    def _output(self, prompts: Sequence[HasImages]) -> Any:
+        self.calls.append(len(prompts))
+        return super()._output(prompts)
+
+
+BEGIN = {
+    "qwen2_5_vl": ([3, 4], [1, 2, 1, 1, 1, 1]),  # the prompts' three images, then one of each of four branches
+    "gemma3": ([1, 1, 4], [1, 1, 1, 1]),  # a prompt with two images is no shape of the others
+}
+"""The first calls of the tower in a rollout, with images encoded together, and one prompt or branch at a time."""
+
+
+@pytest.mark.parametrize("family", BEGIN)
+def test_images_of_a_turn_are_encoded_together(subject: Subjects, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = subject(family)
+    found: list[list[Group]] = []
+    calls: list[list[int]] = []
+    for together in (16, 1):
+        monkeypatch.setattr("boresight.rollout.branches.ENCODED_TOGETHER", together)
+        vision = Counted(it.model)
+        vision.calls = []
+        ours = HFSampler(lambda: it.model, it.facts, it.processor.tokenizer, features=vision.outputs)
+        found.append(rollout(it, ours, images=(1, 1)))
+        calls.append(vision.calls)
+    for one, other in zip(*found, strict=True):
+        assert one.completions[0].ids.tolist() == other.completions[0].ids.tolist()
+        torch.testing.assert_close(
+            one.completions[0].sampler_logp, other.completions[0].sampler_logp, atol=1e-5, rtol=0
+        )
+    begin, alone = BEGIN[family]
+    assert calls[0][: len(begin)] == begin and calls[1][: len(alone)] == alone
+    assert len(calls[0]) < len(calls[1])
 
 
 def test_equal_ids_with_other_images_are_another_branch(subject: Subjects) -> None:

@@ -14,7 +14,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from boresight.modules import checkpoint_activations, named_cache
 from boresight.rollout.hf import HFSampler
-from boresight.types import Completion, Group, Prompt, SamplingSettings
+from boresight.types import Completion, Group, HasImages, Prompt, SamplingSettings
 from tests.rollout.conftest import Subject
 from tests.tiny import FAMILIES
 
@@ -325,16 +325,21 @@ def test_given_features_stand_in_for_the_tower(subject: Subjects, family: str) -
     it = subject(family)
     settings = SamplingSettings(2, LENGTH, temperature=0.0)
     plain = ids_of(sampler(it).sample(it.prompts, settings))
-    asked: list[Sequence[Prompt]] = []
+    asked: list[HasImages] = []
 
-    def features(prompts: Sequence[Prompt]) -> Any:
-        asked.append(prompts)
-        grids = {name: value for name, value in prompts[0].vision.items() if name != "pixel_values"}
-        return it.model.base_model.get_image_features(prompts[0].vision["pixel_values"], **grids, return_dict=True)
+    def features(prompts: Sequence[Sequence[HasImages]]) -> list[Any]:
+        found = []
+        for (images,) in prompts:
+            asked.append(images)
+            grids = {name: value for name, value in images.vision.items() if name != "pixel_values"}
+            found.append(
+                it.model.base_model.get_image_features(images.vision["pixel_values"], **grids, return_dict=True)
+            )
+        return found
 
     ours = sampler(it, features=features)
     assert ids_of(ours.sample(it.prompts, settings)) == plain
-    assert [prompt for prompts in asked for prompt in prompts] == list(it.prompts[:2])
+    assert asked == list(it.prompts[:2])
     assert ours.counts["vision_encodes"] == 0
 
 

@@ -16,7 +16,7 @@ from boresight.cli.config_file import ConfigFile, as_words, read_config
 from boresight.cli.flags import FlagParser
 from boresight.cli.help import help_about, help_text, help_topic
 from boresight.cli.methods import METHODS, Method, options_of
-from boresight.cli.options import AdapterFlags, DatasetFlags, ModelFlags, RewardFlags, StartFlags
+from boresight.cli.options import AdapterFlags, DatasetFlags, ModelFlags, RewardFlags, StartFlags, ToolFlags
 from boresight.cli.quantised import check_quantisation, quantisation_config
 from boresight.errors import ConfigError, nearest
 from boresight.model.part_options import PartOptions, part_plan
@@ -68,12 +68,22 @@ class Command:
     """The name of the published algorithm."""
     recipe: Mapping[str, Setting] = field(default_factory=dict)
     """The options that the preset sets."""
+    tools: ToolFlags = field(default_factory=ToolFlags)
     sets_evaluation: bool = False
     """Whether an option says what is evaluated, or that nothing is."""
 
     @property
     def method(self) -> Method:
         return METHODS[self.name]
+
+    def sampled(self) -> dict[str, Any]:
+        """The arguments of a trainer that samples: rewards and tools, as far as they are given.
+
+        Raises:
+            ConfigError: there is no tool, or no environment, of a name.
+        """
+        rewards = {"reward_funcs": self.rewards.reward_funcs} if self.rewards.reward_funcs else {}
+        return rewards | self.tools.arguments()
 
     @property
     def settings(self) -> str:
@@ -169,11 +179,11 @@ def _command(
     adapted = part_plan(PartOptions(given.get("train"), given.get("lr"))).parts("lora")
     adapter = _flags(AdapterFlags, {"use_peft": bool(adapted), **given})  # --train language=lora says so already
     model, data = _flags(ModelFlags, given), _flags(DatasetFlags, given)
-    rewards = _flags(RewardFlags, given)
+    rewards, tools = _flags(RewardFlags, given), _flags(ToolFlags, given)
     _check_what(model, data, file)
     check_quantisation(model, trains_adapter=adapter.use_peft)
     _check_evaluation(given, data)
-    if method.samples and not rewards.reward_funcs:
+    if method.samples and not rewards.reward_funcs and tools.environment_factory is None:  # one may have a reward
         from boresight.rewards.function import BUILT_IN  # imports torch
 
         raise ConfigError(
@@ -200,6 +210,7 @@ def _command(
         columns=columns,
         parts=file.datasets,
         recipe=recipe,
+        tools=tools,
         sets_evaluation=any(option.startswith(EVALUATION) for option in given),
     )
 

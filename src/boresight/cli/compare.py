@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boresight.cli.options import ToolFlags
 from boresight.errors import ConfigError, StoppedError
+from boresight.options import declarations
+from boresight.tools.options import ToolOptions
 
 if TYPE_CHECKING:
+    from boresight.compare import ToolSettings
     from boresight.compare.comparison import Comparison
 
 HELP = "ask several models the same questions, and show which are right and which answers improve or get worse"
@@ -38,6 +42,17 @@ ASKING: dict[str, dict[str, Any]] = {
 }
 """Fields of `AnswerSettings`."""
 
+
+TOOLS: dict[str, dict[str, Any]] = {
+    "tools": {"nargs": "+", "metavar": "TOOL"},
+    "environment_factory": {"metavar": "CLASS"},
+    "max_tool_calling_iterations": {"type": int},
+    "tool_timeout": {"type": float, "metavar": "X"},
+    "tool_workers": {"type": int},
+    "max_tool_images": {"type": int},
+    "max_tool_result_chars": {"type": int},
+}
+"""Options of the training commands, which mean the same here."""
 
 COLUMNS = {
     "prompt": "a column of plain-text questions: each becomes the user's message",
@@ -90,6 +105,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     asking = parser.add_argument_group("answers")
     for name, how in ASKING.items():
         _add(asking, name, **(how if "action" in how else {"metavar": "N"} | how))
+    called = parser.add_argument_group("tools")
+    for name, how in TOOLS.items():
+        _add(called, name, **({"metavar": "N"} | how), help=_help_of(name))
+    _add(
+        called,
+        "without_tools",
+        action="append",
+        metavar="NAME",
+        help="a model that answers without the tools of the others. Repeat the option for each",
+    )
     marks = parser.add_argument_group("marks")
     _add(
         marks,
@@ -118,6 +143,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="folder of stored answers (the page's name without its suffix)",
     )
     _add(page, "title", help="title of the page")
+
+
+def _help_of(name: str) -> str:
+    """What a training command says about an option, in argparse's form."""
+    declared = {each.name: each for cls in (ToolFlags, ToolOptions) for each in declarations(cls)}[name]
+    default = "" if declared.default is None else f" ({declared.default:g})"
+    return f"{declared.help[0].lower()}{declared.help[1:].rstrip('.')}{default}".replace("%", "%%")
 
 
 def _add(group: Any, *names: str, **how: Any) -> None:
@@ -176,7 +208,8 @@ HELD_OUT = ("test", "validation", "train")
 """The default splits in order of preference: held-out questions first."""
 
 _NEEDS_MODELS = {
-    *ASKING, *(f"{name}_column" for name in COLUMNS), "dataset", "dataset_config", "split", "num_rows", "seed", "kind_column",
+    *ASKING, *TOOLS, "without_tools", *(f"{name}_column" for name in COLUMNS),
+    "dataset", "dataset_config", "split", "num_rows", "seed", "kind_column",
     "image_root", "system_prompt", "reward", "right_at",
 }  # fmt: skip
 
@@ -192,7 +225,7 @@ def _asked(options: argparse.Namespace, folder: Path) -> Comparison:
     given = {name: getattr(options, name) for name in ASKING if getattr(options, name) is not None}
     if "top_p" in given and not given.get("temperature"):
         raise ConfigError("--top_p has no effect on greedy answers: set --temperature too.")
-    settings = AnswerSettings(**given, seed=options.seed or 0)
+    settings = AnswerSettings(**given, seed=options.seed or 0, tools=_tools(options))
     candidates = [candidate for text in options.model for candidate in Candidate.all_of(text)]
     records, places = _questions(options)
     logging.disable_progress_bar()
@@ -214,10 +247,28 @@ def _asked(options: argparse.Namespace, folder: Path) -> Comparison:
             right_at=1.0 if options.right_at is None else options.right_at,
             kind=options.kind_column or "kind",
             places=places,
+            without_tools=options.without_tools or (),
             title=options.title
             or f"{' · '.join(candidate.name for candidate in candidates)} on {_short(options.dataset)}",
             progress=tell,
         )
+
+
+def _tools(options: argparse.Namespace) -> ToolSettings:
+    """The tools that models may call.
+
+    Raises:
+        ConfigError: a limit is set, and there is no tool.
+    """
+    from boresight.compare import ToolSettings
+
+    given = {name: value for name in TOOLS if (value := getattr(options, name)) is not None}
+    functions, factory = given.pop("tools", ()), given.pop("environment_factory", None)
+    if given and not functions and factory is None:
+        raise ConfigError(
+            f"--{next(iter(given))} has no effect: no tool can be called. Name some with --tools or --environment_factory."
+        )
+    return ToolSettings(tuple(functions), factory, ToolOptions(**given))
 
 
 def _questions(options: argparse.Namespace) -> tuple[Any, Sequence[int] | None]:

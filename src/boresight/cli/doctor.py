@@ -170,8 +170,7 @@ def check_run(method: str, words: Sequence[str]) -> int:
     from boresight.doctor.check_up import PlannedRun, check_up
 
     def arguments() -> dict[str, object]:
-        sampled = {"reward_funcs": command.rewards.reward_funcs} if command.rewards.reward_funcs else {}
-        return {"peft_config": peft_config(command), **sampled}
+        return {"peft_config": peft_config(command), **command.sampled()}
 
     planned = PlannedRun(
         trainer=command.method.trainer_class(),

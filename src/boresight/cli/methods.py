@@ -20,6 +20,7 @@ from boresight.cli.options import (
     PresetFlags,
     RewardFlags,
     StartFlags,
+    ToolFlags,
 )
 from boresight.options import Declaration, declarations
 from boresight.trainer.options import DPOOptions, GRPOOptions, RLOOOptions, SFTOptions
@@ -129,13 +130,13 @@ _ALL = (
     _with_samples(
         name="grpo",
         help="sample several answers, score them, and learn from their comparison",
-        own=(RewardFlags, PresetFlags),
+        own=(RewardFlags, ToolFlags, PresetFlags),
         about_loss=("preset", "loss_type", "beta", "epsilon", "scale_rewards"),
     ),
     _with_samples(
         name="gspo",
         help="GRPO with the importance ratio over whole answers",
-        own=(RewardFlags,),
+        own=(RewardFlags, ToolFlags),
         about_loss=("epsilon", "epsilon_high", "beta", "steps_per_generation"),
         recipe="gspo",
     ),
@@ -145,7 +146,7 @@ _ALL = (
         trainer="RLOOTrainer",
         config="RLOOConfig",
         options=RLOOOptions,
-        own=(RewardFlags,),
+        own=(RewardFlags, ToolFlags),
         learns_from=(("prompt",),),
         about_loss=("beta", "epsilon", "normalize_advantages", "reward_clip_range"),
         examples=(_SCORED,),

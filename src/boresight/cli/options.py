@@ -6,7 +6,7 @@ Names are those of TRL's `ModelConfig`, `ScriptArguments` and `DatasetMixtureCon
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from boresight.options import SET, Needs, Range, option
 from boresight.trainer.presets import PRESETS
@@ -148,6 +148,40 @@ class RewardFlags:
     solution_column: str | None = option(
         None, "The column with the right answer, which rewards read as solution.", metavar="NAME"
     )
+
+
+@dataclass
+class ToolFlags:
+    """The tools that a policy may call while it answers."""
+
+    heading: ClassVar[str] = "tools"
+
+    tools: list[str] | None = option(
+        None,
+        "Functions that the policy may call while it answers: calculator, or my_module.my_function (a file in the working directory).",
+        metavar="TOOL",
+    )
+    environment_factory: str | None = option(
+        None,
+        "A class whose public methods are tools, with a state for each completion: ImageTools, or my_module.MyClass; or a dict of several, "
+        "of which a row's column `environment` chooses.",
+        metavar="CLASS",
+    )
+
+    def __bool__(self) -> bool:
+        return bool(self.tools or self.environment_factory)
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of a trainer; empty without tools.
+
+        Raises:
+            ConfigError: there is no tool, or no environment, of a name.
+        """
+        # Imported here, so that flags are read without it.
+        from boresight.tools.named import load_environment, load_tools
+
+        found = {"tools": load_tools(self.tools), "environment_factory": load_environment(self.environment_factory)}
+        return {name: value for name, value in found.items() if value}
 
 
 @dataclass

@@ -12,8 +12,10 @@ from rich.markup import escape
 
 from boresight.cli.command import Command
 from boresight.data.sources import RowDataset
+from boresight.options import declarations
 from boresight.report.step_rows import LABELS
 from boresight.terminal import printable
+from boresight.tools.options import ToolOptions
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.loading import is_stream
 
@@ -65,10 +67,34 @@ def comparison(command: Command, trainer: GroupTrainer[Any]) -> str:
         words += ["--solution_column", solution]
     if reward is not None:
         words += ["--reward", reward]
+    words += tool_words(command)
     words += ["--max_completion_length", str(answer_limit(trainer))]
+    missing: dict[str, str] = {}
     if solution is None and reward is None:
-        return f"{shlex.join(words)} --solution_column NAME\n{'':<18}where NAME is a column with the right answers, as text"
-    return shlex.join(words)
+        missing["--solution_column NAME"] = "where NAME is a column with the right answers, as text"
+    if has_tools(trainer) and not command.tools:
+        missing["--tools TOOL"] = (
+            "where TOOL is what this script passed as tools, as my_module.my_function (or --environment_factory)"
+        )
+    return "\n".join([" ".join([shlex.join(words), *missing]), *(f"{'':<18}{note}" for note in missing.values())])
+
+
+def tool_words(command: Command) -> list[str]:
+    """The options of tools, as the comparison takes them; empty for a run without tools."""
+    if not command.tools:
+        return []
+    factory, functions = command.tools.environment_factory, command.tools.tools
+    words = ["--environment_factory", factory] if factory else []
+    words += ["--tools", *functions] if functions else []
+    for declared in declarations(ToolOptions):
+        if (value := getattr(command.training, declared.name)) != declared.default:
+            words += [f"--{declared.name}", f"{value:g}"]
+    return words
+
+
+def has_tools(trainer: GroupTrainer[Any]) -> bool:
+    """Whether the policy could call tools."""
+    return bool(getattr(trainer, "environments", None))
 
 
 def first_record(trainer: GroupTrainer[Any]) -> Mapping[str, Any]:

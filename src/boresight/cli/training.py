@@ -42,7 +42,7 @@ def run(command: Command) -> None:
     train_dataset, eval_dataset = load_datasets(command)
     if eval_dataset is None:
         eval_dataset = add_held_out_rows(command)
-    sampled = {"reward_funcs": command.rewards.reward_funcs} if command.rewards.reward_funcs else {}
+    sampled = command.sampled()
     trainer = command.method.trainer_class()(
         model=command.model.model_name_or_path,
         args=command.training,

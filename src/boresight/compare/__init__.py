@@ -2,6 +2,8 @@
 
 job          the whole comparison, from models and rows to a folder of answers
 answering    one saved model answers
+with_tools   the tools that models may call while they answer
+with_vllm    answers by vLLM
 marking      a reward marks the answers
 answers      the folder that keeps questions and answers
 accuracy     statistics of right and wrong answers
@@ -17,9 +19,16 @@ from boresight.lazy import lazy_names
 if TYPE_CHECKING:
     from boresight.compare.answering import AnswerSettings
     from boresight.compare.job import Candidate, compare, stored_comparison
+    from boresight.compare.with_tools import ToolSettings
 
-_HOMES = {"AnswerSettings": "answering", "Candidate": "job", "compare": "job", "stored_comparison": "job"}
+_HOMES = {
+    "AnswerSettings": "answering",
+    "Candidate": "job",
+    "ToolSettings": "with_tools",
+    "compare": "job",
+    "stored_comparison": "job",
+}
 
-__all__ = ["AnswerSettings", "Candidate", "compare", "stored_comparison"]
+__all__ = ["AnswerSettings", "Candidate", "ToolSettings", "compare", "stored_comparison"]
 
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,25 @@ import torch
 from transformers.utils import find_adapter_config_file
 
 from boresight.compare.answers import Answer
+from boresight.compare.with_tools import ToolSettings, tool_loop
 from boresight.compare.with_vllm import check_can_ask, sampled_by_vllm
 from boresight.data.encode import Encoder
 from boresight.errors import ConfigError, ModelError
 from boresight.model.load import load_model, load_processor, model_facts
-from boresight.model.vision import VisionEncoder, join_features
+from boresight.model.vision import VisionEncoder
 from boresight.modules import unwrap
 from boresight.option_checks import check_options
+from boresight.report.turns import shown_turns
 from boresight.rollout.hf import HFSampler
 from boresight.rollout.options import SamplingOptions
 from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.fingerprint import saved_model_digest
 from boresight.trainer.reasoning import think_state
-from boresight.types import Group, Row, SamplingSettings
+from boresight.trainer.rollouts.turns import Branch, ToolLoop
+from boresight.types import Completion, EncodedImage, Group, Prompt, Row, SamplingSettings
+
+KeepImage = Callable[[EncodedImage], str]
+"""Keeps an image that a tool returned, and returns its file name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,8 @@ class AnswerSettings:
     """Of an image, as in training."""
     use_vllm: bool = False
     """Whether vLLM answers, in a process of its own for each model, and not transformers. All questions are one batch."""
+    tools: ToolSettings = field(default_factory=ToolSettings)
+    """The tools that models may call while they answer."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -63,6 +72,10 @@ class AnswerSettings:
         if self.use_vllm and (self.min_pixels is not None or self.max_pixels is not None):
             raise ConfigError(
                 "use_vllm takes the sizes of images from the model's folder: leave out min_pixels and max_pixels."
+            )
+        if self.use_vllm and self.tools:
+            raise ConfigError(
+                "use_vllm answers all questions in one call, and tools are called between turns: leave out use_vllm, or the tools."
             )
         self.sampling()
 
@@ -95,6 +108,7 @@ class AnswerSettings:
             | {"dtype": self.dtype}
             | ({"engine": "vllm"} if self.use_vllm else {})
             | {name: str(value) for name, value in limits.items() if value is not None}
+            | self.tools.described()
         )
 
 
@@ -113,7 +127,9 @@ def source_digest(source: str) -> str:
         ) from error
 
 
-def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterator[dict[int, list[Answer]]]:
+def answer(
+    source: str, rows: Sequence[Row], settings: AnswerSettings, *, keep_image: KeepImage | None = None
+) -> Iterator[dict[int, list[Answer]]]:
     """`num_samples` answers to each row, a batch at a time, by their places in `rows`.
 
     The model stays in memory until the last batch is consumed.
@@ -122,9 +138,10 @@ def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterat
         source: a folder or a hub id, of a model or of an adapter.
         rows: their prompts are asked.
         settings: how to ask.
+        keep_image: for images that tools return.
 
     Raises:
-        ModelError: there is no such model, or its processor does not go with it.
+        ModelError: there is no such model, its processor does not go with it, or its chat template renders no tools.
         DataError: a row does not suit the model's template or processor.
     """
     base = _base_of_adapter(source)
@@ -134,7 +151,14 @@ def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterat
     has_processor = base is None or (Path(source) / "processor_config.json").exists()
     processor = load_processor(None, model, source if has_processor else base)
     facts = model_facts(model, processor)
-    encoder = Encoder(processor, facts=facts, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
+    environments = settings.tools.environments()
+    encoder = Encoder(
+        processor,
+        facts=facts,
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+        tools=environments.schemas if environments else None,
+    )
     if settings.use_vllm:
         del model  # only its facts were needed here
         prompts = [encoder.prompt(row) for row in rows]
@@ -143,21 +167,54 @@ def answer(source: str, rows: Sequence[Row], settings: AnswerSettings) -> Iterat
         return
     # Frozen, so that the vision tower encodes an image once, however many questions ask about it.
     model.requires_grad_(False).eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    vision = VisionEncoder(unwrap(model))
     sampler = HFSampler(
         lambda: model,
         facts,
         encoder.tokenizer,
-        features=lambda prompts: join_features(vision([each for prompt in prompts for each in prompt.image_sets])),
+        features=VisionEncoder(unwrap(model)).outputs,
     )
-    for start in range(0, len(rows), settings.batch_size):
-        prompts = [encoder.prompt(row) for row in rows[start : start + settings.batch_size]]
-        try:
-            groups = sampler.sample(prompts, settings.sampling())
-        except torch.OutOfMemoryError as error:
-            error.add_note("boresight: lower --batch_size, --max_pixels or --max_completion_length.")
-            raise
-        yield {start + place: _answers_of(group, encoder) for place, group in enumerate(groups)}
+    with tool_loop(sampler, encoder, environments, settings.tools.options) if environments else nullcontext() as loop:
+        for start in range(0, len(rows), settings.batch_size):
+            prompts = [encoder.prompt(row) for row in rows[start : start + settings.batch_size]]
+            try:
+                if loop is None:
+                    groups = sampler.sample(prompts, settings.sampling())
+                    found = [_answers_of(group, encoder) for group in groups]
+                else:
+                    found = _answers_in_turns(loop, prompts, settings.sampling(), keep_image)
+            except torch.OutOfMemoryError as error:
+                error.add_note("boresight: lower --batch_size, --max_pixels or --max_completion_length.")
+                raise
+            yield {start + place: own for place, own in enumerate(found)}
+
+
+def _answers_in_turns(
+    loop: ToolLoop, prompts: Sequence[Prompt], settings: SamplingSettings, keep_image: KeepImage | None
+) -> list[list[Answer]]:
+    """Each prompt's answers, in which tools were called."""
+    turns = loop.sample(prompts, settings)
+    loop.close(turns)
+    branches = iter(turns.branches)
+    return [
+        [
+            _with_turns(plain, completion, next(branches), keep_image)
+            for plain, completion in zip(_answers_of(group, loop.encoder), group.completions, strict=True)
+        ]
+        for group in turns.groups
+    ]
+
+
+def _with_turns(plain: Answer, completion: Completion, branch: Branch, keep_image: KeepImage | None) -> Answer:
+    images = {image.digest: image for each in completion.image_sets for image in each.images}
+    names = {digest: "" if keep_image is None else keep_image(image) for digest, image in images.items()}
+    return replace(
+        plain,
+        messages=completion.messages,
+        turns=tuple(shown_turns(completion, names) or ()),
+        num_calls=len(branch.outcomes),
+        num_failed_calls=sum(outcome.kind != "ok" for outcome in branch.outcomes),
+        ended=branch.ended,
+    )
 
 
 def _answers_of(group: Group, encoder: Encoder) -> list[Answer]:

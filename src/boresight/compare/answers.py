@@ -8,7 +8,7 @@
 `questions.parquet`: `key`, `row` (in the data set), `question`, `gold`, `kind`, `images` (file names), `columns` (the data set's
 further columns as JSON). An answers file: `key` (of its question), `text`, `ids` (tokens), `truncated`, `model_sizes`
 (width and height of the images as the model saw them), `think_opened` (whether the prompt ends with <think>), and `scores`, names and
-values of rewards.
+values of rewards; of a model with tools also `num_calls`, `num_failed_calls`, `ended`, and as JSON `messages` and `turns`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from boresight.errors import ConfigError, DataError
 from boresight.files import write_whole
 from boresight.report.completions import keep_image, prompt_text
-from boresight.types import Row
+from boresight.report.turns import transcript
+from boresight.types import EncodedImage, Row
 
 NAME = re.compile(r"[\w][\w.+-]*")
 """A model's name is a file name, too."""
@@ -53,6 +54,11 @@ _ANSWERS = pa.schema(
         "model_sizes": pa.list_(pa.list_(pa.int32())),
         "think_opened": pa.bool_(),
         "scores": pa.list_(pa.struct({"name": pa.string(), "value": pa.float64()})),
+        "messages": pa.string(),
+        "turns": pa.string(),
+        "num_calls": pa.int32(),
+        "num_failed_calls": pa.int32(),
+        "ended": pa.string(),
     }
 )
 _SETTINGS = b"boresight settings"
@@ -93,6 +99,21 @@ class Answer:
     """Reward function → reward; None where it does not apply, or failed."""
     think_opened: bool = False
     """Whether the model's prompt ends with ``<think>``, so that the answer begins inside the reasoning."""
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    """The turns as messages, for rewards; None for a model without tools."""
+    turns: tuple[Mapping[str, Any], ...] = ()
+    """The turns as a page shows them (`report.turns`); empty for an answer of one turn. `text` is then the last turn's."""
+    num_calls: int | None = None
+    """Calls of tools, failed ones included; None for a model without tools."""
+    num_failed_calls: int = 0
+    """Calls that were answered with an error."""
+    ended: str = ""
+    """Why it ended with a call: "no_room" or "too_many_turns"."""
+
+    @property
+    def transcript(self) -> str:
+        """All turns as one text."""
+        return transcript(self.turns) if self.turns else self.text
 
 
 class AnswerStore:
@@ -173,6 +194,11 @@ class AnswerStore:
                 "think_opened": answer.think_opened,
                 "model_sizes": None if answer.model_sizes is None else [list(size) for size in answer.model_sizes],
                 "scores": [{"name": name, "value": value} for name, value in answer.scores.items()],
+                "messages": None if answer.messages is None else _json(list(answer.messages)),
+                "turns": _json(list(answer.turns)) if answer.turns else None,
+                "num_calls": answer.num_calls,
+                "num_failed_calls": answer.num_failed_calls,
+                "ended": answer.ended,
             }
             for key, answer in answers.items()
         ]
@@ -194,6 +220,10 @@ class AnswerStore:
         if not path.exists():
             raise DataError(f"{self.folder} holds no comparison: name the models and a data set.")
         return json.loads(path.read_text(encoding="utf-8"))
+
+    def keep_image(self, image: EncodedImage) -> str:
+        """Store an image that a tool returned; returns its file name."""
+        return keep_image(self.images_folder, image)
 
     @property
     def images_folder(self) -> Path:
@@ -232,8 +262,18 @@ def _answer(record: dict[str, Any]) -> Answer:
         record["truncated"],
         None if sizes is None else tuple((width, height) for width, height in sizes),
         {score["name"]: score["value"] for score in record["scores"]},
-        bool(record.get("think_opened")),  # a file of an earlier version has no such column
+        # A file of an earlier version lacks some columns.
+        bool(record.get("think_opened")),
+        messages=None if record.get("messages") is None else tuple(json.loads(record["messages"])),
+        turns=tuple(json.loads(record.get("turns") or "[]")),
+        num_calls=record.get("num_calls"),
+        num_failed_calls=record.get("num_failed_calls") or 0,
+        ended=record.get("ended") or "",
     )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _text(value: Any) -> str | None:

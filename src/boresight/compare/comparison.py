@@ -41,6 +41,8 @@ class Comparison:
     """The folder that holds the questions' images."""
     samples: Mapping[str, Sequence[Sequence[Answer]]] = field(default_factory=dict)
     """Model → question → its answers, of which `answers` has the first."""
+    without_tools: Sequence[str] = ()
+    """The models that answered without the tools of the others."""
 
     @cached_property
     def marks(self) -> dict[str, list[Mark]]:
@@ -120,6 +122,55 @@ class Comparison:
         return {
             name: sum(len(answer.ids) for answer in answers) / len(answers) for name, answers in self.answers.items()
         }
+
+    @cached_property
+    def calls(self) -> dict[str, Calls]:
+        """Model → its calls of tools; empty where no model has tools."""
+        found = {name: calls_of(answers) for name, answers in self.answers.items()}
+        return {name: own for name, own in found.items() if own is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """One model's calls of tools."""
+
+    made: int
+    """Failed ones included."""
+    failed: int
+    """Answered with an error, of whatever kind."""
+    num_answers: int
+    without: int
+    """Answers without a call."""
+    ended: int
+    """Answers that ended with a call: no room for its result, or too many turns."""
+
+    @property
+    def mean(self) -> float:
+        """Calls per completion."""
+        return self.made / self.num_answers
+
+
+def calls_of(answers: Sequence[Answer]) -> Calls | None:
+    """The calls in a model's answers; None for a model without tools."""
+    own = [answer for answer in answers if answer.num_calls is not None]
+    if not own:
+        return None
+    return Calls(
+        made=sum(answer.num_calls or 0 for answer in own),
+        failed=sum(answer.num_failed_calls for answer in own),
+        num_answers=len(own),
+        without=sum(not answer.num_calls and not answer.ended for answer in own),
+        ended=sum(bool(answer.ended) for answer in own),
+    )
+
+
+CALL_HEADS = ("calls per answer", "failed calls", "without a call", "ended with a call")
+"""Headings of `call_cells`."""
+
+
+def call_cells(found: Calls) -> list[str]:
+    """Calls per answer, how many calls failed, and how many answers call nothing, or end with a call."""
+    return [f"{found.mean:.2f}", f"{found.failed} of {found.made}", f"{found.without}", f"{found.ended}"]
 
 
 BLIND = "blind guesser"

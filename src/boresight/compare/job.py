@@ -16,8 +16,9 @@ from boresight.compare.answering import AnswerSettings, answer, source_digest
 from boresight.compare.answers import Answer, AnswerStore, checked_name
 from boresight.compare.comparison import Comparison
 from boresight.compare.marking import chosen_reward, score
+from boresight.compare.with_tools import ToolSettings
 from boresight.data.sources import RowDataset, check_rows
-from boresight.errors import ConfigError, DataError
+from boresight.errors import ConfigError, DataError, nearest
 from boresight.files import model_name
 from boresight.rewards.function import RewardFunc, load_reward
 from boresight.trainer.precomputed import sample_digest
@@ -76,6 +77,7 @@ def compare(
     kind: str | None = "kind",
     places: Sequence[int] | None = None,
     title: str = "Comparison",
+    without_tools: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Comparison:
     """Ask every model every question, mark the answers, and store all of it in a folder.
@@ -93,6 +95,7 @@ def compare(
         kind: the column with the kind of question, where the data set has it; accuracies are also given by kind.
         places: the places of the records that are asked; None: all.
         title: of the page.
+        without_tools: names of the models that answer without the tools of `settings`.
         progress: called after every batch.
 
     Raises:
@@ -107,6 +110,7 @@ def compare(
             f"Two models are called {max(names, key=names.count)!r}: give each a name, as in base=FOLDER."
         )
     settings = settings or AnswerSettings()
+    asking = _asking(names, settings, without_tools)
     rows = _rows(records, places)
     marker = load_reward(
         chosen_reward(rows) if reward is None else reward
@@ -118,7 +122,7 @@ def compare(
     samples: dict[str, list[list[Answer]]] = {}
     name = ""
     for candidate in candidates:
-        known, described = _answered(candidate, rows, keys, settings, store, progress)
+        known, described = _answered(candidate, rows, keys, asking[candidate.name], store, progress)
         for number in range(settings.num_samples):
             own = [sample_key(key, number) for key in keys]
             name, scored = score(marker, rows, [known[key] for key in own])
@@ -132,6 +136,7 @@ def compare(
         "reward": name,
         "right_at": right_at,
         "settings": settings.described(),
+        "without_tools": list(without_tools),
     }
     store.keep_comparison(about)
     return Comparison(questions=questions, answers=answers, samples=samples, images=store.images_folder, **about)
@@ -196,6 +201,20 @@ def _rows(records: Any, places: Sequence[int] | None) -> list[Row]:
     return rows
 
 
+def _asking(names: Sequence[str], settings: AnswerSettings, without_tools: Sequence[str]) -> dict[str, AnswerSettings]:
+    """Model → how it is asked."""
+    for name in without_tools:
+        if name not in names:
+            raise ConfigError(f"--without_tools {name}: no model is called so.{nearest(name, names)}")
+    if without_tools and not settings.tools:
+        raise ConfigError(
+            "--without_tools has no effect: no model has tools. Name some with --tools or --environment_factory."
+        )
+    settings.tools.environments()  # before any model is loaded: a tool's name may be misspelt
+    bare = replace(settings, tools=ToolSettings())
+    return {name: bare if name in without_tools else settings for name in names}
+
+
 def _answered(
     candidate: Candidate,
     rows: Sequence[Row],
@@ -215,7 +234,8 @@ def _answered(
     done = len(keys) - len(places)
     if progress is not None:
         progress(candidate.name, done, len(keys))
-    for batch in answer(candidate.source, [rows[place] for place in places], settings) if places else ():
+    asked = [rows[place] for place in places]
+    for batch in answer(candidate.source, asked, settings, keep_image=store.keep_image) if places else ():
         for place, given in batch.items():
             known |= {sample_key(keys[places[place]], number): one for number, one in enumerate(given)}
         store.keep_answers(candidate.name, described, known)

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from boresight.compare.accuracy import Mark
 from boresight.compare.comparison import (
     BLIND,
+    CALL_HEADS,
     FLIP_COLUMNS,
     Comparison,
     accuracy_cells,
+    call_cells,
     flip_cells,
     num_questions,
     p_value,
@@ -32,6 +34,8 @@ def as_markdown(comparison: Comparison, *, max_quoted: int = MAX_QUOTED) -> str:
         max_quoted: how many questions are quoted with their answers; those on which models disagree come first.
     """
     parts = [f"## {_line(comparison.title)}", _summary(comparison), _accuracy_table(comparison)]
+    if calls := comparison.calls:
+        parts.append(_table(["tools", *CALL_HEADS], [[_cell(name), *call_cells(own)] for name, own in calls.items()]))
     if passes := comparison.passes:
         rows = [[_cell(name), *pass_cells(rates)] for name, rates in passes.items()]
         parts.append(_table(["all samples", *pass_heads(comparison)], rows))
@@ -108,7 +112,7 @@ def _worth_quoting(comparison: Comparison) -> list[int]:
 
     def agreement(place: int) -> tuple[bool, bool, int]:
         marks = {marks[place] for marks in comparison.marks.values()}
-        texts = {answers[place].text for answers in comparison.answers.values()}
+        texts = {answers[place].transcript for answers in comparison.answers.values()}
         return len(marks) < 2, len(texts) < 2, place
 
     return sorted(range(len(comparison.questions)), key=agreement)
@@ -119,7 +123,7 @@ def _quoted(comparison: Comparison, place: int) -> str:
     rows = [["**data set**", "", _cell(question.gold or "–")]]
     signs: dict[Mark, str] = {True: "✓", False: "✗", None: "–"}
     for name, answers in comparison.answers.items():
-        rows.append([_cell(name), signs[comparison.marks[name][place]], _cell(answers[place].text)])
+        rows.append([_cell(name), signs[comparison.marks[name][place]], _cell(answers[place].transcript)])
     images = f" ({len(question.images)} image{'s' * (len(question.images) > 1)})" if question.images else ""
     return f"**Row {question.row}**{images}: {_cell(question.question)}\n\n" + _table(["", "", "answer"], rows)
 

@@ -86,5 +86,8 @@ def _group(row: Row, given: Answer) -> Group:
     """A question and its answer as a group for the scorer, which reads only the prompt's row."""
     nothing = torch.zeros(0, dtype=torch.long)
     ids = torch.tensor(given.ids, dtype=torch.long)
-    completion = Completion(ids, torch.ones(len(ids), dtype=torch.bool), given.text, truncated=given.truncated)
+    messages = None if given.messages is None else tuple(dict(message) for message in given.messages)
+    completion = Completion(
+        ids, torch.ones(len(ids), dtype=torch.bool), given.text, truncated=given.truncated, messages=messages
+    )
     return Group(Prompt(row, nothing, nothing, {}, nothing), (completion,))

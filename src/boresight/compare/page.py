@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from boresight.compare.accuracy import Accuracy, Flips
-from boresight.compare.comparison import Comparison, interval, p_value, pass_cells, pass_heads, percent, points
+from boresight.compare.comparison import (
+    CALL_HEADS,
+    Comparison,
+    call_cells,
+    interval,
+    p_value,
+    pass_cells,
+    pass_heads,
+    percent,
+    points,
+)
 from boresight.compare.distribution import golds_of
 from boresight.report.page_shell import MAX_IMAGE_SIDE, Images, packed, render_page
 
@@ -17,6 +27,13 @@ SMALL_IMAGE_SIDE = 320
 def comparison_page(comparison: Comparison) -> str:
     """The whole page. It opens from disk and loads nothing from a network."""
     shown = {name for question in comparison.questions for name in question.images}
+    shown |= {
+        name
+        for answers in comparison.answers.values()
+        for answer in answers
+        for turn in answer.turns
+        for name in turn["images"]
+    }
     images = Images(max_side=SMALL_IMAGE_SIDE if len(shown) > MANY_IMAGES else MAX_IMAGE_SIDE)
     for name in sorted(shown):
         images.add(comparison.images / name, name=name)
@@ -40,6 +57,8 @@ def comparison_page(comparison: Comparison) -> str:
             (gold, percent(count / len(comparison.questions)))
             for gold, count in golds_of(comparison.questions).most_common(5)
         ],
+        call_heads=CALL_HEADS,
+        calls=[(name, call_cells(own)) for name, own in comparison.calls.items()],
         kinds=list(next(iter(kinds.values()), {})),
         kind_counts=_kind_counts(comparison),
         largest_side=images.max_side,
@@ -61,6 +80,7 @@ def _model_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "kinds": [_shown(own) for own in by_kind.get(name, {}).values()],
             "length": comparison.mean_length[name],
             "cut": comparison.num_truncated[name],
+            "bare": name in comparison.without_tools,
             "commonest": [
                 (answer, percent(count / len(comparison.questions))) for answer, count in comparison.commonest[name]
             ],
@@ -134,6 +154,10 @@ def _questions(comparison: Comparison) -> list[dict[str, Any]]:
                     "score": answers[place].scores.get(comparison.reward),
                     "tokens": len(answers[place].ids),
                     "cut": answers[place].truncated,
+                    "turns": list(answers[place].turns),
+                    "calls": answers[place].num_calls,
+                    "failed": answers[place].num_failed_calls,
+                    "ended": answers[place].ended,
                 }
                 for name, answers in comparison.answers.items()
             ],

@@ -11,9 +11,11 @@ from rich.text import Text
 from boresight.compare.accuracy import Accuracy
 from boresight.compare.comparison import (
     BLIND,
+    CALL_HEADS,
     FLIP_COLUMNS,
     Comparison,
     accuracy_cells,
+    call_cells,
     flip_cells,
     num_questions,
     p_value,
@@ -26,9 +28,10 @@ from boresight.terminal import printable
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Accuracies, those of all samples, accuracies by kind and by right answer, commonest answers, and flips; those that have rows."""
+    """Accuracies, of the first sample and of all; calls of tools; accuracies by kind and by right answer, commonest answers, and flips."""
     found = (
         accuracy_table(comparison),
+        calls_table(comparison),
         samples_table(comparison),
         breakdown_table("accuracy by kind", comparison.by_kind),
         breakdown_table("accuracy by right answer", comparison.by_gold),
@@ -54,6 +57,14 @@ def accuracy_table(comparison: Comparison) -> Table:
         table.add_row(BLIND, *cells, *["", ""] * bool(against), style="dim")
     unmarked = sum(found.unmarked for found in comparison.accuracies.values())
     table.caption = f"{unmarked} answers without a mark are left out of all shares" if unmarked else None
+    return table
+
+
+def calls_table(comparison: Comparison) -> Table:
+    """Calls of tools, of the models that have some."""
+    table = _table(["calls of tools", *(head.replace(" ", "\n", 1) for head in CALL_HEADS)])
+    for name, found in comparison.calls.items():
+        table.add_row(_text(name), *call_cells(found))
     return table
 
 

@@ -22,7 +22,7 @@ from boresight.model.verification import Candidate, Forward
 from boresight.model.vision import VisionEncoder, join_features
 from boresight.modules import redirected, unwrap
 from boresight.own_forward import joined_vision
-from boresight.types import ExampleSource, Group, HasImages, Ids, LayoutName, ModelFacts, Prompt, TokenStats
+from boresight.types import ExampleSource, Group, HasImages, Ids, LayoutName, ModelFacts, TokenStats
 
 
 class GroupForward:
@@ -180,9 +180,9 @@ class GroupForward:
         }
         return {**beside, "mm_encoder_outputs": {"image": join_features(self.vision(sets))}}
 
-    def image_outputs(self, prompts: Sequence[Prompt]) -> Any:
+    def image_outputs(self, prompts: Sequence[Sequence[HasImages]]) -> list[Any]:
         """The vision tower's output for these prompts' images, as the model's forward takes it, computed or cached."""
-        return join_features(self.vision([each for prompt in prompts for each in prompt.image_sets]))
+        return self.vision.outputs(prompts)
 
     @property
     def takes_features(self) -> bool:

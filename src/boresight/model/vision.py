@@ -216,6 +216,11 @@ class VisionEncoder:
         found = [[known[image_key(single)] for single in singles] for singles in images]
         return [_together(cast("list[Features]", parts)) if self.joins else parts[0] for parts in found]
 
+    def outputs(self, prompts: Sequence[Sequence[HasImages]]) -> list[Any]:
+        """The output for each prompt, from its sets of images, in the form of `join_features`. All are encoded together."""
+        features = iter(self([each for sets in prompts for each in sets]))
+        return [join_features([next(features) for _ in sets]) for sets in prompts]
+
     def _encode(self, prompts: Sequence[tuple[Hashable, HasImages]]) -> dict[Hashable, Features | WholeFeatures]:
         if not self.joins:
             return {key: WholeFeatures(self._output([prompt])) for key, prompt in prompts}

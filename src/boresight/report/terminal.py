@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -12,10 +13,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from boresight.report.turns import transcript
 from boresight.terminal import printable
 
 MAX_PROMPT_CHARS = 240
 MAX_COMPLETION_CHARS = 400
+"""Of a completion, or of each of its turns."""
 
 
 def print_completions(rows: pa.Table, *, num_completions: int | None = None, console: Console | None = None) -> None:
@@ -73,11 +76,20 @@ def _group_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _completion(row: dict[str, Any]) -> Text:
-    text = printable(row["completion"]).strip("\n")
+    turns: list[dict[str, Any]] = json.loads(row.get("turns") or "[]")
+    said = [(transcript([turn]), "cyan" if turn["role"] == "tool" else "green") for turn in turns]
+    parts = [(text, style) for whole, style in said or [(row["completion"], "green")] if (text := _shortened(whole))]
+    shown = Text("\n").join([Text(*part) for part in parts]) if parts else Text("(empty)", "dim")
+    return Text.assemble(shown, (f"\n{_by_function(row)}", "dim"))
+
+
+def _shortened(text: str) -> str:
+    """A completion's text, or one of its turns, without its middle where it is long."""
+    text = printable(text).strip("\n")
     cut = len(text) - MAX_COMPLETION_CHARS
-    if cut > 0:
-        text = f"{text[: MAX_COMPLETION_CHARS // 2]}… [{cut} characters] …{text[-MAX_COMPLETION_CHARS // 2 :]}"
-    return Text.assemble((text or "(empty)", "green" if text else "dim"), (f"\n{_by_function(row)}", "dim"))
+    if cut <= 0:
+        return text
+    return f"{text[: MAX_COMPLETION_CHARS // 2]}… [{cut} characters] …{text[-MAX_COMPLETION_CHARS // 2 :]}"
 
 
 def _by_function(row: dict[str, Any]) -> str:

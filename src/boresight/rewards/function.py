@@ -30,15 +30,14 @@ This module does not import torch: reward workers load it.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from boresight.dotted import named_object
 from boresight.errors import ConfigError, RewardError, nearest
 
 RewardFunc = Callable[..., Any]
@@ -165,18 +164,7 @@ def load_reward(spec: str | RewardFunc) -> RewardFunc:
         )
     if not isinstance(spec, str):
         return spec
-    module_name, _, attribute = spec.rpartition(".")
-    if not module_name:
-        if spec not in BUILT_IN:
-            known = ", ".join(BUILT_IN)
-            raise ConfigError(f"{spec!r} is not a built-in reward.{nearest(spec, BUILT_IN)} Built in: {known}.")
-        module_name = BUILT_IN[spec]
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-    try:
-        func = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"reward {spec!r} cannot be loaded: {error}") from error
+    func = named_object(spec, BUILT_IN, "reward")
     if not callable(func):
         raise ConfigError(f"reward {spec!r} is a {type(func).__name__}, not a function.")
     return func

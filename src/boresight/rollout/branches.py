@@ -36,6 +36,9 @@ ATTENTION = "boresight_sampling"
 GROW_STEPS = 32
 """Fewest steps that a cache grows by. It grows by at least half, so that copying stays a constant share of the work."""
 
+ENCODED_TOGETHER = 16
+"""Prompts, or branches that go on, whose images are encoded by one call: their features are in memory until each has run."""
+
 
 class BranchLayer(CacheLayerMixin):
     """One layer's keys and values.
@@ -174,11 +177,14 @@ class Branches:
         self, prefill: Prefill, prompts: Sequence[Prompt], num_completions: int, known: KnownTurns | None = None
     ) -> None:
         # Caches without a config keep the whole prompt in sliding layers too: what a window hides depends on the prompt's length.
-        caches = [prompt_cache(prefill.layer_types) for _ in prompts]
-        started = [
-            prefill(prompt, cache) if known is None else known(prefill, prompt, cache)
-            for prompt, cache in zip(prompts, caches, strict=True)
-        ]
+        started: list[tuple[Tensor, int, Any]] = []
+        for start in range(0, len(prompts), ENCODED_TOGETHER):
+            batch = prompts[start : start + ENCODED_TOGETHER]
+            prefill.encode([prompt.image_sets if known is None else known.unread_sets(prompt) for prompt in batch])
+            for prompt in batch:
+                cache = prompt_cache(prefill.layer_types)
+                started.append(prefill(prompt, cache) if known is None else known(prefill, prompt, cache))
+        prefill.encode([])
         self.model, self.config, self._axes, device = prefill.model, prefill.config, prefill.axes, prefill.device
         self.logits = torch.cat([logits for logits, _, _ in started]).repeat_interleave(num_completions, 0)
         self._starts = torch.tensor([position for _, position, _ in started], device=device)

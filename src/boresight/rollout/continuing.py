@@ -14,7 +14,7 @@ runs every such turn from its beginning.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicLayer
 
 from boresight.own_forward import is_exact
 from boresight.rollout.decode import Prefill
-from boresight.types import Prompt
+from boresight.types import HasImages, Prompt
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values [1, heads, length, D] of every layer."""
@@ -90,14 +90,21 @@ class KnownTurns:
             known.next_branches[_content(prompt)] = _layers(result[2], len(known.prompt.ids))
         return result
 
+    def unread_sets(self, prompt: Prompt) -> Sequence[HasImages]:
+        """The sets of images that will be read when this prompt is run."""
+        known = None if prompt.begun is None else self._prompts.get(id(prompt.begun[0]))
+        sets = prompt.image_sets
+        if known is None:
+            return sets
+        _, _, num_sets = _known_part(known, prompt)
+        return sets if self._verified.get(num_sets < len(sets)) is False else sets[num_sets:]
+
     def _continued(
         self, prefill: Prefill, known: KnownPrompt, prompt: Prompt
     ) -> tuple[Tensor, int, DynamicCache] | None:
         """A prompt run from what is known of it; None where the model must run it from its beginning."""
-        (ids, digests), own = _longest(known, prompt)
-        num_known = len(known.prompt.ids) + len(ids)
+        own, num_known, num_sets = _known_part(known, prompt)
         sets = prompt.image_sets
-        num_sets = len(known.prompt.image_sets) + _num_sets(prompt, len(digests))
         has_images = num_sets < len(sets)
         if self._verified.get(has_images) is False:
             return None
@@ -123,6 +130,13 @@ def _content(prompt: Prompt) -> Content:
     assert prompt.begun is not None
     turns = prompt.begun[1]
     return tuple(turns.ids.tolist()), tuple(image.digest for each in turns.image_sets for image in each.images)
+
+
+def _known_part(known: KnownPrompt, prompt: Prompt) -> tuple[Layers | None, int, int]:
+    """What is known of a prompt's turns; and how many tokens and sets of images are known, those of the row's prompt included."""
+    (ids, digests), own = _longest(known, prompt)
+    num_sets = len(known.prompt.image_sets) + _num_sets(prompt, len(digests))
+    return own, len(known.prompt.ids) + len(ids), num_sets
 
 
 def _longest(known: KnownPrompt, prompt: Prompt) -> tuple[Content, Layers | None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -21,10 +21,10 @@ from boresight.own_forward import (
     sequence_tensors,
 )
 from boresight.state_layers import why_no_states
-from boresight.types import Prompt
+from boresight.types import HasImages, Prompt
 
-ImageFeatures = Callable[[Sequence[Prompt]], Any]
-"""Prompts with images → the vision tower's output for all of them: transformers' `mm_encoder_outputs["image"]`."""
+ImageFeatures = Callable[[Sequence[Sequence[HasImages]]], Sequence[Any]]
+"""For each of several prompts, sets of images → the vision tower's output for each prompt: transformers' `mm_encoder_outputs["image"]`."""
 
 
 class Decoder(Protocol):
@@ -69,12 +69,31 @@ class Prefill:
         self.layer_types: Sequence[str] = getattr(self.config, "layer_types", None) or ()
         self.axes = 0
         """The number of position axes in M-RoPE models, known after the first prompt; 0 for plain positions."""
+        self._outputs: dict[tuple[str, ...], Any] = {}
+        """The vision tower's outputs of prompts that are about to run, by the digests of their images."""
 
     def why_not_branches(self) -> str | None:
         """Why the model cannot use `branches.Branches`, or None if it can."""
         if not self.layer_types and getattr(self.config, "sliding_window", None) is not None:
             return "its config has a sliding window but does not say which layers use it"
         return why_no_branches(self.config) or why_no_states(self.model)
+
+    def encode(self, prompts: Sequence[Sequence[HasImages]]) -> None:
+        """Run the images of several prompts through the vision tower together. They are kept until the next call.
+
+        Args:
+            prompts: for each, its sets of images that are not read yet. Sets that run without this are encoded one prompt at a time.
+        """
+        self._outputs = {}
+        if self.features is not None:
+            wanted = {_digests(sets): sets for sets in prompts if sets}
+            self._outputs = dict(zip(wanted, self.features(list(wanted.values())), strict=True)) if wanted else {}
+
+    def _output(self, sets: Sequence[HasImages]) -> Any:
+        assert self.features is not None
+        ready = self._outputs.get(_digests(sets))
+        # A model may write into what it reads.
+        return self.features([sets])[0] if ready is None else copy.copy(ready)
 
     def __call__(
         self, prompt: Prompt, cache: DynamicCache, *, num_known: int = 0, num_known_sets: int = 0
@@ -107,8 +126,7 @@ class Prefill:
         del given["attention_mask"]
         inputs: dict[str, Any] = on_model(self.model, matching_arguments(self.model.forward, given))
         if new_sets and self.features is not None:
-            known = replace(prompt, vision={}, further_images=new_sets) if num_known_sets else prompt
-            inputs["mm_encoder_outputs"] = {"image": self.features([known])}
+            inputs["mm_encoder_outputs"] = {"image": self._output(new_sets)}
         position = length
         if positions is None:
             inputs["position_ids"] = torch.arange(num_known, length, device=self.device)[None]
@@ -119,6 +137,11 @@ class Prefill:
         inputs |= matching_arguments(self.model.forward, {"logits_to_keep": 1})
         output = self.model(input_ids=ids, use_cache=True, **named_cache(self.model, cache), **inputs)
         return output.logits[:, -1], position, cache
+
+
+def _digests(sets: Sequence[HasImages]) -> tuple[str, ...]:
+    """The images of sets, and where each set ends."""
+    return tuple(each for one in sets for each in (*(image.digest for image in one.images), ""))
 
 
 class Rows:

@@ -28,6 +28,8 @@ const TESTS = {
   wrong: (marks) => marks.every((mark) => mark === 0),
   unmarked: (marks) => marks.includes(null),
   cut: (marks, question) => question.answers.some((answer) => answer.cut),
+  called: (marks, question) => question.answers.some((answer) => answer.calls),
+  failed: (marks, question) => question.answers.some((answer) => answer.failed),
   fixed: (marks) => marks[pair[0]] === 0 && marks[pair[1]] === 1,
   broken: (marks) => marks[pair[0]] === 1 && marks[pair[1]] === 0,
   both_right: (marks) => marks[pair[0]] === 1 && marks[pair[1]] === 1,
@@ -39,6 +41,11 @@ const MEANINGS = {
   broken: (first, second) => `${first} is right and ${second} is wrong`,
   both_right: (first, second) => `${first} and ${second} are both right`,
   both_wrong: (first, second) => `${first} and ${second} are both wrong`,
+};
+
+const ENDS = {
+  no_room: "the result had no room in max_completion_length",
+  too_many_turns: "it reached max_tool_calling_iterations",
 };
 
 function filter() {
@@ -103,7 +110,7 @@ function card(question) {
 
 function answerElement(answer, place) {
   const [sign, kind, meaning] = {1: ["✓ right", "good", "right"], 0: ["✗ wrong", "bad", "wrong"], null: ["no mark", "warn", "unmarked"]}[answer.mark];
-  const text = element("p", {class: "text"}, ...(answer.text === "" ? [element("span", {class: "empty"}, "(nothing)")] : parts(answer.text)));
+  const text = answer.turns.length ? turnsElement(answer.turns, parts) : element("p", {class: "text"}, ...(answer.text === "" ? [element("span", {class: "empty"}, "(nothing)")] : parts(answer.text)));
   const isGraded = answer.score !== null && answer.score !== 0 && answer.score !== 1;
   const made = element(
     "div",
@@ -115,11 +122,14 @@ function answerElement(answer, place) {
       element("span", {class: `tag ${kind}`}, sign),
       isGraded && element("span", {class: "soft"}, number(answer.score)),
       answer.cut && element("span", {class: "tag warn", title: "the length limit ended it"}, "cut"),
+      answer.calls > 0 && element("span", {class: "tag", title: "calls of tools"}, counted(answer.calls, "call")),
+      answer.failed > 0 && element("span", {class: "tag warn", title: "calls that were answered with an error"}, `${answer.failed} failed`),
+      answer.ended && element("span", {class: "tag warn", title: ENDS[answer.ended]}, "ended with a call"),
       element("span", {class: "tokens"}, `${answer.tokens} tokens`),
     ),
     text,
   );
-  if (answer.text.length > LONG) {
+  if (answer.turns.length ? turnsText(answer.turns).length > LONG : answer.text.length > LONG) {
     text.classList.add("long");
     const unfold = element("button", {type: "button", class: "unfold", onclick: () => {
       text.classList.remove("long");
@@ -177,7 +187,7 @@ unpack(packedQuestions).then((all) => {
   questions = all.map((question) => ({
     ...question,
     marks: question.answers.map((answer) => answer.mark),
-    words: [question.question, question.gold, `row ${question.row}`, ...question.answers.map((answer) => answer.text)].join("\n").toLowerCase(),
+    words: [question.question, question.gold, `row ${question.row}`, ...question.answers.flatMap((answer) => [answer.text, turnsText(answer.turns)])].join("\n").toLowerCase(),
   }));
   cards.classList.toggle("few", questions.length <= FEW);
   filter();

@@ -37,6 +37,25 @@ function imageElement(name, caption = "image") {
   return element("button", {type: "button", class: "image", title: "enlarge"}, image);
 }
 
+/** The turns of a completion: who wrote each, its text with images in place, and its calls. `parts` makes elements of the policy's texts. */
+function turnsElement(turns, parts = (text) => [text]) {
+  return element("div", {class: "turns"}, turns.map((turn) => {
+    const images = [...turn.images];
+    const isTool = turn.role === "tool";
+    const said = turn.text.split("<image>").flatMap((text, place) => {
+      const name = place ? images.shift() : null;
+      return [name && name in pageImages ? imageElement(name, `image of ${turn.name}`) : null, ...(isTool ? [text] : parts(text))];
+    });
+    return element("div", {class: `turn ${isTool ? "tool" : "policy"}`},
+      isTool ? element("span", {class: "tag"}, turn.name) : null,
+      element("div", {class: "text"}, said.filter(Boolean)),
+      turn.calls.map((call) => element("code", {class: "call"}, call)));
+  }));
+}
+
+/** All that the turns say, for a search. */
+const turnsText = (turns) => turns.flatMap((turn) => [turn.name, turn.text, ...turn.calls]).join("\n");
+
 /** A number for people: thousands grouped, a true minus, an en dash for nothing. */
 function number(value, digits = 2, signed = false) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";

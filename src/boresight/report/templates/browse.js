@@ -332,7 +332,7 @@ function shadeControl() {
 function completionCard(row, group) {
   const {columns} = shelf;
   const turns = columns.turns?.[row] ?? [];
-  const text = turns.length ? element("div", {class: "turns"}, turns.map(turnElement))
+  const text = turns.length ? turnsElement(turns)
     : element("div", {class: "said text"}, shelf.texts[row] || element("span", {class: "faint"}, "(empty)"));
   const byFunction = Object.entries(shelf.rewards).map(([name, values]) =>
     element("span", {class: `tag${values[row] === null ? " warn" : ""}`, title: values[row] === null ? "does not apply, or failed" : name},
@@ -352,19 +352,6 @@ function completionCard(row, group) {
   whenSeen.observe(card);
   cardRows.set(card, row);
   return card;
-}
-
-/** One turn of a completion: who wrote it, its text with images in place, and its calls. */
-function turnElement(turn) {
-  const images = [...turn.images];
-  const parts = turn.text.split("<image>").flatMap((text, place) => {
-    const name = place ? images.shift() : null;
-    return [name && name in pageImages ? imageElement(name, `image of ${turn.name}`) : null, text];
-  });
-  return element("div", {class: `turn ${turn.role === "tool" ? "tool" : "policy"}`},
-    turn.role === "tool" ? element("span", {class: "tag"}, turn.name) : null,
-    element("div", {class: "text"}, parts.filter(Boolean)),
-    turn.calls.map((call) => element("code", {class: "call"}, call)));
 }
 
 // Tokens become elements when their completion comes into sight: a group of long ones has tens of thousands.
