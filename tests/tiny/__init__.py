@@ -51,6 +51,7 @@ from tests.tiny.patched import (
     video_llama_3,
 )
 from tests.tiny.qwen import qwen2_vl, qwen3_vl, qwen3_vl_moe
+from tests.tiny.timm_towers import fast_vlm, gemma3n, perception_lm
 
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": qwen2_vl,
@@ -81,6 +82,8 @@ ALL: dict[str, Family] = FAMILIES | {
     "emu3": emu3,
     "ernie4_5_vl_moe": ernie4_5_vl_moe,
     "exaone4_5": exaone4_5,
+    "fast_vlm": fast_vlm,
+    "gemma3n": gemma3n,
     "gemma4": gemma4,
     "gemma4_bi": gemma4_bi,
     "gemma4_kv": gemma4_kv,
@@ -111,6 +114,7 @@ ALL: dict[str, Family] = FAMILIES | {
     "paddleocr_vl": paddleocr_vl,
     "paligemma": paligemma,
     "paligemma2": paligemma2,
+    "perception_lm": perception_lm,
     "pixtral_llava": pixtral_llava,
     "qianfan_ocr": qianfan_ocr,
     "qwen2_5_omni_thinker": qwen2_5_omni_thinker,

@@ -9,9 +9,6 @@ import pytest
 from tests.tiny import ALL
 from tests.tiny.table import METHODS, Outcome, page, tried
 
-NOT_BUILT = {"inkling_mm_model"}
-"""Its vision tower needs scipy, which boresight does not."""
-
 
 @pytest.mark.parametrize(
     ("family", "layout", "sampling"), [("ovis2", "shared, by group", "branches"), ("mllama", "plain", "plain")]
@@ -24,7 +21,7 @@ def test_a_family_of_each_kind_trains_by_every_method(family: str, layout: str, 
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("family", sorted(ALL.keys() - NOT_BUILT))
+@pytest.mark.parametrize("family", sorted(ALL))
 def test_every_family_trains_by_every_method(family: str) -> None:
     outcome = tried(family)
     assert outcome.trains, outcome
