@@ -48,10 +48,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def switch_off_dropout(model: nn.Module) -> None:
-    """Set the probability of every dropout module to 0."""
+    """Set the probability of every dropout to 0: of modules, and of modules that call the function (`self.dropout`)."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 @contextmanager

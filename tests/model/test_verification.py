@@ -15,7 +15,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from boresight import verdicts
 from boresight.data.schema import read_row
-from boresight.errors import ConfigError, ModelError
+from boresight.errors import ConfigError, DataError, ModelError
 from boresight.model import verification
 from boresight.model.forward import GroupForward
 from boresight.model.load import model_facts
@@ -65,6 +65,33 @@ def test_every_family_runs_in_a_layout_that_is_its_own_forward(subject: Subjects
     found = ours(run, groups)
     assert worst_logp(found, wanted) <= BOUND
     assert worst_gradient(found, wanted) <= 10 * BOUND
+
+
+def test_a_processor_that_puts_an_image_before_the_text_by_itself(subject: Subjects) -> None:
+    """BLIP-2. Its forward would take the first of two images without a word, and fail without one."""
+    it = subject("blip2")
+    model, image, text = it.model(), noise((64, 96), 0), "Question: what color? Answer:"
+    run = GroupForward(model, it.facts, examples=it.examples)
+    assert run.layout == "plain" and "no image features" in run.verification.reason
+    inputs = it.processor(images=image, text=text, return_tensors="pt")
+    for prompt in (text, f"<image>{text}"):
+        group = it.encoder.preference(
+            read_row({"prompt": prompt, "chosen": " a red circle", "rejected": " no", "image": image}, 0)
+        )
+        assert group.prompt.ids.tolist() == inputs["input_ids"][0].tolist()
+        assert group.prompt.token_types.tolist() == [1] * 4 + [0] * (len(group.prompt.ids) - 4)
+        found = run([group])
+        for row, completion in zip(found.logp, group.completions, strict=True):
+            ids = torch.cat([inputs["input_ids"], completion.ids[None]], 1)
+            logits = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0, -len(completion.ids) - 1 : -1]
+            wanted = logits.log_softmax(-1).gather(-1, completion.ids[:, None])[:, 0]
+            torch.testing.assert_close(row[: len(wanted)], wanted, atol=BOUND, rtol=0)
+    for images in ([], [image, image]):
+        with pytest.raises(DataError, match=rf"row 3: .*Blip2Processor.* one image .* has {len(images)} images"):
+            it.encoder.prompt(read_row({"prompt": text, "images": images}, 3))
+    conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    with pytest.raises(ModelError, match="no chat template"):
+        it.encoder.prompt(read_row({"prompt": conversation, "image": image}, 0))
 
 
 @pytest.mark.parametrize(("family", "layout"), [("paligemma2", "shared"), ("mllama", "rows")])

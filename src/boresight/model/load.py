@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,8 @@ def why_unsupported(model: PreTrainedModel) -> str | None:
     config = model.config
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         return "it is an encoder-decoder, which reads the prompt in another model than the one that continues it"
+    if "qformer_input_ids" in inspect.signature(model.forward).parameters:
+        return "its Q-Former reads the text beside the image, and would see an answer before it is predicted"
     try:
         head: Any = model.get_output_embeddings()
         model.get_decoder()
