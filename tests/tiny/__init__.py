@@ -51,6 +51,7 @@ from tests.tiny.patched import (
     qwen4_exp,
     video_llama_3,
 )
+from tests.tiny.phi import phi4_multimodal
 from tests.tiny.qwen import qwen2_vl, qwen3_vl, qwen3_vl_moe
 from tests.tiny.timm_towers import fast_vlm, gemma3n, perception_lm
 
@@ -120,6 +121,7 @@ ALL: dict[str, Family] = FAMILIES | {
     "paligemma": paligemma,
     "paligemma2": paligemma2,
     "perception_lm": perception_lm,
+    "phi4_multimodal": phi4_multimodal,
     "pixtral_llava": pixtral_llava,
     "qianfan_ocr": qianfan_ocr,
     "qwen2_5_omni_thinker": qwen2_5_omni_thinker,

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from boresight.data.made_up import made_up_examples, noise
@@ -185,7 +185,8 @@ def describe(outcome: Outcome, trainer: Any, out: str) -> None:
         if reason and reason not in outcome.notes:
             outcome.notes.append(short(reason))
     trainer.save_model(f"{out}/saved")
-    loaded = AutoModelForImageTextToText.from_pretrained(f"{out}/saved").eval()
+    kind = getattr(transformers, AutoConfig.from_pretrained(f"{out}/saved").architectures[0])
+    loaded = kind.from_pretrained(f"{out}/saved").eval()
     AutoProcessor.from_pretrained(f"{out}/saved")
     examples = made_up_examples(trainer.encoder)
     far = apart(*(Oracle(model.requires_grad_(False), examples).measured.logp for model in (policy.model, loaded)))

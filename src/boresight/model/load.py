@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
@@ -27,6 +29,8 @@ from boresight.model.parts import check_float, check_plan, planned, restricted, 
 from boresight.model.quantised import quantised_options, settle
 from boresight.modules import is_quantised, unwrap
 from boresight.types import ModelFacts
+
+logger = logging.getLogger(__name__)
 
 MODALITY_TOKENS = ("image", "video", "audio", "vision", "img", "boi", "eoi", "<row_")
 """Parts of the names, in configs and tokenizers, of ids that only a processor may place (`<row_1_col_2>` labels a tile)."""
@@ -93,6 +97,14 @@ def _from_pretrained(model: str | Path, **options: Any) -> nn.Module:
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
+        config = AutoConfig.from_pretrained(
+            model, **{key: options[key] for key in (*WHERE, "trust_remote_code") if key in options}
+        )
+        if (thinker := getattr(config, "thinker_config", None)) is not None:
+            logger.warning(
+                "Of %s, only the thinker is loaded, trained and saved: it reads images and writes text.", model
+            )
+            return AutoModelForImageTextToText._model_mapping[type(thinker)].from_pretrained(model, **options)
         # Models that read images and sounds are listed elsewhere (Phi-4-multimodal).
         return AutoModelForMultimodalLM.from_pretrained(model, **options)
 

@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, GenerationConfig, PreTrainedModel
 
 from boresight.demo.tiny.qwen import qwen2_5_vl
 from boresight.demo.tiny.sizes import Recipe, Sizes
@@ -44,7 +44,8 @@ def build_tiny(family: str | Family, folder: Path | str, *, seed: int = 0, **siz
     recipe = (FAMILIES[family] if isinstance(family, str) else family)(wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(recipe.config)
+        known = type(recipe.config) in AutoModelForImageTextToText._model_mapping
+        model = (AutoModelForImageTextToText if known else AutoModelForMultimodalLM).from_config(recipe.config)
         draw_weights(model, wanted.initializer_range)
     tokenizer = recipe.processor.tokenizer
     model.generation_config = GenerationConfig(
