@@ -114,6 +114,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         # differently from transformers.
         "llava_onevision": Family(),
         "paligemma": Family(blocks="prompt"),
+        # It embeds images and sounds inside its language model.
+        "phi4_multimodal": Family(
+            vision=("img_processor", "audio_embed"), projector=("img_projection", "img_feature_extensor")
+        ),
         "smolvlm": Family(casts_features=True),
     }
 )

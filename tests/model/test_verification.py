@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from boresight import verdicts
 from boresight.data.schema import read_row
 from boresight.errors import ConfigError, DataError, ModelError
-from boresight.model import verification
+from boresight.model import layouts, verification, vision
 from boresight.model.forward import GroupForward
 from boresight.model.load import model_facts
 from boresight.types import Group
@@ -36,7 +37,7 @@ LAYOUTS: dict[str, tuple[str, bool, str]] = {
     "minimax_m3_vl": ("shared", False, r"\|Δ log-prob\|"),  # neighbours change an image's features
     "gemma4_bi": ("shared", True, ""),  # blocks in sliding layers only
     "paligemma2": ("rows", True, "caps its attention scores"),
-    "minicpmv4_7": ("shared", False, "runs: RuntimeError"),
+    "minicpmv4_7": ("shared", False, "shared fails with RuntimeError: The size"),
     "mllama": ("plain", True, "takes no image features"),
     "llama4": ("plain", True, "chunked_attention"),
 }
@@ -107,14 +108,64 @@ def test_every_layout_by_name(subject: Subjects, layout: str) -> None:
     assert GroupForward(it.model(), it.facts, layout=layout, examples=it.examples).layout == layout
 
 
+def adapted_in_bf16(it: Any) -> Any:
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    return get_peft_model(it.model(dtype=torch.bfloat16), adapter)
+
+
 def test_in_bf16_under_an_adapter(subject: Subjects) -> None:
     it = subject("qwen2_5_vl")
-    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    model = get_peft_model(it.model(dtype=torch.bfloat16), adapter)
+    model = adapted_in_bf16(it)
     run = GroupForward(model, it.facts, examples=it.examples)
     assert run.layout == "shared"
     assert any("gradients" in check.name for check in run.verification.checks)
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def positions_are_counted(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right in every ordinary row, wrong where completions share one."""
+    text = model.get_base_model().model.language_model
+    own = text.forward
+    text.forward = lambda *arguments, position_ids=None, **options: own(*arguments, **options)
+
+
+def images_of_one_size_are_confused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vision, "image_key", lambda images: tuple(image.size for image in images.images))
+
+
+def branches_see_one_another(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table in which all completions are one branch."""
+    own = layouts.pack
+
+    def packed(base: nn.Module, groups: Any) -> Any:
+        row = own(base, groups)
+        spans = [replace(span, branches=(sum(span.branches),)) for span in row.spans]
+        return replace(row, spans=tuple(spans))
+
+    monkeypatch.setattr(layouts, "pack", packed)
+
+
+@pytest.mark.parametrize(
+    ("broken", "layout"),
+    [
+        (positions_are_counted, ("rows", True)),
+        (images_of_one_size_are_confused, ("shared", False)),
+        (branches_see_one_another, ("rows", True)),
+    ],
+)
+def test_bf16_does_not_hide_a_wrong_layout(
+    subject: Subjects,
+    empty: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: Callable[[Any, pytest.MonkeyPatch], None],
+    layout: tuple[str, bool],
+) -> None:
+    it = subject("qwen2_5_vl")
+    model = adapted_in_bf16(it)
+    broken(model, monkeypatch)
+    verified = GroupForward(model, it.facts, examples=it.examples).verification
+    assert (verified.layout, verified.joins) == layout, verified
+    assert re.search(r"shared: (mean )?\|Δ log-prob\||shared: relative Δ", verified.reason)
 
 
 # ---- What is refused -----------------------------------------------------------------------------------------------------------------

@@ -104,7 +104,8 @@ def _from_pretrained(model: str | Path, **options: Any) -> nn.Module:
             logger.warning(
                 "Of %s, only the thinker is loaded, trained and saved: it reads images and writes text.", model
             )
-            return AutoModelForImageTextToText._model_mapping[type(thinker)].from_pretrained(model, **options)
+            kind: Any = AutoModelForImageTextToText._model_mapping[type(thinker)]
+            return kind.from_pretrained(model, **options)
         # Models that read images and sounds are listed elsewhere (Phi-4-multimodal).
         return AutoModelForMultimodalLM.from_pretrained(model, **options)
 
