@@ -138,6 +138,15 @@ def test_dtype(subject: Subjects, dtype: Any, expected: torch.dtype) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
 
 
+def test_a_package_that_a_model_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = build_tiny("fast_vlm", tmp_path, vocab_size=512)
+    assert isinstance(load_model(folder), PreTrainedModel)
+    missing = (lambda: False, "\n{0} requires the timm library.\n")
+    monkeypatch.setitem(transformers.utils.import_utils.BACKENDS_MAPPING, "timm", missing)
+    with pytest.raises(ModelError, match=r"needs a package that is not installed: .* requires the timm library"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("name", ["Qwen2_5Omni", "Qwen3OmniMoe"])
 def test_of_a_whole_qwen_omni_model_the_thinker_is_loaded(
     subject: Subjects, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str

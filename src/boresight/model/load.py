@@ -55,7 +55,7 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
             (`quantised_options`).
 
     Raises:
-        ModelError: the model does not exist, or reads no images.
+        ModelError: the model does not exist, reads no images, or needs a package that is not installed.
         ConfigError: options were given for a model that is already loaded, or the dtype is unknown.
     """
     if isinstance(model, nn.Module):
@@ -78,6 +78,10 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
     except OSError as error:
         raise ModelError(
             f"There is no model at {str(model)!r} (neither a folder nor a hub id that can be reached): {error}"
+        ) from error
+    except ImportError as error:  # as Gemma 3n asks for timm
+        raise ModelError(
+            f"{str(model)!r} needs a package that is not installed: {' '.join(str(error).split())}"
         ) from error
     except ValueError as error:
         raise ModelError(
