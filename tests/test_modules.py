@@ -7,10 +7,19 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, OPTConfig, OPTForCausalLM
 
 from boresight.demo.tiny import build_tiny
-from boresight.modules import evaluating, matching_arguments, unwrap
+from boresight.modules import evaluating, matching_arguments, switch_off_dropout, unwrap
+
+OPT = {
+    "vocab_size": 16,
+    "hidden_size": 8,
+    "word_embed_proj_dim": 8,
+    "ffn_dim": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+}
 
 
 def test_unwrap(tmp_path: Path) -> None:
@@ -38,3 +47,15 @@ def test_every_module_returns_to_its_mode_after_an_error_too() -> None:
         assert not any(module.training for module in model.modules())
         raise ZeroDivisionError
     assert [module.training for module in model.modules()] == modes
+
+
+def test_dropout_of_modules_and_of_functions_is_switched_off() -> None:
+    """OPT, in BLIP-2, calls the function with a probability that it holds."""
+    model: Any = OPTForCausalLM(OPTConfig(**OPT, dropout=0.5)).train()
+    ids = torch.arange(16)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    switch_off_dropout(model)
+    assert model.training and torch.equal(model(ids).logits, model(ids).logits)
+    module = nn.Dropout(0.5)
+    switch_off_dropout(module)
+    assert module.p == 0.0

@@ -109,3 +109,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown name, such as ``" Did you mean 'beta'?"``; empty if no known name is similar."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def cause_of(error: BaseException) -> str:
+    """An error of another library in one line: its class and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].removesuffix(": ")

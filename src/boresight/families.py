@@ -70,6 +70,8 @@ class Family:
     image_grids: str = "image_grid_thw"
     """The tensor [images, 3] of a processor that concatenates the patches of all images. It gives each image's number of patches, so
     images can be separated. Other processors choose tiles by the number of images, or pad images to a common size."""
+    places_image: bool = False
+    """Whether the processor itself puts an image's tokens before every text. Texts then have no placeholder, and every row one image."""
     uncounted_image_tokens: int = 16
     """How many tokens per image, at most, the processor leaves out when it counts them from the image's size."""
 
@@ -104,12 +106,18 @@ UNKNOWN = Family()
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
+        # It ignores a second image, and its forward needs one.
+        "blip-2": Family(places_image=True, projector=("qformer", "query_tokens", "language_projection")),
         # The processor's count leaves out the line breaks around an image.
         "gemma3": Family(blocks="image"),
         # It cuts tiles only when a prompt has one image. With several, the processor's count is too high, and vLLM expands them
         # differently from transformers.
         "llava_onevision": Family(),
         "paligemma": Family(blocks="prompt"),
+        # It embeds images and sounds inside its language model.
+        "phi4_multimodal": Family(
+            vision=("img_processor", "audio_embed"), projector=("img_projection", "img_feature_extensor")
+        ),
         "smolvlm": Family(casts_features=True),
     }
 )

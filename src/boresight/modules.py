@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import Cache, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, Cache, PreTrainedModel
 
 Value = TypeVar("Value")
 
@@ -21,6 +21,18 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
         while hasattr(model, name):
             model = getattr(model, name)
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue, reportReturnType]
+
+
+def untrained(config: Any) -> PreTrainedModel:
+    """The model of a config, with random weights; of a whole Qwen-Omni model, its thinker.
+
+    Raises:
+        ValueError: it is not the config of a vision-language model.
+    """
+    config = getattr(config, "thinker_config", config)
+    is_listed = type(config) in AutoModelForImageTextToText._model_mapping
+    # Models that read images and sounds are listed elsewhere (Phi-4-multimodal).
+    return (AutoModelForImageTextToText if is_listed else AutoModelForMultimodalLM).from_config(config)
 
 
 def text_parameters(model: PreTrainedModel) -> set[nn.Parameter]:
@@ -66,10 +78,13 @@ def checkpoint_activations(model: nn.Module, options: Mapping[str, Any] | None =
 
 
 def switch_off_dropout(model: nn.Module) -> None:
-    """Set the probability of every dropout module to 0."""
+    """Set the probability of every dropout to 0: of modules, and of modules that call the function (`self.dropout`)."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 @contextmanager

@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, ProcessorMixin
 
+from boresight.doctor.size import size_of
 from boresight.errors import ConfigError, ModelError
 from boresight.model.forward import GroupForward
 from boresight.model.load import adapt, load_model, load_processor, model_facts, promote_trainable
 from boresight.model.vision import text_parameters
 from tests.model.conftest import Subjects
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, build_tiny
 
 QWEN = {"<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"}
 TILES = {f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)}
@@ -134,6 +136,49 @@ def test_a_model_by_folder_path_and_object(subject: Subjects) -> None:
 def test_dtype(subject: Subjects, dtype: Any, expected: torch.dtype) -> None:
     model = load_model(subject("qwen2_5_vl").folder, dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
+
+
+def test_a_package_that_a_model_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = build_tiny("fast_vlm", tmp_path, vocab_size=512)
+    assert isinstance(load_model(folder), PreTrainedModel)
+    missing = (lambda: False, "\n{0} requires the timm library.\n")
+    monkeypatch.setitem(transformers.utils.import_utils.BACKENDS_MAPPING, "timm", missing)
+    with pytest.raises(ModelError, match=r"needs a package that is not installed: .* requires the timm library"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["Qwen2_5Omni", "Qwen3OmniMoe"])
+def test_of_a_whole_qwen_omni_model_the_thinker_is_loaded(
+    subject: Subjects, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """A whole one has no head of its own. Its weights are the thinker's, under other names."""
+    it = subject({"Qwen2_5Omni": "qwen2_5_omni_thinker", "Qwen3OmniMoe": "qwen3_omni_moe_thinker"}[name])
+    thinker = it.model()
+    config = getattr(transformers, f"{name}Config")(thinker_config=thinker.config.to_dict(), enable_audio_output=False)
+    whole: Any = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    whole.thinker.load_state_dict(thinker.state_dict())
+    with pytest.raises(ModelError, match="train the thinker"):
+        model_facts(whole, it.processor)
+    whole.save_pretrained(tmp_path)
+    it.processor.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert type(loaded) is type(thinker) and "only the thinker is loaded" in caplog.text
+    weights = dict(thinker.named_parameters())
+    assert weights.keys() == dict(loaded.named_parameters()).keys()
+    assert all(torch.equal(weight, weights[name]) for name, weight in loaded.named_parameters())
+    assert model_facts(loaded, load_processor(None, loaded, tmp_path)).vocab_size == 512
+    assert size_of(str(tmp_path)) == size_of(str(it.folder))
+
+
+def test_a_model_that_is_listed_elsewhere_is_loaded(tmp_path: Path) -> None:
+    """Phi-4-multimodal. Its image token stands in the vision tower's config."""
+    loaded: Any = load_model(build_tiny("phi4_multimodal", tmp_path, vocab_size=512))
+    assert type(loaded).__name__ == "Phi4MultimodalForCausalLM"
+    facts = model_facts(loaded, load_processor(None, loaded, tmp_path))
+    assert loaded.config.vision_config.image_token_id in facts.modality_ids
+    parts = {facts.family.part(name) for name, _ in loaded.named_parameters() if "img_" in name}
+    assert parts == {"vision", "projector"}
+    assert facts.family.part("model.layers.0.self_attn.qkv_proj.weight") == "language"
 
 
 def test_what_cannot_be_loaded_says_why(subject: Subjects, tmp_path: Path) -> None:

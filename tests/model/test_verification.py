@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from boresight import verdicts
 from boresight.data.schema import read_row
-from boresight.errors import ConfigError, ModelError
-from boresight.model import verification
+from boresight.errors import ConfigError, DataError, ModelError
+from boresight.model import layouts, verification, vision
 from boresight.model.forward import GroupForward
 from boresight.model.load import model_facts
 from boresight.types import Group
@@ -36,7 +37,7 @@ LAYOUTS: dict[str, tuple[str, bool, str]] = {
     "minimax_m3_vl": ("shared", False, r"\|Δ log-prob\|"),  # neighbours change an image's features
     "gemma4_bi": ("shared", True, ""),  # blocks in sliding layers only
     "paligemma2": ("rows", True, "caps its attention scores"),
-    "minicpmv4_7": ("shared", False, "runs: RuntimeError"),
+    "minicpmv4_7": ("shared", False, "shared fails with RuntimeError: The size"),
     "mllama": ("plain", True, "takes no image features"),
     "llama4": ("plain", True, "chunked_attention"),
 }
@@ -67,6 +68,33 @@ def test_every_family_runs_in_a_layout_that_is_its_own_forward(subject: Subjects
     assert worst_gradient(found, wanted) <= 10 * BOUND
 
 
+def test_a_processor_that_puts_an_image_before_the_text_by_itself(subject: Subjects) -> None:
+    """BLIP-2. Its forward would take the first of two images without a word, and fail without one."""
+    it = subject("blip2")
+    model, image, text = it.model(), noise((64, 96), 0), "Question: what color? Answer:"
+    run = GroupForward(model, it.facts, examples=it.examples)
+    assert run.layout == "plain" and "no image features" in run.verification.reason
+    inputs = it.processor(images=image, text=text, return_tensors="pt")
+    for prompt in (text, f"<image>{text}"):
+        group = it.encoder.preference(
+            read_row({"prompt": prompt, "chosen": " a red circle", "rejected": " no", "image": image}, 0)
+        )
+        assert group.prompt.ids.tolist() == inputs["input_ids"][0].tolist()
+        assert group.prompt.token_types.tolist() == [1] * 4 + [0] * (len(group.prompt.ids) - 4)
+        found = run([group])
+        for row, completion in zip(found.logp, group.completions, strict=True):
+            ids = torch.cat([inputs["input_ids"], completion.ids[None]], 1)
+            logits = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0, -len(completion.ids) - 1 : -1]
+            wanted = logits.log_softmax(-1).gather(-1, completion.ids[:, None])[:, 0]
+            torch.testing.assert_close(row[: len(wanted)], wanted, atol=BOUND, rtol=0)
+    for images in ([], [image, image]):
+        with pytest.raises(DataError, match=rf"row 3: .*Blip2Processor.* one image .* has {len(images)} images"):
+            it.encoder.prompt(read_row({"prompt": text, "images": images}, 3))
+    conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    with pytest.raises(ModelError, match="no chat template"):
+        it.encoder.prompt(read_row({"prompt": conversation, "image": image}, 0))
+
+
 @pytest.mark.parametrize(("family", "layout"), [("paligemma2", "shared"), ("mllama", "rows")])
 def test_a_layout_asked_for_by_name_is_verified_too(subject: Subjects, family: str, layout: str) -> None:
     it = subject(family)
@@ -80,14 +108,64 @@ def test_every_layout_by_name(subject: Subjects, layout: str) -> None:
     assert GroupForward(it.model(), it.facts, layout=layout, examples=it.examples).layout == layout
 
 
+def adapted_in_bf16(it: Any) -> Any:
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    return get_peft_model(it.model(dtype=torch.bfloat16), adapter)
+
+
 def test_in_bf16_under_an_adapter(subject: Subjects) -> None:
     it = subject("qwen2_5_vl")
-    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    model = get_peft_model(it.model(dtype=torch.bfloat16), adapter)
+    model = adapted_in_bf16(it)
     run = GroupForward(model, it.facts, examples=it.examples)
     assert run.layout == "shared"
     assert any("gradients" in check.name for check in run.verification.checks)
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def positions_are_counted(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right in every ordinary row, wrong where completions share one."""
+    text = model.get_base_model().model.language_model
+    own = text.forward
+    text.forward = lambda *arguments, position_ids=None, **options: own(*arguments, **options)
+
+
+def images_of_one_size_are_confused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vision, "image_key", lambda images: tuple(image.size for image in images.images))
+
+
+def branches_see_one_another(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table in which all completions are one branch."""
+    own = layouts.pack
+
+    def packed(base: nn.Module, groups: Any) -> Any:
+        row = own(base, groups)
+        spans = [replace(span, branches=(sum(span.branches),)) for span in row.spans]
+        return replace(row, spans=tuple(spans))
+
+    monkeypatch.setattr(layouts, "pack", packed)
+
+
+@pytest.mark.parametrize(
+    ("broken", "layout"),
+    [
+        (positions_are_counted, ("rows", True)),
+        (images_of_one_size_are_confused, ("shared", False)),
+        (branches_see_one_another, ("rows", True)),
+    ],
+)
+def test_bf16_does_not_hide_a_wrong_layout(
+    subject: Subjects,
+    empty: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: Callable[[Any, pytest.MonkeyPatch], None],
+    layout: tuple[str, bool],
+) -> None:
+    it = subject("qwen2_5_vl")
+    model = adapted_in_bf16(it)
+    broken(model, monkeypatch)
+    verified = GroupForward(model, it.facts, examples=it.examples).verification
+    assert (verified.layout, verified.joins) == layout, verified
+    assert re.search(r"shared: (mean )?\|Δ log-prob\||shared: relative Δ", verified.reason)
 
 
 # ---- What is refused -----------------------------------------------------------------------------------------------------------------

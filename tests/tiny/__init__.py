@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 from boresight.demo.tiny import build
 from boresight.demo.tiny.build import Family
 from boresight.demo.tiny.qwen import qwen2_5_vl
+from tests.tiny.blip import blip2, blip2_t5, florence2, instructblip
 from tests.tiny.cohere import aya_vision, cohere2_vision, cohere_compass
 from tests.tiny.deepseek import deepseek_vl, deepseek_vl_hybrid, janus
 from tests.tiny.gemma import gemma3, gemma4, gemma4_bi, gemma4_kv, gemma4_unified, paligemma, paligemma2
@@ -50,7 +51,9 @@ from tests.tiny.patched import (
     qwen4_exp,
     video_llama_3,
 )
+from tests.tiny.phi import phi4_multimodal
 from tests.tiny.qwen import qwen2_vl, qwen3_vl, qwen3_vl_moe
+from tests.tiny.timm_towers import fast_vlm, gemma3n, perception_lm
 
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": qwen2_vl,
@@ -72,6 +75,8 @@ FAMILIES: dict[str, Family] = {
 ALL: dict[str, Family] = FAMILIES | {
     "aria": aria,
     "aya_vision": aya_vision,
+    "blip2": blip2,
+    "blip2_t5": blip2_t5,
     "cohere2_vision": cohere2_vision,
     "cohere_compass": cohere_compass,
     "cosmos3_edge": cosmos3_edge,
@@ -81,6 +86,9 @@ ALL: dict[str, Family] = FAMILIES | {
     "emu3": emu3,
     "ernie4_5_vl_moe": ernie4_5_vl_moe,
     "exaone4_5": exaone4_5,
+    "fast_vlm": fast_vlm,
+    "florence2": florence2,
+    "gemma3n": gemma3n,
     "gemma4": gemma4,
     "gemma4_bi": gemma4_bi,
     "gemma4_kv": gemma4_kv,
@@ -96,6 +104,7 @@ ALL: dict[str, Family] = FAMILIES | {
     "idefics2": idefics2,
     "idefics2_split": idefics2_split,
     "inkling_mm_model": inkling_mm_model,
+    "instructblip": instructblip,
     "janus": janus,
     "kimi_k25": kimi_k25,
     "lighton_ocr": lighton_ocr,
@@ -111,6 +120,8 @@ ALL: dict[str, Family] = FAMILIES | {
     "paddleocr_vl": paddleocr_vl,
     "paligemma": paligemma,
     "paligemma2": paligemma2,
+    "perception_lm": perception_lm,
+    "phi4_multimodal": phi4_multimodal,
     "pixtral_llava": pixtral_llava,
     "qianfan_ocr": qianfan_ocr,
     "qwen2_5_omni_thinker": qwen2_5_omni_thinker,
@@ -123,6 +134,13 @@ ALL: dict[str, Family] = FAMILIES | {
     "vipllava": vipllava,
 }
 """Every family that can be built. `make families` tries them all."""
+
+REFUSED = {
+    "blip2_t5": "encoder-decoder",
+    "florence2": "encoder-decoder",
+    "instructblip": "its Q-Former reads the text beside the image",
+}
+"""Those that are not trained, and what is said."""
 
 
 def build_tiny(family: str, folder: Path | str, *, seed: int = 0, **sizes: int | float | bool | None) -> Path:

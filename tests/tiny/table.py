@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from boresight.data.made_up import made_up_examples, noise
@@ -71,18 +71,27 @@ class Outcome:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def rows(counts: Sequence[int]) -> list[dict[str, Any]]:
-    """Three rows with so many images in turn."""
+def rows(counts: Sequence[int], *, strings: bool = False) -> list[dict[str, Any]]:
+    """Three rows with so many images in turn.
+
+    Args:
+        strings: plain prompts, as a processor without a chat template takes them.
+    """
     generator = torch.Generator().manual_seed(1)
     made = []
     for place in range(3):
         images = [noise((64, 96) if number else (80, 64), generator) for number in range(counts[place % len(counts)])]
-        content = [*({"type": "image"} for _ in images), {"type": "text", "text": f"what color is shape {place}?"}]
-        made.append({"prompt": [{"role": "user", "content": content}], "images": images})
+        text = f"what color is shape {place}?"
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+        prompt = f"Question: {text} Answer:" if strings else [{"role": "user", "content": content}]
+        made.append({"prompt": prompt, "images": images})
     return made
 
 
-def said(text: str) -> list[dict[str, Any]]:
+def said(text: str, row: dict[str, Any]) -> Any:
+    """A completion in the form of its row's prompt."""
+    if isinstance(row["prompt"], str):
+        return f" {text}"
     return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
 
@@ -103,10 +112,10 @@ def trainer_of(method: str, folder: Path, data: list[dict[str, Any]], out: str) 
         "per_device_train_batch_size": 3,
     }
     if method == "SFT":
-        records = [{**row, "completion": said("a red circle")} for row in data]
+        records = [{**row, "completion": said("a red circle", row)} for row in data]
         return SFTTrainer(str(folder), args=SFTConfig(**options), train_dataset=records)
     if method == "DPO":
-        records = [{**row, "chosen": said("a red circle"), "rejected": said("no")} for row in data]
+        records = [{**row, "chosen": said("a red circle", row), "rejected": said("no", row)} for row in data]
         return DPOTrainer(str(folder), args=DPOConfig(**options), train_dataset=records)
     config = GRPOConfig(**options | {"per_device_train_batch_size": 6}, num_generations=2, max_completion_length=4)
     return GRPOTrainer(str(folder), by_length, args=config, train_dataset=data)
@@ -130,9 +139,10 @@ def tried(family: str) -> Outcome:
 
 def attempt(outcome: Outcome, method: str, folder: Path, counts: list[int], out: str) -> tuple[str, list[int]]:
     """Train by one method. Rows that the processor refuses are left out, which the notes then say."""
+    strings = getattr(AutoProcessor.from_pretrained(folder), "chat_template", None) is None
     for kept, note in ((counts, ""), ([1, 2], "takes no prompt without an image"), ([1], "one image per prompt")):
         try:
-            trainer = trainer_of(method, folder, rows(kept), out)
+            trainer = trainer_of(method, folder, rows(kept, strings=strings), out)
             before = {name: weight.detach().clone() for name, weight in trainer.policy.model.named_parameters()}
             trainer.train()
             moved = any((weight != before[name]).any() for name, weight in trainer.policy.model.named_parameters())
@@ -140,11 +150,15 @@ def attempt(outcome: Outcome, method: str, folder: Path, counts: list[int], out:
                 return f"{trainer.state.global_step} steps, weights {'moved' if moved else 'unmoved'}", kept
             if method == "SFT":
                 describe(outcome, trainer, out)
-            if note and note not in outcome.notes:
-                outcome.notes.append(note)
+            for limit in (note, "takes plain strings, since its processor has no chat template" if strings else ""):
+                if limit and limit not in outcome.notes:
+                    outcome.notes.append(limit)
             return "yes", list(kept)
         except UserError as error:
             reason = first_line(error, "refuses")
+            if "cannot be trained" in str(error):
+                outcome.notes = [short(str(error))]
+                return "refused", counts
             if "the processor refuses" not in str(error):
                 return reason, counts
         except Exception as error:  # a family's class may fail in any way; the table says how
@@ -171,7 +185,8 @@ def describe(outcome: Outcome, trainer: Any, out: str) -> None:
         if reason and reason not in outcome.notes:
             outcome.notes.append(short(reason))
     trainer.save_model(f"{out}/saved")
-    loaded = AutoModelForImageTextToText.from_pretrained(f"{out}/saved").eval()
+    kind = getattr(transformers, AutoConfig.from_pretrained(f"{out}/saved").architectures[0])
+    loaded = kind.from_pretrained(f"{out}/saved").eval()
     AutoProcessor.from_pretrained(f"{out}/saved")
     examples = made_up_examples(trainer.encoder)
     far = apart(*(Oracle(model.requires_grad_(False), examples).measured.logp for model in (policy.model, loaded)))
@@ -198,7 +213,8 @@ start of a training run boresight compares its layouts with the model's own forw
 ([Groups](../group.md)). Here each family trained for two steps by each method, on rows with 0, 1 and 2 images, and its saved folder was
 loaded by plain transformers.
 
-**{trains} of {total} families train by all three methods with an equal reload; {shared} of them share prompts.**
+**{trains} of {total} families train by all three methods with an equal reload; {shared} of them share prompts. {refused} are refused when
+they are loaded; the last column says why.**
 
 - *layout*: `shared`, a prompt runs once; `shared, by group`, the same with one group per pass; `rows`, one row per completion, images
   encoded once; `plain`, the model's own forward for every completion.
@@ -218,6 +234,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
         trains=len(trains),
         total=len(outcomes),
         shared=sum(outcome.layout.startswith("shared") for outcome in trains),
+        refused=sum(outcome.methods.get("SFT") == "refused" for outcome in outcomes),
     )
     return head + "\n".join(outcome.row() for outcome in outcomes) + "\n"
 

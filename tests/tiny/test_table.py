@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tests.tiny import ALL
-from tests.tiny.table import METHODS, Outcome, page, tried
-
-NOT_BUILT = {"inkling_mm_model"}
-"""Its vision tower needs scipy, which boresight does not."""
+from boresight.errors import ModelError
+from tests.tiny import ALL, REFUSED, build_tiny
+from tests.tiny.table import METHODS, Outcome, page, rows, said, trainer_of, tried
 
 
 @pytest.mark.parametrize(
@@ -24,21 +24,34 @@ def test_a_family_of_each_kind_trains_by_every_method(family: str, layout: str, 
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("family", sorted(ALL.keys() - NOT_BUILT))
+@pytest.mark.parametrize("family", sorted(ALL.keys() - REFUSED))
 def test_every_family_trains_by_every_method(family: str) -> None:
     outcome = tried(family)
     assert outcome.trains, outcome
     assert float(outcome.exactness) <= 1e-5
 
 
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_that_cannot_be_trained_is_refused_in_one_sentence(family: str, tmp_path: Path) -> None:
+    data = [{**row, "completion": said("red", row)} for row in rows([1], strings=True)]
+    with pytest.raises(ModelError) as error:
+        trainer_of("SFT", build_tiny(family, tmp_path / "model", vocab_size=512), data, str(tmp_path / "out"))
+    text = str(error.value)
+    assert re.fullmatch(rf"\w+ cannot be trained: [^.]*{re.escape(REFUSED[family])}[^.]*\.", text), text
+
+
 def test_the_page_counts_what_trains() -> None:
     good = Outcome("a", "shared", "branches", "1e-06", dict.fromkeys(METHODS, "yes"), "yes, 0e+00")
-    rows = replace(good, family="b", layout="rows", notes=["its layers | cannot branch"])
+    slow = replace(good, family="b", layout="rows", notes=["its layers | cannot branch"])
     bad = replace(good, family="c", methods=good.methods | {"DPO": "TypeError: x"})
     changed = replace(good, family="d", reload="no, 1e-01")
-    text = page([good, rows, bad, changed])
-    assert "**2 of 4 families train by all three methods with an equal reload; 1 of them share prompts.**" in text
+    refused = replace(good, family="e", layout="–", methods=dict.fromkeys(METHODS, "refused"), reload="–")
+    text = page([good, slow, bad, changed, refused])
+    assert (
+        "**2 of 5 families train by all three methods with an equal reload; 1 of them share prompts. 1 are refused"
+        in text
+    )
     assert "| b | rows | 1e-06 | yes | yes | yes | branches | yes, 0e+00 | its layers \\| cannot branch |" in text
-    assert [Outcome.read(outcome.row()).row() for outcome in (good, rows, bad)] == [
-        each.row() for each in (good, rows, bad)
+    assert [Outcome.read(outcome.row()).row() for outcome in (good, slow, bad)] == [
+        each.row() for each in (good, slow, bad)
     ]

@@ -51,17 +51,18 @@ def made_up_examples(encoder: Encoder) -> list[Example]:
     second image. With a chat template that leaves images out, a prompt of text remains.
 
     Raises:
-        DataError: the processor cannot prepare a prompt with an image.
+        DataError: the processor cannot prepare a prompt with an image, or no prompt at all.
         ModelError: the encoder's ids are not those of the processor's own path.
     """
     generator = torch.Generator().manual_seed(0)
     completions = _completions(encoder, generator)
-    examples = []
+    examples, refusals = [], []
     for sizes in IMAGES:
         images = [noise(size, generator) for size in sizes]
         try:
             prompt = _prompt(encoder, images)
-        except ImageError:  # a chat template for text alone, which rows with images are refused with
+        except ImageError as error:  # a chat template for text alone, which rows with images are refused with
+            refusals.append(error)
             continue
         except DataError:
             if len(images) == 1:
@@ -74,6 +75,8 @@ def made_up_examples(encoder: Encoder) -> list[Example]:
                 f"{encoder.tokenizer.decode(processed['input_ids'][0])!r} instead of {encoder.tokenizer.decode(prompt.ids)!r}."
             )
         examples.append(Example(Group(prompt, completions), processed))
+    if not examples:
+        raise refusals[0]
     return examples
 
 
@@ -97,7 +100,7 @@ def _prompt(encoder: Encoder, images: Sequence[Image.Image]) -> Prompt:
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": words}]
         record: dict[str, Any] = {"prompt": [{"role": "user", "content": content}]}
     else:
-        record = {"prompt": f"{(encoder.texts.image_token or '') * len(images)}{words}"}
+        record = {"prompt": f"{encoder.texts.placeholder * len(images)}{words}"}
     return encoder.prompt(read_row({**record, "images": list(images)}, 0))
 
 

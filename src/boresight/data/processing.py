@@ -55,6 +55,8 @@ class Processing:
             special: whether to add special tokens; None: unless the text begins with them.
         """
         where = f"row {row.index}"
+        if special is None:  # the text follows no other
+            self._check_number(row)
         special = self.adds_special(text, row) if special is None else special
         if self.texts.is_bare:
             if row.images:
@@ -70,7 +72,8 @@ class Processing:
         try:
             outputs = self._outputs(text, images, special=special)
         except Exception as error:  # of any kind: a StopIteration that escaped would end the loader without an error
-            if images and self.texts.image_token and self.texts.image_token not in text:
+            marked = self.facts.family.places_image or (self.texts.image_token or "") in text
+            if images and not marked:
                 raise unplaced(row) from error
             raise refusal(error, row) from error
         ids = list(outputs["input_ids"][0])
@@ -87,6 +90,14 @@ class Processing:
             vision=vision,
             offsets=_original_offsets(outputs, has_images=bool(images)),
         )
+
+    def _check_number(self, row: Row) -> None:
+        """Raise if a row has not the one image whose tokens the processor puts before its text."""
+        if self.facts.family.places_image and len(row.images) != 1 and not self.texts.is_bare:
+            raise DataError(
+                f"row {row.index}: the processor refuses it: {type(self.processor).__name__} puts the tokens of one image before every "
+                f"text, and the row has {len(row.images)} images. Drop the row."
+            )
 
     def _outputs(self, text: str, images: Sequence[Any], *, special: bool) -> Mapping[str, Any]:
         """The processor's outputs for a text and its images. Images are nested: those of one text; some families tile a flat list
@@ -117,7 +128,10 @@ class Processing:
         bounds = sorted({0, len(text), *(bound for span in spans or () for bound in span)})
         offsets: list[Span] = []
         for start, end in pairwise(bounds):
-            images = row.images[: text[:end].count(self.texts.image_token or "")] if row.images else ()
+            shown = (
+                len(row.images) if self.facts.family.places_image else text[:end].count(self.texts.image_token or "")
+            )
+            images = row.images[:shown] if row.images else ()
             ids = self(text[:end], replace(row, images=images), special=special).ids
             if ids != processed.ids[: len(ids)]:
                 raise DataError(

@@ -147,8 +147,10 @@ class Texts:
     def placeholder(self) -> str:
         """The text of one image in a string prompt: the image token with the family's marker tokens around it."""
         image = self.image_token
-        if image is None or not self.has_template:
-            return image or ""
+        if image is None or self.facts.family.places_image:
+            return ""
+        if not self.has_template:
+            return image
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}
         text = self.processor.apply_chat_template([message], tokenize=False)
         tokens = self.tokenizer.convert_ids_to_tokens(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -196,6 +198,8 @@ class Texts:
         return whole[len(before) :]
 
     def _with_placeholders(self, text: str, row: Row) -> str:
+        if self.facts.family.places_image and row.images:
+            text = text.replace(MARK, "")
         marks = [mark for mark in self.reserved if mark in self.placeholder] if row.images else []
         self._check(text, row, allowed=marks)
         present = text.count(self.image_token) if self.image_token else 0

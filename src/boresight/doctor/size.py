@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from boresight.errors import ModelError
 from boresight.families import Part, family_of
 from boresight.model.part_options import PARTS
+from boresight.modules import untrained
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ def size_of_config(config: Any) -> Size:
         ValueError: it is not the config of a vision-language model.
     """
     with torch.device("meta"):
-        made: Any = AutoModelForImageTextToText.from_config(config)
+        made: Any = untrained(config)
+    config = made.config
     family = family_of(config.model_type)
     counts = dict.fromkeys(PARTS, 0)
     for name, weight in made.named_parameters():

@@ -234,9 +234,12 @@ class RowsLayout(Layout):
 
 
 def takes_features(model: PreTrainedModel) -> bool:
-    """Whether the model's forward without its head takes ready image features."""
+    """Whether the model's forward without its head takes ready image features instead of pixels."""
     base = model.base_model
-    return "mm_encoder_outputs" in inspect.signature(base.forward).parameters and hasattr(base, "get_image_features")
+    parameters = inspect.signature(base.forward).parameters
+    pixels = parameters.get("pixel_values")
+    needs_pixels = pixels is not None and pixels.default is inspect.Parameter.empty
+    return "mm_encoder_outputs" in parameters and not needs_pixels and hasattr(base, "get_image_features")
 
 
 def why_not_shared(model: PreTrainedModel) -> str | None:
@@ -247,7 +250,7 @@ def why_not_shared(model: PreTrainedModel) -> str | None:
     if config._attn_implementation == "eager":
         return "it was loaded with eager attention, which each model class defines itself; 'sdpa' can share"
     if not takes_features(model):
-        return "its forward takes no image features (mm_encoder_outputs)"
+        return "its forward takes no image features (mm_encoder_outputs) instead of pixels"
     if (reason := why_no_states(model)) is not None:
         return reason
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
@@ -26,6 +29,8 @@ from boresight.model.parts import check_float, check_plan, planned, restricted, 
 from boresight.model.quantised import quantised_options, settle
 from boresight.modules import is_quantised, unwrap
 from boresight.types import ModelFacts
+
+logger = logging.getLogger(__name__)
 
 MODALITY_TOKENS = ("image", "video", "audio", "vision", "img", "boi", "eoi", "<row_")
 """Parts of the names, in configs and tokenizers, of ids that only a processor may place (`<row_1_col_2>` labels a tile)."""
@@ -50,7 +55,7 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
             (`quantised_options`).
 
     Raises:
-        ModelError: the model does not exist, or reads no images.
+        ModelError: the model does not exist, reads no images, or needs a package that is not installed.
         ConfigError: options were given for a model that is already loaded, or the dtype is unknown.
     """
     if isinstance(model, nn.Module):
@@ -74,6 +79,10 @@ def load_model(model: str | Path | nn.Module, *, dtype: str | torch.dtype = "aut
         raise ModelError(
             f"There is no model at {str(model)!r} (neither a folder nor a hub id that can be reached): {error}"
         ) from error
+    except ImportError as error:  # as Gemma 3n asks for timm
+        raise ModelError(
+            f"{str(model)!r} needs a package that is not installed: {' '.join(str(error).split())}"
+        ) from error
     except ValueError as error:
         raise ModelError(
             f"{str(model)!r} is not a vision-language model that transformers supports.{_model_inside(Path(model))} ({error})"
@@ -92,6 +101,15 @@ def _from_pretrained(model: str | Path, **options: Any) -> nn.Module:
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
+        config = AutoConfig.from_pretrained(
+            model, **{key: options[key] for key in (*WHERE, "trust_remote_code") if key in options}
+        )
+        if (thinker := getattr(config, "thinker_config", None)) is not None:
+            logger.warning(
+                "Of %s, only the thinker is loaded, trained and saved: it reads images and writes text.", model
+            )
+            kind: Any = AutoModelForImageTextToText._model_mapping[type(thinker)]
+            return kind.from_pretrained(model, **options)
         # Models that read images and sounds are listed elsewhere (Phi-4-multimodal).
         return AutoModelForMultimodalLM.from_pretrained(model, **options)
 
@@ -263,6 +281,8 @@ def why_unsupported(model: PreTrainedModel) -> str | None:
     config = model.config
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         return "it is an encoder-decoder, which reads the prompt in another model than the one that continues it"
+    if "qformer_input_ids" in inspect.signature(model.forward).parameters:
+        return "its Q-Former reads the text beside the image, and would see an answer before it is predicted"
     try:
         head: Any = model.get_output_embeddings()
         model.get_decoder()

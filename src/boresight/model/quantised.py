@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from boresight.errors import ConfigError, ModelError
-from boresight.modules import is_quantised, quantisation, unwrap
+from boresight.modules import is_quantised, quantisation, untrained, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def _leaving_out(model: str | Path, config: BitsAndBytesConfig, options: Mapping
     """The configuration, which also leaves out the layers that cannot be read."""
     where = {key: options[key] for key in ("revision", "cache_dir", "token", "trust_remote_code") if key in options}
     with torch.device("meta"):
-        shapes: Any = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(model, **where))
+        shapes: Any = untrained(AutoConfig.from_pretrained(model, **where))
     skipped = config.llm_int8_skip_modules
     skipped = get_keys_to_not_convert(shapes) if skipped is None else list(skipped)
     found = [name for name in unreadable(shapes) if not any(name.startswith(f"{other}.") for other in skipped)]

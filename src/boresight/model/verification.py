@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from boresight.errors import ModelError
+from boresight.errors import ModelError, cause_of
 from boresight.modules import unwrap
 from boresight.own_forward import is_exact, own_logits
 from boresight.types import Completion, Example, Group, LayoutName, TokenStats
 
+NO_ERROR = "no error"
+"""What is required of a layout that fails."""
 NUM_GRADIENTS = 64
 """Most parameters whose gradients are compared: trainable vectors (gains, biases), or the smallest trainable tensors (adapters)."""
 
@@ -125,10 +127,10 @@ class Oracle:
                 raise
             except Exception as error:  # of any kind: a model class fails in its own way
                 kind = "with" if example.group.prompt.images else "without"
-                cause = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
                 raise ModelError(
                     f"{type(self.model).__name__} cannot be trained: its own forward fails on what its processor makes of a prompt {kind} "
-                    f"images ({cause}). Use the processor that was saved with the model; if it is that one, their configurations disagree."
+                    f"images ({cause_of(error)}). Use the processor that was saved with the model; if it is that one, their configurations "
+                    "disagree."
                 ) from error
             ids = completion.ids.to(logits.device)
             return logits[:-1].float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
@@ -180,7 +182,7 @@ class Oracle:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of any kind: a model class fails in its own way on what it was not written for
-            return [Check(f"{name}: runs", False, f"{type(error).__name__}: {str(error).splitlines()[:1]}", "no error")]
+            return [Check(f"{name}: runs", False, cause_of(error), NO_ERROR)]
         expected = self.measured
         checks = [
             at_most(
@@ -283,10 +285,16 @@ def verify(
         checks += [*found] if not failed else [_not_needed(check) for check in found]
         if not failed:
             return Verification(candidate.layout, candidate.joins, "; ".join(reasons), tuple(checks))
-        reasons.append(f"{failed[0].name}: {failed[0].figure} (required: {failed[0].bound})")
+        reasons.append(_says(candidate, failed[0]))
     raise ModelError(
         f"{name} cannot be trained: no layout gives the log-probabilities of its own forward. {'; '.join(reasons)}."
     )
+
+
+def _says(candidate: Candidate, failed: Check) -> str:
+    if failed.bound == NO_ERROR:
+        return f"the layout {candidate.name} fails with {failed.figure.removesuffix('.')}"
+    return f"{failed.name}: {failed.figure} (required: {failed.bound})"
 
 
 def _not_needed(check: Check) -> Check:

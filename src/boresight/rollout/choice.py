@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from boresight import verdicts
-from boresight.errors import ModelError
+from boresight.errors import ModelError, cause_of
 from boresight.modules import unwrap
 from boresight.own_forward import is_exact, own_logits
 from boresight.rollout.branches import Branches
@@ -85,7 +85,7 @@ def _verified(prefill: Prefill, examples: Sequence[Example], obstacle: str | Non
         reason = _difference(lambda tried=way: Sampling(tried), prefill, examples, expected, bound)
         if reason is None:
             return Sampling(way, "; ".join(reasons))
-        reasons.append(f"{way}: {reason}")
+        reasons.append(f"sampling by {way} {reason}")
     name = type(prefill.model).__name__
     raise ModelError(
         f"{name} cannot be sampled from: no way gives the log-probabilities of its own forward. {'; '.join(reasons)}."
@@ -121,9 +121,11 @@ def _difference(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of any kind: a model class fails in its own way on a cache that it was not written for
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[-1:]}"
+        return f"fails with {cause_of(error).removesuffix('.')}"
     return (
-        None if far <= bound else f"log-probabilities {far:.1e} from those of its own forward (required: ≤ {bound:.0e})"
+        None
+        if far <= bound
+        else f"gives log-probabilities {far:.1e} from those of its own forward (required: ≤ {bound:.0e})"
     )
 
 

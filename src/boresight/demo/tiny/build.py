@@ -12,12 +12,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from boresight.demo.tiny.qwen import qwen2_5_vl
 from boresight.demo.tiny.sizes import Recipe, Sizes
 from boresight.demo.tiny.tokenizer import token_id
 from boresight.errors import ConfigError, nearest
+from boresight.modules import untrained
 
 Family = Callable[[Sizes], Recipe]
 
@@ -44,7 +45,7 @@ def build_tiny(family: str | Family, folder: Path | str, *, seed: int = 0, **siz
     recipe = (FAMILIES[family] if isinstance(family, str) else family)(wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(recipe.config)
+        model = untrained(recipe.config)
         draw_weights(model, wanted.initializer_range)
     tokenizer = recipe.processor.tokenizer
     model.generation_config = GenerationConfig(
