@@ -68,8 +68,9 @@ newest oldest: | $(UV)  ## the tests without vLLM, with the newest / the oldest 
 	$(TEST_ENV) .venv-$@/bin/python -m pytest --numprocesses auto --ignore tests/rollout/vllm \
 		--ignore tests/surface/test_s8_s9_s10_vllm.py $(ARGS)
 
-soak: setup  ## the long sweeps
+soak: setup  ## the long sweeps, and new random inputs for every law
 	$(TEST_ENV) $(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "hypothesis and not soak" --hypothesis-profile random
 
 fuzz: setup  ## damaged rows and images for 20 minutes (ARGS="--minutes 5 --seed 1")
 	HF_HUB_OFFLINE=1 $(BIN)/python -W ignore -m tests.data.fuzz $(ARGS)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 from tests.browser import find_browser
@@ -16,6 +17,13 @@ from tests.browser import find_browser
 install_import_hook(
     ["boresight.loss", "boresight.advantage", "boresight.model", "boresight.types"], "beartype.beartype"
 )
+
+# On a busy machine inputs take longer to make, which says nothing about the code.
+PATIENT: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("random", **PATIENT)
+settings.register_profile("repeated", derandomize=True, **PATIENT)
+# The same inputs in every run, so that a change is judged by what it does; `make soak` draws others (--hypothesis-profile random).
+settings.load_profile("repeated")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,6 +12,9 @@ from typing import Any, cast, get_args, get_origin
 from boresight.errors import ConfigError, nearest
 from boresight.options import Declaration, Ignored, Range, declarations
 
+OFF = {"max_grad_norm"}
+"""Numbers of transformers for which it takes an undeclared None as "off"."""
+
 
 def read_json(config: object, declared: Collection[Declaration]) -> None:
     """Replace JSON strings, which the command line passes, by dictionaries.
@@ -48,12 +51,13 @@ def check_options(config: object, ranges: Mapping[str, Range] | None = None) -> 
     """
     for declared in declarations(type(config)):
         value = getattr(config, declared.name)
-        # A library may accept an undeclared None as "off", for example for max_grad_norm.
         if value is None and (declared.allows_none or not (declared.range or declared.choices)):
+            _check_none(declared)
             continue
         _check_switch(declared, value)
         if declared.ignored is not None and value != declared.default:
             _check_ignored(declared, declared.ignored, value)
+            _check_type(declared, value)
             continue
         _check_choice(declared, value)
         _check_number(declared, value, declared.range or (ranges or {}).get(declared.name))
@@ -73,6 +77,12 @@ def ignored_options(config: object) -> list[str]:
         for declared in declarations(type(config))
         if declared.ignored is not None and (value := getattr(config, declared.name)) != declared.default
     ]
+
+
+def _check_none(declared: Declaration) -> None:
+    is_number = bool(declared.kinds) and {*declared.kinds} <= {int, float}
+    if is_number and not (declared.allows_none or declared.default is None or declared.name in OFF):
+        raise ConfigError(f"{declared.name}=None is not a number: leave it out for its default, {declared.default}.")
 
 
 def _check_ignored(declared: Declaration, ignored: Ignored, value: Any) -> None:

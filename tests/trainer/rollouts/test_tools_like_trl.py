@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -14,40 +13,12 @@ from boresight.errors import ConfigError
 from boresight.tools.parsing import parsed_turn
 from boresight.trainer.rollouts.scored import group_from_state, group_state
 from tests.trainer.conftest import Run
+from tests.trainer.rollouts.callables import Broken, IncrementEnv, LooksAround, Number, slow_times, times
 from tests.trainer.scripted import call, sampled_groups
 
 QUESTIONS = [
     {"prompt": [{"role": "user", "content": f"What is {n} times three?"}], "answer": str(3 * n)} for n in (2, 5)
 ]
-
-
-def times(a: int, b: int) -> int:
-    """
-    Multiply two numbers.
-
-    Args:
-        a: One factor.
-        b: The other factor.
-
-    Returns:
-        Their product.
-    """
-    return a * b
-
-
-async def slow_times(a: int, b: int) -> int:
-    """
-    Multiply two numbers on another machine.
-
-    Args:
-        a: One factor.
-        b: The other factor.
-
-    Returns:
-        Their product.
-    """
-    await asyncio.sleep(0.01)
-    return a * b
 
 
 @pytest.mark.parametrize("tool", [times, slow_times])
@@ -75,24 +46,6 @@ def test_a_tool_that_computes(with_tools: Run, tool: Any) -> None:
     assert seen[0][1]["name"] == tool.__name__
 
 
-class IncrementEnv:
-    def reset(self, **kwargs: Any) -> None:
-        self.counter = 0
-
-    def increment(self, step: int) -> int:
-        """
-        Increment the counter.
-
-        Args:
-            step: How much is added.
-
-        Returns:
-            The counter.
-        """
-        self.counter += step
-        return self.counter
-
-
 def test_an_environment_that_counts(with_tools: Run) -> None:
     """Each completion has a counter of its own, which is 0 again in the next rollout."""
 
@@ -109,19 +62,6 @@ def test_an_environment_that_counts(with_tools: Run) -> None:
     trainer.train()
     for log in trainer.state.log_history[:2]:
         assert log["rewards/counted/mean"] == (11 + 2 + 3 + 4) / 4
-
-
-class LooksAround:
-    """Shows an image when it is reset, as part of the prompt."""
-
-    def reset(self, answer: str, **kwargs: Any) -> list[dict[str, Any]]:
-        self.answer = answer
-        shown = Image.new("RGB", (56, 28), "red" if answer == "6" else "blue")
-        return [{"type": "text", "text": " You see: "}, {"type": "image", "image": shown}]
-
-    def look(self) -> list[dict[str, Any]]:
-        """Look again."""
-        return [{"type": "image", "image": Image.new("RGB", (28, 56), "green")}]
 
 
 def test_an_image_when_an_environment_is_reset(with_tools: Run) -> None:
@@ -150,16 +90,6 @@ def test_an_image_when_an_environment_is_reset(with_tools: Run) -> None:
         assert torch.equal(again.prompt.vision["pixel_values"], group.prompt.vision["pixel_values"])
     assert groups[0].prompt.images != groups[1].prompt.images
     assert [part["type"] for part in prompts[0][-1]["content"]] == ["text", "text", "image"]
-
-
-class Broken(LooksAround):
-    def reset(self, answer: str, **kwargs: Any) -> list[dict[str, Any]]:
-        return [{"type": "image", "image": b"no image"}]
-
-
-class Number(LooksAround):
-    def reset(self, answer: str, **kwargs: Any) -> Any:
-        return 7
 
 
 @pytest.mark.parametrize(

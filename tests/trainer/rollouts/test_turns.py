@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from boresight import GRPOConfig, GRPOTrainer
 from boresight.data.schema import read_row
@@ -17,18 +15,8 @@ from boresight.report.completions import read_completions
 from boresight.tools import ImageTools, calculator
 from boresight.types import Row
 from tests.trainer.conftest import Run
+from tests.trainer.rollouts.callables import RED, Guess, broken, hangs, long, many, nothing, raises, show
 from tests.trainer.scripted import call, sampled_groups
-
-RED = Image.new("RGB", (56, 84), "red")
-
-
-def show(size: int) -> list[dict[str, Any]]:
-    """Show an image.
-
-    Args:
-        size: Its height.
-    """
-    return [{"type": "text", "text": "look:"}, {"type": "image", "image": Image.new("RGB", (56, size), "blue")}]
 
 
 def by_turns(completions: list[Any], **columns: Any) -> list[float]:
@@ -86,38 +74,6 @@ def test_branches_of_uneven_turns_with_images(with_tools: Run) -> None:
     assert len(stored) == 8
 
 
-class Guess:
-    """A game."""
-
-    def reset(self, solution: str = "", **columns: Any) -> str:
-        self.solution, self.tries = solution, 0
-        self.seen = sorted(columns)
-        return " You may guess."
-
-    def guess(self, word: str) -> str:
-        """Guess the answer.
-
-        Args:
-            word: The guess.
-        """
-        self.tries += 1
-        return "right" if word == self.solution else "wrong"
-
-    async def wait(self, seconds: float) -> str:
-        """Wait.
-
-        Args:
-            seconds: How long.
-        """
-        import asyncio
-
-        await asyncio.sleep(seconds)
-        return "waited"
-
-    def get_reward(self) -> float:
-        return float(self.tries)
-
-
 def test_environments_are_trls(with_tools: Run) -> None:
     """Reset with the row's columns, an observation in the prompt, methods as tools, `get_reward`, and `environments` for others."""
     seen: list[Any] = []
@@ -140,36 +96,6 @@ def test_environments_are_trls(with_tools: Run) -> None:
     assert log["rewards/Guess/mean"] > 0
     texts = {message["content"][0]["text"] for _, _, turns in seen for message in turns if message["role"] == "tool"}
     assert texts <= {"right", "wrong"}
-
-
-def hangs() -> str:
-    """Never come back."""
-    time.sleep(3600)
-    return ""
-
-
-def raises() -> str:
-    """Raise."""
-    raise ValueError("out of order")
-
-
-def nothing() -> None:
-    """Return nothing."""
-
-
-def many() -> list[dict[str, Any]]:
-    """Show ten images."""
-    return [{"type": "image", "image": RED}] * 10
-
-
-def broken() -> list[dict[str, Any]]:
-    """Show a broken image."""
-    return [{"type": "image", "image": b"\x89PNG broken"}]
-
-
-def long() -> str:
-    """Return a long text."""
-    return "x" * 10_000_000
 
 
 FAULTS = {
