@@ -44,26 +44,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--need-browser", action="store_true", help="fail, rather than skip, where no browser is found")
 
 
+VLLM = ("tests/rollout/vllm/", "tests/surface/test_s8_s9_s10_vllm.py")
+"""Tests that share engines, and so a worker."""
+TOGETHER = ("tests/trainer/test_ranks.py", "tests/trainer/test_shards.py")
+"""Modules whose fixtures take longer than their tests, which share a worker too."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """`-m pages` is every test that opens a browser."""
+    """`-m pages` is every test that opens a browser. What shares a worker comes first, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: (not item.nodeid.startswith(VLLM), not item.nodeid.startswith(TOGETHER)))
     for item in items:
         if "chromium" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.pages)
 
 
-VLLM = ("tests/rollout/vllm/", "tests/surface/test_s8_s9_s10_vllm.py")
-"""Tests that share engines, and so a worker."""
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
-    """Each test goes to whichever worker is free, those with vLLM to one."""
+    """Each test goes to whichever worker is free, those that share something to one."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "vllm" if nodeid.startswith(VLLM) else nodeid
+            if nodeid.startswith(VLLM):
+                return "vllm"
+            return nodeid.split("::")[0] if nodeid.startswith(TOGETHER) else nodeid
 
     return Scheduling(config, log)
 

@@ -107,14 +107,17 @@ def test_what_can_be_meant_passes(given: dict[str, Any]) -> None:
 def test_ranges_of_a_librarys_options() -> None:
     @dataclass
     class Theirs:
-        norm: float = 1.0
+        max_grad_norm: float = 1.0
+        decay: float = 0.5
 
-    ranges = {"norm": Range(at_least=0)}
+    ranges = {"max_grad_norm": Range(at_least=0)}
     for norm in (0, 2.5, None):
         check_options(Theirs(norm), ranges)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match=r"norm=-1: it must be at least 0"):
+    with pytest.raises(ConfigError, match=r"max_grad_norm=-1: it must be at least 0"):
         check_options(Theirs(-1), ranges)
     check_options(Theirs(-1))
+    with pytest.raises(ConfigError, match=r"decay=None is not a number: leave it out for its default, 0\.5"):
+        check_options(Theirs(decay=None), ranges)  # pyright: ignore[reportArgumentType]
 
 
 def test_json_becomes_a_dictionary() -> None:

@@ -29,9 +29,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     calls: list[tuple[str, int]] = []
     real = answering.answer
 
-    def counted(source: str, rows: list[Row], settings: AnswerSettings) -> Iterator[Any]:
+    def counted(source: str, rows: list[Row], settings: AnswerSettings, **options: Any) -> Iterator[Any]:
         calls.append((Path(source).name, len(rows)))
-        return real(source, rows, settings)
+        return real(source, rows, settings, **options)
 
     monkeypatch.setattr(job, "answer", counted)
     return calls
