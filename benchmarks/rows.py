@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.start:
         print(json.dumps(start(*options.start)))
         return
-    num_rows = 600 if options.quick else options.rows
+    num_rows = 1200 if options.quick else options.rows
     num_images = 40 if options.quick else options.images or num_rows
     with tempfile.TemporaryDirectory() as place:
         from boresight.demo.tiny import build_tiny

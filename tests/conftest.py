@@ -84,6 +84,7 @@ def chromium(request: pytest.FixtureRequest) -> Iterator[Any]:
         if request.config.getoption("--need-browser"):
             pytest.fail(NO_BROWSER)
         pytest.skip(NO_BROWSER)
+    pytest.importorskip("playwright", reason=NO_BROWSER)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

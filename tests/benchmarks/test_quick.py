@@ -100,7 +100,7 @@ def test_preferences(benchmark_main: Main, tmp_path: Path, capsys: pytest.Captur
 def test_rows(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark_main("rows", "--json", str(tmp_path / "rows.json"))
     found = json.loads((tmp_path / "rows.json").read_text())
-    assert found["rows"] == 600 and found["first"]["loss"] == found["second"]["loss"] > 0
+    assert found["rows"] == 1200 and found["first"]["loss"] == found["second"]["loss"] > 0
     assert "second start" in capsys.readouterr().out
 
 
