@@ -74,8 +74,8 @@ SR: dict[str, Any] = {**BF16, "bf16_stochastic_round": True}
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch_8bit"])
 def test_stochastic_rounding_moves_as_far_as_float32_on_average(optim: str) -> None:
-    pytest.importorskip("torchao")
     """Steps of 1e-5 on weights of 1, whose neighbour in bfloat16 is 390 steps away: nearest rounding moves none of them."""
+    pytest.importorskip("torchao")
     args: Any = SimpleNamespace(optim=optim, learning_rate=1e-5, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8)
     cls, options = stochastic_optimizer(args)
     moved = {}
