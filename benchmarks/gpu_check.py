@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PATIENCE = 1 if torch.cuda.is_available() else 3
 """Multiplies time limits: on a CPU most of the time is the start of each process, on a machine that may do other work."""
+
+
+SIDE_BY_SIDE = 1 if torch.cuda.is_available() else 2
+"""Parts that run at the same time: one on a card, whose time and memory are measured."""
 
 
 def run_apart(part: Part, tiny: bool, scratch: Path) -> list[Row]:
@@ -77,13 +82,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     seconds: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for part in PARTS:
-            if args.only and part.name not in args.only:
-                continue
+    chosen = [part for part in PARTS if not args.only or part.name in args.only]
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
+
+        def timed(part: Part) -> tuple[list[Row], float]:
             start = time.perf_counter()
-            found = run_apart(part, args.tiny, Path(scratch))
-            seconds[part.name] = round(time.perf_counter() - start, 1)
+            return run_apart(part, args.tiny, Path(scratch)), round(time.perf_counter() - start, 1)
+
+        for part, (found, seconds[part.name]) in zip(chosen, threads.map(timed, chosen), strict=True):
             rows += found
             print(f"\n{part.name}: {part.about} ({seconds[part.name]} s)\n{markdown(found)}", flush=True)
             # Written after every part: whoever stops the command keeps what it found.
