@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boresight.cli.help import value_text
 from boresight.cli.options import ToolFlags
 from boresight.errors import ConfigError, StoppedError
-from boresight.options import declarations
+from boresight.options import Declaration, declarations
 from boresight.tools.options import ToolOptions
 
 if TYPE_CHECKING:
@@ -43,15 +44,7 @@ ASKING: dict[str, dict[str, Any]] = {
 """Fields of `AnswerSettings`."""
 
 
-TOOLS: dict[str, dict[str, Any]] = {
-    "tools": {"nargs": "+", "metavar": "TOOL"},
-    "environment_factory": {"metavar": "CLASS"},
-    "max_tool_calling_iterations": {"type": int},
-    "tool_timeout": {"type": float, "metavar": "X"},
-    "tool_workers": {"type": int},
-    "max_tool_images": {"type": int},
-    "max_tool_result_chars": {"type": int},
-}
+TOOLS = {declared.name: declared for options in (ToolFlags, ToolOptions) for declared in declarations(options)}
 """Options of the training commands, which mean the same here."""
 
 COLUMNS = {
@@ -106,8 +99,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, how in ASKING.items():
         _add(asking, name, **(how if "action" in how else {"metavar": "N"} | how))
     called = parser.add_argument_group("tools")
-    for name, how in TOOLS.items():
-        _add(called, name, **({"metavar": "N"} | how), help=_help_of(name))
+    for name, declared in TOOLS.items():
+        _add(called, name, **_argument(declared))
     _add(
         called,
         "without_tools",
@@ -145,11 +138,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add(page, "title", help="title of the page")
 
 
-def _help_of(name: str) -> str:
-    """What a training command says about an option, in argparse's form."""
-    declared = {each.name: each for cls in (ToolFlags, ToolOptions) for each in declarations(cls)}[name]
+def _argument(declared: Declaration) -> dict[str, Any]:
+    """An option of a training command in argparse's form."""
     default = "" if declared.default is None else f" ({declared.default:g})"
-    return f"{declared.help[0].lower()}{declared.help[1:].rstrip('.')}{default}".replace("%", "%%")
+    said = f"{declared.help[0].lower()}{declared.help[1:].rstrip('.')}{default}".replace("%", "%%")
+    kind = next((each for each in (float, int) if each in declared.kinds), str)
+    many = {"nargs": "+"} if list[str] in declared.kinds else {}
+    return {"type": kind, "metavar": declared.metavar or value_text(declared), "help": said, **many}
 
 
 def _add(group: Any, *names: str, **how: Any) -> None:
