@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from boresight.errors import ModelError
 from boresight.model.forward import GroupForward
 from boresight.own_forward import own_logits, prompt_tensors
 from boresight.rollout import choice
+from boresight.rollout.branches import Branches
 from boresight.rollout.decode import Prefill
 from boresight.rollout.hf import HFSampler
 from boresight.types import SamplingSettings
@@ -76,6 +78,25 @@ def test_a_way_that_is_wrong_is_not_used(subject: Subjects, monkeypatch: pytest.
     ours.sample(it.prompts[:1], SamplingSettings(2, 2, temperature=0.0))
     assert ours._sampling is not None and ours._sampling.way == "plain"
     assert "log-probabilities" in ours._sampling.reason
+
+
+def test_rounding_does_not_hide_a_wrong_way(subject: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the bound of the model's own arithmetic, above that of float32."""
+    it = subject("llava")
+    source = example_source(Encoder(it.processor, facts=it.facts))
+    model = copy.deepcopy(it.model).to(torch.bfloat16).eval()
+    features = GroupForward(model, it.facts).image_outputs
+    assert choice.choose_sampling(model, features, source, use_kept=False) == choice.Sampling("branches")
+    own = Branches.step
+
+    def a_little_off(self: Any, *arguments: Any) -> Any:
+        logits = own(self, *arguments)
+        return logits + 0.2 * (torch.arange(logits.shape[-1]) < 40)
+
+    monkeypatch.setattr(Branches, "step", a_little_off)
+    found = choice.choose_sampling(model, features, source, use_kept=False)
+    assert found.way == "rows"
+    assert "required: ≤ 1e-04" in found.reason
 
 
 def test_no_way_at_all_is_an_error(subject: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,8 @@ from transformers import AutoConfig, AutoProcessor
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from boresight.data.made_up import made_up_examples, noise
 from boresight.errors import UserError
+from boresight.model.forward import GroupForward
+from boresight.model.load import load_model
 from boresight.model.verification import Oracle, apart
 from boresight.rollout.choice import SAYS, choose_sampling
 from tests.tiny import ALL, build_tiny
@@ -189,8 +191,21 @@ def describe(outcome: Outcome, trainer: Any, out: str) -> None:
     loaded = kind.from_pretrained(f"{out}/saved").eval()
     AutoProcessor.from_pretrained(f"{out}/saved")
     examples = made_up_examples(trainer.encoder)
-    far = apart(*(Oracle(model.requires_grad_(False), examples).measured.logp for model in (policy.model, loaded)))
+    far = apart(*(Oracle(model.requires_grad_(False), examples).own.measured.logp for model in (policy.model, loaded)))
     outcome.reload = f"yes, {far:.0e}" if far <= RELOAD else f"no, {far:.0e}"
+    if (found := in_bfloat16(trainer, f"{out}/saved")) != (outcome.layout, outcome.sampling):
+        outcome.notes.append(f"in bfloat16 {found[0]} and {found[1]}")
+
+
+def in_bfloat16(trainer: Any, folder: str) -> tuple[str, str]:
+    """Layout and sampling of the saved folder, loaded in bfloat16."""
+    model = load_model(folder, dtype="bfloat16").eval()
+    examples = trainer.policy.examples
+    with torch.enable_grad():
+        policy = GroupForward(model, trainer.policy.facts, examples=examples)
+    verified = policy.verification
+    sampling = choose_sampling(model, policy.image_outputs if policy.takes_features else None, examples)
+    return verified.layout if verified.joins else f"{verified.layout}, by group", sampling.way
 
 
 def first_line(error: Exception, word: str = "") -> str:
@@ -211,7 +226,7 @@ HEAD = """# Families
 Every family was built tiny, with random weights of its real class (transformers {version}) and its real processor, in float32. At the
 start of a training run boresight compares its layouts with the model's own forward and takes the fastest that is equal
 ([Groups](../group.md)). Here each family trained for two steps by each method, on rows with 0, 1 and 2 images, and its saved folder was
-loaded by plain transformers.
+loaded by plain transformers. In bfloat16 layout and sampling are the same, unless the last column says otherwise.
 
 **{trains} of {total} families train by all three methods with an equal reload; {shared} of them share prompts. {refused} are refused when
 they are loaded; the last column says why.**

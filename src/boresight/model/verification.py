@@ -2,18 +2,22 @@
 
 The oracle is the model's own forward on its processor's own outputs, one row at a time (`own_forward`). A layout is used if its
 log-probabilities, and the gradients of a sample of parameters, equal the oracle's within the bounds of the model's precision.
+
+With weights of 16 bits, rounding hides wrong layouts and makes right ones look wrong. Such a model is compared twice: in float32
+(`fine_arithmetic`), where the bounds are narrow, and in its own arithmetic, where the kernels run that it trains with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from boresight.errors import ModelError, cause_of
+from boresight.fine_arithmetic import FineArithmetic
 from boresight.modules import unwrap
 from boresight.own_forward import is_exact, own_logits
 from boresight.types import Completion, Example, Group, LayoutName, TokenStats
@@ -34,12 +38,17 @@ class Bounds:
     """In nats, over all tokens."""
     gradient: float
     """Relative to a parameter's norm."""
+    floor: float
+    """The smallest norm that a parameter counts with, relative to the median norm. Some gradients are zero but for rounding: those of
+    the biases of attention's keys."""
     image: float
     """In nats: the smallest change of log-probabilities that another image must cause."""
 
 
-FLOAT32 = Bounds(logp=1e-4, mean=1e-4, gradient=1e-3, image=1e-3)
-HALF = Bounds(logp=0.25, mean=0.05, gradient=0.25, image=1e-2)
+FLOAT32 = Bounds(logp=1e-4, mean=1e-4, gradient=1e-3, floor=1e-3, image=1e-3)
+HALF = Bounds(logp=0.25, mean=0.05, gradient=0.25, floor=0.1, image=1e-2)
+FINE = replace(FLOAT32, gradient=0.05)
+"""Weights of 16 bits in float32 arithmetic. Their gradients are rounded to 16 bits, once for every use."""
 
 
 def bounds_of(model: nn.Module) -> Bounds:
@@ -84,11 +93,25 @@ class Measured:
     gradients: list[Tensor] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the model's own forward gives in one arithmetic."""
+
+    measured: Measured
+    rows: list[list[Tensor]]
+    """[C] log-probabilities of every completion of every example."""
+    bounds: Bounds
+
+    def causality(self) -> float:
+        """How far a token's log-probability is moved by what comes after it, in nats: one completion begins another."""
+        return max(apart(rows[0][: len(rows[-1])], rows[-1]) for rows in self.rows)
+
+
 Forward = Callable[[Sequence[Group]], TokenStats]
 
 
 class Oracle:
-    """The model's own forward on some examples, run once.
+    """The model's own forward on some examples, run once, and once more in float32 arithmetic where its weights have 16 bits.
 
     Args:
         model: as loaded, or wrapped by PEFT; in evaluation mode.
@@ -99,15 +122,28 @@ class Oracle:
         self.model = unwrap(model)
         self.examples = examples
         self.groups = [example.group for example in examples]
-        self.bounds = bounds_of(self.model)
         self.parameters = gradient_sample(model)
-        self.rows: list[list[Tensor]] = []
-        """[C] log-probabilities of every completion of every example."""
-        self.measured = self._measure()
+        self.own = self._measure(bounds_of(self.model))
+        self.fine = None if self.own.bounds is FLOAT32 else self._measure_in_float32()
 
-    def _measure(self) -> Measured:
-        gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+    @property
+    def narrowest(self) -> Expected:
+        """What is known most exactly."""
+        return self.own if self.fine is None else self.fine
+
+    def _measure_in_float32(self) -> Expected | None:
+        """None where the model cannot compute so: a layer that rounds by itself, a dtype that its code insists on, too little memory."""
+        try:
+            with FineArithmetic():
+                found = self._measure(FINE)
+        except (torch.OutOfMemoryError, ModelError):
+            return None
+        return found if found.causality() <= FINE.logp else None
+
+    def _measure(self, bounds: Bounds) -> Expected:
+        gradients = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.parameters]
         weights = iter(self._weights(self.groups))
+        measured: list[list[Tensor]] = []
         for example in self.examples:
             rows = []
             for completion in example.group.completions:
@@ -115,8 +151,8 @@ class Oracle:
                 for total, found in zip(gradients, self._gradients(logp, next(weights)), strict=True):
                     total += found
                 rows.append(logp.detach())
-            self.rows.append(rows)
-        return Measured(torch.cat([row for rows in self.rows for row in rows]), gradients)
+            measured.append(rows)
+        return Expected(Measured(torch.cat([row for rows in measured for row in rows]), gradients), measured, bounds)
 
     def _row(self, example: Example, completion: Completion) -> Tensor:
         """[C] log-probabilities of a completion."""
@@ -160,41 +196,67 @@ class Oracle:
         ]
 
     def causality(self) -> Check:
-        """What comes after a token must not change its log-probability: one completion begins another."""
-        far = max(apart(rows[0][: len(rows[-1])], rows[-1]) for rows in self.rows)
-        return at_most("own forward: |Δ log-prob| of a token when others follow it", far, self.bounds.logp)
+        """What comes after a token must not change its log-probability."""
+        name = "own forward: |Δ log-prob| of a token when others follow it"
+        return at_most(name, self.narrowest.causality(), self.narrowest.bounds.logp)
 
     def sees_images(self) -> Check | None:
         """Negative control: an image of the same size must change what the comparison looks at. None without two such images."""
         with_images = [
-            rows for example, rows in zip(self.examples, self.rows, strict=True) if example.group.prompt.images
+            rows
+            for example, rows in zip(self.examples, self.narrowest.rows, strict=True)
+            if example.group.prompt.images
         ]
         if len(with_images) < 2:
             return None
         moved = apart(with_images[0][0], with_images[1][0])
         name = "another image changes log-probs"
-        return Check(name, moved >= self.bounds.image, f"{moved:.1e}", f"≥ {self.bounds.image:.0e}")
+        smallest = self.narrowest.bounds.image
+        return Check(name, moved >= smallest, f"{moved:.1e}", f"≥ {smallest:.0e}")
 
     def check(self, name: str, forward: Forward, *, gradients: bool) -> list[Check]:
         """Compare a layout with the model's own forward. An exception is a failed check; running out of memory is not."""
+        if self.fine is None:
+            return self._check(name, forward, self.own, self.own.bounds, gradients=gradients)
+        with FineArithmetic():
+            fine = self._check(f"{name}, in float32", forward, self.fine, self.fine.bounds, gradients=gradients)
+        if fine[0].bound == NO_ERROR:  # perhaps only in float32
+            return self._check(name, forward, self.own, self.own.bounds, gradients=gradients)
+        if not all(check.passed for check in fine):
+            return fine
+        return [*fine, *self._check(name, forward, self.own, self._rounding(self.fine), gradients=gradients)]
+
+    def _rounding(self, fine: Expected) -> Bounds:
+        """What the model's own arithmetic may differ by: twice what its own forward differs by from float32, where that is more. Rounding
+        sends a token to another expert."""
+        own, bounds = self.own.measured, self.own.bounds
+        far = (own.logp - fine.measured.logp).abs()
+        gradient = worst_gradient(own.gradients, fine.measured.gradients, floor=bounds.floor) if own.gradients else 0.0
+        return replace(
+            bounds,
+            logp=max(bounds.logp, 2 * far.max().item()),
+            mean=max(bounds.mean, 2 * far.mean().item()),
+            gradient=max(bounds.gradient, 2 * gradient),
+        )
+
+    def _check(
+        self, name: str, forward: Forward, expected: Expected, bounds: Bounds, *, gradients: bool
+    ) -> list[Check]:
         try:
             found = self.of(forward)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of any kind: a model class fails in its own way on what it was not written for
             return [Check(f"{name}: runs", False, cause_of(error), NO_ERROR)]
-        expected = self.measured
-        checks = [
-            at_most(
-                f"{name}: |Δ log-prob| from the model's own forward", apart(found.logp, expected.logp), self.bounds.logp
-            )
-        ]
-        if self.bounds.mean < self.bounds.logp:
-            mean = (found.logp - expected.logp).abs().mean().item()
-            checks.append(at_most(f"{name}: mean |Δ log-prob|", mean, self.bounds.mean))
+        own = expected.measured
+        far = apart(found.logp, own.logp)
+        checks = [at_most(f"{name}: |Δ log-prob| from the model's own forward", far, bounds.logp)]
+        if bounds.mean < bounds.logp:
+            mean = (found.logp - own.logp).abs().mean().item()
+            checks.append(at_most(f"{name}: mean |Δ log-prob|", mean, bounds.mean))
         if gradients and self.parameters:
-            title = f"{name}: relative Δ of {len(self.parameters)} gradients"
-            checks.append(at_most(title, worst_gradient(found.gradients, expected.gradients), self.bounds.gradient))
+            worst = worst_gradient(found.gradients, own.gradients, floor=bounds.floor)
+            checks.append(at_most(f"{name}: relative Δ of {len(self.parameters)} gradients", worst, bounds.gradient))
         return checks
 
 
@@ -207,14 +269,13 @@ def gradient_sample(model: nn.Module) -> list[nn.Parameter]:
     return chosen[::step][:NUM_GRADIENTS]
 
 
-def worst_gradient(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference relative to a gradient's norm, or to a thousandth of the median norm if its own is smaller."""
+def worst_gradient(found: Sequence[Tensor], expected: Sequence[Tensor], *, floor: float = FLOAT32.floor) -> float:
+    """The largest difference relative to a gradient's norm, or to `floor` times the median norm if its own is smaller."""
     norms = torch.stack([gradient.norm() for gradient in expected]).float()
     if not (norms > 0).any():
         return 0.0
-    floor = 1e-3 * norms[norms > 0].median()
     far = torch.stack([(one - other).norm() for one, other in zip(found, expected, strict=True)]).float()
-    return (far / norms.clamp(min=floor)).max().item()
+    return (far / norms.clamp(min=floor * norms[norms > 0].median())).max().item()
 
 
 @dataclass(frozen=True, slots=True)

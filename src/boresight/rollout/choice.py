@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from boresight import verdicts
 from boresight.errors import ModelError, cause_of
-from boresight.modules import unwrap
+from boresight.fine_arithmetic import FineArithmetic
+from boresight.modules import computes_coarsely, unwrap
 from boresight.own_forward import is_exact, own_logits
 from boresight.rollout.branches import Branches
 from boresight.rollout.continuing import KnownTurns
 from boresight.rollout.decode import Decoder, ImageFeatures, Plain, Prefill, Rows
 from boresight.types import Example, ExampleSource, Prompt
+
+EXACT, ROUNDED = 1e-4, 0.25
+"""Largest difference of a log-probability, in nats, in float32 and in the arithmetic of 16 bits."""
+FAILS = "fails with"
 
 Way: TypeAlias = Literal["branches", "rows", "plain"]
 
@@ -76,13 +82,12 @@ def choose_sampling(
 
 
 def _verified(prefill: Prefill, examples: Sequence[Example], obstacle: str | None) -> Sampling:
-    expected = [_expected(prefill, example) for example in examples]
-    bound = 1e-4 if is_exact(prefill.model) else 0.25
+    arithmetics = _arithmetics(prefill, examples)
     ways: list[Way] = ["rows", "plain"] if obstacle else ["branches", "rows", "plain"]
     reasons = [obstacle] if obstacle else []
     for way in ways:
         # Each way starts from its own prefill, whatever an earlier one left behind.
-        reason = _difference(lambda tried=way: Sampling(tried), prefill, examples, expected, bound)
+        reason = _first_difference(lambda tried=way: Sampling(tried), prefill, examples, arithmetics)
         if reason is None:
             return Sampling(way, "; ".join(reasons))
         reasons.append(f"sampling by {way} {reason}")
@@ -90,6 +95,41 @@ def _verified(prefill: Prefill, examples: Sequence[Example], obstacle: str | Non
     raise ModelError(
         f"{name} cannot be sampled from: no way gives the log-probabilities of its own forward. {'; '.join(reasons)}."
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """One in which ways to sample are compared with the model's own forward."""
+
+    context: Callable[[], AbstractContextManager[Any]]
+    expected: list[Tensor]
+    """[C] for each example: see `_expected`."""
+    bound: float
+    """In nats."""
+
+
+def _arithmetics(prefill: Prefill, examples: Sequence[Example]) -> list[Arithmetic]:
+    """The model's own. With weights of 16 bits, whose rounding would hide a wrong way, float32 comes before it, if the model can."""
+    own = [_expected(prefill, example) for example in examples]
+    if is_exact(prefill.model):
+        return [Arithmetic(nullcontext, own, EXACT)]
+    found = [Arithmetic(nullcontext, own, ROUNDED)]
+    if not computes_coarsely(prefill.model):
+        with suppress(Exception), FineArithmetic():  # of any kind: see `Oracle`
+            found.insert(0, Arithmetic(FineArithmetic, [_expected(prefill, example) for example in examples], EXACT))
+    return found
+
+
+def _first_difference(
+    sampling: Callable[[], Sampling], prefill: Prefill, examples: Sequence[Example], arithmetics: Sequence[Arithmetic]
+) -> str | None:
+    """As `_difference`, in every arithmetic. What fails is judged by the model's own arithmetic alone, the last."""
+    for arithmetic in arithmetics:
+        with arithmetic.context():
+            reason = _difference(sampling, prefill, examples, arithmetic.expected, arithmetic.bound)
+        if reason is not None and (arithmetic is arithmetics[-1] or not reason.startswith(FAILS)):
+            return reason
+    return None
 
 
 @torch.no_grad()
@@ -121,7 +161,7 @@ def _difference(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of any kind: a model class fails in its own way on a cache that it was not written for
-        return f"fails with {cause_of(error).removesuffix('.')}"
+        return f"{FAILS} {cause_of(error).removesuffix('.')}"
     return (
         None
         if far <= bound

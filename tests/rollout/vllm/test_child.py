@@ -32,6 +32,7 @@ def start(rig: Rig, tmp_path: Path) -> Start:
 
 
 @pytest.mark.timeout(2 * START_S)
+@pytest.mark.soak
 def test_one_that_dies_is_started_again(rig: Rig, start: Start) -> None:
     engine = start()
     sampler = rig.sampler(engine)

@@ -163,6 +163,7 @@ class Between(TrainerCallback):
             self.strike()
 
 
+@pytest.mark.soak
 def test_a_server_that_nobody_starts_again(
     rig: Rig, supervised: Supervised, undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

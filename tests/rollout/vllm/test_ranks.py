@@ -70,6 +70,7 @@ def test_two_ranks_over_one_server(rig: Rig, address: str, alone: dict[str, Any]
     assert restarts(two[0]) == 0
 
 
+@pytest.mark.soak
 def test_two_ranks_over_one_server_that_dies_under_one_of_them(
     rig: Rig, supervised: Supervised, alone: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_an_engine_in_each_of_two_ranks(rig: Rig, alone: dict[str, Any], tmp_pat
     assert_equal(on_two_ranks(rig, tmp_path, COLOCATE), alone)
 
 
+@pytest.mark.soak
 def test_one_engine_over_two_ranks(rig: Rig, alone: dict[str, Any], tmp_path: Path) -> None:
     """Tensor parallelism: each rank holds half of every matrix and runs the prompts of both, which differ in number.
 
