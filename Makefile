@@ -58,11 +58,14 @@ test-pages: setup  ## the pages in a real browser; fails where there is none
 
 # What a user's own resolver may choose, each in an environment of its own. vLLM is left out, since it pins other versions.
 newest: RESOLUTION := highest
+newest: EXTRAS := math,demo,report,server,quantised,torchao
 oldest: RESOLUTION := lowest-direct
+# torchao asks for a newer torch than the oldest.
+oldest: EXTRAS := math,demo,report,server,quantised
 newest oldest: | $(UV)  ## the tests without vLLM, with the newest / the oldest versions that pyproject.toml allows
 	$(UV) venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv-$@
 	$(UV) pip install --no-config --quiet --python .venv-$@/bin/python --upgrade --resolution $(RESOLUTION) \
-		--editable '.[math,demo,report,server,quantised,torchao]'
+		--editable '.[$(EXTRAS)]'
 	$(UV) pip install --no-config --quiet --python .venv-$@/bin/python --group dev
 	$(UV) pip list --python .venv-$@/bin/python 2>/dev/null | grep -E '^(torch|transformers|accelerate|peft|datasets|trl|numpy) '
 	$(TEST_ENV) .venv-$@/bin/python -m pytest --numprocesses auto --ignore tests/rollout/vllm \
