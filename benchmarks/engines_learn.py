@@ -33,7 +33,7 @@ from rich.table import Table
 
 from boresight import GRPOConfig, GRPOTrainer
 from boresight.demo.easy_vqa import load_easy_vqa
-from boresight.demo.job import with_mostly_colors
+from boresight.demo.subjects import OTHER_SHARE, with_mostly_colors
 from boresight.rewards import answer_format_reward, exact_answer_reward
 from boresight.rollout.vllm.serve import Server, server_command
 
@@ -72,7 +72,7 @@ def learn(engine: str, seed: int, start: Path, folder: Path, effort: Effort) -> 
             **QUIET,
             **options,
         )
-        rows = with_mostly_colors(load_easy_vqa("train", seed=seed, num_rows=effort.num_rows), RECIPE.other_share)
+        rows = with_mostly_colors(load_easy_vqa("train", seed=seed, num_rows=effort.num_rows), OTHER_SHARE)
         trainer = GRPOTrainer(str(start), [answer_format_reward, exact_answer_reward], config, rows)
         test = load_easy_vqa("test", num_rows=effort.num_test)
         before = greedy_accuracy(trainer, trainer.own_sampler(), test)
