@@ -45,6 +45,7 @@ def write_run(
     num_prompts: int = 2,
     reward_name: str = "exact_answer_reward",
     poison: str = "",
+    right: str | None = None,
 ) -> Path:
     """A policy run whose every number can be told from its place.
 
@@ -53,6 +54,7 @@ def write_run(
 
     Args:
         poison: put into every text and name.
+        right: the right answer of every row, which completion 0 of each prompt gives; the others answer "wrong".
     """
     tokenizer, chooser = byte_tokenizer(), random.Random(0)
     store = CompletionStore(folder, tokenizer=SimpleNamespace(backend_tokenizer=tokenizer))
@@ -79,12 +81,14 @@ def write_run(
                     Completion(ids, torch.ones(len(ids), dtype=torch.bool), text, logp, place == 1 and k == K - 1)
                 )
                 rewards.append(float(step) if place == 0 else float("nan") if place == 1 and k == 0 else step + k / 10)
-            row = Row(100 * step + place, asked, (), shown, {})
+            columns = {} if right is None else {"solution": right, "level": place, f"source{poison}": f"book {poison}"}
+            row = Row(100 * step + place, asked, (), shown, columns)
             groups.append(Group(Prompt(row, NOTHING, NOTHING, {}, NOTHING), tuple(completions)))
         values = torch.tensor(rewards)
+        answers = None if right is None else [(right if k == 0 else "wrong", right) for _ in groups for k in range(K)]
         store.add(
             step, groups, rewards={f"{reward_name}{poison}": values, "format_reward": torch.ones(len(values))}, reward=values,
-            advantage=values - values.nanmean(),
+            advantage=values - values.nanmean(), answers=answers,
             logp=[each.sampler_logp.tolist() for group in groups for each in group.completions],  # pyright: ignore[reportOptionalMemberAccess]
             extra={f"parsed{poison}": [f"said {poison}"] * len(values)},
         )  # fmt: skip

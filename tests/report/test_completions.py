@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 
 import pyarrow.parquet as pq
@@ -66,6 +67,19 @@ def test_what_is_kept(tmp_path, make_group, make_image):
     assert rows[1]["extra/parsed"] is None and rows[2]["extra/parsed"] == "4" and rows[2]["images"] == names[:1]
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == sorted(names)
     assert (tmp_path / "images" / names[1]).read_bytes() == blue.source
+
+
+def test_right_answers_and_further_columns_stand_beside_completions(tmp_path, make_group):
+    groups = [make_group(["it is 3", "4"], index=0), make_group(["7"], index=1)]
+    first, second = (group.prompt.row.columns for group in groups)
+    first |= {"solution": "3", "level": 2, "text": "x" * 1200, "bytes": b"00", "nothing": None}
+    second |= {"solution": None}
+    table = add(CompletionStore(tmp_path), 1, groups, answers=[("3", "3"), ("4", "3"), ("7", None)])
+    rows = table.to_pylist()
+    assert [(row["answer"], row["right_answer"]) for row in rows] == [("3", "3"), ("4", "3"), ("7", None)]
+    kept = json.loads(rows[1]["row_columns"])
+    assert kept == {"level": 2, "text": "x" * 1000 + "… (1,200 characters)", "bytes": '"(bytes)"'}
+    assert rows[2]["row_columns"] is None
 
 
 def test_image_from_a_file_is_kept_as_it_is(tmp_path, make_group, make_image):

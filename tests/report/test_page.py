@@ -181,6 +181,33 @@ def test_a_group_shows_all_that_is_known_of_it(seen: Opened) -> None:
     assert best.locator(".extras").inner_text().split() == ["parsed", "said"]
 
 
+def test_the_right_answer_stands_beside_every_completion(tmp_path: Path, chromium: Any) -> None:
+    file = write_report(write_run(tmp_path / "run", right="<b>3</b>"))
+    with opened(chromium, file) as seen:
+        wait(seen)
+        choose(seen, text="prompt 1 at step 2")
+        detail = seen.page.locator("#detail")
+        assert [line.strip() for line in detail.locator(".row-facts").inner_text().splitlines()] == [
+            "right answer",
+            "<b>3</b>",
+            "level",
+            "1",
+            "source",
+            "book",
+        ]
+        given = detail.locator(".given").all_inner_texts()
+        assert sorted(given) == ["answer <b>3</b> · right: <b>3</b>"] + ["answer wrong · right: <b>3</b>"] * 3
+        (row,) = seen.page.locator("#answers-table tbody tr").all_inner_texts()
+        assert row.split("\t") == ["<b>3</b>", "100 %", "25 %", "25 %", "25 %", "25 %", "3.07", "wrong 75 %"]
+        assert "wrong 75.0 %" in seen.page.locator("#answers-table p").inner_text()
+        assert seen.is_quiet, (seen.complaints, seen.requests)
+
+
+def test_a_run_without_right_answers_has_no_table_of_them(seen: Opened) -> None:
+    assert not seen.page.locator("#answers").is_visible()
+    assert "Answers" not in seen.page.locator("nav.sections").inner_text()
+
+
 def test_tokens_are_shaded_by_their_log_probability(seen: Opened, folder: Path) -> None:
     choose(seen, text="answer 2 of prompt 0 at step 3")
     card = seen.page.locator(".completion", has_text="answer 2 of prompt 0 at step 3")

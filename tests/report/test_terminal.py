@@ -78,3 +78,14 @@ def test_without_advantage(tmp_path, make_group):
     rows = CompletionStore(tmp_path).add(3, [make_group(["a"])], rewards={"f": reward}, reward=reward, phase="eval")
     text = printed(rows, 80)
     assert "step 3 · eval" in text and "advantage" not in text and "0.50" in text
+
+
+def test_the_right_answer_stands_above_and_the_given_one_beside(tmp_path, make_group):
+    group = make_group(["<answer>[b]5</answer>", "no idea"], index=3, prompt="which digit?")
+    group.prompt.row.columns["solution"] = "3"
+    reward = torch.tensor([0.0, 0.0])
+    answers = [("[b]5", "3"), ("", "3")]
+    rows = CompletionStore(tmp_path).add(1, [group], rewards={"exact": reward}, reward=reward, answers=answers)
+    text = printed(rows, 100)
+    assert text.count("right answer: 3") == 1
+    assert "answer [b]5 · exact 0.00" in text and text.count("· exact") == 1

@@ -18,6 +18,7 @@ from boresight.report.tokens import TokenTexts
 
 ROWS_PER_BLOCK = 512
 """Completions whose texts are unpacked together."""
+MAX_ANSWER_CHARS = 300
 COLUMNS = ("step", "phase", "rank", "group", "row", "length", "truncated", "reward", "advantage", "kept")
 
 
@@ -38,17 +39,23 @@ def browsable(
     names = [*shown["images"].to_pylist(), *([name for turn in row for name in turn["images"]] for row in turns)]
     lost = _add_images(names, Path(run) / "images", images)
     prompts, prompt_of = _distinct(shown["prompt"])
+    others, other_of = _distinct(shown["row_columns"]) if "row_columns" in shown.column_names else ([], [])
     columns = {name: _column(shown[name]) for name in COLUMNS if name in shown.column_names}
+    known = {"prompt": prompt_of, "images": shown["images"].to_pylist(), "turns": turns, "other": other_of}
+    for name in ("right_answer", "answer"):
+        if name in shown.column_names:
+            known[name] = [None if text is None else text[:MAX_ANSWER_CHARS] for text in shown[name].to_pylist()]
     extra = [name for name in shown.column_names if name.startswith("extra/")]
     return {
         "num": table.num_rows,
         "steps_left_out": left_out,
         "images_lost": lost,
-        "columns": packed(columns | {"prompt": prompt_of, "images": shown["images"].to_pylist(), "turns": turns}),
+        "columns": packed(columns | known),
         "rewards": {
             name.partition("/")[2]: _column(shown[name]) for name in shown.column_names if name.startswith("rewards/")
         },
         "prompts": packed(prompts),
+        "others": packed([{} if text is None else json.loads(text) for text in others]),
         "has_tokens": texts is not None,
         "blocks": [_block(rows, texts, extra) for rows in _blocks(shown)],
     }

@@ -16,6 +16,9 @@
 | `completion_ids` | token ids |
 | `length`, `truncated` | in tokens; whether the length limit ended it |
 | `images` | file names in RUN/images |
+| `right_answer` | the row's, from its column `solution`; null in a row without one |
+| `answer` | the completion's: what stands in its answer tags, or all after its reasoning |
+| `row_columns` | JSON of the row's further columns, long values cut; where rows have some |
 | `reward`, `advantage` | null where unscored; `advantage` also in a discarded group |
 | `kept` | whether it is trained on: false in a group that dynamic sampling discarded |
 | `rewards/<name>` | the reward by each function; null where it does not apply or failed |
@@ -43,9 +46,15 @@ from boresight.errors import DataError
 from boresight.files import write_whole
 from boresight.report.tokens import keep_tokenizer
 from boresight.report.turns import shown_turns, transcript
-from boresight.types import Conversation, EncodedImage, Group, PerSequence
+from boresight.types import Conversation, EncodedImage, Group, PerSequence, Row
 
 Phase = Literal["train", "eval"]
+
+AnswerPair = tuple[str, str | None]
+"""What a completion answered, and the right answer of its row."""
+
+MAX_VALUE_CHARS = 1_000
+"""Of a value of a row's further columns."""
 
 
 class CompletionStore:
@@ -79,6 +88,7 @@ class CompletionStore:
         logp: Sequence[Sequence[float]] | None = None,
         extra: Mapping[str, Sequence[Any]] | None = None,
         age: Sequence[int | None] | None = None,
+        answers: Sequence[AnswerPair] | None = None,
     ) -> pa.Table:
         """Store some completions of a step; more may follow. Rows of this step and phase from an earlier process are removed.
 
@@ -93,6 +103,7 @@ class CompletionStore:
             logp: log-probabilities of each completion's tokens, in nats.
             extra: further columns, one value per completion.
             age: optimizer steps, one for each completion.
+            answers: of each completion, and the right one of its row.
 
         Returns:
             The rows that were added.
@@ -106,6 +117,9 @@ class CompletionStore:
         num = sum(map(len, groups))
         columns = {"step": pa.array([step] * num, pa.int64()), "phase": pa.array([phase] * num, pa.string())}
         columns |= self._sampled(groups, first)
+        if answers is not None:
+            columns["right_answer"] = pa.array([right for _, right in answers], pa.string())
+            columns["answer"] = pa.array([answer for answer, _ in answers], pa.string())
         columns |= {"reward": _numbers(reward)} | ({} if advantage is None else {"advantage": _numbers(advantage)})
         kept = [True] * len(groups) if kept is None else kept
         each_kept = [is_kept for is_kept, group in zip(kept, groups, strict=True) for _ in group.completions]
@@ -139,6 +153,9 @@ class CompletionStore:
         in_turns = {}
         if any(own is not None for own in turns):
             in_turns["turns"] = pa.array([None if own is None else json.dumps(own) for own in turns], pa.string())
+        others = [other_columns(row) for _, row, _ in each]
+        if any(others):
+            in_turns["row_columns"] = pa.array([json.dumps(own) if own else None for own in others], pa.string())
         return in_turns | {
             "rank": pa.array([self._rank] * len(each), pa.int32()),
             "group": pa.array([place for place, _, _ in each], pa.int32()),
@@ -202,6 +219,18 @@ def _read(path: Path, damaged: list[str] | None) -> pa.Table | None:
             raise DataError(f"{text}: move it out of {path.parent} to read the others.") from error
         damaged.append(f"{text}, and is left out")
         return None
+
+
+def other_columns(row: Row) -> dict[str, Any]:
+    """A row's columns beside its right answer, as JSON can hold them; long values are cut."""
+    return {name: _short(value) for name, value in row.columns.items() if name != "solution" and value is not None}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, bool | int | float):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, default=lambda other: f"({type(other).__name__})")
+    return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}… ({len(text):,} characters)"
 
 
 def keep_image(folder: Path, image: EncodedImage) -> str:

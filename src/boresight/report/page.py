@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boresight.files import write_whole
+from boresight.report.answers import answers_of
 from boresight.report.browse import browsable
 from boresight.report.curves import charts
 from boresight.report.page_shell import PLOTLY, Images, render_page
@@ -90,6 +91,7 @@ def report_data(folder: str | os.PathLike[str], *, max_completions: int = MAX_CO
         "timeline": seconds_by_phase(run.timeline),
         "work": dict(run.work),
         "completions": completions,
+        "answers": None if run.completions is None else answers_of(run.completions),
         "images": images.uris,
     }
 

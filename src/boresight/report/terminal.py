@@ -58,7 +58,9 @@ def _heading(row: dict[str, Any]) -> Text:
     prompt = printable(row["prompt"]).strip("\n")
     cut = len(prompt) - MAX_PROMPT_CHARS
     tail = f"[{cut} characters before] …{prompt[cut:]}" if cut > 0 else prompt
-    return Text.assemble((f"{about}\n", "bold"), (tail, "yellow"))
+    right = row.get("right_answer")
+    known = "" if right is None else f"\nright answer: {_shortened(right)}"
+    return Text.assemble((f"{about}\n", "bold"), (tail, "yellow"), (known, "bold green"))
 
 
 def _group_table(rows: list[dict[str, Any]]) -> Table:
@@ -80,7 +82,8 @@ def _completion(row: dict[str, Any]) -> Text:
     said = [(transcript([turn]), "cyan" if turn["role"] == "tool" else "green") for turn in turns]
     parts = [(text, style) for whole, style in said or [(row["completion"], "green")] if (text := _shortened(whole))]
     shown = Text("\n").join([Text(*part) for part in parts]) if parts else Text("(empty)", "dim")
-    return Text.assemble(shown, (f"\n{_by_function(row)}", "dim"))
+    notes = [f"answer {_shortened(row['answer'])}"] if row.get("right_answer") is not None and row.get("answer") else []
+    return Text.assemble(shown, ("\n" + " · ".join([*notes, _by_function(row)]), "dim"))
 
 
 def _shortened(text: str) -> str:

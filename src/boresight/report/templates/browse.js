@@ -38,8 +38,8 @@ async function showCompletions(data) {
     return;
   }
   const open = view.open === null ? null : nameOf(view.open);
-  const [columns, prompts] = await Promise.all([unpack(data.columns), unpack(data.prompts)]);
-  Object.assign(shelf, {columns, prompts, rewards: data.rewards, num: columns.step.length, hasTokens: data.has_tokens});
+  const [columns, prompts, others] = await Promise.all([unpack(data.columns), unpack(data.prompts), unpack(data.others)]);
+  Object.assign(shelf, {columns, prompts, others, rewards: data.rewards, num: columns.step.length, hasTokens: data.has_tokens});
   shelf.missing = columns.step.map((_, row) => Object.values(data.rewards).reduce((sum, values) => sum + (values[row] === null), 0));
   findGroups();
   fillSelect("only", columns.kept?.includes(false) ? [...ONLY, THROWN] : ONLY);
@@ -311,12 +311,23 @@ function drawDetail() {
       held.length ? element("div", {class: "images"}, held.map((name, place) => imageElement(name, `image ${place + 1} of row ${columns.row[first]}`))) : null,
       held.length < images.length ? element("p", {class: "warn"}, lostNote(images.length - held.length)) : null,
       element("div", {class: "prompt text"}, shelf.prompts[columns.prompt[first]])),
+    ...[rowFacts(first)].filter(Boolean),
     ...(shelf.hasTokens ? [shadeControl()] : []),
     ...rows.map((row) => completionCard(row, group)));
   if (view.kind === "completions") {
     const chosen = detail.querySelector(".completion.chosen");
     if (chosen && !matchMedia("(max-width: 56rem)").matches) detail.scrollTop = chosen.offsetTop - detail.offsetTop - 12;
   } else detail.scrollTop = 0;
+}
+
+/** The right answer of a row and its further columns. */
+function rowFacts(row) {
+  const {columns} = shelf;
+  const right = columns.right_answer?.[row] ?? null;
+  const others = Object.entries(shelf.others[columns.other[row]] ?? {});
+  const facts = [...(right === null ? [] : [["right answer", right]]), ...others];
+  return facts.length ? element("dl", {class: "extras row-facts"}, facts.flatMap(([name, value], place) =>
+    [element("dt", {}, name), element("dd", {class: `text${place === 0 && right !== null ? " right" : ""}`}, String(value))])) : null;
 }
 
 const lostNote = (num) => `${number(num, 0)} of its images ${num === 1 ? "is" : "are"} missing from the run folder.`;
@@ -346,12 +357,22 @@ function completionCard(row, group) {
       element("span", {class: "soft mean"}),
       columns.truncated[row] ? element("span", {class: "tag bad"}, "truncated") : null,
       element("span", {class: "faint place"}, `#${row - group.first + 1}`)),
+    answerLine(row),
     element("p", {class: "functions"}, byFunction),
     text,
     shelf.extras[row].length ? element("dl", {class: "extras"}, shelf.extras[row].flatMap(([name, value]) => [element("dt", {}, name), element("dd", {class: "text"}, value)])) : null);
   whenSeen.observe(card);
   cardRows.set(card, row);
   return card;
+}
+
+/** The answer that was read from a completion, beside the right one. */
+function answerLine(row) {
+  const right = shelf.columns.right_answer?.[row] ?? null;
+  if (right === null) return null;
+  const own = shelf.columns.answer[row] || null;
+  return element("p", {class: "given"}, "answer ", own === null ? element("span", {class: "warn"}, "none") : element("b", {}, own),
+    element("span", {class: "faint"}, ` · right: ${right}`));
 }
 
 // Tokens become elements when their completion comes into sight: a group of long ones has tens of thousands.

@@ -63,3 +63,31 @@ function drawWork(data) {
     element("p", {class: "faint"}, "Sums over all logged steps, sampling included. “With nothing shared” is every completion in a row of its own, "
       + "with its own prompt and images."));
 }
+
+/** A share as a bar and a number. */
+const shareBar = (share) => element("span", {class: "bar", style: `--fill: ${Math.round(100 * (share ?? 0))}%`}, share === null ? "–" : `${number(100 * share, 0)} %`);
+
+/** Each right answer: how often it is said, and how often where it is right. */
+function drawAnswers(data) {
+  const section = byId("answers");
+  if (!section) return;
+  const found = data.answers;
+  section.hidden = !found;
+  document.querySelector('a[href="#answers"]').parentElement.hidden = !found;
+  if (!found) return;
+  const change = ([before, after]) => [element("td", {class: "num"}, before === null ? "–" : `${number(100 * before, 0)} %`), element("td", {}, shareBar(after))];
+  const rows = found.rows.map((line) => element("tr", {},
+    element("th", {scope: "row", class: "text"}, line.answer), element("td", {class: "num"}, line.asked === null ? "–" : `${number(100 * line.asked, 0)} %`),
+    change(line.said), change(line.right), element("td", {class: "num"}, number(line.reward)),
+    element("td", {class: "text"}, line.instead ? `${line.instead[0] || "(none)"} ${number(100 * line.instead[1], 0)} %` : "")));
+  const heads = ["right answer", "asked", "said, early", "said, late", "right, early", "right, late", "mean reward", "most often instead"];
+  byId("answers-note").textContent = `Of the completions of steps ${found.early} (early) and ${found.late} (late)`;
+  const notes = [found.num > found.rows.length ? `${number(found.rows.length, 0)} of ${counted(found.num, "right answer")}.` : "",
+    found.others.length ? `Answers that are right nowhere, late: ${found.others.map(([answer, share]) => `${answer || "(none)"} ${number(100 * share, 1)} %`).join(", ")}.` : "",
+    "An answer is said where the answer tags, or what follows the reasoning, hold the same text."];
+  byId("answers-table").replaceChildren(
+    element("div", {class: "scroll"}, element("table", {class: "answers"},
+      element("thead", {}, element("tr", {}, heads.map((head, place) => element("th", {scope: "col", class: [1, 2, 4, 6].includes(place) ? "num" : ""}, head)))),
+      element("tbody", {}, rows))),
+    element("p", {class: "faint text"}, notes.filter(Boolean).join(" ")));
+}

@@ -9,6 +9,7 @@ function drawAll(data) {
   drawCurves(data);
   drawTime(data);
   drawWork(data);
+  drawAnswers(data);
   drawSetUp(data);
 }
 

@@ -19,6 +19,7 @@ from boresight.rollout.options import narrows
 from boresight.rollout.sampler import sampling_settings
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.rollouts.ahead import Ahead
+from boresight.trainer.rollouts.answers import answers_beside
 from boresight.trainer.rollouts.dynamic_sampling import further_rows, note_resampling, resample
 from boresight.trainer.rollouts.rollout import Place, Rollout, exchanged, shares
 from boresight.trainer.rollouts.rows import PromptRows, seed_of_rollout
@@ -118,7 +119,13 @@ class Rollouts:
         rollout = Rollout.of(groups, table, self.config, self._penalty(groups, metrics))
         self._note(metrics, rollout)
         self.store.add(
-            state.global_step, groups, rewards=table.by_name, reward=table.total, phase="eval", extra=table.extra
+            state.global_step,
+            groups,
+            rewards=table.by_name,
+            reward=table.total,
+            phase="eval",
+            extra=table.extra,
+            answers=answers_beside(groups),
         )
         advantages = rollout.advantages([place for own in rollout.ranks for place in own], self.config)
         own = [advantages[self.rank, place] for place in range(len(groups))]
@@ -228,6 +235,7 @@ class Rollouts:
             kept=[known is not None for known in own],
             logp=[_values(completion) for group in groups for completion in group.completions],
             extra=table.extra,
+            answers=answers_beside(groups),
             age=[
                 None if completion.sampler_step is None else step - 1 - completion.sampler_step
                 for group in groups

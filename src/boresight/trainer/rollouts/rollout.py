@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,8 +13,8 @@ from torch import Tensor
 from boresight.advantage.group import Comparison, advantage, compared
 from boresight.advantage.options import AdvantageOptions
 from boresight.report.metrics import MeanMetrics
-from boresight.rewards.extract import final_answer, gold_answer
 from boresight.rewards.table import RewardTable
+from boresight.trainer.rollouts.answers import answer_shares
 from boresight.trainer.rollouts.scored import Observed, group_from_state, group_state
 from boresight.types import Group, PerSequence, Prompt
 
@@ -131,31 +130,6 @@ class Rollout:
             metrics.mean(name, share)
         repeated = sum(group.num_prompt_tokens * len(group) + group.num_completion_tokens for group in self.groups)
         metrics.sum("num_tokens", repeated)
-
-
-def answer_shares(groups: Sequence[Group]) -> dict[str, float]:
-    """How varied this rank's completions and their answers are, beside the right answers of their rows (column `solution`).
-
-    An answer is what stands in the answer tags, or all after the reasoning; case and white space do not count.
-    """
-    repeats, rivals = 0, 0
-    for group in groups:
-        repeats += len(group) - len({tuple(completion.ids.tolist()) for completion in group.completions})
-        rivals += len(group) - 1
-    found = {"completions/frac_repeated": repeats / rivals} if rivals else {}
-    solutions = [_plain(gold_answer(gold)) for group in groups if (gold := group.prompt.row.columns.get("solution"))]
-    answers = Counter(_plain(final_answer(completion.text)) for group in groups for completion in group.completions)
-    del answers[""]
-    if len(solutions) > 1:
-        num_completions = sum(map(len, groups))
-        found["completions/frac_commonest_answer"] = max(answers.values(), default=0) / num_completions
-        found["completions/frac_commonest_solution"] = max(Counter(solutions).values()) / len(solutions)
-        found["completions/frac_solutions_unsaid"] = sum(each not in answers for each in solutions) / len(solutions)
-    return found
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _std(values: PerSequence, of_fewer_than_two: float) -> float:
