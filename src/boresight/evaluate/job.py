@@ -264,7 +264,7 @@ def _followed(
         if "truncated" in said:
             truncated[said["pass"]] = said["truncated"]
         elif "done" in said and progress is not None:
-            progress(names[said["pass"]], said["done"], said["total"])
+            progress(str(names[said["pass"]]), said["done"], said["total"])
     return why
 
 
