@@ -127,8 +127,9 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002 (torch's name)
-    return _Linear.apply(input, weight, bias)  # pyright: ignore[reportReturnType]
+def _linear(*args: Any, **kwargs: Any) -> Tensor:
+    given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+    return _Linear.apply(given["input"], given["weight"], given.get("bias"))  # pyright: ignore[reportReturnType]
 
 
 def _fine(value: Any) -> Any:

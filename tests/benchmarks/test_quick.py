@@ -106,6 +106,7 @@ def test_rows(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_memory(benchmark_main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     """What tensors take is what the table says; 8-bit states of small tensors are kept in 32 bits, so theirs is more."""
+    pytest.importorskip("torchao")
     benchmark_main("memory")
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
     errors = {row[0].removeprefix("| "): float(row[-1].rstrip("| ").rstrip("%")) for row in rows}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
+from rich.console import Console
 
 from boresight.compare import AnswerSettings, Candidate, answering, compare, job, stored_comparison
 from boresight.compare.answers import Answer, AnswerStore
@@ -265,7 +267,10 @@ def test_several_samples_of_each_question(
     assert again == first == stored_comparison(tmp_path) and len(asked) == 1
     assert list(first.passes["one"].at) == [1, 2, 3]
     assert "pass@3" in comparison_page(first) and "| all samples | mean accuracy |" in as_markdown(first)
+    screen = Console(width=100, file=StringIO())
+    screen.print(first)
     titles = [str(table.columns[0].header) for table in tables(first)]
+    assert [title for title in titles if title not in screen.file.getvalue()] == []
     assert "all samples" in titles
 
 

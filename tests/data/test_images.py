@@ -175,6 +175,8 @@ MODES = [
     "F",
 ]
 FORMATS = ["PNG", "JPEG", "TIFF", "WEBP", "AVIF", "BMP", "GIF", "PPM", "TGA", "JPEG2000", "QOI", "ICO", "MPO", "DDS"]
+Image.init()
+FORMATS = [name for name in FORMATS if name in Image.SAVE]  # older Pillows write fewer
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -272,6 +274,7 @@ def test_remarks() -> None:
     assert load_image(encoded(image(4, 4)), where="row 0").remark is None
 
 
+@pytest.mark.skipif("AVIF" not in Image.SAVE, reason="an older Pillow")
 def test_damaged_files_of_every_format_are_named() -> None:
     avif = bytearray(encoded(Image.effect_noise((64, 48), 60).convert("RGB"), "AVIF"))
     del avif[-120:]

@@ -96,6 +96,7 @@ def test_the_set_up_is_yaml_and_too_small_gpus_are_refused(model_folder: Path) -
 @pytest.mark.parametrize("num_gpus", [1, 8])
 def test_a_command_reads_every_proposal(num_gpus: int, tmp_path: Path) -> None:
     """The options of every way, as a file. A CPU stands in for the GPUs."""
+    pytest.importorskip("torchao")
     found = plan_of(SEVEN, num_gpus, 80e9, Work(), Rates())
     for way, tokens in zip(found.ways, (max(each, 4096) for each in found.tokens), strict=True):
         file = tmp_path / "plan.yaml"

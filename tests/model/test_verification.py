@@ -184,6 +184,23 @@ def test_weights_of_16_bits_are_compared_in_float32(subject: Subjects, family: s
     assert gradients <= 2e-2
 
 
+def test_too_little_memory_for_float32_is_no_fault(subject: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = subject("llava")
+    own = verification.Oracle._check
+
+    def full(self: verification.Oracle, name: str, *arguments: Any, **options: Any) -> Any:
+        if "float32" in name:
+            raise torch.OutOfMemoryError("full")
+        return own(self, name, *arguments, **options)
+
+    monkeypatch.setattr(verdicts, "key_of", lambda *parts: None)
+    monkeypatch.setattr(verification.Oracle, "_check", full)
+    run = GroupForward(it.model(dtype=torch.bfloat16), it.facts, examples=it.examples)
+    assert run.layout == "shared"
+    assert [check.name for check in run.verification.checks if check.name.startswith("shared:")] != []
+    assert not any("float32" in check.name for check in run.verification.checks)
+
+
 def test_a_model_that_insists_on_its_dtype_is_compared_in_that(
     subject: Subjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:

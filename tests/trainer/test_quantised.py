@@ -175,6 +175,8 @@ RUNS_ON_CPU = (
 
 @pytest.mark.parametrize("optim", RUNS_ON_CPU)
 def test_optimizers_of_8_bits_and_paged_ones_step_on_a_cpu(optim: str) -> None:
+    if "torch" in optim:
+        pytest.importorskip("torchao")
     config = SFTConfig(optim=optim, use_cpu=True, report_to="none")
     cls, given = Trainer.get_optimizer_cls_and_kwargs(config)
     weight = torch.nn.Parameter(torch.ones(64, 128))

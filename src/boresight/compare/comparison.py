@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from rich.console import Group as RenderGroup
+from rich.console import RenderableType
+
 from boresight.compare.accuracy import (
     Accuracy,
     Flips,
@@ -43,6 +46,12 @@ class Comparison:
     """Model → question → its answers, of which `answers` has the first."""
     without_tools: Sequence[str] = ()
     """The models that answered without the tools of the others."""
+
+    def __rich__(self) -> RenderableType:
+        """Its tables, in a terminal or a notebook: `rich.print(comparison)`."""
+        from boresight.compare.terminal import tables
+
+        return RenderGroup(*tables(self))
 
     @cached_property
     def marks(self) -> dict[str, list[Mark]]:

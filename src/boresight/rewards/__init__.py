@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         choice_letter_reward,
         exact_answer_reward,
     )
-    from boresight.rewards.extract import completion_text
+    from boresight.rewards.extract import completion_text, tagged_answer
     from boresight.rewards.format import answer_format_reward, article_format_reward, think_format_reward
     from boresight.rewards.formula import accuracy_reward, reasoning_accuracy_reward
     from boresight.rewards.function import Failure, RewardFunc
@@ -64,6 +64,7 @@ _HOMES = {
     "numeric_answer_reward": "number",
     "point_in_box_reward": "grounding",
     "reasoning_accuracy_reward": "formula",
+    "tagged_answer": "extract",
     "think_format_reward": "format",
 }
 
@@ -93,6 +94,7 @@ __all__ = [
     "numeric_answer_reward",
     "point_in_box_reward",
     "reasoning_accuracy_reward",
+    "tagged_answer",
     "think_format_reward",
 ]
 

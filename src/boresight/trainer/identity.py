@@ -71,8 +71,9 @@ def is_changed(name: str, value: Any, default: Any) -> bool:
     return name not in FILLED_IN and value != default and bool(value or default)
 
 
-FILLED_IN = frozenset({"accelerator_config", "report_to"})
-"""Options that transformers fills in by itself."""
+FILLED_IN = frozenset({"accelerator_config", "activation_checkpointing", "report_to"})
+"""Options that transformers fills in by itself, or boresight from another: `activation_checkpointing` is transformers' newer name for
+`gradient_checkpointing`."""
 
 
 def adapters_of(configs: Mapping[str, Any]) -> dict[str, Any]:

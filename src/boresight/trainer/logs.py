@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from boresight.model.reference import Reference
+from boresight.model.shards import whole
 from boresight.report.jsonl import StepLines
 from boresight.trainer.row_trainer import RowTrainer
 from boresight.trainer.update import Item
@@ -66,7 +67,9 @@ class LoggingTrainer(RowTrainer[Item]):
     """Of the last step, on the device: it is read with the step's other metrics."""
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        self._grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # With shards it is a sum over ranks, of which torch 2.9 reads this rank's part.
+        self._grad_norm = whole(norm)
         return self._grad_norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
