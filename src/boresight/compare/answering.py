@@ -178,7 +178,9 @@ class SavedModel:
         )
         self.sampler = None
         if settings.use_vllm:
-            return  # only the model's facts were needed here
+            # Only the model's facts were needed here. Its type is one of them: vLLM's own `auto` takes 16 bits where a checkpoint has 32.
+            self.dtype = str(model.dtype).removeprefix("torch.") if settings.dtype == "auto" else settings.dtype
+            return
         # Frozen, so that the vision tower encodes an image once, however many questions ask about it.
         model.requires_grad_(False).eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
         self.sampler = HFSampler(
@@ -200,7 +202,7 @@ class SavedModel:
         if self.sampler is None:
             prompts = [self.encoder.prompt(row) for row in rows]
             groups = sampled_by_vllm(
-                self.source, prompts, sampling, self.facts, self.encoder.tokenizer, dtype=self.settings.dtype
+                self.source, prompts, sampling, self.facts, self.encoder.tokenizer, dtype=self.dtype
             )
             yield {place: _answers_of(group, self.encoder) for place, group in enumerate(groups)}
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,9 +29,10 @@ Progress = Callable[[str, int, int], None]
 VERSION = version("boresight")
 
 INSTALL = (
-    "lmms-eval is not installed beside {python}. It pins old packages, so give it an environment of its own: python -m venv lmms && "
-    "lmms/bin/pip install boresight=={version} lmms-eval==0.7.3, and pass --python lmms/bin/python."
+    "lmms-eval pins packages, so give it an environment of its own. In boresight's clone: python -m venv lmms && lmms/bin/pip install . "
+    "lmms-eval==0.7.3 'filelock<4.3'; then pass --python lmms/bin/python."
 )
+"""lmms-eval 0.7.3 imports `filelock._api`, which filelock 4.3 does not have."""
 LOG = "log.txt"
 """What lmms-eval and its libraries printed."""
 
@@ -147,12 +149,14 @@ def evaluate(
         EngineError: lmms-eval, a model or a task fails; the message has its reason and names the log.
     """
     names = [candidate.name for candidate in candidates]
+    if not names:
+        raise ConfigError("There is no model to ask: name some, as in base=FOLDER.")
     if len(set(names)) < len(names):
         raise ConfigError(
             f"Two models are called {max(names, key=names.count)!r}: give each a name, as in base=FOLDER."
         )
     if python is None and importlib.util.find_spec("lmms_eval") is None:
-        raise ConfigError(INSTALL.format(python=sys.executable, version=VERSION))
+        raise ConfigError(f"There is no lmms-eval beside {sys.executable}. {INSTALL}")
     home = Path(folder)
     check_writable(home)
     passes = [(each, blind) for each in candidates for blind in ((False, True) if settings.blind else (False,))]
@@ -199,8 +203,8 @@ def tables_of(
     first = results[names[0], False]
     tables: dict[str, dict[str, dict[str, ModelScore]]] = {}
     for task, base in first.items():
-        if any(own[task].hashes != base.hashes for own in results.values()):
-            raise DataError(f"{task}: its questions changed while the models were asked: run the command again.")
+        for own in results.values():
+            _check_same(task, base.questions, own[task].questions)
         tables[task] = {
             metric: {
                 name: _model_score(
@@ -213,6 +217,15 @@ def tables_of(
             for metric, measured in base.metrics.items()
         }
     return tables
+
+
+def _check_same(task: str, first: Mapping[int, Any], other: Mapping[int, Any]) -> None:
+    changed = sorted(number for number in first.keys() | other.keys() if first.get(number) != other.get(number))
+    if changed:
+        raise DataError(
+            f"task {task}, question {changed[0]} is not the same each time that it is asked: its data set changed meanwhile (then run the "
+            "command again), or the task draws its questions at random (then they cannot be compared)."
+        )
 
 
 def _model_score(own: Measured, blind: Measured | None, first: Measured | None) -> ModelScore:
@@ -248,7 +261,10 @@ def _run(
     if why is not None and child.returncode == 2:
         raise ConfigError(why)
     if why is not None or child.returncode:
-        why = why or _last_line(folder / LOG) or f"exit code {child.returncode}"
+        last = _last_line(folder / LOG)
+        if why is None and re.search(r"No module named .?boresight", last):
+            raise ConfigError(f"{python} has no boresight. {INSTALL}")
+        why = why or last or f"exit code {child.returncode}"
         raise EngineError(f"{why} ({python}; all that it printed: {folder / LOG})")
     return truncated
 

@@ -32,8 +32,9 @@ class TaskResult:
 
     metrics: Mapping[str, Measured]
     """By name; a filter of the task that is not `none` follows in brackets."""
-    hashes: Mapping[int, str]
-    """Number of the question → lmms-eval's digest of its document."""
+    questions: Mapping[int, tuple[Any, Any]]
+    """Number of the question → its text and its right answer, as logged. The `doc_hash` of a sample is of no use: it is the digest of
+    `null` for every question of a task with generated answers, whose requests hold no document."""
 
 
 def read_results(folder: str | Path) -> dict[str, TaskResult]:
@@ -85,8 +86,8 @@ def _task(
         }
         name = metric if used == "none" else f"{metric} ({used})"
         metrics[name] = Measured(_number(results[f"{metric},{used}"], key), scores, higher.get(metric) is not False)
-    hashes = {number: each["doc_hash"] for number, each in by_filter[0].items()} if by_filter else {}
-    return TaskResult(metrics, hashes)
+    first = by_filter[0] if by_filter else {}
+    return TaskResult(metrics, {number: (each["input"], each["target"]) for number, each in first.items()})
 
 
 def _number(value: Any, key: str) -> float | None:

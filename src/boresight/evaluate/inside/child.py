@@ -58,9 +58,9 @@ def run(job: Mapping[str, Any], say: Say) -> None:
 
         from boresight.evaluate.inside.model import Boresight
     except ImportError as error:
-        raise ConfigError(
-            f"{sys.executable} cannot import lmms-eval ({error}): pip install lmms-eval==0.7.3 there."
-        ) from error
+        from boresight.evaluate.job import INSTALL
+
+        raise ConfigError(f"{sys.executable} cannot import lmms-eval ({error}). {INSTALL}") from error
 
     for number, own in enumerate(job["passes"]):
         Boresight.tell = lambda done, total, number=number: say(**{"pass": number, "done": done, "total": total})
@@ -92,6 +92,10 @@ def _explained(error: BaseException) -> str:
         error = attempt.exception()
     if isinstance(error, BoresightError):
         return str(error)
+    if isinstance(error, ImportError) and (error.name or "").startswith("filelock"):
+        from boresight.evaluate.job import INSTALL
+
+        return f"lmms-eval needs an older filelock ({error}). {INSTALL}"
     if isinstance(error, AssertionError) and "generation only" in str(error):
         from boresight.evaluate.inside.model import ONLY_GENERATES
 
