@@ -43,9 +43,10 @@ filter_list:
   - name: as_it_is
     filter:
       - function: take_first
-  - name: lower
+  - name: first
     filter:
-      - function: lowercase
+      - function: regex
+        regex_pattern: "(.)"
       - function: take_first
 """
 

@@ -47,10 +47,8 @@ def test_what_is_asked_and_what_comes_back(tmp_path: Path) -> None:
     assert told == [(name, done, 2) for name in shown for done in (1, 2)]
     assert (tmp_path / "out/log.txt").read_text() == "loading\n" * 4
     assert found.truncated == {"base": {"own_colors": 0}, "other": {"own_colors": 2}}
-    assert found.tasks.keys() == {"own_colors"} and found.as_json()["models"] == {
-        "base": "some/base",
-        "other": "some/other",
-    }
+    assert found.tasks.keys() == {"own_colors", "own_filtered"}
+    assert found.as_json()["models"] == {"base": "some/base", "other": "some/other"}
 
 
 def test_without_blind_passes(tmp_path: Path) -> None:
@@ -65,7 +63,7 @@ def test_without_blind_passes(tmp_path: Path) -> None:
     ("body", "kind", "message"),
     [
         ("say({'error': 'task mme asks for beam search'}); sys.exit(2)", ConfigError, "^task mme asks for beam search$"),
-        ("say({'error': 'lmms-eval failed: no disk'}); sys.exit(1)", EngineError, r"^lmms-eval failed: no disk \(.*all that it printed: .*log.txt\)"),
+        ("say({'error': 'lmms-eval failed: no disk'}); sys.exit(1)", EngineError, r"^lmms-eval failed: no disk \(.*printed: .*log.txt\)"),
         ("print('the last\\nwords', file=sys.stderr); sys.exit(3)", EngineError, r"^words \("),
         ("sys.exit(3)", EngineError, r"^exit code 3 \("),
         ("sys.exit('python: No module named boresight')", ConfigError, "has no boresight.*pins packages"),

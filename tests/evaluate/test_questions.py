@@ -66,5 +66,5 @@ def test_no_videos(kind: str) -> None:
 def test_a_question_that_cannot_be_read_is_named() -> None:
     with pytest.raises(DataError, match="task own, question 3: there is no message"):
         row_of([], 3, "own")
-    with pytest.raises(DataError, match="task own, question 3, image 1: .*missing"):
+    with pytest.raises(DataError, match=r"task own, question 3, image 1: .*missing"):
         row_of(asked({"type": "image", "url": RED}, {"type": "image", "url": None}), 3, "own")

@@ -84,8 +84,8 @@ def test_scores_are_those_of_the_answers(model: str, other: str, tasks: Path, tm
         assert rating.value == NUM * rating.mean.value == sum(len(set(text)) for text in seeing) / 2
     filtered = found.tasks["own_filtered"]
     assert filtered["even (as_it_is)"] == metrics["even"]
-    lower = sum(even(text.lower()) for text in heard(model, blind=False)) / NUM
-    assert filtered["even (lower)"]["a"].value == lower
+    assert {score.value for score in filtered["length (first)"].values()} == {1.0}
+    assert filtered["even (first)"]["a"].value == sum(even(text[0]) for text in heard(model, blind=False)) / NUM
 
 
 def test_vllm(other: str, tasks: Path, tmp_path: Path) -> None:
