@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from boresight.compare import answering
 from boresight.compare.answering import AnswerSettings, answer
 from boresight.demo.tiny import build_tiny
 from boresight.errors import ConfigError, EngineError
@@ -19,16 +20,25 @@ needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 
 @needs_vllm
 def test_greedy_answers_are_those_of_transformers(questions: Dataset, tmp_path: Path) -> None:
-    """Every prompt and every answer goes through, in float32 as the checkpoint is, which vLLM itself would not take; an answer may part from
-    the other engine's where two tokens are equally likely."""
+    """Every prompt and every answer goes through; an answer may part from the other engine's where two tokens are equally likely."""
     # vLLM's kernels on a CPU take heads of 32 and more.
     folder = str(build_tiny("qwen2_5_vl", tmp_path / "model", seed=0, vocab_size=512, hidden_size=128))
     rows = rows_of(questions)[:3]
-    plain = all_answers(folder, rows)
-    (batch,) = answer(folder, rows, AnswerSettings(max_completion_length=12, use_vllm=True))
+    plain = all_answers(folder, rows, dtype="float32")
+    (batch,) = answer(folder, rows, AnswerSettings(max_completion_length=12, dtype="float32", use_vllm=True))
     by_vllm = [one for place in range(3) for one in batch[place]]
     assert [each.ids for each in by_vllm] == [each.ids for each in plain]
     assert by_vllm == plain
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_vllm_takes_the_checkpoints_type(base: str, dtype: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own `auto` takes 16 bits for a checkpoint in 32."""
+    told: list[str] = []
+    monkeypatch.setattr(answering, "check_can_ask", lambda source, is_adapter: None)
+    monkeypatch.setattr(answering, "sampled_by_vllm", lambda *words, dtype: told.append(dtype) or [])
+    assert list(answer(base, [], AnswerSettings(dtype=dtype, use_vllm=True))) == [{}]
+    assert told == [expected]
 
 
 def test_adapters_and_sizes_are_refused_by_name(adapter: str, questions: Dataset) -> None:
