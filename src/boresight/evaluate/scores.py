@@ -58,7 +58,8 @@ def paired(first: Mapping[int, float], second: Mapping[int, float], *, higher_is
     """How scores change from the first set to the second; None where no question has both.
 
     Args:
-        first, second: number of the question → score.
+        first: number of the question → score.
+        second: the same of the other set.
         higher_is_better: false for a metric of errors.
     """
     pairs = [(first[number], second[number]) for number in first if number in second]
