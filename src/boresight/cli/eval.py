@@ -30,7 +30,7 @@ ASKING: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "questions answered in one batch; it does not affect the answers (16)",
     },
-    "dtype": {"metavar": "N", "help": "type of the weights, such as bfloat16 (auto: the checkpoint's)"},
+    "dtype": {"metavar": "TYPE", "help": "type of the weights, such as bfloat16 (auto: the checkpoint's)"},
     "use_vllm": {
         "action": "store_const",
         "const": True,
