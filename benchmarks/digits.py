@@ -1,6 +1,6 @@
 """Handwritten digits: GRPO by boresight and by TRL 1.16 from one checkpoint, on the same rows, with held-out accuracy on the way.
 
-    .venv/bin/python benchmarks/digits.py [--seeds 0 1 2] [--sides boresight trl] [--table digits.csv.gz] [OPTIONS]
+    .venv/bin/python benchmarks/digits.py [--seeds 0 1 2] [--sides boresight trl] [OPTIONS]
     .venv/bin/python benchmarks/digits.py --lockstep
     .venv/bin/python benchmarks/digits.py --quick
 
@@ -9,8 +9,8 @@ checkpoint. Every so many steps the 300 held-out digits are asked, greedily and 
 OUTPUT/SIDE_SEED.jsonl: accuracies, share in the right format, entropy, divergence from the start, recall of each digit, and the rewards and
 gradient norm of the steps since.
 
-`--lockstep` hands TRL the completions that boresight's sampler takes from TRL's own weights, so that the two runs can be compared step
-by step: rewards, gradient norms, and the weights at the end.
+`--lockstep` hands TRL the completions that boresight samples, so that the two runs can be compared step by step: rewards, gradient norms,
+and the weights at the end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if __name__ == "__main__":
 
 import torch
 from datasets import disable_progress_bars
-from digits_rows import Row, draw_digits, for_boresight, for_trl, packaged_table, read_digits, scheduled, split_rows
+from digits_rows import Row, for_boresight, for_trl, scheduled, split_rows
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
@@ -263,30 +263,29 @@ def compare(
 
 
 def lockstep(start: Path, train: Sequence[Row], seed: int, effort: Effort, folder: Path) -> tuple[float, float]:
-    """Both sides with the same completions.
+    """Both sides with the completions that boresight samples.
 
-    Nothing is banned from sampling or from the loss, since TRL's loss bans nothing.
+    Ids that only the processor may place are never sampled, but they keep their probability in boresight's loss here, as in TRL's.
 
     Returns:
         How far boresight's weights have moved, and how far TRL's ended from them.
     """
     rows = scheduled(train, effort.steps * effort.prompts, seed)
     ours: Any = boresight_trainer(start, rows, seed, effort, folder / "lockstep_boresight")
-    ours.policy.facts = ours.sampler.facts = replace(ours.facts, modality_ids=())
-    data = RowDataset(for_boresight(rows))
-    prompts = [ours.encoder.prompt(data[place]) for place in range(len(data))]
+    ours.policy.facts = replace(ours.facts, modality_ids=())
+    ours.args.vllm_importance_sampling_correction = False  # of the sampler, which gives those ids none
+    sampled: list[list[Group]] = []
+    sample = ours.sampler.sample
+
+    def kept(*given: Any) -> list[Group]:
+        sampled.append(sample(*given))
+        return sampled[-1]
+
+    ours.sampler.sample = kept
     theirs = trl_trainer(start, rows, seed, effort, folder / "lockstep_trl")
-    sampler = HFSampler(lambda: theirs.model, ours.sampler.facts, ours.encoder.tokenizer)
 
     def generate(*_: Any, **__: Any) -> tuple[list[list[int]], None]:
-        step = theirs.state.global_step
-        settings = SamplingSettings(
-            num_completions=effort.num_generations,
-            max_completion_length=MAX_COMPLETION_LENGTH,
-            temperature=effort.temperature,
-            seed=(seed << 32) + step,
-        )
-        groups = sampler.sample(prompts[step * effort.prompts : (step + 1) * effort.prompts], settings)
+        groups = sampled[theirs.state.global_step]
         return [completion.ids.tolist() for group in groups for completion in group.completions], None
 
     theirs._generate_single_turn = generate
@@ -314,11 +313,10 @@ def main(arguments: Sequence[str] | None = None) -> list[HeldOut]:
     parser = argparse.ArgumentParser(description="Digits: GRPO by boresight and by TRL from one checkpoint.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--sides", nargs="+", choices=list(TRAINERS), default=list(TRAINERS))
-    parser.add_argument("--table", type=Path, help="scikit-learn's digits.csv.gz (that of the installed package)")
     parser.add_argument("--edge", type=int, default=32, help="pixels along an image (%(default)s)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/digits"), help="(%(default)s)")
     parser.add_argument("--lockstep", action="store_true", help="hand both sides the same completions")
-    parser.add_argument("--quick", action="store_true", help="a few steps on drawn digits, to see that all runs")
+    parser.add_argument("--quick", action="store_true", help="a few steps on a few digits, to see that all runs")
     for name in Effort.__dataclass_fields__:
         default = getattr(effort, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help="(%(default)s)")
@@ -328,8 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> list[HeldOut]:
         effort = replace(effort, steps=3, prompts=4, num_generations=4, sft_steps=8, ask_every=2)
     logging.disable_progress_bar()
     disable_progress_bars()
-    pixels, labels = draw_digits(80) if options.quick else read_digits(options.table or packaged_table())
-    train, test = split_rows(pixels, labels, options.edge)
+    train, test = split_rows(options.edge, 60 if options.quick else None)
     found = []
     for seed in options.seeds:
         start = make_start(options.output_dir, train, seed, effort)

@@ -1,6 +1,6 @@
-"""Whether GRPO learns the same whichever engine samples: transformers, vLLM in the process, a vLLM server.
+"""Whether GRPO learns the same whichever engine samples: transformers, vLLM in the process, a vLLM server, a server one rollout ahead.
 
-    .venv/bin/python benchmarks/engines_learn.py [--engines transformers colocate server] [--steps N] [--json FILE]
+    .venv/bin/python benchmarks/engines_learn.py [--engines transformers colocate server lag] [--steps N] [--json FILE]
 
 The main job's GRPO stage from one checkpoint, with the same prompts and settings; held-out questions are answered greedily by
 transformers before and after. Completions differ from engine to engine, as their random numbers do, so accuracies may differ by chance:
@@ -33,11 +33,13 @@ from rich.table import Table
 
 from boresight import GRPOConfig, GRPOTrainer
 from boresight.demo.easy_vqa import load_easy_vqa
-from boresight.demo.job import with_mostly_colors
+from boresight.demo.subjects import OTHER_SHARE, with_mostly_colors
 from boresight.rewards import answer_format_reward, exact_answer_reward
 from boresight.rollout.vllm.serve import Server, server_command
 
 ENGINES = ("transformers", "colocate", "server")
+LAG = "lag"
+"""A server that samples the next rollout while optimizer steps learn from this one (`rollout_lag=1`)."""
 
 
 QUICK = Effort(steps=2, num_test=24, prompts=2, num_generations=2, sft_steps=2, num_rows=160)
@@ -48,10 +50,12 @@ def learn(engine: str, seed: int, start: Path, folder: Path, effort: Effort) -> 
     options: dict[str, Any] = {}
     server = None
     if engine != "transformers":
-        options |= {"use_vllm": True, "vllm_mode": engine}
+        options |= {"use_vllm": True, "vllm_mode": "colocate" if engine == "colocate" else "server"}
     if engine == "colocate":
         options |= {"vllm_gpu_memory_utilization": 0.1}
-    if engine == "server":
+    if engine == LAG:
+        options |= {"rollout_lag": 1}
+    if engine in ("server", LAG):
         server, port = start_server(start, folder / "vllm.log")
         options |= {"vllm_server_port": port, "vllm_server_timeout": 900.0}
     trainer = None
@@ -72,7 +76,7 @@ def learn(engine: str, seed: int, start: Path, folder: Path, effort: Effort) -> 
             **QUIET,
             **options,
         )
-        rows = with_mostly_colors(load_easy_vqa("train", seed=seed, num_rows=effort.num_rows), RECIPE.other_share)
+        rows = with_mostly_colors(load_easy_vqa("train", seed=seed, num_rows=effort.num_rows), OTHER_SHARE)
         trainer = GRPOTrainer(str(start), [answer_format_reward, exact_answer_reward], config, rows)
         test = load_easy_vqa("test", num_rows=effort.num_test)
         before = greedy_accuracy(trainer, trainer.own_sampler(), test)
@@ -119,7 +123,7 @@ def learned(engine: str, apart: bool, *args: Any) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--engines", nargs="+", choices=(*ENGINES, LAG), default=ENGINES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--num-test", type=int, default=480)

@@ -17,7 +17,7 @@ from boresight import SFTConfig, SFTTrainer
 from boresight.data.sources import RowDataset
 from boresight.demo.accuracy import Accuracy, accuracy
 from boresight.demo.easy_vqa import demonstrations, load_easy_vqa
-from boresight.demo.job import with_guessed_colors
+from boresight.demo.subjects import GUESSED_SHARE, with_guessed_colors
 from boresight.demo.tiny import build_tiny
 from boresight.types import Completion, SamplingSettings
 
@@ -55,7 +55,7 @@ def start_of(seed: int, folder: Path, effort: Effort) -> Path:
             )
             rows = load_easy_vqa("train", seed=seed, num_rows=effort.num_rows)
             sft = SFTTrainer(
-                str(random_weights), config, demonstrations(with_guessed_colors(rows, RECIPE.guessed_share, seed))
+                str(random_weights), config, demonstrations(with_guessed_colors(rows, GUESSED_SHARE, seed))
             )
             sft.remove_callback(PrinterCallback)
             sft.train()

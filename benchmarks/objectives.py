@@ -45,7 +45,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from boresight import GRPOConfig, GRPOTrainer
 from boresight.demo.easy_vqa import load_easy_vqa
-from boresight.demo.job import with_mostly_colors
+from boresight.demo.subjects import OTHER_SHARE, with_mostly_colors
 from boresight.report.completions import read_completions
 from boresight.rewards import answer_format_reward, exact_answer_reward
 
@@ -53,7 +53,7 @@ from boresight.rewards import answer_format_reward, exact_answer_reward
 def run_method(method: str, seed: int, start: Path, settings: Mapping[str, Any], effort: Effort, test: Dataset) -> Run:
     """One method from a seed's checkpoint."""
     run = Run(seed=seed, method=method, settings=json.loads(json.dumps(settings)))
-    rows = with_mostly_colors(load_easy_vqa("train", seed=seed, num_rows=effort.num_rows), RECIPE.other_share)
+    rows = with_mostly_colors(load_easy_vqa("train", seed=seed, num_rows=effort.num_rows), OTHER_SHARE)
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             str(start), [answer_format_reward, exact_answer_reward], _config(folder, method, seed, effort), rows
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.quick:
             effort, options.seeds, options.output_dir = QUICK, options.seeds[:1], options.output_dir / "quick"
         try:
-            rows = with_mostly_colors(load_easy_vqa("train", num_rows=effort.num_rows), RECIPE.other_share)
+            rows = with_mostly_colors(load_easy_vqa("train", num_rows=effort.num_rows), OTHER_SHARE)
             check_effort(effort, options.methods, len(rows))
             runs = run_all(options, effort, console)
         except ValueError as error:

@@ -33,7 +33,7 @@ from transformers import set_seed
 from boresight import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from boresight.demo.accuracy import accuracy
 from boresight.demo.easy_vqa import demonstrations, load_easy_vqa
-from boresight.demo.job import Recipe
+from boresight.demo.subjects import Recipe
 from boresight.demo.tiny import build_tiny
 from boresight.loss.preference_options import MPO
 from boresight.rewards import exact_answer_reward, get_repetition_penalty_reward

@@ -8,7 +8,6 @@ The script reads the demo's questions from `test_questions.jsonl`, answers them 
 import json
 import re
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -20,12 +19,11 @@ summary = json.loads((run / "summary.json").read_text())
 folder = run / summary["method"] / "model"
 model = AutoModelForImageTextToText.from_pretrained(folder).eval()
 processor = AutoProcessor.from_pretrained(folder)
-images = files("easy_vqa") / "data"
 
 questions = [json.loads(line) for line in (run / "test_questions.jsonl").read_text().splitlines()]
 right = 0
 for number, item in enumerate(questions, 1):
-    image = Image.open(str(images / item["image"].replace("/", "/images/"))).convert("RGB")
+    image = Image.open(run / item["image"]).convert("RGB")
     parts = [{"type": "image", "image": image}, {"type": "text", "text": item["question"]}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": parts}],

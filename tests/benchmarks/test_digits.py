@@ -21,18 +21,16 @@ def digits(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_rows_are_split_the_same_at_every_call(digits: Any) -> None:
-    pixels, labels = digits.draw_digits(80)
-    train, test = digits.split_rows(pixels, labels, 32)
-    assert (len(train), len(test)) == (60, 20)
-    assert digits.split_rows(pixels, labels, 32) == (train, test)
-    names = [row["image"]["path"] for row in (*train, *test)]
-    assert len(set(names)) == 80
-    for row in train:
-        assert row["solution"] == str(int(row["image"]["path"].removesuffix(".png")) % 10)
+    train, test = digits.split_rows(32)
+    assert (len(train), len(test)) == (1497, 300)
+    assert digits.split_rows(32) == (train, test)
+    few, fewer = digits.split_rows(32, 60)
+    assert (len(few), len(fewer)) == (60, 20)
+    assert all(row in train for row in few) and all(row in test for row in fewer)
 
 
 def test_a_schedule_is_whole_epochs_and_depends_on_the_seed(digits: Any) -> None:
-    train, _ = digits.split_rows(*digits.draw_digits(40), 32)
+    train, _ = digits.split_rows(32, 30)
     chosen = digits.scheduled(train, 2 * len(train), 1)
     first, second = chosen[: len(train)], chosen[len(train) :]
     for epoch in (first, second):
@@ -54,7 +52,7 @@ def test_a_quick_run_logs_what_it_measured(digits: Any, side: str, tmp_path: Pat
 
 def test_trl_ends_in_the_same_weights_when_given_the_same_completions(digits: Any, tmp_path: Path) -> None:
     """Whole steps: prompt ids, positions, rewards, advantages, loss, clipping, AdamW and its schedule."""
-    train, _ = digits.split_rows(*digits.draw_digits(80), 32)
+    train, _ = digits.split_rows(32, 60)
     effort = replace(digits.Effort(), steps=4, prompts=4, num_generations=8, sft_steps=40, warmup_steps=1)
     start = digits.make_start(tmp_path, train, 0, effort)
     moved, apart = digits.lockstep(start, train, 0, effort, tmp_path)

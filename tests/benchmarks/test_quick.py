@@ -21,6 +21,7 @@ def test_no_benchmark_is_left_out() -> None:
         scripts
         == {
             "attention",
+            "busy",
             "digits",
             "efficiency",
             "gpu_check",
@@ -121,6 +122,13 @@ def test_overlap(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFix
     assert found["lag 0"] == pytest.approx(found["sample"] + found["update"])
     assert min(found["sample"], found["update"], found["lag 1"]) > 0
     assert "lag 1 / max(sample" in capsys.readouterr().out
+
+
+def test_busy(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark_main("busy", "--json", str(tmp_path / "runs.json"))
+    (found,) = json.loads((tmp_path / "runs.json").read_text())
+    assert found["ratio"] == pytest.approx(found["busy"] / found["idle"])
+    assert "one core busy" in capsys.readouterr().out
 
 
 def test_planner(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from boresight.demo.built_in import NAMES, load_built_in
 from boresight.errors import DataError
 from boresight.rewards.choice import choice_letter_reward, exact_answer_reward
 
-ANSWERED = {"geometry": choice_letter_reward, "easy_vqa": exact_answer_reward}
+ANSWERED = {"geometry": choice_letter_reward, "easy_vqa": exact_answer_reward, "digits": exact_answer_reward}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -22,7 +22,7 @@ def test_every_name_gives_rows(name: str) -> None:
     assert {column: column in rows.column_names for column in has} == has
 
 
-@pytest.mark.parametrize("name", ["geometry", "easy_vqa"])
+@pytest.mark.parametrize("name", ["geometry", "easy_vqa", "digits"])
 def test_pairs_are_right_against_wrong(name: str) -> None:
     """Word for word the same but for the answer."""
     data = RowDataset(load_built_in(f"{name}_pairs", num_rows=12, seed=2))

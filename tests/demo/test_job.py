@@ -3,14 +3,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from boresight.cli import main
+from boresight.cli.demo import accuracy_table
 from boresight.demo.accuracy import Accuracy, accuracy
 from boresight.demo.easy_vqa import ANSWERS, load_easy_vqa
-from boresight.demo.job import Recipe, run_demo, with_guessed_colors, with_mostly_colors
+from boresight.demo.job import run_demo
+from boresight.demo.subjects import SUBJECTS, Recipe, with_guessed_colors, with_mostly_colors
 
 SHORT = Recipe(sft_steps=3, sft_batch=16, grpo_steps=2, grpo_prompts=8, num_generations=4, train_rows=300, test_rows=30)
 STAGES = {"blind", "start", "sft", "final"}
@@ -39,6 +43,18 @@ def test_plain_transformers_finds_the_same_accuracy(tmp_path: Path) -> None:
     assert "boresight" not in script.read_text().split('"""')[2]
     done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-1500:]
+
+
+def test_digits_are_another_subject(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = run_demo(tmp_path, data="digits", recipe=replace(SUBJECTS["digits"].recipe, **asdict(SHORT)))
+    assert (summary.data, summary.counts["test_questions"], summary.by_kind.keys()) == (
+        "handwritten digits",
+        30,
+        {"digit"},
+    )
+    assert summary.accuracy["blind"] < 0.3
+    Console(width=100).print(accuracy_table(summary))
+    assert "handwritten digits, 30 held-out questions" in capsys.readouterr().out
 
 
 def test_no_time_is_no_training(tmp_path: Path) -> None:

@@ -21,6 +21,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-dir", type=Path, default=Path("runs/demo"), help="the run folder (default: %(default)s)"
     )
+    parser.add_argument(
+        "--data",
+        choices=("easy_vqa", "digits"),
+        default="easy_vqa",
+        help="questions about coloured shapes, or handwritten digits (pip install 'boresight[digits]'; default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, rows and samples (default: %(default)s)")
     parser.add_argument(
         "--minutes", type=float, default=9.0, help="stop training after this many minutes (default: %(default)s)"
@@ -36,7 +42,9 @@ def run(options: argparse.Namespace) -> None:
 
     from boresight.demo.job import run_demo
 
-    summary = run_demo(options.output_dir, seed=options.seed, minutes=options.minutes, method=options.method)
+    summary = run_demo(
+        options.output_dir, data=options.data, seed=options.seed, minutes=options.minutes, method=options.method
+    )
     console = Console()
     console.print(accuracy_table(summary))
     phases = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary.seconds.items())
@@ -53,13 +61,14 @@ def accuracy_table(summary: Summary) -> Table:
 
     asked = summary.counts["test_questions"]
     table = Table(
-        title=f"easy-VQA, {asked:,} held-out questions (seed {summary.seed})", box=box.SIMPLE_HEAD, pad_edge=False
+        title=f"{summary.data}, {asked:,} held-out questions (seed {summary.seed})", box=box.SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("model", no_wrap=True)
     table.add_column(f"right\nof {asked}", justify="right")
     table.add_column("accuracy", justify="right")
     table.add_column("95 % interval", justify="right", no_wrap=True)
-    for kind in summary.by_kind:
+    kinds = summary.by_kind if len(summary.by_kind) > 1 else {}
+    for kind in kinds:
         table.add_column(f"{kind}\nof {summary.counts[f'test_questions/{kind}']}", justify="right")
     for stage, meaning in STAGES.items():
         share = summary.accuracy[stage]
@@ -69,7 +78,7 @@ def accuracy_table(summary: Summary) -> Table:
             f"{share * asked:.0f}",
             f"{share:.1%}",
             "" if low is None or high is None else f"{low:.1%}–{high:.1%}",
-            *(f"{shares[stage]:.0%}" for shares in summary.by_kind.values()),
+            *(f"{shares[stage]:.0%}" for shares in kinds.values()),
             style="bold" if stage == "final" else None,
         )
     return table

@@ -1,4 +1,4 @@
-"""How often a model answers easy-VQA right."""
+"""How often a model answers the demo's questions right."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from boresight.compare.accuracy import wilson_interval
-from boresight.demo.easy_vqa import ANSWERS
 from boresight.rewards.extract import tagged_answer
 from boresight.rewards.notation import plain
 
@@ -26,7 +25,7 @@ class Accuracy:
 
     @property
     def by_kind(self) -> dict[str, float]:
-        return {kind: self.right[kind] / self.asked[kind] for kind in ANSWERS if self.asked[kind]}
+        return {kind: self.right[kind] / asked for kind, asked in sorted(self.asked.items())}
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -1,14 +1,11 @@
 """The job of `boresight demo`: a small Qwen2.5-VL learns a little from demonstrations, then improves itself by GRPO.
 
-Real images, real questions, and test images that training never sees; everything else is made on the spot. The demonstrations
-describe images truly, and answer truly what shape there is and whether something is there. What colour something has they answer by
-guessing: so SFT teaches that a colour is asked for, and which one it is the policy can find out from rewards alone.
+Real images, real questions, and test images that training never sees (`subjects`); everything else is made on the spot.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +19,8 @@ from transformers.utils import logging
 
 from boresight.data.sources import RowDataset
 from boresight.demo.accuracy import Accuracy, accuracy
-from boresight.demo.easy_vqa import ANSWERS, blind_accuracy, demonstrations, load_easy_vqa, question_text
+from boresight.demo.easy_vqa import blind_accuracy, question_text
+from boresight.demo.subjects import SUBJECTS, Recipe
 from boresight.demo.tiny import build_tiny
 from boresight.rewards import answer_format_reward, exact_answer_reward
 from boresight.trainer.base import GroupTrainer
@@ -34,42 +32,12 @@ from boresight.trainer.sft import SFTTrainer
 from boresight.types import SamplingSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """Sizes and steps found by trials on two cores. GRPO needs a start that knows the format and is unsure of the answer."""
-
-    sizes: dict[str, Any] = field(
-        default_factory=lambda: {
-            "hidden_size": 128,
-            "num_layers": 3,
-            "vocab_size": 576,
-            "vision_hidden_size": 64,
-            "vision_heads": 4,
-            "tie_word_embeddings": True,
-        }
-    )
-    sft_steps: int = 150
-    guessed_share: float = 1 / 4
-    """Share of the colour questions that SFT gets, with guessed answers. With a few true ones instead, the policy starts anywhere between
-    sure of one colour, from where GRPO finds nothing, and nearly perfect, depending on the seed."""
-    other_share: float = 0.3
-    """Questions of the other kinds that GRPO gets for each question about colour, so that it forgets nothing."""
-    sft_batch: int = 64
-    sft_learning_rate: float = 2e-3
-    grpo_steps: int = 200
-    grpo_prompts: int = 32
-    grpo_learning_rate: float = 3e-4
-    num_generations: int = 8
-    max_completion_length: int = 16
-    train_rows: int | None = None
-    """Questions to train on; None for all."""
-    test_rows: int = 1000
-
-
 @dataclass(slots=True)
 class Summary:
     """The results, as `summary.json` holds them."""
 
+    data: str
+    """What was learned."""
     method: str
     seed: int
     accuracy: dict[str, float] = field(default_factory=dict)
@@ -110,27 +78,35 @@ class TimeLimit(TrainerCallback):
 
 
 def run_demo(
-    output_dir: Path, *, seed: int = 0, minutes: float = 9.0, method: str = "grpo", recipe: Recipe | None = None
+    output_dir: Path,
+    *,
+    data: str = "easy_vqa",
+    seed: int = 0,
+    minutes: float = 9.0,
+    method: str = "grpo",
+    recipe: Recipe | None = None,
 ) -> Summary:
     """Run the demo and write `summary.json`.
 
     Args:
         output_dir: the run folder: the model at each stage, completions, images, metrics.
+        data: a key of `SUBJECTS`.
         seed: of the weights, the rows and the samples.
         minutes: when to stop training, whatever step it is at.
         method: grpo or gspo.
     """
-    recipe = recipe or Recipe()
+    subject = SUBJECTS[data]
+    recipe = recipe or subject.recipe
     begun = time.perf_counter()
     logging.disable_progress_bar()
     disable_progress_bars()
     set_seed(seed)
-    summary = Summary(method, seed, folder=str(output_dir))
+    summary = Summary(subject.title, method, seed, folder=str(output_dir))
     with summary.timed("prepare"):
         folder = build_tiny("qwen2_5_vl", output_dir / "start", seed=seed, **recipe.sizes)
         train, test = (
-            load_easy_vqa("train", num_rows=recipe.train_rows, seed=seed),
-            load_easy_vqa("test", num_rows=recipe.test_rows),
+            subject.load("train", num_rows=recipe.train_rows, seed=seed),
+            subject.load("test", num_rows=recipe.test_rows),
         )
         summary.counts = {"train_questions": len(train), "test_questions": len(test)}
         _keep_questions(test, output_dir / "test_questions.jsonl")
@@ -140,11 +116,7 @@ def run_demo(
             summary.by_kind[kind] = {"blind": blind_accuracy(same)}
             summary.counts[f"test_questions/{kind}"] = len(same)
 
-    sft = SFTTrainer(
-        str(folder),
-        _sft_config(output_dir, seed, recipe),
-        demonstrations(with_guessed_colors(train, recipe.guessed_share, seed)),
-    )
+    sft = SFTTrainer(str(folder), _sft_config(output_dir, seed, recipe), subject.demonstrated(train, seed))
     _evaluate(sft, test, "start", summary, recipe)
     with summary.timed("sft"):
         _train(sft, "SFT", 0.45 * 60 * minutes)
@@ -156,7 +128,7 @@ def run_demo(
         str(output_dir / "sft" / "model"),
         rewards,
         _grpo_config(output_dir, seed, recipe, method),
-        with_mostly_colors(train, recipe.other_share),
+        subject.asked(train),
     )
     with summary.timed(method):
         evaluation = summary.seconds["evaluate"] / 2
@@ -176,7 +148,11 @@ def _train(trainer: GroupTrainer[Any], title: str, seconds: float) -> None:
 
 
 def _keep_questions(test: Dataset, path: Path) -> None:
-    """Write the test questions, so that they can be asked again without boresight."""
+    """Write the test questions and their images, so that they can be asked again without boresight."""
+    for row in test["image"]:
+        image = path.parent / row["path"]
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(row["bytes"])
     lines = [
         {
             "question": question_text(row["prompt"]),
@@ -187,30 +163,6 @@ def _keep_questions(test: Dataset, path: Path) -> None:
         for row in test.to_list()
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def with_guessed_colors(train: Dataset, share: float, seed: int) -> Dataset:
-    """The questions that are not about colour, and a share of those that are, each of these answered with any colour at random."""
-    color, other = _places(train)
-    chooser = random.Random(seed)
-
-    def guessed(row: dict[str, Any]) -> dict[str, Any]:
-        return {"solution": chooser.choice(ANSWERS["color"])} if row["kind"] == "color" else {}
-
-    chosen = train.select(sorted(other + color[: round(len(color) * share)]))
-    return chosen.map(guessed, load_from_cache_file=False)
-
-
-def with_mostly_colors(train: Dataset, other_share: float) -> Dataset:
-    """The questions about colour, and for each of them a share of a question of another kind."""
-    color, other = _places(train)
-    return train.select(sorted(color + other[: round(len(color) * other_share)]))
-
-
-def _places(train: Dataset) -> tuple[list[int], list[int]]:
-    """Places of the questions about colour, and of all others."""
-    color = [place for place, kind in enumerate(train["kind"]) if kind == "color"]
-    return color, sorted(set(range(len(train))) - set(color))
 
 
 def _sft_config(output_dir: Path, seed: int, recipe: Recipe) -> SFTConfig:
@@ -239,8 +191,8 @@ def _grpo_config(output_dir: Path, seed: int, recipe: Recipe, method: str) -> GR
         num_generations=recipe.num_generations,
         max_completion_length=recipe.max_completion_length,
         learning_rate=recipe.grpo_learning_rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=5,
+        lr_scheduler_type=recipe.lr_scheduler_type,
+        warmup_steps=recipe.grpo_warmup_steps,
         logging_steps=25,
         gradient_checkpointing=False,
         save_strategy="no",
