@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import tomllib
@@ -68,8 +69,13 @@ def read_accelerate(words: Sequence[str]) -> None:
 
 
 def read_python(words: Sequence[str]) -> None:
-    """A script that is there, with the flags of its command; or a new environment."""
+    """A script that is there, with the flags of its command; code that can be read and whose imports exist; or a new environment."""
     if words[:2] == ["-m", "venv"]:
+        return
+    if words[0] == "-c":
+        for line in ast.parse(words[1]).body:
+            if isinstance(line, ast.Import | ast.ImportFrom):
+                exec(compile(ast.Module([line], []), "-c", "exec"), {})
         return
     assert (ROOT / words[0]).is_file(), words[0]
     if (method := Path(words[0]).stem.removesuffix("_vlm")) in TRAINING:
