@@ -122,7 +122,7 @@ HEAVY = ("torch", "transformers", "datasets", "vllm", "accelerate", "peft", "pya
 @pytest.mark.parametrize(
     "words",
     [["--help"], ["env"], *([name, flag] for name in TRAINING for flag in ("--help", "--help-all")),
-     *([name, "--help"] for name in ("vllm-serve", "report", "compare", "demo", "doctor"))],
+     *([name, "--help"] for name in ("vllm-serve", "report", "compare", "eval", "export", "demo", "doctor"))],
     ids=" ".join,
 )  # fmt: skip
 def test_help_loads_nothing_heavy(words: list[str]) -> None:

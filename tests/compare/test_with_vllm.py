@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from boresight.compare import answering
 from boresight.compare.answering import AnswerSettings, answer
 from boresight.demo.tiny import build_tiny
 from boresight.errors import ConfigError, EngineError
@@ -28,6 +29,16 @@ def test_greedy_answers_are_those_of_transformers(questions: Dataset, tmp_path: 
     by_vllm = [one for place in range(3) for one in batch[place]]
     assert [each.ids for each in by_vllm] == [each.ids for each in plain]
     assert by_vllm == plain
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_vllm_takes_the_checkpoints_type(base: str, dtype: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own `auto` takes 16 bits for a checkpoint in 32."""
+    told: list[str] = []
+    monkeypatch.setattr(answering, "check_can_ask", lambda source, is_adapter: None)
+    monkeypatch.setattr(answering, "sampled_by_vllm", lambda *words, dtype: told.append(dtype) or [])
+    assert list(answer(base, [], AnswerSettings(dtype=dtype, use_vllm=True))) == [{}]
+    assert told == [expected]
 
 
 def test_adapters_and_sizes_are_refused_by_name(adapter: str, questions: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import tomllib
@@ -68,7 +69,14 @@ def read_accelerate(words: Sequence[str]) -> None:
 
 
 def read_python(words: Sequence[str]) -> None:
-    """A script that is there, with the flags of its command."""
+    """A script that is there, with the flags of its command; code that can be read and whose imports exist; or a new environment."""
+    if words[:2] == ["-m", "venv"]:
+        return
+    if words[0] == "-c":
+        for line in ast.parse(words[1]).body:
+            if isinstance(line, ast.Import | ast.ImportFrom):
+                exec(compile(ast.Module([line], []), "-c", "exec"), {})
+        return
     assert (ROOT / words[0]).is_file(), words[0]
     if (method := Path(words[0]).stem.removesuffix("_vlm")) in TRAINING:
         read_boresight([method, *words[1:]])
@@ -78,6 +86,7 @@ READERS: dict[str, Callable[[Sequence[str]], None]] = {
     "boresight": read_boresight,
     "make": read_make,
     "pip": read_pip,
+    "lmms/bin/pip": read_pip,
     "accelerate": read_accelerate,
     "python": read_python,
     "python3": read_python,

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from boresight.cli import compare, completion, demo, doctor, env, export, report, vllm_serve
+from boresight.cli import compare, completion, demo, doctor, env, eval, export, report, vllm_serve  # noqa: A004 -- named as the command
 from boresight.cli.command import Command, read_command
 from boresight.cli.methods import METHODS
 from boresight.errors import BoresightError, ConfigError, StoppedError, UserError, nearest
@@ -46,7 +46,7 @@ WARN_WHEN_IMPORTED = ("torch.utils._pytree", "bitsandbytes")
 """Loggers that warn of their own affairs as soon as torchao and bitsandbytes are imported, which transformers and PEFT do where they find
 them, whether a run uses them or not."""
 
-OWN = (vllm_serve, report, compare, export, demo, doctor, env, completion)
+OWN = (vllm_serve, report, compare, eval, export, demo, doctor, env, completion)
 """The commands that do not train."""
 
 _HOMES = {"load_datasets": "rows", "peft_config": "adapter", "train": "training"}

@@ -173,18 +173,20 @@ def pass_rates(marks: Sequence[Sequence[Mark]]) -> PassRates:
     shares = [right / marked for right, marked in counts if marked]
     ks = sorted({2**power for power in range(most.bit_length()) if 2**power <= most} | {most})
     at = {k: _mean([pass_at_k(right, marked, k) for right, marked in counts if marked >= k]) for k in ks}
-    return PassRates(_mean(shares), _interval_of_mean(shares), at)
+    low, high = interval_of_mean(shares) or (None, None)
+    interval = None if low is None or high is None else (max(0.0, low), min(1.0, high))
+    return PassRates(_mean(shares), interval, at)
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def _interval_of_mean(shares: Sequence[float]) -> tuple[float, float] | None:
-    """Of the normal approximation, within 0 and 1."""
-    if len(shares) < 2:
+def interval_of_mean(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % of the mean of independent values, by the normal approximation; None with fewer than two."""
+    if len(values) < 2:
         return None
-    mean = math.fsum(shares) / len(shares)
-    variance = math.fsum((share - mean) ** 2 for share in shares) / (len(shares) - 1)
-    half = Z95 * math.sqrt(variance / len(shares))
-    return max(0.0, mean - half), min(1.0, mean + half)
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    half = Z95 * math.sqrt(variance / len(values))
+    return mean - half, mean + half

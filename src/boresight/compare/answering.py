@@ -144,48 +144,82 @@ def answer(
         ModelError: there is no such model, its processor does not go with it, or its chat template renders no tools.
         DataError: a row does not suit the model's template or processor.
     """
-    base = _base_of_adapter(source)
-    if settings.use_vllm:
-        check_can_ask(source, is_adapter=base is not None)
-    model: Any = load_model(source, dtype=settings.dtype)
-    has_processor = base is None or (Path(source) / "processor_config.json").exists()
-    processor = load_processor(None, model, source if has_processor else base)
-    facts = model_facts(model, processor)
-    environments = settings.tools.environments()
-    encoder = Encoder(
-        processor,
-        facts=facts,
-        min_pixels=settings.min_pixels,
-        max_pixels=settings.max_pixels,
-        tools=environments.schemas if environments else None,
-    )
-    if settings.use_vllm:
-        del model  # only its facts were needed here
-        prompts = [encoder.prompt(row) for row in rows]
-        groups = sampled_by_vllm(source, prompts, settings.sampling(), facts, encoder.tokenizer, dtype=settings.dtype)
-        yield {place: _answers_of(group, encoder) for place, group in enumerate(groups)}
-        return
-    # Frozen, so that the vision tower encodes an image once, however many questions ask about it.
-    model.requires_grad_(False).eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    sampler = HFSampler(
-        lambda: model,
-        facts,
-        encoder.tokenizer,
-        features=VisionEncoder(unwrap(model)).outputs,
-    )
-    with tool_loop(sampler, encoder, environments, settings.tools.options) if environments else nullcontext() as loop:
-        for start in range(0, len(rows), settings.batch_size):
-            prompts = [encoder.prompt(row) for row in rows[start : start + settings.batch_size]]
-            try:
-                if loop is None:
-                    groups = sampler.sample(prompts, settings.sampling())
-                    found = [_answers_of(group, encoder) for group in groups]
-                else:
-                    found = _answers_in_turns(loop, prompts, settings.sampling(), keep_image)
-            except torch.OutOfMemoryError as error:
-                error.add_note("boresight: lower --batch_size, --max_pixels or --max_completion_length.")
-                raise
-            yield {start + place: own for place, own in enumerate(found)}
+    yield from SavedModel(source, settings).answers(rows, settings.sampling(), keep_image=keep_image)
+
+
+class SavedModel:
+    """A saved model in memory, or behind vLLM, which loads it for each call of `answers`.
+
+    Args:
+        source: a folder or a hub id, of a model or of an adapter.
+        settings: how its questions are read, and who answers; the sampling is that of each call.
+
+    Raises:
+        ModelError: there is no such model, or its processor does not go with it.
+        ConfigError: vLLM is asked for, and cannot answer for this model.
+    """
+
+    def __init__(self, source: str, settings: AnswerSettings) -> None:
+        self.source, self.settings = source, settings
+        base = _base_of_adapter(source)
+        if settings.use_vllm:
+            check_can_ask(source, is_adapter=base is not None)
+        model: Any = load_model(source, dtype=settings.dtype)
+        has_processor = base is None or (Path(source) / "processor_config.json").exists()
+        processor = load_processor(None, model, source if has_processor else base)
+        self.facts = model_facts(model, processor)
+        self.environments = settings.tools.environments()
+        self.encoder = Encoder(
+            processor,
+            facts=self.facts,
+            min_pixels=settings.min_pixels,
+            max_pixels=settings.max_pixels,
+            tools=self.environments.schemas if self.environments else None,
+        )
+        self.sampler = None
+        if settings.use_vllm:
+            # Only the model's facts were needed here. Its type is one of them: vLLM's own `auto` takes 16 bits where a checkpoint has 32.
+            self.dtype = str(model.dtype).removeprefix("torch.") if settings.dtype == "auto" else settings.dtype
+            return
+        # Frozen, so that the vision tower encodes an image once, however many questions ask about it.
+        model.requires_grad_(False).eval().to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+        self.sampler = HFSampler(
+            lambda: model,
+            self.facts,
+            self.encoder.tokenizer,
+            features=VisionEncoder(unwrap(model)).outputs,
+        )
+
+    def answers(
+        self, rows: Sequence[Row], sampling: SamplingSettings, *, keep_image: KeepImage | None = None
+    ) -> Iterator[dict[int, list[Answer]]]:
+        """`sampling.num_completions` answers to each row, a batch at a time, by their places in `rows`.
+
+        Raises:
+            ModelError: the model's chat template renders no tools.
+            DataError: a row does not suit the model's template or processor.
+        """
+        if self.sampler is None:
+            prompts = [self.encoder.prompt(row) for row in rows]
+            groups = sampled_by_vllm(
+                self.source, prompts, sampling, self.facts, self.encoder.tokenizer, dtype=self.dtype
+            )
+            yield {place: _answers_of(group, self.encoder) for place, group in enumerate(groups)}
+            return
+        environments, options = self.environments, self.settings.tools.options
+        with tool_loop(self.sampler, self.encoder, environments, options) if environments else nullcontext() as loop:
+            for start in range(0, len(rows), self.settings.batch_size):
+                prompts = [self.encoder.prompt(row) for row in rows[start : start + self.settings.batch_size]]
+                try:
+                    if loop is None:
+                        groups = self.sampler.sample(prompts, sampling)
+                        found = [_answers_of(group, self.encoder) for group in groups]
+                    else:
+                        found = _answers_in_turns(loop, prompts, sampling, keep_image)
+                except torch.OutOfMemoryError as error:
+                    error.add_note("boresight: lower --batch_size, --max_pixels or --max_completion_length.")
+                    raise
+                yield {start + place: own for place, own in enumerate(found)}
 
 
 def _answers_in_turns(

@@ -35,10 +35,12 @@ def as_markdown(comparison: Comparison, *, max_quoted: int = MAX_QUOTED) -> str:
     """
     parts = [f"## {_line(comparison.title)}", _summary(comparison), _accuracy_table(comparison)]
     if calls := comparison.calls:
-        parts.append(_table(["tools", *CALL_HEADS], [[_cell(name), *call_cells(own)] for name, own in calls.items()]))
+        parts.append(
+            as_table(["tools", *CALL_HEADS], [[as_cell(name), *call_cells(own)] for name, own in calls.items()])
+        )
     if passes := comparison.passes:
-        rows = [[_cell(name), *pass_cells(rates)] for name, rates in passes.items()]
-        parts.append(_table(["all samples", *pass_heads(comparison)], rows))
+        rows = [[as_cell(name), *pass_cells(rates)] for name, rates in passes.items()]
+        parts.append(as_table(["all samples", *pass_heads(comparison)], rows))
     if len(comparison.models) > 1:
         parts.append(_flip_table(comparison))
     parts.append(_answers_table(comparison))
@@ -49,7 +51,7 @@ def as_markdown(comparison: Comparison, *, max_quoted: int = MAX_QUOTED) -> str:
 def _summary(comparison: Comparison) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in comparison.settings.items())
     unmarked = {name: found.unmarked for name, found in comparison.accuracies.items() if found.unmarked}
-    left_out = ", ".join(f"{_cell(name)} {count}" for name, count in unmarked.items())
+    left_out = ", ".join(f"{as_cell(name)} {count}" for name, count in unmarked.items())
     return (
         f"{num_questions(comparison)}, marked by `{comparison.reward}` (right from {comparison.right_at:g}); "
         f"{settings}. Intervals: 95 %, Wilson."
@@ -63,13 +65,13 @@ def _accuracy_table(comparison: Comparison) -> str:
     kinds, means = comparison.by_kind, comparison.mean_scores
     kind_names = list(next(iter(kinds.values()), {}))
     head = ["model", "right", "accuracy", "95 % interval"]
-    head += [f"against {_cell(first)}", "p"] if against else []
+    head += [f"against {as_cell(first)}", "p"] if against else []
     head += ["mean reward"] if means else []
-    head += [_cell(kind) for kind in kind_names] + ["tokens", "cut"]
+    head += [as_cell(kind) for kind in kind_names] + ["tokens", "cut"]
     rows = []
     for name, found in comparison.accuracies.items():
         pair = against.get(name)
-        row = [_cell(name), *accuracy_cells(found)]
+        row = [as_cell(name), *accuracy_cells(found)]
         row += ["", ""] if against and pair is None else []
         row += [] if pair is None else [points(pair.gain), p_value(pair.p)]
         row += [_number(means[name])] if means else []
@@ -79,7 +81,7 @@ def _accuracy_table(comparison: Comparison) -> str:
     if comparison.blind is not None:
         row = [BLIND, *accuracy_cells(comparison.blind)]
         rows.append(row + [""] * (len(head) - len(row)))
-    return _table(head, rows)
+    return as_table(head, rows)
 
 
 def _answers_table(comparison: Comparison) -> str:
@@ -90,21 +92,21 @@ def _answers_table(comparison: Comparison) -> str:
     parts = []
     if golds:
         rows = [
-            [_cell(gold), str(first.marked + first.unmarked), *(percent(own[gold].share) for own in by_gold.values())]
+            [as_cell(gold), str(first.marked + first.unmarked), *(percent(own[gold].share) for own in by_gold.values())]
             for gold, first in golds.items()
         ]
-        parts.append(_table(["right answer", "questions", *map(_cell, by_gold)], rows))
+        parts.append(as_table(["right answer", "questions", *map(as_cell, by_gold)], rows))
     rows = [
-        [_cell(name), _cell(", ".join(f"{answer} {percent(count / asked)}" for answer, count in found))]
+        [as_cell(name), as_cell(", ".join(f"{answer} {percent(count / asked)}" for answer, count in found))]
         for name, found in comparison.commonest.items()
     ]
-    return "\n\n".join([*parts, _table(["model", "commonest answers"], rows)])
+    return "\n\n".join([*parts, as_table(["model", "commonest answers"], rows)])
 
 
 def _flip_table(comparison: Comparison) -> str:
-    rows = [[f"{_cell(pair.first)} → {_cell(pair.second)}", *flip_cells(pair)] for pair in comparison.flips]
+    rows = [[f"{as_cell(pair.first)} → {as_cell(pair.second)}", *flip_cells(pair)] for pair in comparison.flips]
     note = "p: McNemar's exact test, two-sided" + ("." if len(rows) == 1 else f", each of {len(rows)} by itself.")
-    return _table(["flips", *FLIP_COLUMNS], rows) + f"\n\n{note}"
+    return as_table(["flips", *FLIP_COLUMNS], rows) + f"\n\n{note}"
 
 
 def _worth_quoting(comparison: Comparison) -> list[int]:
@@ -120,15 +122,16 @@ def _worth_quoting(comparison: Comparison) -> list[int]:
 
 def _quoted(comparison: Comparison, place: int) -> str:
     question = comparison.questions[place]
-    rows = [["**data set**", "", _cell(question.gold or "–")]]
+    rows = [["**data set**", "", as_cell(question.gold or "–")]]
     signs: dict[Mark, str] = {True: "✓", False: "✗", None: "–"}
     for name, answers in comparison.answers.items():
-        rows.append([_cell(name), signs[comparison.marks[name][place]], _cell(answers[place].transcript)])
+        rows.append([as_cell(name), signs[comparison.marks[name][place]], as_cell(answers[place].transcript)])
     images = f" ({len(question.images)} image{'s' * (len(question.images) > 1)})" if question.images else ""
-    return f"**Row {question.row}**{images}: {_cell(question.question)}\n\n" + _table(["", "", "answer"], rows)
+    return f"**Row {question.row}**{images}: {as_cell(question.question)}\n\n" + as_table(["", "", "answer"], rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def as_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already."""
     line = "| " + " | ".join(head) + " |"
     rule = "|" + "|".join(" --- " for _ in head) + "|"
     return "\n".join([line, rule, *("| " + " | ".join(row) + " |" for row in rows)])
@@ -142,7 +145,7 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _cell(text: str) -> str:
+def as_cell(text: str) -> str:
     """A text as literal content of a table's cell: line breaks become ``<br>``, Markdown's special characters are escaped."""
     escaped = re.sub(r"([\\`*_{}\[\]()<>#+!|~$])", r"\\\1", text.strip())
     return "<br>".join(" ".join(line.split()) for line in escaped.splitlines() if line.strip()) or "(empty)"

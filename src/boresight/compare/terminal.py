@@ -46,10 +46,10 @@ def accuracy_table(comparison: Comparison) -> Table:
     first, *_ = comparison.models
     against = comparison.against_first
     head = ["model", "right", "accuracy", "95 % interval", *([f"against\n{first}", "p"] if against else [])]
-    table = _table(head, title=f"{num_questions(comparison)}, marked by {comparison.reward}")
+    table = empty_table(head, title=f"{num_questions(comparison)}, marked by {comparison.reward}")
     for name, found in comparison.accuracies.items():
         pair = against.get(name)
-        row: list[Text | str] = [_text(name), *accuracy_cells(found)]
+        row: list[Text | str] = [as_text(name), *accuracy_cells(found)]
         row += [] if not against else ["", ""] if pair is None else [points(pair.gain), p_value(pair.p)]
         table.add_row(*row)
     if comparison.blind is not None:
@@ -62,18 +62,18 @@ def accuracy_table(comparison: Comparison) -> Table:
 
 def calls_table(comparison: Comparison) -> Table:
     """Calls of tools, of the models that have some."""
-    table = _table(["calls of tools", *(head.replace(" ", "\n", 1) for head in CALL_HEADS)])
+    table = empty_table(["calls of tools", *(head.replace(" ", "\n", 1) for head in CALL_HEADS)])
     for name, found in comparison.calls.items():
-        table.add_row(_text(name), *call_cells(found))
+        table.add_row(as_text(name), *call_cells(found))
     return table
 
 
 def samples_table(comparison: Comparison) -> Table:
     """Mean accuracy and pass@k of several samples of each question."""
     found = comparison.passes
-    table = _table(["all samples", *(pass_heads(comparison) if found else [])])
+    table = empty_table(["all samples", *(pass_heads(comparison) if found else [])])
     for name, rates in found.items():
-        table.add_row(_text(name), *pass_cells(rates))
+        table.add_row(as_text(name), *pass_cells(rates))
     return table
 
 
@@ -83,10 +83,10 @@ def breakdown_table(title: str, found: Mapping[str, Mapping[str, Accuracy]]) -> 
     table.add_column(title)
     table.add_column("questions", justify="right")
     for name in found:
-        table.add_column(_text(name), justify="right")
+        table.add_column(as_text(name), justify="right")
     for kind, first in next(iter(found.values()), {}).items():
         asked = str(first.marked + first.unmarked)
-        table.add_row(_text(kind), asked, *(percent(own[kind].share) for own in found.values()))
+        table.add_row(as_text(kind), asked, *(percent(own[kind].share) for own in found.values()))
     return table
 
 
@@ -97,26 +97,28 @@ def answers_table(comparison: Comparison) -> Table:
     table.add_column("commonest answers", overflow="fold")
     asked = len(comparison.questions)
     for name, found in comparison.commonest.items():
-        table.add_row(_text(name), _text(", ".join(f"{answer} {percent(count / asked)}" for answer, count in found)))
+        table.add_row(
+            as_text(name), as_text(", ".join(f"{answer} {percent(count / asked)}" for answer, count in found))
+        )
     return table
 
 
 def flip_table(comparison: Comparison) -> Table:
     """Who fixed and who broke what, for every two models."""
-    table = _table(["from → to", *FLIP_COLUMNS])
+    table = empty_table(["from → to", *FLIP_COLUMNS])
     for pair in comparison.flips:
-        table.add_row(_text(f"{pair.first} → {pair.second}"), *flip_cells(pair))
+        table.add_row(as_text(f"{pair.first} → {pair.second}"), *flip_cells(pair))
     return table
 
 
-def _text(name: object) -> Text:
+def as_text(name: object) -> Text:
     """A name as it is written: it may look like rich's markup, or hold control characters."""
     return Text(printable(name))
 
 
-def _table(head: list[str], *, title: str | None = None) -> Table:
-    """An empty table, its first column of names and the others of numbers."""
-    table = Table(title=None if title is None else _text(title), box=box.SIMPLE_HEAD, pad_edge=False)
+def empty_table(head: list[str], *, title: str | None = None, num_names: int = 1) -> Table:
+    """An empty table, its first `num_names` columns of names and the others of numbers."""
+    table = Table(title=None if title is None else as_text(title), box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(head):
-        table.add_column(_text(name), justify="right" if place else "left", no_wrap=True)
+        table.add_column(as_text(name), justify="right" if place >= num_names else "left", no_wrap=True)
     return table
