@@ -198,7 +198,7 @@ def test_the_right_answer_stands_beside_every_completion(tmp_path: Path, chromiu
         given = detail.locator(".given").all_inner_texts()
         assert sorted(given) == ["answer <b>3</b> · right: <b>3</b>"] + ["answer wrong · right: <b>3</b>"] * 3
         (row,) = seen.page.locator("#answers-table tbody tr").all_inner_texts()
-        assert row.split("\t") == ["<b>3</b>", "100 %", "25 %", "25 %", "25 %", "25 %", "3.07", "wrong 75 %"]
+        assert row.split("\t") == ["<b>3</b>", "100 %", "25 %", "25 %", "25 %", "25 %", "3.09", "wrong 75 %"]
         assert "wrong 75.0 %" in seen.page.locator("#answers-table p").inner_text()
         assert seen.is_quiet, (seen.complaints, seen.requests)
 

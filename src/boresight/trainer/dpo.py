@@ -27,9 +27,10 @@ from boresight.loss.preference_options import is_coupled, reads_shift
 from boresight.loss.shift import RewardShift
 from boresight.model.packing import completion_mask
 from boresight.report.metrics import MeanMetrics
-from boresight.trainer.base import GroupTrainer, from_pretrained_options
+from boresight.trainer.base import from_pretrained_options
 from boresight.trainer.checks import Encoding
 from boresight.trainer.config import DPOConfig, as_config
+from boresight.trainer.eval_samples import AnsweringTrainer
 from boresight.trainer.fingerprint import reference_fingerprint
 from boresight.trainer.loading import StepLoader, each, is_stream, values
 from boresight.trainer.pairs import Pair, kept_pairs, pair_lengths, selected, stacked
@@ -38,7 +39,7 @@ from boresight.trainer.steps import StepPlan, micro_batches
 from boresight.types import Group, PerSequence, Row, TokenStats
 
 
-class DPOTrainer(GroupTrainer[Pair]):
+class DPOTrainer(AnsweringTrainer[Pair]):
     """Learn from pairs of answers, of which one is preferred.
 
     Rows are `prompt`, `chosen` and `rejected`, with any number of images. `DPOConfig(**MPO)` is mixed preference optimisation.

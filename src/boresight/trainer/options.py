@@ -115,7 +115,16 @@ class TrainerOptions(PartOptions, DataOptions, ModelOptions, ReportOptions, TRLO
 
 
 @dataclass
-class SFTOptions(TrainerOptions, TRLSFTOptions):
+class EvalSamplesOptions:
+    """Options of a trainer that learns from given completions."""
+
+    num_eval_samples: Annotated[int, Range(at_least=0)] = option(
+        4, "Held-out prompts that the model answers greedily at every evaluation, for the run page. 0: none."
+    )
+
+
+@dataclass
+class SFTOptions(TrainerOptions, EvalSamplesOptions, TRLSFTOptions):
     """Options of `SFTTrainer`."""
 
     unsupported: ClassVar[dict[str, str]] = UNSUPPORTED | NOTHING_SAMPLED
@@ -137,7 +146,7 @@ class SFTOptions(TrainerOptions, TRLSFTOptions):
 
 
 @dataclass
-class DPOOptions(PreferenceLossOptions, ReferenceSyncOptions, TrainerOptions, TRLPaddingOptions):
+class DPOOptions(PreferenceLossOptions, ReferenceSyncOptions, TrainerOptions, EvalSamplesOptions, TRLPaddingOptions):
     """Options of `DPOTrainer`."""
 
     heading: ClassVar[str] = "trainer"

@@ -16,14 +16,14 @@ from boresight.errors import ConfigError
 from boresight.loss.likelihood import likelihood_loss, likelihood_total
 from boresight.model.packing import completion_mask
 from boresight.report.metrics import MeanMetrics
-from boresight.trainer.base import GroupTrainer
 from boresight.trainer.checks import Encoding
 from boresight.trainer.config import SFTConfig, as_config
+from boresight.trainer.eval_samples import AnsweringTrainer
 from boresight.trainer.steps import StepPlan
 from boresight.types import Group
 
 
-class SFTTrainer(GroupTrainer[Group]):
+class SFTTrainer(AnsweringTrainer[Group]):
     """Learn from demonstrations.
 
     Rows are `messages`, or `prompt` and `completion`, each with any number of images; plain `text`; or token ids (`input_ids`).

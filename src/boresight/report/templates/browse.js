@@ -351,7 +351,7 @@ function completionCard(row, group) {
   const card = element("section", {class: `completion${view.kind === "completions" && row === view.open ? " chosen" : ""}`},
     element("header", {},
       element("span", {class: "meter", style: `--fill: ${fill(columns.reward[row])}%`}),
-      element("b", {class: "reward", title: "reward"}, columns.reward[row] === null ? "unscored" : number(columns.reward[row])),
+      element("b", {class: "reward", title: "reward"}, columns.reward[row] !== null ? number(columns.reward[row]) : Object.keys(shelf.rewards).length ? "unscored" : ""),
       columns.advantage ? element("span", {class: "soft", title: "advantage"}, `advantage ${number(columns.advantage[row], 2, true)}`) : null,
       element("span", {class: "soft"}, `${number(columns.length[row], 0)} tokens`),
       element("span", {class: "soft mean"}),
