@@ -11,8 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from boresight.demo.tiny import build_tiny
+
 ROOT = Path(__file__).parents[2]
 SHORT = ("sft", "text-only", "mpo", "grpo", "gspo-lora")
+BY_LAYERS = ("uneven", "passes")
 LONG = ("sft-lora", "dpo", "dpo-lora", "precomputed", "follows", "grpo-lora", "gspo", "parts", "cut")
 
 
@@ -29,9 +32,15 @@ def train(model: Path, folder: Path, ranks: int, *cases: str, **environment: str
 
 
 @pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of more layers than are whole at once where they are gathered one after another."""
+    return build_tiny("qwen2_5_vl", tmp_path_factory.mktemp("tiny"), vocab_size=512, num_layers=4)
+
+
+@pytest.fixture(scope="module")
 def alone(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The short cases on one rank."""
-    return train(model_folder, tmp_path_factory.mktemp("alone"), 1, *SHORT, *EXACT, "sent")
+    return train(model_folder, tmp_path_factory.mktemp("alone"), 1, *SHORT, *EXACT, *BY_LAYERS, "sent")
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +49,21 @@ def divided(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return train(model_folder, tmp_path_factory.mktemp("divided"), 2, *SHORT, "sent", "resumed")
 
 
+@pytest.fixture(scope="module")
+def by_layers(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cases on two ranks that gather one layer after another, and one where they gather all."""
+    return train(model_folder, tmp_path_factory.mktemp("layers"), 2, *BY_LAYERS, "as-fsdp2", BY_LAYERS="1")
+
+
 @pytest.mark.timeout(500)
 def test_the_runs_end(alone: Path, divided: Path) -> None:
     """Two minutes of work on an idle machine, which the limit of a single test would cut off on a busy one."""
     names = [{folder.name for folder in runs.iterdir()} for runs in (alone, divided)]
-    assert names[0] - {*EXACT} | {"resumed"} == names[1]
+    assert names[0] - {*EXACT, *BY_LAYERS} | {"resumed"} == names[1]
+
+
+def weights_of(case: Path) -> dict[str, torch.Tensor]:
+    return load_file(case / "model" / "model.safetensors")
 
 
 def assert_equal(one: Path, two: Path, tolerance: float) -> None:
@@ -66,12 +85,31 @@ def assert_case_equal(one: Path, two: Path, model_folder: Path) -> None:
     # A control: training moved the weights by more than the tolerance.
     if (one / "model" / "model.safetensors").exists():
         before, after = (load_file(folder / "model.safetensors") for folder in (model_folder, one / "model"))
-        assert max((after[name] - before[name]).abs().max().item() for name in after) > 1e-4
+        assert max((after[name] - before[name]).abs().max().item() for name in before) > 1e-4
 
 
 @pytest.mark.parametrize("case", SHORT)
 def test_two_ranks_with_shards_equal_one(case: str, alone: Path, divided: Path, model_folder: Path) -> None:
     assert_case_equal(alone / case, divided / case, model_folder)
+
+
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("case", BY_LAYERS)
+def test_layers_that_are_gathered_one_after_another_equal_one_process(
+    case: str, alone: Path, by_layers: Path, model_folder: Path
+) -> None:
+    """With passes of old policy, reference and entropies; one rank text only; other numbers of micro-batches on each rank."""
+    assert_case_equal(alone / case, by_layers / case, model_folder)
+    experts = {name: weight for name, weight in weights_of(by_layers / case).items() if name.endswith("expert")}
+    assert case != "uneven" or all(weight.abs().min() > 0 for weight in experts.values())
+
+
+def test_two_layers_at_most_are_whole(by_layers: Path) -> None:
+    uneven, control = (torch.load(by_layers / case / "found.pt", weights_only=False) for case in ("uneven", "as-fsdp2"))
+    assert 1 <= uneven["whole"] <= 2
+    assert uneven["whole_gradients"] <= 1
+    assert uneven["repeats"] > 0
+    assert (control["whole"], control["whole_gradients"], control["repeats"]) == (4, 4, 0)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -125,6 +163,9 @@ def test_two_ranks_equal_one_in_float64(
 
 @pytest.mark.soak
 def test_all_methods_with_shards_equal_one_process(model_folder: Path, tmp_path: Path) -> None:
-    found = {ranks: train(model_folder, tmp_path / str(ranks), ranks, *LONG) for ranks in (1, 2)}
-    for case in LONG:
-        assert_case_equal(found[1] / case, found[2] / case, model_folder)
+    every = (*SHORT, *LONG, "passes-lora")
+    one = train(model_folder, tmp_path / "one", 1, *every)
+    for name, environment in (("whole", {}), ("layers", {"BY_LAYERS": "1"})):
+        two = train(model_folder, tmp_path / name, 2, *every, **environment)
+        for case in every:
+            assert_case_equal(one / case, two / case, model_folder)

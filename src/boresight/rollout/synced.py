@@ -264,7 +264,7 @@ class SyncedSampler:
         if self._has_moved:
             self.engine.outdate()
             self._has_moved = False
-        with training.timeline.phase("sync"):
+        with training.timeline.phase("sync"), training.whole():
             report = on_every_rank(lambda: self.engine.sync(training.step()) if self.engine.pushes else None)
             self.engine.adopt(broadcast_object_list([self.engine.version])[0])
         if report is not None:

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from boresight.errors import ConfigError
+from boresight.model.forward import GroupForward
 from boresight.modules import quantisation
 
 INSTEAD = "use FSDP2: --accelerate_config fsdp2, or fsdp_version: 2 in your own accelerate file"
@@ -86,6 +87,38 @@ def divide(accelerator: Accelerator) -> bool:
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
     return plugin is not None
+
+
+def gathers_layers(accelerator: Accelerator) -> bool:
+    """Whether the layers of a divided model are gathered one after another in each pass: accelerate's `fsdp_reshard_after_forward`."""
+    plugin: Any = accelerator.state.fsdp_plugin
+    return bool(plugin.reshard_after_forward)
+
+
+def check_gathers_layers(forward: GroupForward, args: Any) -> None:
+    """Check that every pass of a model runs each layer once, and keeps no layer's weights.
+
+    Raises:
+        ConfigError: its completions or images run one by one, so that ranks would exchange layers in different orders; or an option keeps
+            the weights of all layers for the backward pass.
+    """
+    instead = "set fsdp_reshard_after_forward: false (--accelerate_config fsdp2)"
+    if forward.layout == "plain" or not forward.vision.joins:
+        what = "completions" if forward.layout == "plain" else "images"
+        raise ConfigError(
+            f"fsdp_reshard_after_forward: true gathers layers in each pass, in the same order on all ranks, and the {what} of "
+            f"{type(forward.model).__name__} run one by one: {instead}."
+        )
+    if args.activation_offloading and not args.gradient_checkpointing:
+        raise ConfigError(
+            "activation_offloading would move the weights of layers that are gathered one after another (fsdp_reshard_after_forward: "
+            f"true): set gradient_checkpointing=True, or {instead}."
+        )
+    if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ConfigError(
+            "gradient_checkpointing_kwargs={'use_reentrant': True} does not go with fsdp_reshard_after_forward: true: leave it out, or "
+            f"{instead}."
+        )
 
 
 def shard(model: nn.Module, accelerator: Accelerator) -> None:
