@@ -369,8 +369,8 @@ class TrainingHooks:
     metrics: Totals
     log_once: Callable[[str], None]
     """Prints a line on one rank."""
-    whole: Callable[[], AbstractContextManager[None]] = nullcontext
-    """A context in which this rank has the policy's whole weights, to send them. All ranks enter it together."""
+    sending: Callable[[bool], AbstractContextManager[Any]] = lambda _: nullcontext()
+    """A context in which this rank can send the policy's weights, if it says so (True). All ranks enter it together."""
 
 
 @dataclass(frozen=True, slots=True)

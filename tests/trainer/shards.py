@@ -31,6 +31,7 @@ from transformers import AutoModelForImageTextToText  # noqa: E402
 
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
 from boresight.loss.preference_options import MPO  # noqa: E402
+from boresight.model import export  # noqa: E402
 from boresight.model.export import PolicyWeights  # noqa: E402
 from boresight.model.shards import gathered  # noqa: E402
 from boresight.modules import unwrap  # noqa: E402
@@ -217,6 +218,20 @@ def partly_used(model: str, folder: str, **options: Any) -> Any:
     return trainer
 
 
+KEPT: dict[str, Any] = {
+    name: {
+        "max_steps": 4,
+        "save_steps": 2,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-3,
+        "adam_epsilon": 1e-3,
+        "save_strategy": "steps",
+        **kind,
+    }
+    for name, kind in {"full": {}, "lora": {"peft_config": lora()}}.items()
+}
+
+
 def resumed(model: str, folder: Path) -> None:
     """Four steps; and two steps, saved, and two more from there."""
     for name, kind in (("full", {}), ("lora", {"peft_config": lora()})):
@@ -229,6 +244,19 @@ def resumed(model: str, folder: Path) -> None:
         PartialState().wait_for_everyone()
         trainer.train(resume_from_checkpoint=True)
         trainer.save_model(str(folder / name / "resumed"))
+
+
+def kept_as_shards(model: str, folder: Path) -> None:
+    """Four steps with checkpoints of shards; and two more from the second."""
+    os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
+    for name, kind in KEPT.items():
+        trainer = sft(model, str(folder / name / "run"), **kind)
+        trainer.train()
+        trainer.save_model(str(folder / name / "uninterrupted"))
+        trainer = sft(model, str(folder / name / "run"), **kind)
+        trainer.train(resume_from_checkpoint=str(folder / name / "run" / "checkpoint-2"))
+        trainer.save_model(str(folder / name / "resumed"))
+    os.environ["FSDP_STATE_DICT_TYPE"] = FSDP2["FSDP_STATE_DICT_TYPE"]
 
 
 def continued(model: str, folder: Path, until: int) -> None:
@@ -255,8 +283,22 @@ def sent(model: str, folder: Path) -> None:
                 tensors = {key: tensor.clone() for key, tensor in weights.tensors({*weights.listed})}
             assert not any(isinstance(weight, DTensor) for weight in trainer.model.parameters())
         assert RANKS == 1 or all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
+        probe, convert = LayersProbe(trainer), export.revert_weight_conversion
+
+        def measured(*arguments: Any, probe: LayersProbe = probe, convert: Any = convert) -> Any:
+            probe.measure()
+            return convert(*arguments)
+
+        if RANKS > 1:
+            export.revert_weight_conversion = measured
+        with weights.copied(PartialState().is_main_process):
+            copies = dict(weights.tensors({*weights.listed}))
+            assert RANKS == 1 or all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
+        export.revert_weight_conversion = convert
         if PartialState().is_main_process:
             torch.save(tensors, folder / f"{name}.pt")
+            torch.save(copies, folder / f"{name}-copies.pt")
+            torch.save(probe.whole, folder / f"{name}-whole.pt")
 
 
 if __name__ == "__main__":
@@ -267,6 +309,9 @@ if __name__ == "__main__":
             continue
         if case == "sent":
             sent(model, Path(output_dir) / case)
+            continue
+        if case == "kept-as-shards":
+            kept_as_shards(model, Path(output_dir) / case)
             continue
         if case == "resumed":
             resumed(model, Path(output_dir) / case)

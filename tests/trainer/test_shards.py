@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from boresight.demo.tiny import build_tiny
+from boresight.errors import ConfigError
+from boresight.export.job import source_of
+
+from .shards import KEPT, sft
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("sft", "text-only", "mpo", "grpo", "gspo-lora")
@@ -52,7 +57,9 @@ def divided(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def by_layers(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cases on two ranks that gather one layer after another, and one where they gather all."""
-    return train(model_folder, tmp_path_factory.mktemp("layers"), 2, *BY_LAYERS, "as-fsdp2", BY_LAYERS="1")
+    return train(
+        model_folder, tmp_path_factory.mktemp("layers"), 2, *BY_LAYERS, "as-fsdp2", "kept-as-shards", BY_LAYERS="1"
+    )
 
 
 @pytest.mark.timeout(500)
@@ -118,6 +125,11 @@ def test_an_engine_is_sent_whole_weights(kind: str, alone: Path, divided: Path) 
     one, two = (torch.load(folder / "sent" / f"{kind}.pt") for folder in (alone, divided))
     assert one.keys() == two.keys()
     assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6
+    # Gathered and copied one layer after another, a rank holds one layer and the same numbers.
+    copies, held = (torch.load(divided / "sent" / f"{kind}-{name}.pt") for name in ("copies", "whole"))
+    assert copies.keys() == two.keys()
+    assert all(torch.equal(copies[name], two[name]) for name in two)
+    assert held == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -125,6 +137,25 @@ def test_a_resumed_run_of_shards_has_the_same_bits(kind: str, divided: Path) -> 
     folder = divided / "resumed" / kind
     assert_equal(folder / "uninterrupted", folder / "run" / "checkpoint-4", 0.0)
     assert_equal(folder / "uninterrupted", folder / "resumed", 0.0)
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_a_checkpoint_of_shards_is_resumed_on_any_number_of_ranks(
+    kind: str, by_layers: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    """On two ranks with the same bits, on one within rounding. No rank has written the whole weights."""
+    run = shutil.copytree(by_layers / "kept-as-shards" / kind, tmp_path / kind)
+    assert_equal(run / "uninterrupted", run / "resumed", 0.0)
+    checkpoint = run / "run" / "checkpoint-2"
+    files = {file.name for file in checkpoint.rglob("*")}
+    assert {"__0_0.distcp", "__1_0.distcp"} <= files
+    assert not any(name.endswith((".safetensors", "optimizer.pt")) for name in files)
+    trainer = sft(str(model_folder), str(run / "run"), **KEPT[kind])
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    trainer.save_model(str(run / "one"))
+    assert_equal(run / "uninterrupted", run / "one", 2e-6)
+    with pytest.raises(ConfigError, match="holds shards"):
+        source_of(checkpoint)
 
 
 @pytest.mark.timeout(600)

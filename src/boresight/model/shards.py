@@ -52,17 +52,37 @@ def gathered(*models: nn.Module | None, layers: bool = True) -> Iterator[None]:
         layers: also those of the decoder's layers. Without them, each layer is gathered where a pass runs it (`through_root`), so that
             all ranks must run as many passes.
     """
+    units: list[FSDPModule] = []
+    for root in [model for model in models if isinstance(model, FSDPModule)]:
+        _prepare(root)
+        own = set() if layers else _aligned_layers(root)
+        units += [unit for unit in _units(root) if unit not in own]
+    with _held(units):
+        yield
+
+
+@contextmanager
+def gathered_in(model: nn.Module, name: str) -> Iterator[None]:
+    """The whole weights of the decoder's layer of this name, of a model that is gathered but for them. All ranks call this together.
+
+    Args:
+        name: of a module inside of PEFT's wrapper; nothing happens if no layer is there.
+    """
+    inside = set(unwrap(model).get_submodule(name).modules()) if name else set()
+    with _held([layer for layer in _layers(model) if layer in inside]):
+        yield
+
+
+@contextmanager
+def _held(units: list[FSDPModule]) -> Iterator[None]:
     held: list[FSDPModule] = []
     try:
-        for root in [model for model in models if isinstance(model, FSDPModule)]:
-            _prepare(root)
-            own = set() if layers else _aligned_layers(root)
-            for unit in _units(root):
-                if unit not in _whole and unit not in own:
-                    _communicate(unit, False)
-                    unit.unshard()
-                    _whole.add(unit)  # pyright: ignore[reportArgumentType]
-                    held.append(unit)
+        for unit in units:
+            if unit not in _whole:
+                _communicate(unit, False)
+                unit.unshard()
+                _whole.add(unit)  # pyright: ignore[reportArgumentType]
+                held.append(unit)
         yield
     finally:
         for unit in held:

@@ -167,7 +167,6 @@ class GRPOTrainer(ScoredPasses):
             timeline=self.timeline,
             metrics=self.metrics,
             log_once=self.log_once,
-            whole=lambda: gathered(self.policy.outer),
         )
         extent = self.extent
         if self.environments and extent.max_images is not None:
