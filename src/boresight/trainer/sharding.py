@@ -185,7 +185,7 @@ def _read(state: dict[str, Any], folder: str | Path) -> None:
 
 
 def _weights(model: nn.Module) -> dict[str, Any]:
-    """The weights that a checkpoint holds, by name. They share the model's memory, and loading copies into it. Buffers are the base model's."""
+    """The weights that a checkpoint holds. They share the model's memory, and loading copies into it. Buffers do not change."""
     return {"model": {name: weight.detach() for name, weight in model.named_parameters() if _is_kept(model, weight)}}
 
 
