@@ -97,6 +97,14 @@ PASSES: dict[str, Any] = {
     "eval_strategy": "steps",
     "eval_steps": 2,
 }
+UNEVEN: dict[str, Any] = {
+    "rows": images_on_the_first_rank_alone()[:11],
+    "shuffle_dataset": False,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8 // RANKS,
+    "gradient_checkpointing": True,
+    "max_steps": 4,
+}
 CASES: dict[str, Any] = {
     "sft-64": lambda model, folder: sft(model, folder, **EXACT),
     "grpo-64": lambda model, folder: grpo(model, folder, **EXACT, **UNCORRECTED),
@@ -125,16 +133,9 @@ CASES: dict[str, Any] = {
     ),
     "cut": lambda model, folder: sft(model, folder, max_tokens_per_pass=60),
     # By layers: one rank reads only text, then has fewer micro-batches; weights without a gradient.
-    "uneven": lambda model, folder: partly_used(
-        model,
-        folder,
-        rows=images_on_the_first_rank_alone()[:11],
-        shuffle_dataset=False,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=8 // RANKS,
-        gradient_checkpointing=True,
-        max_steps=4,
-    ),
+    "uneven": lambda model, folder: partly_used(model, folder, **UNEVEN),
+    "uneven-bf16": lambda model, folder: partly_used(model, folder, **UNEVEN, bf16=True),
+    "uneven-bf16-as-fsdp2": lambda model, folder: as_fsdp2(partly_used(model, folder, **UNEVEN, bf16=True)),
     # Passes of the old policy, of a reference that is a copy, of entropies, of swapped images, and of an evaluation.
     "passes": lambda model, folder: grpo(model, folder, **PASSES),
     "passes-lora": lambda model, folder: grpo(model, folder, **PASSES, peft_config=lora(), gradient_checkpointing=True),

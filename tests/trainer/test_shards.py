@@ -21,6 +21,7 @@ from .shards import KEPT, sft
 ROOT = Path(__file__).parents[2]
 SHORT = ("sft", "text-only", "mpo", "grpo", "gspo-lora")
 BY_LAYERS = ("uneven", "passes")
+BF16 = ("uneven-bf16", "uneven-bf16-as-fsdp2")
 LONG = ("sft-lora", "dpo", "dpo-lora", "precomputed", "follows", "grpo-lora", "gspo", "parts", "cut")
 
 
@@ -58,7 +59,14 @@ def divided(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def by_layers(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cases on two ranks that gather one layer after another, and one where they gather all."""
     return train(
-        model_folder, tmp_path_factory.mktemp("layers"), 2, *BY_LAYERS, "as-fsdp2", "kept-as-shards", BY_LAYERS="1"
+        model_folder,
+        tmp_path_factory.mktemp("layers"),
+        2,
+        *BY_LAYERS,
+        *BF16,
+        "as-fsdp2",
+        "kept-as-shards",
+        BY_LAYERS="1",
     )
 
 
@@ -109,6 +117,14 @@ def test_layers_that_are_gathered_one_after_another_equal_one_process(
     assert_case_equal(alone / case, by_layers / case, model_folder)
     experts = {name: weight for name, weight in weights_of(by_layers / case).items() if name.endswith("expert")}
     assert case != "uneven" or all(weight.abs().min() > 0 for weight in experts.values())
+
+
+def test_both_ways_to_gather_are_equal_in_bf16(by_layers: Path, model_folder: Path) -> None:
+    """One rank reads only text in a step, so that its vision tower has no gradient."""
+    one, two = (weights_of(by_layers / case) for case in BF16)
+    before = load_file(model_folder / "model.safetensors")
+    assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-5
+    assert all((one[name] - before[name]).abs().max() > 0 for name in before if ".blocks." in name and "weight" in name)
 
 
 def test_two_layers_at_most_are_whole(by_layers: Path) -> None:

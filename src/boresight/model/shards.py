@@ -120,16 +120,21 @@ def exchanges_layers(model: nn.Module) -> bool:
 def scatter_gradients(model: nn.Module) -> None:
     """Average the gradients of a model's gathered weights over ranks; each rank keeps those of its shard. All ranks call this together.
 
-    A backward pass whose gradients are all 0 runs through the root, so every trained weight has a gradient on every rank.
+    First, trained weights that no pass of this rank used get a gradient of 0, in the dtype of the sums as all others: every rank scatters
+    the same. Then one more backward pass through the root, whose gradient is 0, scatters all.
     """
     held = [unit for unit in _units(model) if unit in _whole]
-    trained = [weight for weight in model.parameters() if weight.requires_grad and not isinstance(weight, DTensor)]
-    if not trained:
+    every = [weight for unit in held for weight in _weights(unit)]
+    weights = [each for each in every if each.unsharded_param.requires_grad and each.unsharded_param.numel()]
+    if not weights:
         return
+    unused = [each for each in weights if each.unsharded_accumulated_grad is None and each.unsharded_param.grad is None]
+    smallest = min((each.unsharded_param for each in weights), key=torch.numel)
+    _as_forward(model, lambda: _zero([smallest, *(each.unsharded_param for each in unused)])).backward()
     for unit in held:
         unit.set_requires_gradient_sync(True, recurse=False)
     try:
-        _as_forward(model, lambda: _zero(trained)).backward()
+        _as_forward(model, lambda: _zero([smallest])).backward()
     finally:
         for unit in held:
             unit.set_requires_gradient_sync(False, recurse=False)
@@ -140,9 +145,14 @@ def drop_gradients(model: nn.Module) -> None:
     model.zero_grad(set_to_none=True)
     if isinstance(model, FSDPModule):
         for unit in _units(model):
-            group: Any = unit._get_fsdp_state()._fsdp_param_group  # there is no public way to these sums
-            for weight in () if group is None else group.fsdp_params:
+            for weight in _weights(unit):
                 weight.unsharded_accumulated_grad = None
+
+
+def _weights(unit: FSDPModule) -> list[Any]:
+    """What FSDP2 knows of a unit's weights. There is no public way to its sums of gradients."""
+    group: Any = unit._get_fsdp_state()._fsdp_param_group
+    return [] if group is None else list(group.fsdp_params)
 
 
 def _units(root: Any) -> list[FSDPModule]:
@@ -176,9 +186,9 @@ def _as_forward(root: Any, work: Callable[[], Result]) -> Result:
         return root()
 
 
-def _zero(weights: list[nn.Parameter]) -> Tensor:
+def _zero(weights: list[Tensor]) -> Tensor:
     """0, which depends on every weight."""
-    return torch.stack([weight.flatten()[0].float() * 0 for weight in weights if weight.numel()]).sum()
+    return torch.stack([weight.flatten()[0].float() * 0 for weight in weights]).sum()
 
 
 # ---- Layers that gather themselves -------------------------------------------------------------------------------------------------
