@@ -58,13 +58,13 @@ def reward(model: str, folder: str) -> None:
     GRPOTrainer(model, fails_on_the_second, GRPOConfig(**{**QUIET, **options}, output_dir=folder), records(8)).train()
 
 
-def sft(model: str, folder: str, rows: Any = None) -> Any:
+def sft(model: str, folder: str, rows: Any = None, **more: Any) -> Any:
     from boresight import SFTConfig, SFTTrainer
 
     from .trainer.conftest import QUIET, demonstrations
 
     options: dict[str, Any] = {**QUIET, "max_steps": 3, "per_device_train_batch_size": 2, "use_cpu": True}
-    config = SFTConfig(**options, output_dir=folder)
+    config = SFTConfig(**options | more, output_dir=folder)
     return SFTTrainer(model, config, demonstrations(12) if rows is None else rows)
 
 
@@ -78,6 +78,24 @@ def killed(model: str, folder: str) -> None:
         return loss(*arguments)
 
     trainer.loss = dying
+    trainer.train()
+
+
+def memory(model: str, folder: str) -> None:
+    """The second rank's second micro-batch does not fit, where the ranks gather one layer after another."""
+    from .trainer.shards import FSDP2_LAYERS
+
+    os.environ.update(FSDP2_LAYERS)
+    trainer = sft(model, folder, max_tokens_per_pass=1)
+    loss, seen = trainer.loss, []
+
+    def failing(*arguments: Any) -> Any:
+        seen.append(arguments)
+        if rank() == 1 and len(seen) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return loss(*arguments)
+
+    trainer.loss = failing
     trainer.train()
 
 
@@ -126,9 +144,8 @@ def late(model: str, folder: str) -> None:
 if __name__ == "__main__":
     case, model, folder = sys.argv[1:]
     try:
-        {"reward": reward, "reader": reader, "killed": killed, "slow": slow, "hanging": hanging, "late": late}[case](
-            model, folder
-        )
+        cases = (reward, reader, killed, memory, slow, hanging, late)
+        {each.__name__: each for each in cases}[case](model, folder)
     except BaseException as error:
         print(f"RAISED {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(3)

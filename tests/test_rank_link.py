@@ -53,6 +53,7 @@ def run(case: str, model: Path, folder: Path) -> list[tuple[int, str]]:
     [
         pytest.param("reward", 1, "KeyError: 'no such answer'", marks=pytest.mark.soak),
         ("reader", 0, "OSError: the disk is gone"),
+        pytest.param("memory", 1, "note: Lower max_tokens_per_pass", marks=pytest.mark.soak),
         ("hanging", 1, "ValueError: the loss is broken"),
     ],
 )

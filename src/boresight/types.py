@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -369,6 +369,8 @@ class TrainingHooks:
     metrics: Totals
     log_once: Callable[[str], None]
     """Prints a line on one rank."""
+    sending: Callable[[bool], AbstractContextManager[Any]] = lambda _: nullcontext()
+    """A context in which this rank can send the policy's weights, if it says so (True). All ranks enter it together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,6 @@ def test_a_script_and_a_file_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_no_such_configuration() -> None:
-    known = "cpu, fsdp2, fsdp2_offload, multi_gpu, single_gpu"
+    known = "cpu, fsdp2, fsdp2_layers, fsdp2_offload, multi_gpu, single_gpu"
     with pytest.raises(ConfigError, match=rf"neither a file nor one of {known}\. Did you mean 'single_gpu'\?"):
         launch_words(StartFlags(accelerate_config="single_gp"), ("boresight", "sft"), WORDS)

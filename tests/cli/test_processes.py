@@ -12,7 +12,7 @@ import pytest
 
 from boresight.cli.launch import shipped
 from boresight.demo.tiny import build_tiny
-from tests.trainer.shards import FSDP2
+from tests.trainer.shards import FSDP2_LAYERS
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
 
@@ -48,12 +48,16 @@ def assert_divided(output: str) -> None:
 
 @pytest.mark.timeout(320)
 def test_a_command_with_the_shipped_configuration(model_folder: Path, tmp_path: Path) -> None:
-    assert_divided(sft(model_folder, tmp_path, "--accelerate_config", "fsdp2", "--num_processes", "2"))
+    output = sft(model_folder, tmp_path, "--accelerate_config", "fsdp2", "--num_processes", "2")
+    assert_divided(output)
+    assert "each gathers the whole weights for a step (fsdp_reshard_after_forward: false)" in output
 
 
 @pytest.mark.timeout(320)
 def test_torchrun_with_accelerates_environment(model_folder: Path, tmp_path: Path) -> None:
-    assert_divided(sft(model_folder, tmp_path, launcher=TORCHRUN, **FSDP2))
+    output = sft(model_folder, tmp_path, launcher=TORCHRUN, **FSDP2_LAYERS)
+    assert_divided(output)
+    assert "each gathers one layer after another in each pass (fsdp_reshard_after_forward: true)" in output
 
 
 @pytest.mark.soak

@@ -26,6 +26,7 @@ SIZE = Size(
     vision=None,
     num_active=600,
     num_head=200,
+    num_in_layers=700,
     patches_per_token=4.0,
 )
 WORK = Work(prompts=3, completions=2, prompt_tokens=8, image_tokens=6, completion_tokens=4)
@@ -68,7 +69,9 @@ def test_phases_of_a_step() -> None:
     found = step_seconds(SIZE, WORK, RATES, 4, adapter_weights=0, sharded=False, held_bytes=1000)
     sharded = step_seconds(SIZE, WORK, RATES, 4, adapter_weights=0, sharded=True, held_bytes=1000)
     lora = step_seconds(SIZE, WORK, RATES, 16, adapter_weights=10, sharded=False, held_bytes=1000)
-    assert found is not None and sharded is not None and lora is not None
+    layers = step_seconds(SIZE, WORK, RATES, 4, adapter_weights=0, sharded=True, held_bytes=1000, layer_passes=3)
+    assert found is not None and sharded is not None and lora is not None and layers is not None
+    assert layers.exchange == pytest.approx(0.75 * (6 * 357 + 3 * 8 * 700) / 5e3)
     assert found.update == pytest.approx(update_flops(SIZE, WORK, adapter=False) / (5e5 * 4))
     assert found.exchange == pytest.approx(0.75 * 8 * 1057 / 5e3)
     assert sharded.exchange == pytest.approx(0.75 * 6 * 1057 / 5e3)

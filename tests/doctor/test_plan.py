@@ -22,6 +22,7 @@ SEVEN = Size(
     vision=Stack(num_layers=32, width=1280, kv_width=1280, mlp_width=3420),
     num_active=5_000_000_000,
     num_head=500_000_000,
+    num_in_layers=5_600_000_000,
     patches_per_token=4.0,
 )
 LAYER = 2 * (8 * 3584 + 2 * 512 + 6 * 18944)
@@ -40,6 +41,8 @@ def test_bytes_of_each_way_by_hand() -> None:
     assert found == {
         "full": pytest.approx(7 * (4 + 4 + 8)),
         "full, fsdp2": pytest.approx(7 * (2 + 4) + 16 * 7 / 8),
+        # Of the 28 layers, two are whole at a time.
+        "full, fsdp2_layers": pytest.approx((1.4 + 2 * 0.2) * (2 + 4) + 16 * 7 / 8),
         "full, fsdp2_offload": pytest.approx(7 * (2 + 4)),
         "full, 8-bit optimizer": pytest.approx(7 * (4 + 4 + 2 + 2 / 64)),
         "full, bf16 with stochastic rounding": pytest.approx(7 * 8),
@@ -65,8 +68,13 @@ def test_tokens_are_what_is_left() -> None:
 
 def test_a_way_is_timed_by_what_it_trains() -> None:
     found = {way.name: seconds_of(SEVEN, way, Work(), Rates(), 8) for way in ways(SEVEN, 8)}
-    full, sharded, lora = (found[name] for name in ("full", "full, fsdp2", "LoRA"))
-    assert full is not None and sharded is not None and lora is not None
+    names = ("full", "full, fsdp2", "full, fsdp2_layers", "LoRA")
+    full, sharded, by_layers, lora = (found[name] for name in names)
+    assert full is not None and sharded is not None and by_layers is not None and lora is not None
+    # 64 × 5,120 tokens over 8 GPUs are two micro-batches of 32,768, and three of 16,384.
+    more = (way for way in ways(SEVEN, 8) if way.by_layers)
+    smaller = seconds_of(SEVEN, next(more), Work(), Rates(), 8, tokens=16_384)
+    assert smaller is not None and smaller.exchange > by_layers.exchange > sharded.exchange
     assert full.sample == sharded.sample == lora.sample
     assert full.update == sharded.update > lora.update
     assert full.exchange > sharded.exchange > 50 * lora.exchange

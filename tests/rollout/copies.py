@@ -102,6 +102,10 @@ class CopyEngine:
     def adopt(self, version: str) -> None:
         self.version, self.fresh = version, True
 
+    @property
+    def is_fresh(self) -> bool:
+        return self.fresh and self.held == self.version
+
     def outdate(self) -> None:
         self.fresh = False
 

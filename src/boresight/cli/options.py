@@ -193,7 +193,7 @@ class StartFlags:
     config: str | None = option(None, "Read options from a YAML file; the command line overrides it.", metavar="FILE")
     accelerate_config: str | None = option(
         None,
-        "Start through accelerate: single_gpu, multi_gpu, fsdp2, cpu, or your own file.",
+        "Start through accelerate: single_gpu, multi_gpu, fsdp2, fsdp2_layers, cpu, or your own file.",
         metavar="NAME",
     )
     num_processes: Annotated[int | None, Range(at_least=1), Launched] = option(

@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 from transformers.utils import logging
 
@@ -26,7 +27,7 @@ from boresight.cli.rows import load_datasets
 from boresight.cli.summary import print_summary
 from boresight.doctor.memory import available_bytes
 from boresight.errors import ModelError, StoppedError
-from boresight.export.verify import changed_tensors, log_probs, make_probes, shown_changes, verify_folder
+from boresight.export.verify import Probe, changed_tensors, log_probs, make_probes, shown_changes, verify_folder
 from boresight.files import in_units
 from boresight.model.shards import gathered
 from boresight.trainer.base import GroupTrainer
@@ -85,29 +86,50 @@ def train(command: Command, trainer: GroupTrainer[Any]) -> None:
     trainer.save_model(str(folder))
     trainer.save_state()
     seconds = time.perf_counter() - begun
-    with gathered(trainer.policy.outer):  # all ranks: the first one's pass needs the whole weights
-        if trainer.is_world_process_zero():
-            verified, fault = verified_model(command, trainer, folder)
-            print_summary(command, trainer, seconds, verified)
-            if fault is not None:
-                raise fault
+    is_first = trainer.is_world_process_zero()
+    # All ranks: the first one's pass needs the whole weights, or the others' part in gathering layer by layer.
+    with gathered(trainer.policy.outer, layers=not trainer.by_layers):
+        known = probed(trainer) if is_first or trainer.by_layers else None
+    if is_first and known is not None:
+        verified, fault = verified_model(command, trainer, folder, known)
+        print_summary(command, trainer, seconds, verified)
+        if fault is not None:
+            raise fault
 
 
-def verified_model(command: Command, trainer: GroupTrainer[Any], folder: Path) -> tuple[str, ModelError | None]:
+def probed(trainer: GroupTrainer[Any]) -> tuple[Sequence[Probe], Sequence[Tensor]] | ModelError:
+    """Some prompts, and the log-probabilities of their tokens under the trained model; or why there are none."""
+    model = trainer.policy.outer
+    try:
+        probes = make_probes(model, trainer.encoder.processor)
+        return probes, log_probs(model, probes)
+    except ModelError as error:
+        return error
+
+
+def verified_model(
+    command: Command,
+    trainer: GroupTrainer[Any],
+    folder: Path,
+    known: tuple[Sequence[Probe], Sequence[Tensor]] | ModelError,
+) -> tuple[str, ModelError | None]:
     """The saved model loaded anew by plain transformers and compared with the trained one: what to say, and the error if it differs.
 
     It is loaded beside the trained model, on the CPU; where there is no memory for it, that is said.
+
+    Args:
+        known: from `probed`.
     """
+    if isinstance(known, ModelError):
+        return "NO: see the error below", known
     model = trainer.policy.outer
     needed, free = sum(weight.numel() * 4 for weight in model.parameters()), available_bytes(torch.device("cpu"))
     if free is not None and needed > free / 2:
         return f"not loaded anew: it takes {in_units(needed)} of {in_units(free)} (boresight export verifies it)", None
     try:
-        probes = make_probes(model, trainer.encoder.processor)
         found = verify_folder(
             folder,
-            probes,
-            log_probs(model, probes),
+            *known,
             trust_remote_code=command.training.trust_remote_code,
             quantization_config=(command.training.model_init_kwargs or {}).get("quantization_config"),
         )

@@ -187,7 +187,15 @@ def sample_seconds(size: Size, work: Work, rates: Rates, num_gpus: int) -> float
 
 
 def step_seconds(
-    size: Size, work: Work, rates: Rates, num_gpus: int, *, adapter_weights: float, sharded: bool, held_bytes: float
+    size: Size,
+    work: Work,
+    rates: Rates,
+    num_gpus: int,
+    *,
+    adapter_weights: float,
+    sharded: bool,
+    held_bytes: float,
+    layer_passes: int = 0,
 ) -> Seconds | None:
     """Seconds of a GRPO step without a reference, sampled anew in every step.
 
@@ -195,6 +203,8 @@ def step_seconds(
         adapter_weights: trained weights of an adapter; 0: all weights are trained.
         sharded: whether FSDP2 divides the weights: gathered once in bf16, and their gradients scattered once in float32.
         held_bytes: of trained weights, gradients and optimizer state on each GPU, which an optimizer step reads and writes.
+        layer_passes: micro-batches of a step on a GPU, where FSDP2 gathers each layer in the forward and in the backward pass of each,
+            and scatters its gradients; 0: it gathers layers as all other weights.
 
     Returns:
         None if sampling does not fit.
@@ -204,7 +214,9 @@ def step_seconds(
         return None
     trained = adapter_weights or size.num_weights
     ring = (num_gpus - 1) / num_gpus
-    exchanged = ring * trained * ((BFLOAT16 + FLOAT32) if sharded else 2 * FLOAT32)
+    by_layers = size.num_in_layers if layer_passes else 0
+    exchanged = ring * (trained - by_layers) * ((BFLOAT16 + FLOAT32) if sharded else 2 * FLOAT32)
+    exchanged += ring * by_layers * layer_passes * (2 * BFLOAT16 + FLOAT32)
     update = update_flops(size, work, adapter=bool(adapter_weights)) / (rates.flops * num_gpus)
     return Seconds(
         sample=sample,

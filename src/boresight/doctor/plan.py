@@ -5,6 +5,7 @@ Weights, gradients and optimizer states are counted exactly. Activations (`size`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,10 @@ RESERVE = 0.1
 """Share of a GPU's memory that is left to the CUDA context, fragments and buffers of collectives."""
 LORA_SHARE = 0.01
 """Trained share of the language model's weights with LoRA: 16 ranks on all linear layers of a 7B model are 0.6 %."""
+MIN_TOKENS = 4096
+"""A micro-batch of fewer tokens holds hardly a prompt with an image and its completions."""
+MAX_TOKENS = 32_768
+"""More tokens in a micro-batch make no step faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class Way:
     adapter: float = 0.0
     """Trained weights of an adapter; 0: all weights are trained."""
     is_sharded: bool = False
+    by_layers: bool = False
+    """Whether each layer is gathered by itself in every pass."""
 
     @property
     def num_bytes(self) -> float:
@@ -69,13 +76,25 @@ def ways(size: Size, num_gpus: int) -> list[Way]:
     if num_gpus > 1:
         each = CHOICES["full"]
         shard = every / num_gpus
-        for name, kept in (("fsdp2", 1.0), ("fsdp2_offload", 0.0)):
+        layer = size.num_in_layers / size.language.num_layers
+        two_layers = every - size.num_in_layers + 2 * layer
+        for name, kept, whole in (("fsdp2", 1, every), ("fsdp2_layers", 1, two_layers), ("fsdp2_offload", 0, every)):
             divided = (bf16, ("accelerate_config", name), ("num_processes", num_gpus))
             # The whole weights of a step in bf16 and its gradients in float32, beside the shards, which offload keeps in the CPU's memory.
-            weights = BFLOAT16 * every + kept * each.weight * shard
-            gradients = each.gradient * every + kept * each.gradient * shard
+            weights = BFLOAT16 * whole + kept * each.weight * shard
+            gradients = each.gradient * whole + kept * each.gradient * shard
             optimizer = kept * each.optimizer * shard
-            found.append(Way(f"full, {name}", divided, weights, gradients, optimizer, is_sharded=True))
+            found.append(
+                Way(
+                    f"full, {name}",
+                    divided,
+                    weights,
+                    gradients,
+                    optimizer,
+                    is_sharded=True,
+                    by_layers=name == "fsdp2_layers",
+                )
+            )
     found += [
         full("full, 8-bit optimizer", small),
         full("full, bf16 with stochastic rounding", *rounded),
@@ -118,12 +137,26 @@ def tokens_that_fit(size: Size, way: Way, memory: float, image_share: float = 0.
     return max(0, int(free / token_bytes(size, image_share=image_share, tower=not way.adapter)))
 
 
-def seconds_of(size: Size, way: Way, work: Work, rates: Rates, num_gpus: int) -> Seconds | None:
-    """Seconds of a GRPO step; None where sampling does not fit."""
+def seconds_of(
+    size: Size, way: Way, work: Work, rates: Rates, num_gpus: int, tokens: int = MAX_TOKENS
+) -> Seconds | None:
+    """Seconds of a GRPO step; None where sampling does not fit.
+
+    Args:
+        tokens: of a micro-batch.
+    """
     each = CHOICES["LoRA"]
     held = each.trained * way.adapter if way.adapter else way.num_bytes
+    passes = math.ceil(work.prompts * work.group_tokens / num_gpus / max(1, min(tokens, MAX_TOKENS)))
     return step_seconds(
-        size, work, rates, num_gpus, adapter_weights=way.adapter, sharded=way.is_sharded, held_bytes=held
+        size,
+        work,
+        rates,
+        num_gpus,
+        adapter_weights=way.adapter,
+        sharded=way.is_sharded,
+        held_bytes=held,
+        layer_passes=passes if way.by_layers else 0,
     )
 
 
@@ -150,7 +183,7 @@ def plan_of(size: Size, num_gpus: int, memory: float, work: Work, rates: Rates) 
     """
     found = ways(size, num_gpus)
     tokens = [tokens_that_fit(size, way, memory, work.image_share) for way in found]
-    seconds = [seconds_of(size, way, work, rates, num_gpus) for way in found]
+    seconds = [seconds_of(size, way, work, rates, num_gpus, count) for way, count in zip(found, tokens, strict=True)]
     return Plan(size, found, tokens, seconds, first_that_fits(tokens))
 
 
@@ -240,12 +273,6 @@ def assumptions(work: Work, rates: Rates) -> str:
         f"{card.network / GB:.1f} GB/s between machines; {rates.price:g} per GPU and hour. Phases follow one another. Rewards, loading of "
         "data, dequantisation and traffic to the CPU's memory are not counted."
     )
-
-
-MIN_TOKENS = 4096
-"""A micro-batch of fewer tokens holds hardly a prompt with an image and its completions."""
-MAX_TOKENS = 32_768
-"""More tokens in a micro-batch make no step faster."""
 
 
 def first_that_fits(tokens: Sequence[int]) -> int | None:

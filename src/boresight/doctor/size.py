@@ -63,6 +63,8 @@ class Size:
     """Weights of the language model's layers that compute a token: without embeddings, head, and experts that it does not visit."""
     num_head: int
     """Weights of the head, tied or not."""
+    num_in_layers: int
+    """Weights of the language model's layers, with all experts."""
     patches_per_token: float
     """Patches that the tower reads for a token of an image."""
 
@@ -104,13 +106,14 @@ def size_of_config(config: Any) -> Size:
     text: Any = config.get_text_config()
     head, embeddings = made.get_output_embeddings(), made.get_input_embeddings()
     outside = {id(module.weight): module.weight.numel() for module in (head, embeddings) if module is not None}
-    idle = _idle_expert_weights(made, text)
+    in_layers = counts["language"] - sum(outside.values())
     return Size(
         weights=counts,
         language=_language(text),
         vision=_vision(getattr(config, "vision_config", None)),
-        num_active=counts["language"] - sum(outside.values()) - idle,
+        num_active=in_layers - _idle_expert_weights(made, text),
         num_head=0 if head is None else head.weight.numel(),
+        num_in_layers=in_layers,
         patches_per_token=_patches_per_token(config),
     )
 

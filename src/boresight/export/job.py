@@ -23,6 +23,7 @@ from boresight.model.quantised import dequantise
 from boresight.own_forward import is_exact
 from boresight.trainer.manifest import MANIFEST, check_whole
 from boresight.trainer.run_folder import RUN_FILE, RunFolder
+from boresight.trainer.sharding import SHARDS
 
 ADAPTER = "adapter_config.json"
 
@@ -68,6 +69,11 @@ def source_of(path: Path, base: str | None = None) -> Source:
     if weights is None and not RunFolder(path).checkpoints():
         raise ConfigError(f"{path} holds no model and no checkpoint: name a folder that does.")
     weights = weights or RunFolder(path).newest_whole()
+    if (weights / SHARDS).is_dir():
+        raise ConfigError(
+            f"{weights} holds shards (fsdp_state_dict_type: SHARDED_STATE_DICT), which only a run reads: resume it to its end, on any "
+            "number of processes, and name its folder."
+        )
     manifest = check_whole(weights) if (weights / MANIFEST).exists() else None
     run = path if (path / RUN_FILE).exists() or not (path.parent / RUN_FILE).exists() else path.parent
     about = _json(run / RUN_FILE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from boresight.errors import ConfigError
 from boresight.model.export import PolicyWeights
+from boresight.model.shards import whole
 from boresight.modules import is_quantised, unwrap
 
 WAY_OUT = "set vllm_lora_sync='merged'"
@@ -60,8 +62,27 @@ class PolicyAdapter:
     def rank(self) -> int:
         return max(layer.r[adapter] for layer, adapter in self._layers.values())
 
+    @contextmanager
+    def copied(self, keep: bool) -> Iterator[None]:
+        """A context in which `factors` returns copies, where layers are divided over ranks. All ranks call this together.
+
+        Args:
+            keep: whether this rank calls `factors`; others only take part.
+        """
+        copies = [(name, whole(down), whole(up)) for name, down, up in self.factors()]
+        self._copies = copies if keep else None
+        try:
+            yield
+        finally:
+            self._copies = None
+
+    _copies: list[tuple[str, Tensor, Tensor]] | None = None
+
     @torch.no_grad()
     def factors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        if self._copies is not None:
+            yield from self._copies
+            return
         for name, (layer, adapter) in self._layers.items():
             down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
             yield name, down.detach(), up.detach() * layer.scaling[adapter]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from boresight.errors import ConfigError
 from boresight.model.quantised import tensors_of
+from boresight.model.shards import exchanges_layers, gathered, gathered_in
 from boresight.modules import is_quantised, quantisation, unwrap
 from boresight.types import Weight
 
@@ -70,8 +72,41 @@ class PolicyWeights:
         """The saved name of a tensor of the model without adapters, or the names of its parts if it is split."""
         return self._saved_names[name]
 
+    @contextmanager
+    def copied(self, keep: bool) -> Iterator[None]:
+        """A context in which `tensors` returns copies in the CPU's memory, where layers are not gathered (`shards.gathered`). One layer
+        after another is gathered and copied. All ranks call this together.
+
+        Args:
+            keep: whether this rank calls `tensors`; others only take part.
+        """
+        if not exchanges_layers(self.model):
+            yield
+            return
+        base = unwrap(self.model)
+        copies: dict[str, Tensor] = {}
+        with gathered(self.model, layers=False):
+            for place, names in groupby(self._saved_names, key=_layer):
+                with gathered_in(self.model, place):
+                    plain = _plain(base, self.adapters) if keep else {}
+                    made = {name: plain[name]().detach() for name in names if keep}
+                    copies |= {
+                        name: tensor.to("cpu", copy=True)
+                        for name, tensor in revert_weight_conversion(base, made).items()
+                    }
+        self._copies = copies
+        try:
+            yield
+        finally:
+            self._copies = None
+
+    _copies: dict[str, Tensor] | None = None
+
     def tensors(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """The current tensors with these names, layer by layer. A model with shards must be gathered (`shards.gathered`)."""
+        """The current tensors with these names, layer by layer. A model with shards must be gathered (`shards.gathered`) or `copied`."""
+        if self._copies is not None:
+            yield from ((name, tensor) for name, tensor in self._copies.items() if name in names)
+            return
         base, names = unwrap(self.model), set(names)
         for _, group in groupby(_plain(base, self.adapters).items(), key=lambda item: _layer(item[0])):
             wanted = {name: make().detach() for name, make in group if not names.isdisjoint(self._saved_names[name])}

@@ -18,6 +18,7 @@ from boresight.model.choice import build_layout, choose
 from boresight.model.head import MAX_LOGIT_BYTES, token_logp
 from boresight.model.layouts import Predictions
 from boresight.model.routers import Routers
+from boresight.model.shards import is_sharded, through_root
 from boresight.model.verification import Candidate, Forward
 from boresight.model.vision import VisionEncoder, join_features
 from boresight.modules import redirected, unwrap
@@ -141,6 +142,8 @@ class GroupForward:
                 collision=collision,
             )
 
+        if is_sharded(self.outer):
+            return through_root(self.outer, forward)
         if wrapped is None or wrapped is self.outer:
             return forward()
         with redirected(wrapped.module, forward):  # pyright: ignore[reportArgumentType]

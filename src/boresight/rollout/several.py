@@ -212,6 +212,11 @@ class SeveralEngines:
             else:
                 self._out.add(number)
 
+    @property
+    def is_fresh(self) -> bool:
+        """As `SyncedEngine.is_fresh`. An engine that was left out may be back, and lack them."""
+        return not self._out and all(engine.is_fresh for engine in self.engines)
+
     def outdate(self) -> None:
         for engine in self.engines:
             engine.outdate()

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -60,6 +61,11 @@ class SyncedEngine(Protocol):
     @property
     def dtype(self) -> str:
         """The dtype that the engine computes in."""
+        ...
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the engine holds the policy's weights, so that `sync` sends none."""
         ...
 
     @property
@@ -264,8 +270,11 @@ class SyncedSampler:
         if self._has_moved:
             self.engine.outdate()
             self._has_moved = False
+        sends = self.engine.pushes
         with training.timeline.phase("sync"):
-            report = on_every_rank(lambda: self.engine.sync(training.step()) if self.engine.pushes else None)
+            is_needed = any(gather_object([sends and not self.engine.is_fresh]))
+            with training.sending(sends) if is_needed else nullcontext():
+                report = on_every_rank(lambda: self.engine.sync(training.step()) if sends else None)
             self.engine.adopt(broadcast_object_list([self.engine.version])[0])
         if report is not None:
             training.metrics.sum("sync/tensors", report.num_sent)

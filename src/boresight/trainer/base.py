@@ -59,7 +59,14 @@ from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.reference import ReferenceSync, load_reference
 from boresight.trainer.resolution import check_resolution
 from boresight.trainer.run_folder import CleanFolder, RunFolder, check_is_not_model
-from boresight.trainer.sharding import divide, refuse_other_engines, refuse_quantised_shards, shard
+from boresight.trainer.sharding import (
+    check_gathers_layers,
+    divide,
+    gathers_layers,
+    refuse_other_engines,
+    refuse_quantised_shards,
+    shard,
+)
 from boresight.trainer.steps import StepPlan, micro_batches
 from boresight.trainer.stochastic_rounding import rounds_stochastically, stochastic_optimizer, uncompiled_on_cpu
 from boresight.trainer.update import Item
@@ -206,9 +213,13 @@ class GroupTrainer(LoggingTrainer[Item]):
         """Add the loss of some items, and the metrics that come with it."""
         total = self.total(items)
         model: Any = self.model
-        parts = micro_batches(items, self.eval_plan, self._max_tokens)
-        loss = torch.stack([self.loss(model, part, total, metrics) for part in parts]).sum()
-        metrics.mean("loss", loss, weight=total.flatten()[0])
+        losses: list[torch.Tensor] = []
+        for part, counts in self.aligned(micro_batches(items, self.eval_plan, self._max_tokens)):
+            if counts:
+                losses.append(self.loss(model, part, total, metrics))
+            else:
+                self.repeat(model, part)
+        metrics.mean("loss", torch.stack(losses).sum(), weight=total.flatten()[0])
 
     def state_of_method(self) -> dict[str, Any]:
         reference = {} if self._reference_sync is None else self._reference_sync.state_dict()
@@ -266,8 +277,14 @@ class GroupTrainer(LoggingTrainer[Item]):
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = divide(self.accelerator)
         if self.is_fsdp_enabled:
-            count = self.accelerator.num_processes
-            self.log_once(f"FSDP2 divides weights, gradients and optimizer state over {count} processes.")
+            self.by_layers = gathers_layers(self.accelerator)
+            how = "one layer after another in each pass" if self.by_layers else "the whole weights for a step"
+            self.log_once(
+                f"FSDP2 divides weights, gradients and optimizer state over {self.accelerator.num_processes} processes; each gathers {how} "
+                f"(fsdp_reshard_after_forward: {str(self.by_layers).lower()})."
+            )
+        if self.by_layers:
+            check_gathers_layers(self.policy, self.args)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """transformers' optimizer; with `lr`, each part has groups of its own."""
@@ -292,6 +309,8 @@ class GroupTrainer(LoggingTrainer[Item]):
         """
         self.reference = self.load_reference(ref_model)
         if self.accelerator.is_fsdp2 and self.reference.adapter is None:
+            if self.by_layers:
+                check_gathers_layers(self.reference.forward, self.args)
             shard(self.reference.forward.outer, self.accelerator)
         if config.sync_ref_model:
             self._reference_sync = ReferenceSync(self.reference, self.policy, config)
@@ -312,6 +331,12 @@ class GroupTrainer(LoggingTrainer[Item]):
         if self.reference is None or self.reference.adapter is not None:
             return None
         return self.reference.forward.outer
+
+    @contextlib.contextmanager
+    def unnoticed(self) -> Iterator[None]:
+        reference = contextlib.nullcontext() if self.reference is None else self.reference.forward.uncounted()
+        with super().unnoticed(), reference:
+            yield
 
     @contextlib.contextmanager
     def without_gradient(self) -> Iterator[None]:
@@ -342,7 +367,8 @@ class GroupTrainer(LoggingTrainer[Item]):
         self.model.eval()  # pyright: ignore[reportOptionalMemberAccess]
         num_groups = 0
         models: Any = (self.model, *self.models_beside())
-        with random_states_kept(), gathered(*models), torch.no_grad(), self.compute_loss_context_manager():
+        whole = gathered(*models, layers=not self.by_layers)
+        with random_states_kept(), whole, torch.no_grad(), self.compute_loss_context_manager():
             for inputs in dataloader:
                 self.evaluate_step(inputs, metrics)
                 num_groups += len(inputs)

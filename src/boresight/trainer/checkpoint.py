@@ -36,7 +36,15 @@ from boresight.trainer.identity import Identity
 from boresight.trainer.manifest import MANIFEST, read_manifest, write_manifest
 from boresight.trainer.nested_options import named
 from boresight.trainer.run_folder import PREFIX, SAVING, RunFolder, publish_model
-from boresight.trainer.sharding import load_optimizer, save_optimizer
+from boresight.trainer.sharding import (
+    SHARDS,
+    load_optimizer,
+    load_optimizer_shards,
+    load_shards,
+    save_optimizer,
+    save_shards,
+    saves_shards,
+)
 
 STATE_FILE = "boresight_state.pt"
 """Each rank's file in a checkpoint: the method's state other than weights, optimizer and random states."""
@@ -142,7 +150,12 @@ class CheckpointedTrainer(Trainer):
 
     def _write_checkpoint(self, aside: Path, target: Path) -> None:
         """This rank's files. The best checkpoint is named as it will be called."""
-        self.save_model(str(aside), _internal_call=True)
+        if self._saves_shards:
+            save_shards(self.model, None if self.args.save_only_model else self.optimizer, aside)  # pyright: ignore[reportArgumentType]
+            if self.args.should_save:
+                self._save_beside_weights(aside)
+        else:
+            self.save_model(str(aside), _internal_call=True)
         best = target.parent / f"{PREFIX}{self.state.best_global_step}"
         if self.state.best_global_step and (best == target or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
@@ -155,6 +168,20 @@ class CheckpointedTrainer(Trainer):
         if self.args.should_save:
             self._save_callbacks()
             self.state.save_to_json(str(aside / "trainer_state.json"))
+
+    @property
+    def _saves_shards(self) -> bool:
+        return is_sharded(self.model) and saves_shards(self.args)  # pyright: ignore[reportArgumentType]
+
+    def _save_beside_weights(self, folder: Path) -> None:
+        """What a checkpoint of shards holds of a model's folder."""
+        base = unwrap(self.model)  # pyright: ignore[reportArgumentType]
+        base.config.save_pretrained(folder)
+        adapters: Any = getattr(self.model, "peft_config", {})
+        for adapter in adapters.values():
+            adapter.save_pretrained(str(folder))
+        processor: Any = self.processing_class
+        processor.save_pretrained(folder)
 
     def _save_callbacks(self) -> None:
         """Update the callbacks' states in the trainer's state, as transformers does before it saves that."""
@@ -267,6 +294,9 @@ class CheckpointedTrainer(Trainer):
         modules have. No name would match, and training would continue from the current weights.
         """
         whole: Any = self.model if model is None else model
+        if (Path(resume_from_checkpoint) / SHARDS).is_dir():
+            load_shards(whole, resume_from_checkpoint)
+            return
         if is_sharded(whole):
             load_full_state(whole, self._saved_state(Path(resume_from_checkpoint)))
             return
@@ -290,7 +320,8 @@ class CheckpointedTrainer(Trainer):
         if not is_sharded(model):
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        save_optimizer(model, self.optimizer, output_dir, writes=self.args.should_save)
+        if not self._saves_shards:
+            save_optimizer(model, self.optimizer, output_dir, writes=self.args.should_save)
         if self.args.should_save:
             scheduler: Any = self.lr_scheduler
             torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -300,8 +331,10 @@ class CheckpointedTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         model: Any = self.model
-        if checkpoint is not None and is_sharded(model):
-            load_optimizer(model, self.optimizer, checkpoint)
+        holds_shards = checkpoint is not None and (Path(checkpoint) / SHARDS).is_dir()
+        if checkpoint is not None and (holds_shards or is_sharded(model)):
+            load = load_optimizer_shards if holds_shards else load_optimizer
+            load(model, self.optimizer, checkpoint)
             scheduler: Any = self.lr_scheduler
             scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from boresight.loss.preference import (
 from boresight.loss.preference_options import is_coupled, reads_shift
 from boresight.loss.shift import RewardShift
 from boresight.model.packing import completion_mask
+from boresight.model.shards import gathered
 from boresight.report.metrics import MeanMetrics
 from boresight.trainer.base import from_pretrained_options
 from boresight.trainer.checks import Encoding
@@ -169,7 +171,8 @@ class DPOTrainer(AnsweringTrainer[Pair]):
             model = self.policy if self._is_own_reference(ref_model) else self.load_reference(ref_model)
             return lambda rows: self._logps([self.encode(row) for row in rows], model, StepPlan(size, size))
 
-        with self.timeline.phase("logp"):
+        # Ranks compute different numbers of rows.
+        with self.timeline.phase("logp"), gathered(self.policy.outer):
             return precomputed_reference(
                 Path(args.precomputed_ref_path or Path(args.output_dir) / "reference_logps.safetensors"),
                 self._fingerprint(ref_model) if self.precomputed is None else self.precomputed.fingerprint,
@@ -200,11 +203,12 @@ class DPOTrainer(AnsweringTrainer[Pair]):
         """[2 · groups] `completion_logps` under a model, without gradient and dropout."""
         found = []
         with self.without_gradient():
-            for part in micro_batches(
-                [Pair(group) for group in groups], plan or self.plan, self.args.max_tokens_per_pass
-            ):
-                stats = model([pair.group for pair in part])
-                found.append(completion_logps(stats.logp, stats.mask, self.args.ld_alpha).float().cpu())
+            pairs = micro_batches([Pair(group) for group in groups], plan or self.plan, self.args.max_tokens_per_pass)
+            for part, counts in self.aligned(pairs):
+                with contextlib.nullcontext() if counts else self.unnoticed():
+                    stats = model([pair.group for pair in part])
+                if counts:
+                    found.append(completion_logps(stats.logp, stats.mask, self.args.ld_alpha).float().cpu())
         return torch.cat(found)
 
     # ---- A step -----------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from boresight.data.sources import RowStream
 from boresight.data.turns import check_template
 from boresight.errors import ConfigError
 from boresight.loss.policy import Entropy, LogProbs, policy_loss, policy_total
+from boresight.model.shards import gathered
 from boresight.ranks import on_every_rank
 from boresight.report.completions import CompletionStore
 from boresight.report.metric_dictionary import entry_for
@@ -247,14 +249,20 @@ class GRPOTrainer(ScoredPasses):
 
     def collect(self, prompts: Sequence[Prompt]) -> list[Scored]:
         """Sample completions of prompts, score them, compute advantages, and add the log-probabilities that the loss needs."""
-        scored, rows = self.rollouts.collect(prompts, self.state)
+        with self._sampling():
+            scored, rows = self.rollouts.collect(prompts, self.state)
         with self.timeline.phase("logp"):
             scored = self._with_logp(scored)
             if is_due(self.args.verdict_steps, self.state.global_step, self.plan.rollout_period):
                 groups = [item.group for item in scored]
-                note_image_swap(self.metrics, groups, lambda part: self.logp(part, self.policy))
+                note_image_swap(self.metrics, groups, lambda part: self.logp(part, self.policy, spare=groups))
         self._show(rows)
         return scored
+
+    def _sampling(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the policy can be sampled from. transformers runs the model as often as a rank's completions are long, so
+        it needs the whole weights."""
+        return contextlib.nullcontext() if isinstance(self.sampler, SyncedSampler) else gathered(self.policy.outer)
 
     def _prompt(self, row: int) -> Prompt:
         """The prompt of a training row, encoded in this process."""
@@ -319,7 +327,9 @@ class GRPOTrainer(ScoredPasses):
 
     def evaluate_step(self, inputs: list[Prompt], metrics: MeanMetrics) -> None:
         """Add reward metrics of completions sampled for a batch, and the policy loss of these completions with its metrics."""
-        items = self._with_reference(self.rollouts.evaluate(inputs, self.state, metrics))
+        with self._sampling():
+            items = self.rollouts.evaluate(inputs, self.state, metrics)
+        items = self._with_reference(items)
         self.evaluate_items(self._with_entropy(items) if self.args.top_entropy_quantile < 1 else items, metrics)
 
     # ---- Report -----------------------------------------------------------------------------------------------------------------

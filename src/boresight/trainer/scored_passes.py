@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -46,7 +47,9 @@ class ScoredPasses(GroupTrainer[Scored]):
         learned = [item for item in scored if self.learns_from(item)]
         groups = [item.group for item in learned]
         # With one update per rollout, the old policy is the policy, and no pass is needed.
-        old = self.logp(groups, self.policy) if self.plan.rollout_period > 1 else [None] * len(groups)
+        old = [None] * len(groups)
+        if self.plan.rollout_period > 1:
+            old = self.logp(groups, self.policy, spare=[item.group for item in scored])
         known = self._with_reference([replace(item, old=logp) for item, logp in zip(learned, old, strict=True)])
         complete = dict(zip(map(id, learned), known, strict=True))
         return [complete.get(id(item), item) for item in scored]
@@ -69,17 +72,28 @@ class ScoredPasses(GroupTrainer[Scored]):
             penalties.append(self.args.beta * ratio.sum(-1))
         return penalties
 
-    def logp(self, groups: Sequence[Group], model: Callable[..., TokenStats]) -> list[Tensor]:
-        """Log-probabilities of every group under a model, without gradient and dropout."""
-        return per_group(self._token_rows(groups, model, "logp"), groups)
+    def logp(
+        self, groups: Sequence[Group], model: Callable[..., TokenStats], spare: Sequence[Group] = ()
+    ) -> list[Tensor]:
+        """Log-probabilities of every group under a model, without gradient and dropout. All ranks call this together.
 
-    def _token_rows(self, groups: Sequence[Group], model: Callable[..., TokenStats], wanted: str) -> list[Tensor]:
+        Args:
+            spare: where this rank may have no groups and others do, some of its groups.
+        """
+        return per_group(self._token_rows(groups, model, "logp", spare), groups)
+
+    def _token_rows(
+        self, groups: Sequence[Group], model: Callable[..., TokenStats], wanted: str, spare: Sequence[Group] = ()
+    ) -> list[Tensor]:
         """One row per completion with its tokens' `logp` or `entropy` under a model."""
         rows: list[Tensor] = []
+        passes = micro_batches(groups, self.plan, self.args.max_tokens_per_pass)
         with self.without_gradient():
-            for part in micro_batches(groups, self.plan, self.args.max_tokens_per_pass):
-                stats = model(part, temperature=self._temperature, ban_modalities=True, entropy=wanted == "entropy")
-                rows += getattr(stats, wanted).cpu()
+            for part, counts in self.aligned(passes, spare):
+                with contextlib.nullcontext() if counts else self.unnoticed():
+                    stats = model(part, temperature=self._temperature, ban_modalities=True, entropy=wanted == "entropy")
+                if counts:
+                    rows += getattr(stats, wanted).cpu()
         return rows
 
     @property

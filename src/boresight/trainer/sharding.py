@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from peft import PeftModel
 from torch import nn
+from torch.distributed import checkpoint, is_initialized
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -19,10 +22,13 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from boresight.errors import ConfigError
+from boresight.model.forward import GroupForward
 from boresight.modules import quantisation
 
 INSTEAD = "use FSDP2: --accelerate_config fsdp2, or fsdp_version: 2 in your own accelerate file"
 OPTIMIZER_FILE = "optimizer.pt"
+SHARDS = "shards"
+"""The folder of a checkpoint in which torch.distributed.checkpoint keeps each rank's shards."""
 
 
 def is_set(name: str) -> bool:
@@ -88,6 +94,38 @@ def divide(accelerator: Accelerator) -> bool:
     return plugin is not None
 
 
+def gathers_layers(accelerator: Accelerator) -> bool:
+    """Whether the layers of a divided model are gathered one after another in each pass: accelerate's `fsdp_reshard_after_forward`."""
+    plugin: Any = accelerator.state.fsdp_plugin
+    return bool(plugin.reshard_after_forward)
+
+
+def check_gathers_layers(forward: GroupForward, args: Any) -> None:
+    """Check that every pass of a model runs each layer once, and keeps no layer's weights.
+
+    Raises:
+        ConfigError: its completions or images run one by one, so that ranks would exchange layers in different orders; or an option keeps
+            the weights of all layers for the backward pass.
+    """
+    instead = "set fsdp_reshard_after_forward: false (--accelerate_config fsdp2)"
+    if forward.layout == "plain" or not forward.vision.joins:
+        what = "completions" if forward.layout == "plain" else "images"
+        raise ConfigError(
+            f"fsdp_reshard_after_forward: true gathers layers in each pass, in the same order on all ranks, and the {what} of "
+            f"{type(forward.model).__name__} run one by one: {instead}."
+        )
+    if args.activation_offloading and not args.gradient_checkpointing:
+        raise ConfigError(
+            "activation_offloading would move the weights of layers that are gathered one after another (fsdp_reshard_after_forward: "
+            f"true): set gradient_checkpointing=True, or {instead}."
+        )
+    if (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ConfigError(
+            "gradient_checkpointing_kwargs={'use_reentrant': True} does not go with fsdp_reshard_after_forward: true: leave it out, or "
+            f"{instead}."
+        )
+
+
 def shard(model: nn.Module, accelerator: Accelerator) -> None:
     """Divide a frozen model's weights over ranks, in place, as accelerate divides the policy's."""
     fsdp2_prepare_model(accelerator, model)
@@ -106,6 +144,53 @@ def save_optimizer(model: nn.Module, optimizer: Any, folder: str | Path, *, writ
         "param_groups": [{**group, "params": [number[name] for name in group["params"]]} for group in groups],
     }
     torch.save(numbered, Path(folder) / OPTIMIZER_FILE)
+
+
+def saves_shards(args: Any) -> bool:
+    """Whether checkpoints keep shards: accelerate's `fsdp_state_dict_type`, where it is set."""
+    config: Any = args.fsdp_config or {}
+    asked = config.get("state_dict_type") if args.fsdp else os.environ.get("FSDP_STATE_DICT_TYPE")
+    return str(asked).upper() == "SHARDED_STATE_DICT"
+
+
+def save_shards(model: nn.Module, optimizer: Any, folder: str | Path) -> None:
+    """Write each rank's shards of the weights (of an adapter's alone, where one is trained) and of the optimizer's state. All ranks call
+    this together.
+
+    Args:
+        optimizer: None: the weights alone.
+    """
+    state = _weights(model)
+    if optimizer is not None:
+        state["optimizer"] = get_optimizer_state_dict(model, _inner(optimizer))
+    checkpoint.save(state, checkpoint_id=Path(folder) / SHARDS)
+
+
+def load_shards(model: nn.Module, folder: str | Path) -> None:
+    """Load the weights that any number of ranks wrote by `save_shards`, into a model with shards or without. All ranks call this."""
+    _read(_weights(model), folder)
+
+
+def load_optimizer_shards(model: nn.Module, optimizer: Any, folder: str | Path) -> None:
+    """As `load_shards`, the state of the optimizer."""
+    state = {"optimizer": get_optimizer_state_dict(model, _inner(optimizer))}
+    _read(state, folder)
+    set_optimizer_state_dict(model, _inner(optimizer), state["optimizer"])
+
+
+def _read(state: dict[str, Any], folder: str | Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process reads by itself
+        checkpoint.load(state, checkpoint_id=Path(folder) / SHARDS, no_dist=not is_initialized())
+
+
+def _weights(model: nn.Module) -> dict[str, Any]:
+    """The weights that a checkpoint holds. They share the model's memory, and loading copies into it. Buffers do not change."""
+    return {"model": {name: weight.detach() for name, weight in model.named_parameters() if _is_kept(model, weight)}}
+
+
+def _is_kept(model: nn.Module, weight: nn.Parameter) -> bool:
+    return weight.requires_grad or not isinstance(model, PeftModel)
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, folder: str | Path) -> None:

@@ -7,7 +7,7 @@ gradients at the last one. So the result depends neither on how a step is cut no
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from boresight import rank_link
 from boresight.model.forward import GroupForward
 from boresight.model.offloading import OffloadedActivations
 from boresight.model.routers import Routers
-from boresight.model.shards import drop_gradients, gathered, is_sharded, scatter_gradients
+from boresight.model.shards import drop_gradients, exchanges_layers, gathered, is_sharded, scatter_gradients
 from boresight.report.metrics import MeanMetrics
 from boresight.report.timeline import Timeline
 from boresight.terminal import printable
@@ -25,9 +25,11 @@ from boresight.trainer.identity import options_of
 from boresight.trainer.kept_step import keep_step
 from boresight.trainer.lifecycle import LifecycleTrainer
 from boresight.trainer.nonfinite import BAD, NonFiniteSteps, ZeroGradients, gradients_of, largest
+from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.steps import Cuttable, StepPlan, micro_batches, smaller_budget
 
 Item = TypeVar("Item", bound=Cuttable)
+Part = TypeVar("Part", bound=Cuttable)
 
 
 class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
@@ -41,6 +43,8 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
     _max_tokens: int | None
     _non_finite: NonFiniteSteps
     _zero_gradients: ZeroGradients
+    by_layers = False
+    """Whether FSDP2 gathers one layer after another in each pass, not the whole weights for a step: `fsdp_reshard_after_forward`."""
     was_skipped = False
     """Whether the last step changed no weight, because a number of it was not finite."""
 
@@ -88,11 +92,11 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         self.was_skipped = False
-        with gathered(model):
+        with gathered(model, layers=not self.by_layers):
             return self._gathered_step(model, inputs)
 
     def _gathered_step(self, model: nn.Module, inputs: Any) -> Tensor:
-        with gathered(*self.models_beside()):
+        with gathered(*self.models_beside(), layers=not self.by_layers):
             items = self.prepare(inputs)
         with self.timeline.phase("update"):
             total: Any = self.accelerator.reduce(self.total(items).to(self.args.device), reduction="sum")
@@ -163,7 +167,8 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
         """This rank's loss and gradients. If a micro-batch does not fit in memory, the step restarts with smaller ones.
 
         Raises:
-            torch.OutOfMemoryError: a single completion does not fit, or the ranks are already exchanging gradients.
+            torch.OutOfMemoryError: a single completion does not fit, the ranks are already exchanging gradients, or they exchange layers in
+                each micro-batch.
         """
         while True:
             passes = micro_batches(items, self.plan, self._max_tokens)
@@ -173,6 +178,13 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
                 loss = self._passes(model, passes, total, metrics)
             except torch.OutOfMemoryError as error:
                 budget = smaller_budget(passes)
+                if self._is_aligned:
+                    most = max(map(_num_tokens, passes))
+                    error.add_note(
+                        "boresight: with fsdp_reshard_after_forward: true, ranks exchange layers in each pass, and none can make its "
+                        f"micro-batches smaller alone. Lower max_tokens_per_pass: the largest had {most} tokens."
+                    )
+                    raise
                 if budget is None or self._exchanging:
                     error.add_note(
                         "boresight: set max_tokens_per_pass, gradient_checkpointing=True, or lower max_pixels or the lengths."
@@ -200,7 +212,10 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
         if self.routers is not None:
             self.policy.take_balance()  # of a step that did not fit in memory
         shards = is_sharded(model)
-        for number, part in enumerate(passes, 1):
+        for number, (part, counts) in enumerate(self.aligned(passes), 1):
+            if not counts:
+                self.repeat(model, part)
+                continue
             last = number == len(passes)
             self._exchanging = last and not shards and self.accelerator.num_processes > 1
             if last:
@@ -212,6 +227,45 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
                 self.accelerator.backward(share * self.accelerator.num_processes)
             loss += share.detach()
         return loss
+
+    def repeat(self, model: nn.Module, part: Sequence[Item]) -> None:
+        """A micro-batch again, with gradients of 0 where gradients are computed: see `aligned`."""
+        groups: list[Any] = [getattr(item, "group", item) for item in part]  # an item is a group, or has one
+        with self.unnoticed():
+            with self.compute_loss_context_manager(), self.offloading():
+                logp = self.policy(groups, wrapped=model).logp
+            if logp.requires_grad:
+                self.accelerator.backward(logp.sum() * 0.0)
+                self.policy.take_balance()
+
+    @property
+    def _is_aligned(self) -> bool:
+        """Whether ranks must run equally many passes."""
+        return self.by_layers and any(map(exchanges_layers, (self.policy.outer, *self.models_beside())))
+
+    def aligned(
+        self, passes: Sequence[Sequence[Part]], spare: Sequence[Part] = ()
+    ) -> Iterator[tuple[Sequence[Part], bool]]:
+        """This rank's passes, each with whether it counts. Where ranks exchange layers in each pass, those with fewer repeat their
+        smallest, which does not count. All ranks call this together.
+
+        Args:
+            spare: where there may be no pass, what one is made of.
+        """
+        most = len(passes)
+        if self._is_aligned:
+            everywhere: Any = self.accelerator.gather(torch.tensor([most], device=self.args.device))
+            most = int(everywhere.max())
+        yield from ((part, True) for part in passes)
+        if len(passes) < most:
+            smallest = min(passes or [spare[:1]], key=_num_tokens)
+            yield from ((smallest, False) for _ in range(len(passes), most))
+
+    @contextlib.contextmanager
+    def unnoticed(self) -> Iterator[None]:
+        """A context whose passes neither count nor draw random numbers of the run."""
+        with random_states_kept(), self.policy.uncounted():
+            yield
 
     _balanced_tokens: float | None = None
 
@@ -256,3 +310,7 @@ class UpdatingTrainer(LifecycleTrainer, Generic[Item]):
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         """Counted with the floating-point operations."""
+
+
+def _num_tokens(part: Sequence[Cuttable]) -> int:
+    return sum(item.num_tokens for item in part)

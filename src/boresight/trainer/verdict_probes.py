@@ -180,11 +180,10 @@ def note_image_swap(
     Args:
         metrics: receives `image/swap_gap`: mean |Δ log-probability| per token, in nats. Nothing is added if no images can be swapped.
         groups: sampled groups.
-        logp: one [K, C] block of log-probabilities for each group.
+        logp: one [K, C] block of log-probabilities for each group. All ranks call it together, with or without groups.
     """
     pairs = swapped_images(groups)
-    if not pairs:
-        return
+    # Also without pairs: other ranks may have some, and all of them compute together.
     plain, swapped = (logp([pair[place] for pair in pairs]) for place in (0, 1))
     for (group, _), one, other in zip(pairs, plain, swapped, strict=True):
         for completion, here, there in zip(group.completions, one, other, strict=True):

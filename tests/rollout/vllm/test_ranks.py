@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.trainer.conftest import Gradients, furthest
-from tests.trainer.shards import FSDP2
+from tests.trainer.shards import FSDP2, FSDP2_LAYERS
 
 from .conftest import START_S, Rig, Supervised
 from .ranks import STEPS, build, results, server
@@ -79,11 +79,15 @@ def test_two_ranks_over_one_server_that_dies_under_one_of_them(
     assert restarts(two[0]) >= 1
 
 
+@pytest.mark.parametrize(
+    "environment", [pytest.param(FSDP2, marks=pytest.mark.soak), FSDP2_LAYERS], ids=["fsdp2", "fsdp2_layers"]
+)
 def test_two_ranks_with_shards_of_the_weights_over_one_server(
-    rig: Rig, address: str, alone: dict[str, Any], tmp_path: Path
+    environment: dict[str, str], rig: Rig, address: str, alone: dict[str, Any], tmp_path: Path
 ) -> None:
-    """FSDP2: the first rank sends whole weights, and as many modules are verified as with whole weights on every rank."""
-    two = on_two_ranks(rig, tmp_path, server(address), further=FSDP2)
+    """FSDP2: the first rank sends whole weights, gathered before or layer by layer, and as many modules are verified as with whole weights
+    on every rank."""
+    two = on_two_ranks(rig, tmp_path, server(address), further=environment)
     assert [rank["is_sharded"] for rank in two] == [True, True]
     assert not alone["is_sharded"]
     assert_equal(two, alone)

@@ -24,7 +24,7 @@ class Source(WeightSource):
         return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(self.tensors())
+        return ((name, tensor.cuda()) for name, tensor in self.tensors())  # copies of divided weights are on the CPU
 
 
 class Broadcast:

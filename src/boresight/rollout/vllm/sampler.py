@@ -115,6 +115,10 @@ class VLLMSampler:
             logger.warning("%s was restarted; all weights are sent again.", self.engine.where)
             self.counts["restarts"] += 1
 
+    @property
+    def is_fresh(self) -> bool:
+        return self.state is State.FRESH
+
     def outdate(self) -> None:
         """Mark the engine's weights as stale: the policy has changed, or the engine may have lost them."""
         if self.state is State.FRESH:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
@@ -27,6 +29,7 @@ from boresight.trainer.checks import Extent
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.types import EngineInputs, Sampler, TrainingHooks
 
+Sent = TypeVar("Sent", PolicyWeights, PolicyAdapter)
 ENGINES: Mapping[str, Callable[[EngineInputs, Any], SyncedEngine]] = {"use_vllm": vllm_engine}
 """The option that asks for an engine → how to build it from its inputs and the options. Another engine is one more row."""
 
@@ -49,7 +52,9 @@ def engine_sampler(
     """
     for option, build in ENGINES.items():
         if getattr(args, option):
-            engine = build(engine_inputs(args, policy, encoder, extent), args)
+            sent: list[PolicyWeights | PolicyAdapter] = []
+            engine = build(engine_inputs(args, policy, encoder, extent, sent), args)
+            training = replace(training, sending=partial(_copied, sent))
             differs = narrows(args) or bool(args.vllm_structured_outputs_regex)
             return SyncedSampler(engine, training, distribution_differs=differs)
     return None
@@ -71,13 +76,37 @@ class WeightsMoved(TrainerCallback):
         self.sampler.weights_moved()
 
 
-def engine_inputs(args: GRPOConfig, policy: GroupForward, encoder: Encoder, extent: Extent) -> EngineInputs:
-    """What an engine is built from, whichever engine it is. All ranks call this together."""
+@contextmanager
+def _copied(sent: Sequence[PolicyWeights | PolicyAdapter], keep: bool) -> Iterator[None]:
+    """A context in which what an engine is sent can be read, of divided layers too."""
+    with ExitStack() as stack:
+        for each in sent:
+            stack.enter_context(each.copied(keep))
+        yield
+
+
+def engine_inputs(
+    args: GRPOConfig,
+    policy: GroupForward,
+    encoder: Encoder,
+    extent: Extent,
+    sent: list[PolicyWeights | PolicyAdapter],
+) -> EngineInputs:
+    """What an engine is built from, whichever engine it is. All ranks call this together.
+
+    Args:
+        sent: receives the weights and adapters that the engine is sent.
+    """
+
+    def noted(made: Sent) -> Sent:
+        sent.append(made)
+        return made
+
     longest = extent.max_prompt_tokens
     return EngineInputs(
         run=broadcast_object_list([secrets.token_hex(4)])[0],
-        weights=lambda merged: PolicyWeights(policy.outer, adapters=merged),
-        adapter=lambda: PolicyAdapter(policy.outer),
+        weights=lambda merged: noted(PolicyWeights(policy.outer, adapters=merged)),
+        adapter=lambda: noted(PolicyAdapter(policy.outer)),
         save=partial(save_without_weights, policy, encoder),
         facts=policy.facts,
         tokenizer=encoder.tokenizer,
