@@ -59,7 +59,7 @@ class SecondProcess:
         self.version = ""
         self.seconds: list[float] = []
         """Of each batch, in the second process."""
-        self._is_fresh = False
+        self.is_fresh = False
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._folder = tempfile.TemporaryDirectory()
@@ -83,7 +83,7 @@ class SecondProcess:
         return self.where
 
     def sync(self, step: int) -> SyncReport | None:
-        if self._is_fresh:
+        if self.is_fresh:
             return None
         start = time.perf_counter()
         state = {name: tensor.numpy() for name, tensor in self._policy().state_dict().items()}
@@ -99,10 +99,10 @@ class SecondProcess:
             raise EngineError(f"{self.where} has ended.") from error
 
     def adopt(self, version: str) -> None:
-        self.version, self._is_fresh = version, True
+        self.version, self.is_fresh = version, True
 
     def outdate(self) -> None:
-        self._is_fresh = False
+        self.is_fresh = False
 
     def rest(self) -> None:
         """Nothing to free."""
