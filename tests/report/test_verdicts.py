@@ -178,6 +178,9 @@ def test_without_held_out_evidence_nothing_is_fine() -> None:
     (verdict,) = verdicts({"loss": 1.25, "grad_norm": 3.0}, [{"loss": 1.75}], [{"loss": 2.0}])
     assert "Loss falls on training rows (1.25, -0.5 since" in verdict.text
     assert "held-out rows were asked only once (loss 2)" in verdict.text
+    (verdict,) = verdicts(WELL, next_evaluation=50)
+    assert verdict.name == "not_held_out"
+    assert verdict.text.endswith("71 % of groups have spread); held-out rows are first asked at step 50.")
 
 
 def test_fine_with_held_out_evidence() -> None:

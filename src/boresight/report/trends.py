@@ -35,6 +35,8 @@ class Course:
     earlier: Sequence[Metrics] = ()
     held_out: Sequence[Metrics] = field(default_factory=list)
     """Metrics without their prefix."""
+    next_evaluation: int | None = None
+    """The step of the first evaluation, where it is still to come."""
 
     def best(self, name: str, *, lowest: bool = False) -> Metrics | None:
         """The earlier window in which a metric was highest, or lowest."""
@@ -173,9 +175,12 @@ def progress(course: Course) -> tuple[str, str]:
     trained = f"{name} {course_of} on training {prompts} ({_number(now)}{came}{spread})"
     asked = [each[name] for each in course.held_out if name in each]
     if len(asked) < 2:
-        what = "nothing held out was asked" if not asked else "held-out rows were asked only once"
-        way = " (eval_dataset, eval_strategy='steps')" if not asked else f" ({name} {_number(asked[0])})"
-        return "not_held_out", f"{trained[:1].upper()}{trained[1:]}; {what}{way}."
+        what = "nothing held out was asked (eval_dataset, eval_strategy='steps')"
+        if asked:
+            what = f"held-out rows were asked only once ({name} {_number(asked[0])})"
+        elif course.next_evaluation is not None:
+            what = f"held-out rows are first asked at step {course.next_evaluation}"
+        return "not_held_out", f"{trained[:1].upper()}{trained[1:]}; {what}."
     return (
         "fine",
         f"Held-out {name} {_number(asked[0])} → {_number(asked[-1])} over {len(asked)} evaluations; {trained}.",

@@ -77,18 +77,24 @@ def window_means(lines: Sequence[Metrics]) -> dict[str, float]:
     return found
 
 
-def verdicts(metrics: Metrics, earlier: Sequence[Metrics] = (), held_out: Sequence[Metrics] = ()) -> list[Verdict]:
+def verdicts(
+    metrics: Metrics,
+    earlier: Sequence[Metrics] = (),
+    held_out: Sequence[Metrics] = (),
+    next_evaluation: int | None = None,
+) -> list[Verdict]:
     """What prevents learning, the most fundamental reason first; where nothing does, the progress.
 
     Args:
         metrics: means over the steps that are judged, by their names in the log. A rule whose metrics are missing is skipped.
         earlier: the same of the windows before, oldest first.
         held_out: every evaluation so far, oldest first, by names without their prefix.
+        next_evaluation: the step of the first evaluation, where it is still to come.
 
     Returns:
         At least one. "fine" needs two evaluations; without them, "not_held_out" reports what is seen on training prompts alone.
     """
-    course = Course(metrics, earlier, held_out)
+    course = Course(metrics, earlier, held_out, next_evaluation)
     found = [Verdict(name, text) for name, rule in RULES.items() for text in rule(metrics)]
     found += [Verdict(name, text) for name, rule in TRENDS.items() for text in rule(course)]
     return found or [Verdict(*progress(course))]

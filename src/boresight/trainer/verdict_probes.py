@@ -56,9 +56,12 @@ class Verdicts(TrainerCallback):
         self._earlier: list[Mapping[str, float]] = []
         self._held_out: list[Mapping[str, float]] = []
         self._last_step = 0
+        self._first_evaluation: int | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._start()
+        if args.eval_strategy == "steps" and 0 < state.eval_steps <= state.max_steps:
+            self._first_evaluation = int(state.eval_steps)
         for line in state.log_history:
             self._note_evaluation(line)
             if "loss" in line and self._is_complete_with(line):
@@ -92,7 +95,9 @@ class Verdicts(TrainerCallback):
 
     def _judge(self) -> None:
         means = window_means(self._window)
-        for verdict in verdicts(means, self._earlier, self._held_out):
+        first = self._first_evaluation
+        coming = first if first is not None and first > self._last_step else None
+        for verdict in verdicts(means, self._earlier, self._held_out, coming):
             self._lines.add(self._last_step, {"verdict": verdict.name, "text": verdict.text})
             self._say(f"step {self._last_step}: {verdict.text}")
         self._close()
