@@ -47,6 +47,8 @@ def test_sft_answers_held_out_prompts_greedily(model_folder: Path, tmp_path: Pat
         group.completions[0].ids.tolist()[: row["length"]] for group, row in zip(again, rows[3:], strict=True)
     ]
     assert report_data(tmp_path / "run")["completions"]["num"] == 6
+    trainer.discard_after(1)  # as a run does that resumes at step 1
+    assert set(read_completions(tmp_path / "run")["step"].to_pylist()) == {1}
 
 
 def test_they_change_nothing_and_may_be_left_out(model_folder: Path, tmp_path: Path) -> None:

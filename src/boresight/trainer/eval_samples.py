@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,7 +34,6 @@ class AnsweringTrainer(GroupTrainer[Item]):
     args: Any
     encoder: Encoder
     _held_out: list[Group]
-    _answers: CompletionStore | None = None
 
     def evaluate_step(self, inputs: list[Any], metrics: MeanMetrics) -> None:
         super().evaluate_step(inputs, metrics)
@@ -52,6 +52,13 @@ class AnsweringTrainer(GroupTrainer[Item]):
                     self._answer(held_out)
         return found
 
+    @cached_property
+    def _answers(self) -> CompletionStore:
+        return CompletionStore(self.args.output_dir, tokenizer=self.encoder.tokenizer)
+
+    def discard_after(self, step: int) -> int:
+        return super().discard_after(step) + self._answers.discard_after(step)
+
     def _answer(self, held_out: Sequence[Group]) -> None:
         longest = max(len(completion.ids) for group in held_out for completion in group.completions)
         settings = SamplingSettings(
@@ -60,8 +67,6 @@ class AnsweringTrainer(GroupTrainer[Item]):
         prompts = [self.encoder.prompt(group.prompt.row) for group in held_out]
         with self.without_gradient():
             groups = self.own_sampler().sample(prompts, settings)
-        if self._answers is None:
-            self._answers = CompletionStore(self.args.output_dir, tokenizer=self.encoder.tokenizer)
         self._answers.add(
             self.state.global_step,
             groups,

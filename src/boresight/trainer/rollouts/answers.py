@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from boresight.report.answers import plain
 from boresight.report.completions import AnswerPair
 from boresight.rewards.extract import final_answer, gold_answer
 from boresight.types import Group, Row
@@ -38,8 +39,8 @@ def answer_shares(groups: Sequence[Group]) -> dict[str, float]:
         repeats += len(group) - len({tuple(completion.ids.tolist()) for completion in group.completions})
         rivals += len(group) - 1
     found = {"completions/frac_repeated": repeats / rivals} if rivals else {}
-    solutions = [_plain(gold) for group in groups if (gold := right_answer(group.prompt.row)) is not None]
-    answers = Counter(_plain(final_answer(completion.text)) for group in groups for completion in group.completions)
+    solutions = [plain(gold) for group in groups if (gold := right_answer(group.prompt.row)) is not None]
+    answers = Counter(plain(final_answer(completion.text)) for group in groups for completion in group.completions)
     del answers[""]
     if len(solutions) > 1:
         num_completions = sum(map(len, groups))
@@ -47,7 +48,3 @@ def answer_shares(groups: Sequence[Group]) -> dict[str, float]:
         found["completions/frac_commonest_solution"] = max(Counter(solutions).values()) / len(solutions)
         found["completions/frac_solutions_unsaid"] = sum(each not in answers for each in solutions) / len(solutions)
     return found
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
