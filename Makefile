@@ -58,10 +58,10 @@ test-pages: setup  ## the pages in a real browser; fails where there is none
 
 # What a user's own resolver may choose, each in an environment of its own. vLLM is left out, since it pins other versions.
 newest: RESOLUTION := highest
-newest: EXTRAS := math,demo,report,server,quantised,torchao
+newest: EXTRAS := math,demo,digits,report,server,quantised,torchao
 oldest: RESOLUTION := lowest-direct
 # torchao asks for a newer torch than the oldest.
-oldest: EXTRAS := math,demo,report,server,quantised
+oldest: EXTRAS := math,demo,digits,report,server,quantised
 newest oldest: | $(UV)  ## the tests without vLLM, with the newest / the oldest versions that pyproject.toml allows
 	$(UV) venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv-$@
 	$(UV) pip install --no-config --quiet --python .venv-$@/bin/python --upgrade --resolution $(RESOLUTION) \

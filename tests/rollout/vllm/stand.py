@@ -11,7 +11,7 @@ from typing import Any
 
 from boresight.rollout.vllm.engine import Request
 from boresight.rollout.vllm.protocol.codec import to_dict
-from boresight.rollout.vllm.protocol.messages import EngineFacts
+from boresight.rollout.vllm.protocol.messages import REPLICAS_PATH, EngineFacts
 from boresight.rollout.vllm.server import ServerEngine
 
 Reply = Callable[[BaseHTTPRequestHandler], None]
@@ -67,7 +67,7 @@ FACTS = EngineFacts(
     transport="file",
     world_size=1,
     num_stages=1,
-    num_replicas=1,
+    num_coupled=1,
     dtype="float32",
     logprobs_mode="processed_logprobs",
     max_model_len=256,
@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
         path = self.path.partition("?")[0]
         server.asked.append(body.get("method", path))
-        if path == "/collective_rpc" and body["method"] in server.rpc:
+        if path in ("/collective_rpc", REPLICAS_PATH) and body["method"] in server.rpc:
             says({"results": [server.rpc[body["method"]]]})(self)
         else:
             server.answers.get(path, says())(self)

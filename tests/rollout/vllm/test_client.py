@@ -14,10 +14,11 @@ import pytest
 from boresight.errors import ConfigError, EngineError
 from boresight.rollout.vllm import client as module
 from boresight.rollout.vllm.engine import EngineProtocolError
+from boresight.rollout.vllm.protocol.messages import REPLICAS_PATH
 from boresight.rollout.vllm.server import ServerEngine
 
 from .conftest import free_port
-from .stand import CHOICE, REQUESTS, Stand, attached, drop, hang, says
+from .stand import CHOICE, REQUESTS, Reply, Stand, attached, drop, hang, says
 
 
 def test_an_answer_is_read(stand: Stand) -> None:
@@ -47,9 +48,10 @@ def test_a_server_without_an_ability_is_refused_with_what_gives_it(stand: Stand,
         attached(stand)
 
 
-def test_a_server_that_does_not_know_boresight_is_refused(stand: Stand) -> None:
+@pytest.mark.parametrize("answer", [says("no attribute boresight_facts", 500), says("Not Found", 404)])
+def test_a_server_that_does_not_know_boresight_is_refused(stand: Stand, answer: Reply) -> None:
     del stand.rpc["boresight_facts"]
-    stand.answers["/collective_rpc"] = says("no attribute boresight_facts", 500)
+    stand.answers[REPLICAS_PATH] = answer
     with pytest.raises(ConfigError, match="has no boresight plugin: start it with boresight vllm-serve"):
         attached(stand)
 
@@ -61,13 +63,24 @@ def test_a_server_that_takes_weights_in_another_way_is_refused(stand: Stand) -> 
 
 
 @pytest.mark.parametrize(
-    ("fact", "flag"), [("num_stages", "--pipeline-parallel-size 2"), ("num_replicas", "--data-parallel-size 2")]
+    ("fact", "complaint"),
+    [
+        ("num_stages", "--pipeline-parallel-size 2, with which a sync cannot be verified: divide a model by"),
+        ("num_coupled", "--data-parallel-size 2 and a mixture of experts, .* start several servers and list them"),
+    ],
 )
-def test_a_server_over_which_no_sync_can_be_verified_is_refused(stand: Stand, fact: str, flag: str) -> None:
+def test_a_server_over_which_no_sync_can_be_verified_is_refused(stand: Stand, fact: str, complaint: str) -> None:
     stand.rpc["boresight_facts"][fact] = 2
+    with pytest.raises(ConfigError, match=f"has {complaint}"):
+        attached(stand)
+
+
+def test_replicas_that_weights_by_nccl_would_not_reach_are_refused(stand: Stand) -> None:
+    facts = stand.rpc["boresight_facts"] | {"transport": "nccl"}
+    stand.answers[REPLICAS_PATH] = says({"results": [facts, facts]})
+    del stand.rpc["boresight_facts"]
     with pytest.raises(
-        ConfigError,
-        match=rf"has {flag}, with which a sync cannot be verified: divide a model by",
+        ConfigError, match="has --data-parallel-size 2, and weights by NCCL reach one replica: drop --nccl"
     ):
         attached(stand)
 

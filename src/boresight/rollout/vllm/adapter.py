@@ -16,7 +16,7 @@ from torch import Tensor
 
 from boresight.errors import ConfigError, SyncError
 from boresight.rollout.synced import SyncReport
-from boresight.rollout.vllm.engine import Engine
+from boresight.rollout.vllm.engine import Engine, by_replica
 from boresight.rollout.vllm.protocol.messages import FactorFingerprints, FactorSizes, GetAdapterFingerprints, GetFacts
 from boresight.rollout.vllm.protocol.tensors import fixed_vector, projected
 from boresight.rollout.vllm.sync import TOLERANCE, WeightSync, listed
@@ -104,20 +104,19 @@ class AdapterSync:
 
     def _compare(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> int:
         sizes = {name: FactorSizes(len(up), len(down), down.shape[1]) for name, (down, up) in factors.items()}
-        found = self.engine.call(GetAdapterFingerprints(sizes)).modules
-        where = self.engine.where
-        if found is None:
-            raise SyncError(f"{where} does not list the adapter that was sent.")
-        bound = {name: each for name, each in found.items() if each is not None}
-        if unbound := [name for name in factors if name not in bound]:
-            raise SyncError(
-                f"{where} bound the adapter's factors for {listed(unbound)} to nothing ({len(factors) - len(unbound)} of {len(factors)} "
-                "modules are bound), and would sample without them: set vllm_lora_sync='merged'."
-            )
-        if self._whole:  # a worker that holds only a part of the model returns only a part of the fingerprint
-            wrong = [name for name, pair in factors.items() if not self._equal(pair, bound[name])]
-            if wrong:
-                raise SyncError(f"{where} does not hold the adapter that was sent: {listed(wrong)} differ.")
+        for where, answer in by_replica(self.engine, GetAdapterFingerprints(sizes)):
+            if answer.modules is None:
+                raise SyncError(f"{where} does not list the adapter that was sent.")
+            bound = {name: each for name, each in answer.modules.items() if each is not None}
+            if unbound := [name for name in factors if name not in bound]:
+                raise SyncError(
+                    f"{where} bound the adapter's factors for {listed(unbound)} to nothing ({len(factors) - len(unbound)} of "
+                    f"{len(factors)} modules are bound), and would sample without them: set vllm_lora_sync='merged'."
+                )
+            if self._whole:  # a worker that holds only a part of the model returns only a part of the fingerprint
+                wrong = [name for name, pair in factors.items() if not self._equal(pair, bound[name])]
+                if wrong:
+                    raise SyncError(f"{where} does not hold the adapter that was sent: {listed(wrong)} differ.")
         return len(factors)
 
     def _equal(self, factors: tuple[Tensor, Tensor], found: FactorFingerprints) -> bool:

@@ -53,6 +53,10 @@ class Engine(Protocol):
         """
         ...
 
+    def answers(self, call: WorkerCall[Result]) -> list[Result]:
+        """As `call`, but each data-parallel replica's answer. A server of one replica returns one."""
+        ...
+
     def load(self, tensors: Tensors, version: str) -> None:
         """Load new weights by their saved names, only for whole modules, and label them `version`."""
         ...
@@ -88,6 +92,14 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release the engine. An engine that others may use keeps running."""
         ...
+
+
+def by_replica(engine: Engine, call: WorkerCall[Result]) -> list[tuple[str, Result]]:
+    """Each replica's name for messages, and its answer to a call."""
+    answers = engine.answers(call)
+    if len(answers) == 1:
+        return [(engine.where, answers[0])]
+    return [(f"replica {number} of {engine.where}", answer) for number, answer in enumerate(answers)]
 
 
 def read_answer(call: WorkerCall[Result], answer: object, where: str) -> Result:

@@ -159,6 +159,9 @@ class LocalEngine:
     def call(self, call: WorkerCall[Result]) -> Result:
         return read_answer(call, self._llm.collective_rpc(call.method, args=(to_json(call),))[0], self.where)
 
+    def answers(self, call: WorkerCall[Result]) -> list[Result]:
+        return [self.call(call)]
+
     def load(self, tensors: Tensors, version: str) -> None:
         """Load tensors from this process's memory, without a copy."""
         name = f"{id(self)}/{next(self._updates)}"

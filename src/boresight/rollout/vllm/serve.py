@@ -19,6 +19,7 @@ from typing import Any
 from boresight.errors import ConfigError
 from boresight.rollout.vllm.keys import LOOPBACK, drop_key, new_key
 from boresight.rollout.vllm.protocol.messages import (
+    ASK_REPLICAS,
     BAN,
     ENGINE,
     EXTENSION,
@@ -80,7 +81,9 @@ def server_command(
     # The server's module instead of the command `vllm`, which needs package metadata that a CPU build lacks.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--enable-scale-out"]
     command += [part for pair in OURS.items() for part in pair]
-    command += ["--weight-transfer-config", json.dumps(transfer), "--middleware", KEY_CHECK]
+    command += ["--weight-transfer-config", json.dumps(transfer)]
+    # The last is asked first: without the key, no call gets past it.
+    command += ["--middleware", ASK_REPLICAS, "--middleware", KEY_CHECK]
     command += [] if host is not None else ["--host", LOOPBACK[0]]
     command += ["--mm-processor-kwargs", json.dumps(budget)] if budget else []
     if not torch.cuda.is_available():

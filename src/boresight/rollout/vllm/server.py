@@ -18,7 +18,13 @@ from boresight.rollout.vllm.inference import PATH as GENERATE
 from boresight.rollout.vllm.inference import engine_output, request_body
 from boresight.rollout.vllm.options import VLLMOptions
 from boresight.rollout.vllm.protocol.codec import to_dict, to_json
-from boresight.rollout.vllm.protocol.messages import AbandonUpdate, EngineFacts, GetFacts, WorkerCall
+from boresight.rollout.vllm.protocol.messages import (
+    REPLICAS_PATH,
+    AbandonUpdate,
+    EngineFacts,
+    GetFacts,
+    WorkerCall,
+)
 from boresight.rollout.vllm.protocol.tensors import TensorLocation, Tensors, memory_folder
 from boresight.rollout.vllm.sync_folder import own_folder, remove_left_behind, saved_files
 
@@ -103,7 +109,7 @@ class ServerEngine:
                     f"{self.where} has no {path}: it needs {needs}. Start it with boresight vllm-serve --model …."
                 )
         try:
-            facts = self.call(GetFacts())
+            facts, *others = self.answers(GetFacts())
         except (EngineRestartedError, EngineGoneError, EngineProtocolError):
             raise
         except EngineError as error:
@@ -114,15 +120,21 @@ class ServerEngine:
             raise ConfigError(
                 f"{self.where} uses a weight transfer that keeps no record: start it with boresight vllm-serve --model …."
             )
-        for flag, count in (
-            ("--pipeline-parallel-size", facts.num_stages),
-            ("--data-parallel-size", facts.num_replicas),
-        ):
-            if count > 1:
-                raise ConfigError(
-                    f"{self.where} has {flag} {count}, with which a sync cannot be verified: divide a model by --tensor-parallel-size; for "
-                    "more replicas, start several servers and list them (--vllm_server_base_url A B …)."
-                )
+        if facts.num_stages > 1:
+            raise ConfigError(
+                f"{self.where} has --pipeline-parallel-size {facts.num_stages}, with which a sync cannot be verified: divide a model by "
+                "--tensor-parallel-size."
+            )
+        several = "start several servers and list them (--vllm_server_base_url A B …)."
+        if facts.num_coupled > 1:
+            raise ConfigError(
+                f"{self.where} has --data-parallel-size {facts.num_coupled} and a mixture of experts, whose replicas each hold some of the "
+                f"experts, so a sync cannot be verified: {several}"
+            )
+        if others and facts.transport == "nccl":
+            raise ConfigError(
+                f"{self.where} has --data-parallel-size {1 + len(others)}, and weights by NCCL reach one replica: drop --nccl, or {several}"
+            )
         return facts
 
     def _tidy(self) -> None:
@@ -160,6 +172,11 @@ class ServerEngine:
     def call(self, call: WorkerCall[Result]) -> Result:
         body = {"method": call.method, "args": [to_json(call)]}
         return read_answer(call, self.client.send("POST", "/collective_rpc", json=body)["results"][0], self.where)
+
+    def answers(self, call: WorkerCall[Result]) -> list[Result]:
+        body = {"method": call.method, "args": [to_json(call)]}
+        results = self.client.send("POST", REPLICAS_PATH, json=body)["results"]
+        return [read_answer(call, each, self.where) for each in results]
 
     def load(self, tensors: Tensors, version: str) -> None:
         instance_id = self.call(AbandonUpdate()).instance_id

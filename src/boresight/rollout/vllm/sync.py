@@ -15,7 +15,7 @@ from torch import Tensor
 
 from boresight.errors import EngineRestartedError, SyncError
 from boresight.rollout.synced import SyncReport
-from boresight.rollout.vllm.engine import Engine
+from boresight.rollout.vllm.engine import Engine, by_replica
 from boresight.rollout.vllm.protocol.messages import (
     Fingerprint,
     GetFacts,
@@ -62,7 +62,8 @@ class WeightSync:
         everything = everything or not self._sources
         names = set(self.weights.listed) if everything else self._moved()
         self.engine.load(lambda: self.weights.tensors(names), version)
-        self._check_report(self.engine.call(GetLastUpdate()).report, names, everything)
+        for where, answer in by_replica(self.engine, GetLastUpdate()):
+            self._check_report(where, answer.report, names, everything)
         if everything:
             self._sources = self.engine.call(GetParameterSources()).sources
         num_compared = self._compare(self._compared(names, everything))
@@ -78,8 +79,7 @@ class WeightSync:
         trained = {name for name, weight in self.weights.listed.items() if weight.trained}
         return trained.union(*(names for names in modules.values() if names & trained))
 
-    def _check_report(self, report: UpdateReport | None, names: Collection[str], everything: bool) -> None:
-        where = self.engine.where
+    def _check_report(self, where: str, report: UpdateReport | None, names: Collection[str], everything: bool) -> None:
         if report is None:
             raise EngineRestartedError(f"{where} has no record of a sync.")
         if lost := report.not_received:
@@ -107,21 +107,30 @@ class WeightSync:
         return compared
 
     def _compare(self, parameters: Sequence[str]) -> int:
-        found = self.engine.call(GetFingerprints(list(parameters))).parameters
-        fingerprints = {name: each for name, each in found.items() if each is not None}
-        if unknown := set(parameters) - found.keys():
-            raise SyncError(f"{self.engine.where} no longer has the parameter {listed(sorted(unknown))}.")
-        tensors = dict(self.weights.tensors({source for name in fingerprints for source in self._with_bias(name)}))
-        wrong = []
-        for name, fingerprint in fingerprints.items():
-            expected, scale = self._expected(name, fingerprint, tensors)
-            if not abs(fingerprint.value - expected) <= TOLERANCE[str(self.dtype).removeprefix("torch.")] * scale:
-                wrong.append(
-                    f"{name} ({listed(self._sources[name])}): {fingerprint.value:.6g} instead of {expected:.6g}"
-                )
-        if wrong:
-            raise SyncError(f"{self.engine.where} does not hold the weights that were sent: {'; '.join(wrong[:5])}.")
-        return len(fingerprints)
+        """Compare all replicas' fingerprints with the trainer's.
+
+        Returns:
+            How many parameters were compared in each replica.
+        """
+        replicas: dict[str, dict[str, Fingerprint]] = {}
+        for where, answer in by_replica(self.engine, GetFingerprints(list(parameters))):
+            found = answer.parameters
+            if unknown := set(parameters) - found.keys():
+                raise SyncError(f"{where} no longer has the parameter {listed(sorted(unknown))}.")
+            replicas[where] = {name: each for name, each in found.items() if each is not None}
+        names = {name for each in replicas.values() for name in each}
+        tensors = dict(self.weights.tensors({source for name in names for source in self._with_bias(name)}))
+        for where, fingerprints in replicas.items():
+            wrong = []
+            for name, fingerprint in fingerprints.items():
+                expected, scale = self._expected(name, fingerprint, tensors)
+                if not abs(fingerprint.value - expected) <= TOLERANCE[str(self.dtype).removeprefix("torch.")] * scale:
+                    wrong.append(
+                        f"{name} ({listed(self._sources[name])}): {fingerprint.value:.6g} instead of {expected:.6g}"
+                    )
+            if wrong:
+                raise SyncError(f"{where} does not hold the weights that were sent: {'; '.join(wrong[:5])}.")
+        return min(map(len, replicas.values()))
 
     def _bias(self, parameter: str) -> list[str]:
         module, _, kind = parameter.rpartition(".")

@@ -42,7 +42,7 @@ class Extension:
             transport={Delivery: "file", NCCLDelivery: "nccl"}.get(type(self.weight_transfer_engine)),
             world_size=config.parallel_config.world_size,
             num_stages=config.parallel_config.pipeline_parallel_size,
-            num_replicas=config.parallel_config.data_parallel_size,
+            num_coupled=config.parallel_config.data_parallel_size,
             dtype=str(config.model_config.dtype).removeprefix("torch."),
             logprobs_mode=config.model_config.logprobs_mode,
             max_model_len=config.model_config.max_model_len,

@@ -22,6 +22,10 @@ PLUGIN = "boresight.rollout.vllm.inside.plugin"
 """The vLLM plugin, an entry point in pyproject.toml."""
 BANNED = "boresight_banned"
 """The key of a request's `extra_args` that `BAN` reads."""
+REPLICAS_PATH = "/boresight/replicas"
+"""The server's path to the answers of all data-parallel replicas."""
+ASK_REPLICAS = "boresight.rollout.vllm.inside.replicas.AskReplicas"
+"""The server's middleware that answers it."""
 KEY = "BORESIGHT_SERVER_KEY"
 """The environment variable with the key that the server asks of every request, and that the trainer sends with it."""
 KEY_CHECK = "boresight.rollout.vllm.inside.key.RequireKey"
@@ -55,8 +59,8 @@ class EngineFacts:
     world_size: int
     num_stages: int
     """Pipeline stages."""
-    num_replicas: int
-    """Data-parallel copies."""
+    num_coupled: int
+    """Data-parallel replicas of a mixture of experts, which share experts. Replicas of other models are independent, and not counted."""
     dtype: str
     logprobs_mode: str
     max_model_len: int
