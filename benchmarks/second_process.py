@@ -82,7 +82,8 @@ class SecondProcess:
     def sampled_by(self, place: int) -> str:
         return self.where
 
-    def sync(self, step: int) -> SyncReport | None:
+    def sync(self, step: int, *, in_flight: bool = False) -> SyncReport | None:
+        assert not in_flight
         if self.is_fresh:
             return None
         start = time.perf_counter()

@@ -47,6 +47,8 @@ class CopyEngine:
         self.away = False
         self.syncs: list[int] = []
         """The steps whose weights it was sent."""
+        self.in_flight: list[int] = []
+        """Those of them that it was sent while it sampled."""
         self.sampled: list[list[int]] = []
         """The rows of each batch."""
         self.before_batch: Callable[[int], None] = lambda number: None
@@ -89,12 +91,13 @@ class CopyEngine:
                 weight.normal_()
         self.away = False  # at the end, since a policy may wait for it in another thread
 
-    def sync(self, step: int) -> SyncReport | None:
+    def sync(self, step: int, *, in_flight: bool = False) -> SyncReport | None:
         self._reach()
         if self.fresh and self.held == self.version:
             return None
         self.model.load_state_dict(unwrap(self.policy()).state_dict())
         self.syncs.append(step)
+        self.in_flight += [step] if in_flight else []
         self.held = f"{self.where}/{step}/{len(self.syncs)}"
         self.adopt(self.held)
         return SyncReport(1, 1, 0.0)

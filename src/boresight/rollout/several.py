@@ -164,7 +164,7 @@ class SeveralEngines:
 
     # ---- Weights ----------------------------------------------------------------------------------------------------------------
 
-    def sync(self, step: int) -> SyncReport | None:
+    def sync(self, step: int, *, in_flight: bool = False) -> SyncReport | None:
         """As `SyncedEngine.sync`, for all engines side by side. Those that were left out and are up again are used again.
 
         Raises:
@@ -178,7 +178,7 @@ class SeveralEngines:
                 self.engines[number].outdate()
                 self._out.remove(number)
             working = [number for number in range(len(self.engines)) if number not in self._out]
-            found = self._together(lambda number: self.engines[number].sync(step), working)
+            found = self._together(lambda number: self.engines[number].sync(step, in_flight=in_flight), working)
             self._synced()
             for number in {*back} - self._out:
                 logger.warning("%s is back, and used again.", self.engines[number].where)

@@ -94,8 +94,12 @@ class SyncedEngine(Protocol):
         """The name of the engine that sampled the group at this place of the last `completed`."""
         ...
 
-    def sync(self, step: int) -> SyncReport | None:
+    def sync(self, step: int, *, in_flight: bool = False) -> SyncReport | None:
         """Send the policy's weights of this optimizer step if the engine lacks them, and verify that they arrived.
+
+        Args:
+            in_flight: `completed` runs in another thread. The engine pauses to load the weights, and goes on with them. Before
+                the next batch, `sync` is called once more.
 
         Raises:
             SyncError: weights did not arrive as they were sent.
@@ -195,6 +199,17 @@ class SyncedSampler:
         batch, self._begun = self._begun, None
         return self._completed(batch)
 
+    def renew(self) -> None:
+        """Send the policy's weights into the batch that is being sampled, if it still is. All ranks call this together.
+
+        Completions that are not finished go on with the new weights, on keys and values of the old ones. Each token's log-probability is
+        that of the weights that sampled it. `Completion.sampler_step` stays that of the oldest weights.
+        """
+        running = None if self._begun is None else self._begun.running
+        if any(gather_object([running is not None and not running.done()])):
+            self._sync(in_flight=True)
+            self.training.metrics.sum("sync/in_flight", 1)
+
     @property
     def has_begun(self) -> bool:
         """Whether `finish` has groups to return."""
@@ -264,7 +279,7 @@ class SyncedSampler:
     def close(self) -> None:
         self.engine.close()
 
-    def _sync(self) -> None:
+    def _sync(self, *, in_flight: bool = False) -> None:
         """Sync on the ranks that send weights, and pass the version's name to the others."""
         training = self.training
         if self._has_moved:
@@ -274,7 +289,9 @@ class SyncedSampler:
         with training.timeline.phase("sync"):
             is_needed = any(gather_object([sends and not self.engine.is_fresh]))
             with training.sending(sends) if is_needed else nullcontext():
-                report = on_every_rank(lambda: self.engine.sync(training.step()) if sends else None)
+                report = on_every_rank(
+                    lambda: self.engine.sync(training.step(), in_flight=in_flight) if sends else None
+                )
             self.engine.adopt(broadcast_object_list([self.engine.version])[0])
         if report is not None:
             training.metrics.sum("sync/tensors", report.num_sent)

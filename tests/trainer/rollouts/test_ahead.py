@@ -133,6 +133,45 @@ def test_a_rollout_is_sampled_during_the_update(grpo: Run, copies: list[CopyEngi
     assert seen == [True]
 
 
+def test_weights_are_sent_into_a_rollout_that_is_still_being_sampled(grpo: Run, copies: list[CopyEngine]) -> None:
+    """Each rollout but the first ends only once the weights after the step before it have come."""
+    run = grpo(**LAG, vllm_in_flight_sync=True)
+    (engine,) = copies
+    renewed = threading.Condition()
+    sync = engine.sync
+
+    def noting(step: int, *, in_flight: bool = False) -> Any:
+        report = sync(step, in_flight=in_flight)
+        with renewed:
+            renewed.notify_all()
+        return report
+
+    def waits(number: int) -> None:
+        with renewed:
+            assert number == 0 or renewed.wait_for(lambda: number in engine.in_flight, 60)
+
+    engine.sync = noting  # type: ignore[method-assign]
+    engine.before_batch = waits
+    run.train()
+    assert engine.syncs == [0, 1, 2, 3, 4]
+    assert engine.in_flight == [1, 2, 3, 4]  # and the next rollout begins with them, so that none is sent twice
+    assert by_step(run, "age") == [{0}, {1}, {1}, {1}, {1}]  # of the oldest weights
+    assert [line.get("sync/in_flight", 0) for line in run.state.log_history if "loss" in line] == [0, 1, 1, 1, 1]
+
+
+def test_a_rollout_that_has_ended_is_sent_no_weights(grpo: Run, copies: list[CopyEngine]) -> None:
+    run = grpo(**LAG, vllm_in_flight_sync=True)
+
+    class Waits(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            run.sampler.settle()  # pyright: ignore[reportAttributeAccessIssue]
+
+    run.add_callback(Waits())
+    run.train()
+    assert copies[0].syncs == [0, 1, 2, 3]
+    assert copies[0].in_flight == []
+
+
 def test_older_completions_are_corrected(grpo: Run) -> None:
     """ρ is exp(policy − sampler), of two versions of the policy: 1 in the first step alone."""
     run = grpo(**LAG, learning_rate=1e-2, lr_scheduler_type="constant")
@@ -312,6 +351,15 @@ def test_an_engine_that_restarts_meanwhile_samples_again_with_the_weights_of_now
         ({"use_vllm": False, "vllm_mode": "colocate"}, "rollout_lag=1 has no effect: set use_vllm=True"),
         ({"vllm_mode": "colocate"}, "rollout_lag=1 has no effect: set vllm_mode='server'"),
         ({"rollout_lag": 2}, "rollout_lag=2"),
+        ({"rollout_lag": 0, "vllm_in_flight_sync": True}, "vllm_in_flight_sync=True has no effect: set rollout_lag=1"),
+        (
+            {"vllm_in_flight_sync": True, "vllm_lora_sync": "adapter"},
+            "a request keeps the adapter that it began with",
+        ),
+        (
+            {"vllm_in_flight_sync": True, "vllm_server_base_url": ["http://127.0.0.1:1", "http://127.0.0.1:2"]},
+            "vllm_in_flight_sync=True sends weights to one server: name one",
+        ),
         ({"vllm_importance_sampling_correction": False}, "rollout_lag=1 learns from completions of older weights"),
         (
             {"vllm_mode": "colocate", "vllm_model_impl": "transformers", "vllm_enable_sleep_mode": True},

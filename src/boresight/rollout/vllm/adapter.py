@@ -84,12 +84,13 @@ class AdapterSync:
                 f"{wanted}, or set vllm_lora_sync='merged'."
             )
 
-    def push(self, version: str, *, everything: bool = False) -> SyncReport:
+    def push(self, version: str, *, everything: bool = False, in_flight: bool = False) -> SyncReport:
         """Send the adapter, and the base if the engine lacks it, and verify both.
 
         Raises:
             SyncError: some weights did not arrive, or the engine bound them to no module.
         """
+        assert not in_flight  # a request keeps the adapter that it began with
         start = time.perf_counter()
         num_sent = num_compared = 0
         if everything or not self._has_base:

@@ -54,6 +54,7 @@ def _sampler(
         sleeps=options.vllm_enable_sleep_mode,
         structured={"regex": regex} if regex else None,
         adapter=adapter,
+        renews=options.vllm_in_flight_sync,
         # Ranks have equal weights, so one of them sends the weights to the shared servers.
         pushes=options.vllm_mode == "colocate" or inputs.rank == 0,
     )

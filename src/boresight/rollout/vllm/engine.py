@@ -57,8 +57,12 @@ class Engine(Protocol):
         """As `call`, but each data-parallel replica's answer. A server of one replica returns one."""
         ...
 
-    def load(self, tensors: Tensors, version: str) -> None:
-        """Load new weights by their saved names, only for whole modules, and label them `version`."""
+    def load(self, tensors: Tensors, version: str, *, in_flight: bool = False) -> None:
+        """Load new weights by their saved names, only for whole modules, and label them `version`.
+
+        Args:
+            in_flight: requests are being completed. They pause meanwhile, and are not lost. Only engines in another process can.
+        """
         ...
 
     def load_adapter(self, save: Callable[[Path], None], version: str) -> None:

@@ -162,8 +162,9 @@ class LocalEngine:
     def answers(self, call: WorkerCall[Result]) -> list[Result]:
         return [self.call(call)]
 
-    def load(self, tensors: Tensors, version: str) -> None:
+    def load(self, tensors: Tensors, version: str, *, in_flight: bool = False) -> None:
         """Load tensors from this process's memory, without a copy."""
+        assert not in_flight
         name = f"{id(self)}/{next(self._updates)}"
         SHARED_TENSORS[name] = tensors
         try:

@@ -42,7 +42,8 @@ OtherProcess = NeedsEither((Server, Needs("vllm_model_impl", "transformers")))
 @dataclass
 class VLLMOptions:
     """How vLLM samples completions. Names and defaults are TRL's (`GRPOConfig`), except that the default server address is 127.0.0.1
-    (TRL: 0.0.0.0). `rollout_lag`, `vllm_engine_kwargs`, `vllm_lora_sync`, `vllm_request_timeout` and `vllm_sync_dir` are not in TRL."""
+    (TRL: 0.0.0.0). `rollout_lag`, `vllm_engine_kwargs`, `vllm_in_flight_sync`, `vllm_lora_sync`, `vllm_request_timeout` and
+    `vllm_sync_dir` are not in TRL."""
 
     heading: ClassVar[str] = "rollout"
 
@@ -91,6 +92,16 @@ class VLLMOptions:
         "1: sample the next rollout while optimizer steps learn from this one. Its weights are then one rollout old, which the sampler "
         "correction accounts for. 0: sample, then learn.",
     )
+    vllm_in_flight_sync: Annotated[
+        bool,
+        Engine,
+        Needs("rollout_lag", 1),
+        Needs("vllm_lora_sync", "merged", "a request keeps the adapter that it began with"),
+    ] = option(
+        False,
+        "rollout_lag=1: if the next rollout is still being sampled when an optimizer step has ended, send the weights into it. The engine "
+        "pauses to load them, and unfinished completions go on with them.",
+    )
     vllm_sync_dir: Annotated[str | None, Engine, OtherProcess] = option(
         None,
         "server with file transfer: a folder that trainer and server can both access. None: /dev/shm, or the temporary folder.",
@@ -137,6 +148,11 @@ def check_vllm(config: VLLMOptions, *, corrects: bool) -> None:
         plain = [url.rstrip("/") for url in urls]
         if not plain or len({*plain}) < len(plain):
             raise ConfigError(f"vllm_server_base_url={urls!r}: name at least one server, and each of them once.")
+    if config.vllm_in_flight_sync and isinstance(urls, list) and len(urls) > 1:
+        raise ConfigError(
+            "vllm_in_flight_sync=True sends weights to one server: name one in vllm_server_base_url (it may have several replicas, "
+            "--data-parallel-size), or leave vllm_in_flight_sync=False."
+        )
     for name in {*(config.vllm_engine_kwargs or {})} & RESERVED.keys():
         raise ConfigError(f"vllm_engine_kwargs[{name!r}] is boresight's to set: {RESERVED[name]}.")
     if config.rollout_lag and config.vllm_enable_sleep_mode:

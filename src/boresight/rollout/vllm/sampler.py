@@ -32,6 +32,8 @@ class State(enum.Enum):
     """Equal: it may sample."""
     STALE = "stale"
     """Older, random, or unknown: it must be synced before it samples."""
+    MIXED = "mixed"
+    """Equal, but the caches are those of older weights: they must be reset before the next batch."""
     ASLEEP = "asleep"
     """Not in memory: it must be woken and synced before it samples."""
 
@@ -52,6 +54,7 @@ class VLLMSampler:
         sleeps: free the engine's memory between rollouts.
         structured: vLLM's structured outputs (`{"regex": …}`), for every completion.
         adapter: the policy's adapter, if it is sent alone at every sync. `weights` are then sent once, without it.
+        renews: the policy's weights may be replaced by newer ones while completions are sampled (`SyncedSampler.renew`).
         pushes: whether this process sends the weights. If another does, pass their label to `adopt`.
     """
 
@@ -67,6 +70,7 @@ class VLLMSampler:
         sleeps: bool = False,
         structured: dict[str, Any] | None = None,
         adapter: Adapter | None = None,
+        renews: bool = False,
         pushes: bool = True,
     ) -> None:
         self.engine = engine
@@ -77,6 +81,7 @@ class VLLMSampler:
         self.name = name
         self.sleeps = sleeps
         self.structured = structured
+        self.renews = renews
         self.pushes = pushes
         self.state = State.STALE
         self.counts: Counter[str] = Counter()
@@ -121,10 +126,10 @@ class VLLMSampler:
 
     def outdate(self) -> None:
         """Mark the engine's weights as stale: the policy has changed, or the engine may have lost them."""
-        if self.state is State.FRESH:
+        if self.state in (State.FRESH, State.MIXED):
             self.state = State.STALE
 
-    def sync(self, step: int) -> SyncReport | None:
+    def sync(self, step: int, *, in_flight: bool = False) -> SyncReport | None:
         """Wake the engine and send it the policy's weights, if it does not have them. The sync is repeated if the engine restarts.
 
         Raises:
@@ -133,30 +138,38 @@ class VLLMSampler:
         """
         for attempt in itertools.count():
             try:
-                return self._sync_once(step)
+                return self._sync_once(step, in_flight)
             except EngineRestartedError as error:
                 if attempt == MAX_REDONE:
                     raise
                 logger.warning("%s The weights are sent again.", error)
         raise AssertionError
 
-    def _sync_once(self, step: int) -> SyncReport | None:
+    def _sync_once(self, step: int, in_flight: bool) -> SyncReport | None:
         if self.state is State.ASLEEP:
             self.engine.wake()
             self.state = State.STALE
         if self.state is State.FRESH:
             return None
+        if self.state is State.MIXED:
+            self.state = State.STALE
+            self.engine.reset_caches(images=True)
+            self.state = State.FRESH
+            return None
         self._update_facts()
         # If the engine's label differs from that of the last sync, its weights are unknown, and all are sent.
         everything = self.engine.version() != self.version
-        return self._push(f"{self.name}/{step}/{self._num_syncs}", everything=everything)
+        return self._push(f"{self.name}/{step}/{self._num_syncs}", everything=everything, in_flight=in_flight)
 
     def adopt(self, version: str) -> None:
         """Record that some process has sent the policy's weights to the engine under this label."""
-        self.version, self.state = version, State.FRESH
+        self.version = version
+        if self.state is not State.MIXED:
+            self.state = State.FRESH
 
-    def _push(self, version: str, *, everything: bool = False) -> SyncReport:
-        report = self._sync.push(version, everything=everything)
+    def _push(self, version: str, *, everything: bool = False, in_flight: bool = False) -> SyncReport:
+        report = self._sync.push(version, everything=everything, in_flight=in_flight)
+        self.state = State.MIXED if in_flight else State.FRESH
         self.adopt(version)
         self._num_syncs += 1
         return report
@@ -181,12 +194,12 @@ class VLLMSampler:
         self, prompts: Sequence[Prompt], requests: Sequence[Request], settings: SamplingSettings
     ) -> list[Group]:
         """As `sample`, with requests that are already built."""
-        if self.state is not State.FRESH:
+        if self.state not in (State.FRESH, State.MIXED):
             raise EngineError(f"{self.engine.where} is {self.state.value}: it must be synced before it samples.")
         # A rank whose completions have all ended, while those of others go on, asks for nothing.
         outputs = self.engine.generate(requests) if requests else []
         found = self.engine.version()
-        if found != self.version:
+        if found != self.version and not (self.renews and found.startswith(f"{self.name}/")):
             raise EngineRestartedError(f"{self.engine.where} holds the weights {found!r} instead of {self.version!r}.")
         groups = [self._group(*pair, settings) for pair in zip(prompts, outputs, strict=True)]
         self.counts["prompt_tokens"] += sum(len(prompt.ids) for prompt in prompts)

@@ -6,7 +6,8 @@ import importlib
 import itertools
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,19 +179,23 @@ class ServerEngine:
         results = self.client.send("POST", REPLICAS_PATH, json=body)["results"]
         return [read_answer(call, each, self.where) for each in results]
 
-    def load(self, tensors: Tensors, version: str) -> None:
+    def load(self, tensors: Tensors, version: str, *, in_flight: bool = False) -> None:
         instance_id = self.call(AbandonUpdate()).instance_id
         if self.transport == "nccl":
-            self._broadcast(tensors, instance_id)
-            self.client.send("POST", "/update_weight_version", json={"new_version": version})
+            with self._paused() if in_flight else nullcontext():
+                self._broadcast(tensors, instance_id)
+                self.client.send("POST", "/update_weight_version", json={"new_version": version})
             return
         try:
             with own_folder(self._sync_dir) as folder:
-                self.client.send("POST", "/start_weight_update")
-                for path in saved_files(tensors, Path(folder)):
-                    info = to_dict(TensorLocation(path=str(path)))
-                    self.client.send("POST", "/update_weights", json={"update_info": info})
-                self.client.send("POST", "/finish_weight_update", json={"weight_version": version})
+                files = saved_files(tensors, Path(folder))
+                first = next(files, None)  # written while requests are still being completed
+                with self._paused() if in_flight else nullcontext():
+                    self.client.send("POST", "/start_weight_update")
+                    for path in itertools.chain([] if first is None else [first], files):
+                        info = to_dict(TensorLocation(path=str(path)))
+                        self.client.send("POST", "/update_weights", json={"update_info": info})
+                    self.client.send("POST", "/finish_weight_update", json={"weight_version": version})
         except (EngineRestartedError, EngineGoneError):
             raise
         except EngineError as error:
@@ -201,6 +206,15 @@ class ServerEngine:
                 f"{error} If a file is missing: the server must see the trainer's {self._sync_dir}; set vllm_sync_dir to a folder that "
                 "both can access."
             ) from error
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """A context in which no token is sampled. Requests under way stay, and go on afterwards."""
+        self.client.send("POST", "/pause", params={"mode": "keep", "clear_cache": "false"})
+        try:
+            yield
+        finally:
+            self.client.send("POST", "/resume")
 
     def load_adapter(self, save: Callable[[Path], None], version: str) -> None:
         folder = own_folder(self._sync_dir)

@@ -52,8 +52,11 @@ class WeightSync:
         """The engine's parameter → the saved names that make it up."""
         self._count = 0
 
-    def push(self, version: str, *, everything: bool = False) -> SyncReport:
+    def push(self, version: str, *, everything: bool = False, in_flight: bool = False) -> SyncReport:
         """Send the weights that training may have changed since the last push, or all weights, and verify them.
+
+        Args:
+            in_flight: requests are being completed, and go on with the new weights. Caches stay, since they use them.
 
         Raises:
             SyncError: weights did not arrive, or not where they belong.
@@ -61,13 +64,14 @@ class WeightSync:
         start = time.perf_counter()
         everything = everything or not self._sources
         names = set(self.weights.listed) if everything else self._moved()
-        self.engine.load(lambda: self.weights.tensors(names), version)
+        self.engine.load(lambda: self.weights.tensors(names), version, in_flight=in_flight)
         for where, answer in by_replica(self.engine, GetLastUpdate()):
             self._check_report(where, answer.report, names, everything)
         if everything:
             self._sources = self.engine.call(GetParameterSources()).sources
         num_compared = self._compare(self._compared(names, everything))
-        self.engine.reset_caches(images=any(self.weights.listed[name].images for name in names))
+        if not in_flight:
+            self.engine.reset_caches(images=any(self.weights.listed[name].images for name in names))
         self._count += 1
         return SyncReport(len(names), num_compared, time.perf_counter() - start)
 

@@ -5,7 +5,8 @@
                        └ weights 0       └ weights 1         are sent, then rollout 1 (2) begins
 
 A rollout's completions are of the weights at which the rollout before it began to be learned from. Weights are sent between two rollouts,
-when nothing is sampled. A checkpoint holds the completions that are sampled and not yet learned from, so a resumed run learns what an
+when nothing is sampled; with `vllm_in_flight_sync`, into the rollout that is still being sampled, whose last tokens are then of newer
+weights than its first. A checkpoint holds the completions that are sampled and not yet learned from, so a resumed run learns what an
 uninterrupted one does.
 """
 
@@ -100,6 +101,8 @@ class Ahead:
 
     def _finished(self, step: int) -> list[Group]:
         try:
+            if self.config.vllm_in_flight_sync:
+                self.sampler.renew()
             return self.sampler.finish()
         except Exception as error:
             error.add_note(f"boresight: it was sampled ahead (rollout_lag=1), for step {step + 1}.")
