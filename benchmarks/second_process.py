@@ -1,8 +1,10 @@
-"""An engine in a process of its own: a copy of the policy that transformers samples from. It needs no vLLM and starts in seconds."""
+"""An engine in a process of its own: a copy of the policy that transformers samples from. It needs no vLLM and starts in seconds.
+
+The copy lies in shared memory, and a sync writes the policy's weights into it.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 import tempfile
 import time
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import multiprocessing
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from boresight.errors import EngineError
@@ -22,23 +25,26 @@ from boresight.rollout.synced import SyncReport
 from boresight.types import EngineInputs, Group, Prompt, SamplingSettings
 
 
-def serve(connection: Connection[Any, Any], folder: str, facts: Any, tokenizer: Any) -> None:
-    """Answer `("weights", state)` and `("sample", prompts, settings)` until the other end is closed."""
+def serve(
+    connection: Connection[Any, Any], folder: str, weights: dict[str, torch.Tensor], facts: Any, tokenizer: Any
+) -> None:
+    """Answer `(prompts, settings)` with completions and the seconds that they took, until the other end is closed.
+
+    Args:
+        weights: the state of the model, in shared memory.
+    """
     torch.set_num_threads(1)
     policy = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    policy.load_state_dict(weights, assign=True)
     sampler = HFSampler(lambda: policy, facts, tokenizer)
     while True:
         try:
-            kind, *content = connection.recv()
+            content = connection.recv()
         except EOFError:
             return
-        if kind == "weights":
-            policy.load_state_dict(content[0])
-            connection.send(None)
-        else:
-            start = time.perf_counter()
-            groups = sampler.sample(*content)
-            connection.send((groups, time.perf_counter() - start))
+        start = time.perf_counter()
+        groups = sampler.sample(*content)
+        connection.send((groups, time.perf_counter() - start))
 
 
 class SecondProcess:
@@ -61,10 +67,13 @@ class SecondProcess:
         """Of each batch, in the second process."""
         self.is_fresh = False
         context = multiprocessing.get_context("spawn")
+        self._shared = {
+            name: tensor.cpu().clone().share_memory_() for name, tensor in self._policy().state_dict().items()
+        }
         self._connection, other = context.Pipe()
         self._folder = tempfile.TemporaryDirectory()
         inputs.save(Path(self._folder.name))
-        arguments = (other, self._folder.name, inputs.facts, inputs.tokenizer)
+        arguments = (other, self._folder.name, self._shared, inputs.facts, inputs.tokenizer)
         self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._process.start()
         other.close()
@@ -75,7 +84,7 @@ class SecondProcess:
     def completed(
         self, prompts: Sequence[Prompt], requests: Sequence[Prompt], settings: SamplingSettings
     ) -> list[Group]:
-        groups, seconds = self._call("sample", list(requests), settings)
+        groups, seconds = self._call(list(requests), settings)
         self.seconds.append(seconds)
         return groups
 
@@ -87,10 +96,10 @@ class SecondProcess:
         if self.is_fresh:
             return None
         start = time.perf_counter()
-        state = {name: tensor.numpy() for name, tensor in self._policy().state_dict().items()}
-        self._call("weights", {name: torch.from_numpy(values) for name, values in state.items()})
+        for name, tensor in self._policy().state_dict().items():
+            self._shared[name].copy_(tensor)
         self.adopt(str(step))
-        return SyncReport(len(state), 0, time.perf_counter() - start)
+        return SyncReport(len(self._shared), 0, time.perf_counter() - start)
 
     def _call(self, *content: Any) -> Any:
         try:
