@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/efficiency.py [--steps N] [--rows N] [--json FILE]
 
 One process with one thread learns from N rows a step; two, each with one thread and N rows, learn from 2·N, and exchange gradients (DDP).
-Efficiency is the first's seconds over the second's: 1 if nothing is lost. Two cores must be idle; the load is printed. `--quick` is for
-tests.
+Efficiency is the first's seconds over the second's: 1 if nothing is lost. It is printed beside that of the plan (`boresight doctor --plan`),
+which adds the exchange of gradients to the step of one process, at the rate at which the two processes send to each other here. Two
+cores must be idle; the load is printed. `--quick` is for tests.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +59,46 @@ def trained(model: str, steps: int, rows: int, file: Path) -> None:
     )
     clock = StepClock()
     SFTTrainer(model, config, [same] * rows * ranks, callbacks=[clock]).train()
+    link = bytes_per_second() if ranks == 2 else 0.0
     if PartialState().is_main_process:
-        file.write_text(json.dumps(clock.seconds))
+        file.write_text(json.dumps({"seconds": clock.seconds, "link": link}))
     PartialState().wait_for_everyone()
     sys.stdout.flush()
     os._exit(0)  # threads of the process group may abort the process at exit
 
 
-def measured(model: Path, folder: Path, ranks: int, effort: argparse.Namespace) -> list[list[float]]:
-    """Seconds, and seconds of computing in the first process, of each counted step."""
+def bytes_per_second() -> float:
+    """The rate at which two processes send to each other, each way at the same time; median of ten transfers of 32 MiB."""
+    import torch
+    from torch import distributed
+
+    mine, other = torch.ones(2**23), torch.empty(2**23)
+    peer = 1 - distributed.get_rank()
+    seconds = []
+    for _ in range(10):
+        distributed.barrier()
+        start = time.perf_counter()
+        sent, received = distributed.isend(mine, peer), distributed.irecv(other, peer)
+        for transfer in (sent, received):
+            assert transfer is not None
+            transfer.wait()
+        seconds.append(time.perf_counter() - start)
+    return mine.nbytes / statistics.median(seconds)
+
+
+def planned(model: Path, one: float, link: float) -> float:
+    """The plan's seconds of a step in two processes, from those in one process."""
+    from boresight.doctor.cost import CARDS, Rates, Work, step_seconds
+    from boresight.doctor.size import size_of
+
+    rates = Rates(card=replace(CARDS["h100"], link=link), bandwidth_share=1.0)
+    found = step_seconds(size_of(str(model)), Work(), rates, 2, adapter_weights=0, sharded=False, held_bytes=0)
+    assert found is not None
+    return one + found.exchange
+
+
+def measured(model: Path, folder: Path, ranks: int, effort: argparse.Namespace) -> dict[str, Any]:
+    """Seconds, and seconds of computing in the first process, of each counted step; and two processes' rate of sending."""
     file = folder / f"{ranks}.json"
     launcher = ["-m", *TORCHRUN] if ranks == 2 else []
     worker = [__file__, "--worker", str(model), str(effort.steps), str(effort.rows), str(file)]
@@ -89,17 +123,22 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         model = build_model(Path(folder) / "model", small=effort.quick)
         one, two = (measured(model, Path(folder), ranks, effort) for ranks in (1, 2))
-    found = {
-        "one": statistics.median(wall for wall, _ in one),
-        "two": statistics.median(wall for wall, _ in two),
-        "one computing": statistics.median(own for _, own in one),
-        "two computing": statistics.median(own for _, own in two),
-        "load": load,
-    }
+        found = {
+            "one": statistics.median(wall for wall, _ in one["seconds"]),
+            "two": statistics.median(wall for wall, _ in two["seconds"]),
+            "one computing": statistics.median(own for _, own in one["seconds"]),
+            "two computing": statistics.median(own for _, own in two["seconds"]),
+            "link": two["link"],
+            "load": load,
+        }
+        found["planned"] = planned(model, found["one"], found["link"])
     found["efficiency"] = found["one"] / found["two"]
+    found["planned efficiency"] = found["one"] / found["planned"]
     print(
         f"seconds of a step: {found['one']:.3f} in one process, {found['two']:.3f} in two; of computing in the first process: "
-        f"{found['one computing']:.3f} and {found['two computing']:.3f}; efficiency {found['efficiency']:.2f} (load before: {load:.1f})"
+        f"{found['one computing']:.3f} and {found['two computing']:.3f}; efficiency {found['efficiency']:.2f} (load before: {load:.1f})\n"
+        f"the plan, at {found['link'] / 1e9:.2f} GB/s between them: {found['planned']:.3f} s in two, efficiency "
+        f"{found['planned efficiency']:.2f}"
     )
     if effort.json:
         effort.json.write_text(json.dumps(found, indent=1))

@@ -149,5 +149,6 @@ def test_efficiency(benchmark_main: Main, tmp_path: Path, capsys: pytest.Capture
     benchmark_main("efficiency", "--json", str(tmp_path / "found.json"))
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["efficiency"] == pytest.approx(found["one"] / found["two"])
+    assert found["planned"] > found["one"] and found["link"] > 0
     assert min(found["one computing"], found["two computing"]) > 0
     assert "efficiency" in capsys.readouterr().out

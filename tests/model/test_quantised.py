@@ -77,7 +77,7 @@ def test_layers_that_the_cpu_reads_wrongly_are_left_out_and_named(
 
 
 def test_the_fault_that_layers_are_left_out_for() -> None:
-    """If this fails, bitsandbytes reads them rightly, and `unreadable` can go."""
+    """Its kernel for AVX-512 reads them with wrong scales. If this fails, bitsandbytes reads them rightly, and `unreadable` can go."""
     functional: Any = pytest.importorskip("bitsandbytes").functional
     weight = torch.linspace(-1, 1, 96 * 32).reshape(96, 32).sin() * torch.linspace(0.01, 2, 96)[:, None]
     worst = []
@@ -85,7 +85,8 @@ def test_the_fault_that_layers_are_left_out_for() -> None:
         codes, state = functional.quantize_4bit(weight.reshape(shape), blocksize=64, quant_type="nf4")
         read = functional.dequantize_4bit(codes, state).reshape(96, 32)
         worst.append(float((read - weight).abs().max()))
-    assert worst[1] < 0.2 < worst[0]
+    assert worst[1] < 0.2
+    assert (worst[0] > 0.2) == (torch.backends.cpu.get_cpu_capability() == "AVX512")
     assert unreadable(nn.Sequential(nn.Linear(32, 96), nn.Linear(64, 48))) == ["0"]
 
 
