@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/efficiency.py [--steps N] [--rows N] [--json FILE]
 
 One process with one thread learns from N rows a step; two, each with one thread and N rows, learn from 2·N, and exchange gradients (DDP).
-Efficiency is the first's seconds over the second's: 1 if nothing is lost. It is printed beside that of the plan (`boresight doctor --plan`),
-which adds the exchange of gradients to the step of one process, at the rate at which the two processes send to each other here. Two
-cores must be idle; the load is printed. `--quick` is for tests.
+Efficiency is the first's seconds over the second's: 1 if nothing is lost. Beside it is that of the plan (`boresight doctor --plan`), which
+adds the exchange of gradients to the step of one process, at the rate at which the two processes send to each other here. Two cores
+must be idle; the load is printed. `--quick` is for tests.
 """
 
 from __future__ import annotations
