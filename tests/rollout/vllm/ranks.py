@@ -77,11 +77,12 @@ def one_rank_gets_other_weights(run: GRPOTrainer) -> None:
     sampler: Any = run.sampler.engine  # pyright: ignore[reportAttributeAccessIssue]
     load = sampler.engine.load
 
-    def tampered(tensors: Any, version: str) -> None:
+    def tampered(tensors: Any, version: str, **options: Any) -> None:
         wrong = PartialState().process_index == 1
         load(
             lambda: [(name, 1.1 * each if wrong and "layers.0.mlp.down" in name else each) for name, each in tensors()],
             version,
+            **options,
         )
 
     sampler.engine.load = tampered

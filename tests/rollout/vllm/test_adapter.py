@@ -77,9 +77,9 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def load(self, tensors: Any, version: str) -> None:
+    def load(self, tensors: Any, version: str, **options: Any) -> None:
         self.calls.append("weights")
-        self.engine.load(tensors, version)
+        self.engine.load(tensors, version, **options)
 
     def load_adapter(self, save: Callable[[Path], None], version: str) -> None:
         self.calls.append("adapter")

@@ -35,7 +35,7 @@ class Wire:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def load(self, tensors: Callable[[], Stream], version: str) -> None:
+    def load(self, tensors: Callable[[], Stream], version: str, **options: Any) -> None:
         self.received = []
 
         def noted() -> Iterator[tuple[str, Tensor]]:
@@ -43,7 +43,7 @@ class Wire:
                 self.received.append(name)
                 yield name, tensor
 
-        self.engine.load(noted, version)
+        self.engine.load(noted, version, **options)
 
     def reset_caches(self, *, images: bool) -> None:
         self.resets.append(images)
