@@ -24,6 +24,7 @@ OTHER: dict[str, Any] = {
     "vllm_request_timeout": 1.0,
     "vllm_group_port": 1,
     "rollout_lag": 1,
+    "vllm_in_flight_sync": True,
     "vllm_sync_dir": "shared",
     "vllm_gpu_memory_utilization": 0.9,
     "vllm_max_model_length": 100,
