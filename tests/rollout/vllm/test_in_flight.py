@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
+import re
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +24,8 @@ from .test_contract import furthest, trainer_logp
 from .test_faults import trainer
 from .test_sync import move
 
-LONG = SamplingSettings(4, 200, seed=5)
+LENGTH = 250
+LONG = SamplingSettings(4, LENGTH, seed=5)
 SHORT = SamplingSettings(4, 10, seed=6)
 
 
@@ -38,18 +43,27 @@ def renewed(rig: Rig, engine: ServerEngine) -> tuple[object, list[Group], object
     sampler.renews = True
     sampler.sample(rig.prompts, SHORT)  # whose images and prompts are then cached
     before = copy.deepcopy(rig.model)
+    move(rig)  # which the engine does not hear of yet
+    already = num_sampled(engine)
     running = in_thread(lambda: sampler.sample(rig.prompts, LONG))
-    time.sleep(0.3)
-    move(rig)
+    while num_sampled(engine) < already + 5 * 12:  # five tokens of each completion
+        assert not running.done()
+        time.sleep(0.01)
     sampler.outdate()
     assert sampler.sync(1, in_flight=True) is not None
-    assert not running.done()  # 200 tokens take longer
     return before, running.result(), sampler
+
+
+def num_sampled(engine: ServerEngine) -> int:
+    """How many tokens the server has sampled since it started."""
+    (response,) = engine.client._calls.together([("GET", "/metrics", {})])
+    counts = re.findall(r"^vllm:generation_tokens_total\{.*\} (\S+)$", response.text, re.MULTILINE)
+    return int(sum(map(float, counts)))
 
 
 def test_completions_go_on_with_the_new_weights(kept: Rig, remote: ServerEngine) -> None:
     before, groups, _ = renewed(kept, remote)
-    assert {len(completion.ids) for group in groups for completion in group.completions} == {200}
+    assert {len(completion.ids) for group in groups for completion in group.completions} == {LENGTH}
     for gap in gaps(kept, groups, before):
         num_old = int((gap > 1e-2).nonzero()[0])
         assert num_old > 0 and float(gap[:num_old].max()) < 1e-3  # sampled, and reported, with the old weights
@@ -74,9 +88,25 @@ def test_without_that_reset_the_next_batch_is_wrong(kept: Rig, remote: ServerEng
 def test_a_run_learns_from_such_rollouts(kept: Rig, supervised: Supervised, tmp_path: Path) -> None:
     options = {"rollout_lag": 1, "vllm_in_flight_sync": True, "max_completion_length": 150, "max_steps": 4}
     run = trainer(kept, tmp_path, supervised, **options)
+    engine: Any = run.sampler.engine.engine  # pyright: ignore[reportAttributeAccessIssue]
+    generate, load = engine.generate, engine.load
+    numbers, renewed = itertools.count(), threading.Semaphore(0)
+
+    def loading(*arguments: Any, in_flight: bool = False) -> None:
+        load(*arguments, in_flight=in_flight)
+        if in_flight:
+            renewed.release()
+
+    def generating(requests: Any) -> Any:
+        """Each batch but the first ends only once the weights of the step before it have come."""
+        outputs = generate(requests)
+        assert next(numbers) == 0 or renewed.acquire(timeout=120)
+        return outputs
+
+    engine.generate, engine.load = generating, loading
     run.train()
     steps = [line for line in run.state.log_history if "loss" in line]
     assert len(steps) == 4
-    assert sum(line.get("sync/in_flight", 0) for line in steps) >= 1
+    assert [line.get("sync/in_flight", 0) for line in steps] == [0, 1, 1, 1]
     assert all(torch.isfinite(torch.tensor(line["grad_norm"])) for line in steps)
     assert read_completions(tmp_path)["age"].to_pylist().count(0) == len(read_completions(tmp_path)) // 4

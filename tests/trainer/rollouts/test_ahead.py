@@ -133,7 +133,9 @@ def test_a_rollout_is_sampled_during_the_update(grpo: Run, copies: list[CopyEngi
     assert seen == [True]
 
 
-def test_weights_are_sent_into_a_rollout_that_is_still_being_sampled(grpo: Run, copies: list[CopyEngine]) -> None:
+def test_weights_are_sent_into_a_rollout_that_is_still_being_sampled(
+    grpo: Run, copies: list[CopyEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each rollout but the first ends only once the weights after the step before it have come."""
     run = grpo(**LAG, vllm_in_flight_sync=True)
     (engine,) = copies
@@ -150,7 +152,7 @@ def test_weights_are_sent_into_a_rollout_that_is_still_being_sampled(grpo: Run, 
         with renewed:
             assert number == 0 or renewed.wait_for(lambda: number in engine.in_flight, 60)
 
-    engine.sync = noting  # type: ignore[method-assign]
+    monkeypatch.setattr(engine, "sync", noting)
     engine.before_batch = waits
     run.train()
     assert engine.syncs == [0, 1, 2, 3, 4]
