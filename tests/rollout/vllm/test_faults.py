@@ -5,6 +5,7 @@ Every test uses the same server, so each trainer finds one that others have used
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -28,7 +29,7 @@ from boresight.demo.easy_vqa import load_easy_vqa
 from boresight.errors import EngineError
 from boresight.report.completions import read_completions
 from boresight.rollout.vllm.keys import find_key
-from boresight.rollout.vllm.protocol.messages import AbandonUpdate
+from boresight.rollout.vllm.protocol.messages import REPLICAS_PATH, AbandonUpdate
 from boresight.rollout.vllm.server import ServerEngine
 from boresight.types import SamplingSettings
 
@@ -248,8 +249,8 @@ def test_nobody_without_the_key_reaches_a_server(supervised: Supervised) -> None
         assert httpx.get(f"{supervised.url}{path}", trust_env=False, timeout=30).status_code == 401
     call = {"method": "get_facts", "args": [], "kwargs": {}}
     wrong = {"Authorization": "Bearer guessed"}
-    for headers in ({}, wrong):
-        found = httpx.post(f"{supervised.url}/collective_rpc", json=call, headers=headers, trust_env=False, timeout=30)
+    for headers, path in itertools.product(({}, wrong), ("/collective_rpc", REPLICAS_PATH)):
+        found = httpx.post(f"{supervised.url}{path}", json=call, headers=headers, trust_env=False, timeout=30)
         assert found.status_code == 401
     found = httpx.get(f"{supervised.url}/metrics", headers=with_key(supervised.url), trust_env=False, timeout=30)
     assert found.status_code == 200
