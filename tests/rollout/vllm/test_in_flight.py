@@ -17,6 +17,7 @@ from torch import Tensor
 
 from boresight.background import in_thread
 from boresight.report.completions import read_completions
+from boresight.rollout.vllm.sampler import VLLMSampler
 from boresight.rollout.vllm.server import ServerEngine
 from boresight.types import Group, SamplingSettings
 
@@ -39,7 +40,7 @@ def gaps(rig: Rig, groups: list[Group], model: object) -> list[Tensor]:
     return [(each.sampler_logp - row).abs() for each, row in zip(completions, rows, strict=True)]  # pyright: ignore[reportOptionalOperand]
 
 
-def renewed(rig: Rig, engine: ServerEngine) -> tuple[object, list[Group], object]:
+def renewed(rig: Rig, engine: ServerEngine) -> tuple[object, list[Group], VLLMSampler]:
     """Completions that were under way when new weights came, the policy before, and the sampler."""
     endless = dataclasses.replace(rig.facts, stop_ids=())
     sampler = rig.sampler(engine, facts=endless)
@@ -82,6 +83,7 @@ def test_completions_go_on_with_the_new_weights(kept: Rig, remote: ServerEngine)
 def test_the_next_batch_is_of_the_new_weights_alone(kept: Rig, remote: ServerEngine) -> None:
     """Caches of the old ones are in use until the batch ends, and reset before the next."""
     _, _, sampler = renewed(kept, remote)
+    assert sampler.is_fresh  # so that no rank gathers weights
     assert sampler.sync(1) is None
     assert furthest(kept, sampler.sample(kept.prompts, SHORT)) < 1e-3
 

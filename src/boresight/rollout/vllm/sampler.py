@@ -122,7 +122,7 @@ class VLLMSampler:
 
     @property
     def is_fresh(self) -> bool:
-        return self.state is State.FRESH
+        return self.state in (State.FRESH, State.MIXED)
 
     def outdate(self) -> None:
         """Mark the engine's weights as stale: the policy has changed, or the engine may have lost them."""
