@@ -11,8 +11,9 @@ UV := .uv/bin/uv
 STAMP := .venv/.up-to-date
 LOCK := requirements-dev.lock
 
-# Tiny models gain nothing from threads, so each core runs tests of its own; the hub is never asked for anything.
-TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+# Tiny models gain nothing from threads, so each core runs tests of its own; the hub is never asked for anything. An image
+# that forbids Python to keep its bytecode would have each of the tests' processes compile torch again.
+TEST_ENV := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
 .PHONY: help setup lock demo check format test test-pages newest oldest soak fuzz families bench gpu-check gpu-wheels docs
 
@@ -23,7 +24,7 @@ setup: $(STAMP)  ## fill .venv with exactly the versions of the lock
 
 $(STAMP): $(LOCK) pyproject.toml | $(UV)
 	@test -x $(BIN)/python || $(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
-	$(UV) pip sync --quiet --python $(BIN)/python $(LOCK)
+	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python $(LOCK)
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 

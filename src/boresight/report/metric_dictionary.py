@@ -166,7 +166,7 @@ COST = [
     Entry("sync/tensors", "tensors", "Sent to the engine since the last log, under their saved names", "Those of trained modules",
           engine=True),
     Entry("sync/in_flight", "syncs", "Weights that were sent into a rollout while it was sampled (`vllm_in_flight_sync`)",
-          "1 per rollout where sampling takes longer than learning"),
+          "1 per rollout where sampling takes longer than learning", engine=True),
     Entry("sync/modules_compared", "modules", "Of the engine whose answers were compared with the trainer's after a sync", "Above 0",
           engine=True),
     Entry("work/sampler_restarts", "restarts", "Engines that were lost and given the policy's weights again", "0", engine=True),
