@@ -250,6 +250,7 @@ FINDINGS: dict[str, tuple[dict[str, Any], str]] = {
     "a further path": ({"image": SQUARE, "image_2": "b.png"}, "the column 'image_2' looks like images"),
     "a clip": ({"clip": "a.mp4"}, "the column 'clip' looks like videos"),
     "an empty question": ({"prompt": [user(" \n")]}, "the question is empty"),
+    "an empty question about an image": ({"prompt": [user("")], "image": SQUARE}, "the question is empty"),
     "an empty answer": ({"completion": [assistant("")]}, "an answer is empty"),
     "a blank solution": ({"solution": ""}, "the solution is blank"),
     "a float image": ({"image": Image.new("F", (8, 8), 0.5)}, "an image is of fractions (float), scaled to 0–255"),

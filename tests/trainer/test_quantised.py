@@ -68,6 +68,21 @@ def test_methods_train_beside_a_quantised_base(model_folder: Path, tmp_path: Pat
         assert trainer.ref_model is None
 
 
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({}, r"would merge the adapter into quantised weights \(4-bit\) at every sync. Set vllm_lora_sync='adapter'"),
+        ({"vllm_lora_sync": "adapter", "train": "projector=full,language=lora"}, r"is trained as well"),
+    ],
+)
+def test_what_an_engine_cannot_be_sent_is_refused_before_rows_are_read(
+    model_folder: Path, tmp_path: Path, further: dict[str, Any], message: str
+) -> None:
+    given = options(tmp_path, FOUR, use_vllm=True, vllm_mode="server", **further)
+    with pytest.raises(ConfigError, match=message):
+        GRPOTrainer(str(model_folder), vowel_share, args=GRPOConfig(**given), train_dataset=[{"no": "prompt"}])
+
+
 @pytest.mark.parametrize("bits", ["4", "8"])
 def test_saved_reloaded_and_merged(model_folder: Path, tmp_path: Path, bits: str) -> None:
     trainer = run("sft", model_folder, tmp_path / "run", CONFIGS[bits], max_steps=3)

@@ -19,7 +19,7 @@ def row_findings(row: Row) -> list[str]:
         if (kind := looks_like(value)) is not None
     ]
     found += [f"an image is {image.remark}" for image in row.images if image.remark is not None]
-    if row.prompt and not row.images and not _text(row.prompt[-1:] if not isinstance(row.prompt, str) else row.prompt):
+    if row.prompt and _is_blank(row.prompt):
         found.append("the question is empty")
     if TOKENS not in row.columns and any(_is_empty_answer(completion) for completion in row.completions):
         found.append("an answer is empty")
@@ -72,6 +72,15 @@ def rewriting_findings(row: Row, group: Group, texts: Texts) -> list[str]:
 def _messages(row: Row) -> list[Mapping[str, Any]]:
     conversations = [row.prompt, *row.completions]
     return [message for conversation in conversations if not isinstance(conversation, str) for message in conversation]
+
+
+def _is_blank(prompt: str | Conversation) -> bool:
+    """Whether what was asked last is blank. A message of images alone is not: nobody left its text out by mistake."""
+    if isinstance(prompt, str):
+        return not prompt.strip()
+    parts = prompt[-1]["content"]
+    texts = [part["text"] for part in parts if part["type"] == "text"]
+    return not "".join(texts).strip() and (bool(texts) or not parts)
 
 
 def _is_empty_answer(completion: str | Conversation) -> bool:

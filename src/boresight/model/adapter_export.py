@@ -19,6 +19,30 @@ from boresight.modules import is_quantised, unwrap
 WAY_OUT = "set vllm_lora_sync='merged'"
 
 
+def adapted_layers(model: nn.Module) -> dict[str, tuple[Any, str]]:
+    """Module name → the layer and the name of its active adapter, for a policy of which only plain LoRA is trained.
+
+    Raises:
+        ConfigError: the policy has no adapter, the adapter is not plain LoRA on linear modules, or other weights are trained too.
+    """
+    base = unwrap(model)
+    modules: Any = base.named_modules()
+    found: dict[str, tuple[Any, str]] = {
+        name: (module, _active(name, module)) for name, module in modules if isinstance(module, BaseTunerLayer)
+    }
+    if not found:
+        raise ConfigError(
+            f"vllm_lora_sync='adapter' sends an adapter, but the policy has none: train one (use_peft), or {WAY_OUT}."
+        )
+    own = {id(part.weight) for layer, name in found.values() for part in (layer.lora_A[name], layer.lora_B[name])}
+    if further := [name for name, value in base.named_parameters() if value.requires_grad and id(value) not in own]:
+        raise ConfigError(
+            f"vllm_lora_sync='adapter' sends only the adapter, but {further[0]} is trained as well "
+            f"({len(further)} tensors besides the adapter): {WAY_OUT}."
+        )
+    return found
+
+
 class PolicyAdapter:
     """The LoRA factors of every module that a policy's active adapter changes, under the names of the policy's saved folder.
 
@@ -26,24 +50,15 @@ class PolicyAdapter:
         model: the policy, wrapped by DDP and PEFT.
 
     Raises:
-        ConfigError: the policy has no adapter, the adapter is not plain LoRA on linear modules, or other weights are trained too.
+        ConfigError: as `adapted_layers`; or a module is saved as several tensors, or under another name than a weight.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        base = unwrap(model)
-        modules: Any = base.named_modules()
-        layers: dict[str, Any] = {name: module for name, module in modules if isinstance(module, BaseTunerLayer)}
-        if not layers:
-            raise ConfigError(
-                f"vllm_lora_sync='adapter' sends an adapter, but the policy has none: train one (use_peft), or {WAY_OUT}."
-            )
         self._layers: dict[str, tuple[Any, str]] = {}
         """Saved name of a module → its layer and the name of its active adapter."""
         self.images = False
-        own: set[int] = set()
         weights = PolicyWeights(model, adapters=False)
-        for name, layer in layers.items():
-            adapter = _active(name, layer)
+        for name, (layer, adapter) in adapted_layers(model).items():
             saved = weights.saved_names(f"{name}.weight")
             if len(saved) != 1 or not saved[0].endswith(".weight"):
                 raise ConfigError(
@@ -51,12 +66,6 @@ class PolicyAdapter:
                 )
             self._layers[saved[0].removesuffix(".weight")] = layer, adapter
             self.images |= weights.listed[saved[0]].images
-            own |= {id(part.weight) for part in (layer.lora_A[adapter], layer.lora_B[adapter])}
-        if further := [name for name, value in base.named_parameters() if value.requires_grad and id(value) not in own]:
-            raise ConfigError(
-                f"vllm_lora_sync='adapter' sends only the adapter, but {further[0]} is trained as well "
-                f"({len(further)} tensors besides the adapter): {WAY_OUT}."
-            )
 
     @property
     def rank(self) -> int:

@@ -24,6 +24,19 @@ Tensors = dict[str, Callable[[], Tensor]]
 """Tensor name → a function that returns the tensor. Tensors are made on demand, because a merged adapter layer costs memory."""
 
 
+def check_merges(model: nn.Module) -> None:
+    """Check that an adapter can be merged into a policy's weights.
+
+    Raises:
+        ConfigError: they are quantised.
+    """
+    if bits := quantisation(model):
+        raise ConfigError(
+            f"vllm_lora_sync='merged' would merge the adapter into quantised weights ({bits}) at every sync. Set "
+            "vllm_lora_sync='adapter': it sends the base once, as the numbers that it stands for, and then only the adapter."
+        )
+
+
 class PolicyWeights:
     """Names, parts and tensors of a policy as `save_pretrained` would write them, adapters merged or left out.
 
@@ -44,11 +57,8 @@ class PolicyWeights:
         self.model = model
         self.adapters = adapters
         base = unwrap(model)
-        if adapters and (bits := quantisation(base)):
-            raise ConfigError(
-                f"vllm_lora_sync='merged' would merge the adapter into quantised weights ({bits}) at every sync. Set "
-                "vllm_lora_sync='adapter': it sends the base once, as the numbers that it stands for, and then only the adapter."
-            )
+        if adapters:
+            check_merges(base)
         trained = _trained(base) if adapters else set()
         merged = _adapted_prefixes(base) if adapters else ()
         text = _text_prefixes(base)

@@ -129,6 +129,7 @@ class GroupTrainer(LoggingTrainer[Item]):
         loaded = adapt(loaded, peft_config, self.parts)
         check_trains_adapter(loaded, is_adapted=isinstance(loaded, PeftModel))
         refuse_quantised_shards(loaded, args)
+        self.check_model(loaded, args)
         if getattr(args, "disable_dropout", False):
             switch_off_dropout(loaded)
         self.checkpoint_dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
@@ -196,6 +197,13 @@ class GroupTrainer(LoggingTrainer[Item]):
             on_first_rank(lambda: report(preflight(self.set_up), self.log_once))
 
     # ---- Defined by a method -------------------------------------------------------------------------------------------------------
+
+    def check_model(self, model: nn.Module, args: Any) -> None:
+        """Refuse a model that the method cannot train with these options, before rows are read.
+
+        Args:
+            model: with its adapter. Nothing is promoted, moved or divided yet.
+        """
 
     def encoder_options(self, args: Any) -> dict[str, Any]:
         """Additional arguments of the `Encoder`."""

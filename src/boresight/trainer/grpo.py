@@ -38,7 +38,7 @@ from boresight.trainer.loading import EncodedRows, is_stream
 from boresight.trainer.reasoning import think_note, think_state
 from boresight.trainer.redistribution import dealt
 from boresight.trainer.rollouts.ahead import Ahead, check_lag
-from boresight.trainer.rollouts.engines import WeightsMoved, engine_sampler
+from boresight.trainer.rollouts.engines import WeightsMoved, check_sends, engine_sampler
 from boresight.trainer.rollouts.loop import Rollouts, note_ages
 from boresight.trainer.rollouts.rows import PromptRows
 from boresight.trainer.rollouts.scored import Scored, from_state, padded, sampler_logp, state_of
@@ -174,6 +174,9 @@ class GRPOTrainer(ScoredPasses):
         return engine_sampler(self.args, self.policy, self.encoder, extent, hooks)
 
     # ---- Data -------------------------------------------------------------------------------------------------------------------
+
+    def check_model(self, model: nn.Module, args: Any) -> None:
+        check_sends(model, args)
 
     def encoder_options(self, args: Any) -> dict[str, Any]:
         options = {**super().encoder_options(args), "max_prompt_length": args.max_prompt_length}

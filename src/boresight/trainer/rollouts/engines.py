@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list
+from torch import nn
 from transformers import TrainerCallback
 
 from boresight.data.encode import Encoder
 from boresight.data.images import decode
-from boresight.model.adapter_export import PolicyAdapter
-from boresight.model.export import PolicyWeights
+from boresight.model.adapter_export import PolicyAdapter, adapted_layers
+from boresight.model.export import PolicyWeights, check_merges
 from boresight.model.forward import GroupForward
 from boresight.model.quantised import forget_quantisation
 from boresight.model.shards import class_of
@@ -58,6 +59,23 @@ def engine_sampler(
             differs = narrows(args) or bool(args.vllm_structured_outputs_regex)
             return SyncedSampler(engine, training, distribution_differs=differs)
     return None
+
+
+def check_sends(model: nn.Module, args: GRPOConfig) -> None:
+    """Check that the engine that the options ask for can be sent a model's adapter in the way that they name.
+
+    Args:
+        model: with its adapter.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not any(getattr(args, option) for option in ENGINES):
+        return
+    if args.vllm_lora_sync == "adapter":
+        adapted_layers(model)
+    else:
+        check_merges(model)
 
 
 class WeightsMoved(TrainerCallback):
