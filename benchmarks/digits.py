@@ -51,7 +51,8 @@ from boresight.model.load import load_processor, model_facts
 from boresight.rewards import answer_format_reward, exact_answer_reward
 from boresight.rewards.extract import final_answer
 from boresight.rollout.hf import HFSampler
-from boresight.types import Group, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Group
 
 MAX_COMPLETION_LENGTH = 16
 NUM_SAMPLED = 4

@@ -19,7 +19,8 @@ from boresight.demo.accuracy import Accuracy, accuracy
 from boresight.demo.easy_vqa import demonstrations, load_easy_vqa
 from boresight.demo.subjects import GUESSED_SHARE, with_guessed_colors
 from boresight.demo.tiny import build_tiny
-from boresight.types import Completion, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Completion
 
 QUIET = {
     "gradient_checkpointing": False,

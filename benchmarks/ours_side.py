@@ -15,8 +15,9 @@ from boresight.data.images import load_image
 from boresight.data.sources import RowDataset
 from boresight.data.turns import continued, encoded_turn, rendered_turn, with_turn
 from boresight.rollout.sampler import sampling_settings
+from boresight.sampling import SamplingSettings
 from boresight.trainer.rollouts.scored import Scored
-from boresight.types import Completion, Group, Prompt, SamplingSettings
+from boresight.types import Completion, Group, Prompt
 
 
 class OurSide(Side):

@@ -37,7 +37,7 @@ from boresight.demo.subjects import Recipe
 from boresight.demo.tiny import build_tiny
 from boresight.loss.preference_options import MPO
 from boresight.rewards import exact_answer_reward, get_repetition_penalty_reward
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 METHODS: dict[str, dict[str, Any]] = {"DPO": {"loss_type": ["sigmoid"]}, "MPO": dict(MPO)}
 

@@ -22,7 +22,8 @@ from boresight.errors import EngineError
 from boresight.modules import unwrap
 from boresight.rollout.hf import HFSampler
 from boresight.rollout.synced import SyncReport
-from boresight.types import EngineInputs, Group, Prompt, SamplingSettings
+from boresight.sampling import EngineInputs, SamplingSettings
+from boresight.types import Group, Prompt
 
 
 def serve(

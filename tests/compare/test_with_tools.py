@@ -21,9 +21,10 @@ from boresight.compare.terminal import tables
 from boresight.demo.tiny.qwen import CONTENT, chatml_with_tools
 from boresight.errors import ConfigError, ModelError
 from boresight.rollout.hf import HFSampler
+from boresight.sampling import SamplingSettings
 from boresight.tools import ImageTools
 from boresight.tools.options import ToolOptions
-from boresight.types import Completion, Group, Prompt, SamplingSettings
+from boresight.types import Completion, Group, Prompt
 from tests.browser import WIDE, opened
 from tests.trainer.scripted import call
 

@@ -8,7 +8,7 @@ import pytest
 
 from boresight.errors import ConfigError
 from boresight.evaluate.generation import Generation, generation_of
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 
 def settings(**given: Any) -> SamplingSettings:

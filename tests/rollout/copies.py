@@ -15,7 +15,8 @@ from boresight.errors import EngineGoneError, EngineRestartedError
 from boresight.modules import unwrap
 from boresight.rollout.hf import HFSampler
 from boresight.rollout.synced import SyncReport
-from boresight.types import Group, ModelFacts, Prompt, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Group, ModelFacts, Prompt
 
 
 class CopyEngine:

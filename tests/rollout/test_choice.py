@@ -22,7 +22,7 @@ from boresight.rollout import choice
 from boresight.rollout.branches import Branches
 from boresight.rollout.decode import Prefill
 from boresight.rollout.hf import HFSampler
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 from tests.rollout.conftest import Subject
 
 Subjects = Callable[[str], Subject]

@@ -16,7 +16,8 @@ from boresight.data.turns import continued, encoded_turn, with_turn
 from boresight.model.vision import VisionEncoder
 from boresight.rollout.continuing import KnownTurns
 from boresight.rollout.hf import HFSampler
-from boresight.types import Completion, Group, HasImages, Prompt, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Completion, Group, HasImages, Prompt
 from tests.rollout.conftest import Subject, noise
 from tests.tiny import FAMILIES
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from boresight.rollout.distribution import Distribution, uniforms
-from boresight.types import Prompt, Row, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Prompt, Row
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5, 3.0, -0.25]])
 NOTHING = torch.empty(1, 0, dtype=torch.long)

@@ -14,7 +14,8 @@ from transformers import DynamicCache, GenerationConfig
 
 from boresight.modules import checkpoint_activations, named_cache
 from boresight.rollout.hf import HFSampler
-from boresight.types import Completion, Group, HasImages, Prompt, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Completion, Group, HasImages, Prompt
 from tests.rollout.conftest import Subject
 from tests.tiny import FAMILIES
 

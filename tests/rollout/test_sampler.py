@@ -10,7 +10,7 @@ from boresight.errors import ConfigError
 from boresight.option_checks import check_options
 from boresight.rollout.options import SamplingOptions
 from boresight.rollout.sampler import sampling_settings
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 
 def test_defaults_ask_for_trls() -> None:

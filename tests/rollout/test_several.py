@@ -16,7 +16,8 @@ from boresight.report.timeline import Timeline
 from boresight.rollout import several
 from boresight.rollout.several import GatheredOnce, SeveralEngines, dealt
 from boresight.rollout.synced import SyncedSampler
-from boresight.types import Group, SamplingSettings, TrainingHooks, Weight
+from boresight.sampling import SamplingSettings, TrainingHooks, Weight
+from boresight.types import Group
 
 from .conftest import Subject
 from .copies import CopyEngine

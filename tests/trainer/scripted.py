@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from boresight.data.turns import continued
-from boresight.types import Completion, Group, Prompt, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Completion, Group, Prompt
 
 
 class Scripted:

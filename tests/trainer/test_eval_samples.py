@@ -12,7 +12,7 @@ from boresight import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from boresight.data.sources import RowDataset
 from boresight.report import read_completions
 from boresight.report.page import report_data
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 from .conftest import QUIET, demonstrations
 

@@ -25,10 +25,11 @@ from boresight.report.turns import shown_turns
 from boresight.rollout.hf import HFSampler
 from boresight.rollout.options import SamplingOptions
 from boresight.rollout.sampler import sampling_settings
+from boresight.sampling import SamplingSettings
 from boresight.trainer.fingerprint import saved_model_digest
 from boresight.trainer.reasoning import think_state
 from boresight.trainer.rollouts.turns import Branch, ToolLoop
-from boresight.types import Completion, EncodedImage, Group, Prompt, Row, SamplingSettings
+from boresight.types import Completion, EncodedImage, Group, Prompt, Row
 
 KeepImage = Callable[[EncodedImage], str]
 """Keeps an image that a tool returned, and returns its file name."""

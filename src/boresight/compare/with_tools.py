@@ -11,11 +11,11 @@ from boresight.data.encode import Encoder
 from boresight.data.turns import check_template
 from boresight.option_checks import check_options
 from boresight.options import declarations
+from boresight.sampling import Sampler
 from boresight.tools.environments import Environments
 from boresight.tools.named import load_environment, load_tools, source_of_tools, tool_name
 from boresight.tools.options import ToolOptions
 from boresight.trainer.rollouts.turns import ToolLoop
-from boresight.types import Sampler
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from boresight.errors import ConfigError
 from boresight.rollout.outputs import EngineOutput, OutputReader
 from boresight.rollout.vllm.engine import Request
 from boresight.rollout.vllm.saved import ask_saved, vllm_is_here
-from boresight.types import Group, ModelFacts, Prompt, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Group, ModelFacts, Prompt
 
 BANNED = -100.0
 """Added to the logits of tokens that only a processor may place."""

@@ -23,13 +23,13 @@ from boresight.demo.easy_vqa import blind_accuracy, question_text
 from boresight.demo.subjects import SUBJECTS, Recipe
 from boresight.demo.tiny import build_tiny
 from boresight.rewards import answer_format_reward, exact_answer_reward
+from boresight.sampling import SamplingSettings
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.config import SFTConfig
 from boresight.trainer.grpo import GRPOTrainer
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.presets import preset
 from boresight.trainer.sft import SFTTrainer
-from boresight.types import SamplingSettings
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from boresight.errors import ConfigError
 from boresight.option_checks import check_options
 from boresight.rollout.options import SamplingOptions
 from boresight.rollout.sampler import sampling_settings
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 MAX_NEW_TOKENS = 1024
 """Where a task names no limit; lmms-eval's own models take the same."""

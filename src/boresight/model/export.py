@@ -18,7 +18,7 @@ from boresight.errors import ConfigError
 from boresight.model.quantised import tensors_of
 from boresight.model.shards import exchanges_layers, gathered, gathered_in
 from boresight.modules import is_quantised, quantisation, unwrap
-from boresight.types import Weight
+from boresight.sampling import Weight
 
 Tensors = dict[str, Callable[[], Tensor]]
 """Tensor name → a function that returns the tensor. Tensors are made on demand, because a merged adapter layer costs memory."""

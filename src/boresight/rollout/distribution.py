@@ -17,7 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from boresight.types import Prompt, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Prompt
 
 
 class Distribution:

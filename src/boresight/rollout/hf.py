@@ -16,7 +16,8 @@ from boresight.rollout.choice import SAYS, Sampling, choose_sampling
 from boresight.rollout.continuing import KnownTurns
 from boresight.rollout.decode import Decoder, ImageFeatures, Prefill
 from boresight.rollout.distribution import Distribution, uniforms
-from boresight.types import Completion, ExampleSource, Group, ModelFacts, Prompt, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Completion, ExampleSource, Group, ModelFacts, Prompt
 
 logger = logging.getLogger(__name__)
 

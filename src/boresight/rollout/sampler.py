@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from boresight.rollout.options import SamplingOptions
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 
 def sampling_settings(

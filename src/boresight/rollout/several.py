@@ -21,7 +21,8 @@ from torch import Tensor
 from boresight.background import in_thread
 from boresight.errors import ConfigError, EngineError, EngineGoneError, EngineRestartedError
 from boresight.rollout.synced import SyncedEngine, SyncReport
-from boresight.types import Group, Prompt, SamplingSettings, Weights
+from boresight.sampling import SamplingSettings, Weights
+from boresight.types import Group, Prompt
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from boresight.background import in_thread
 from boresight.errors import EngineError, EngineRestartedError
 from boresight.ranks import on_every_rank
-from boresight.types import Group, Prompt, SamplingSettings, TrainingHooks
+from boresight.sampling import SamplingSettings, TrainingHooks
+from boresight.types import Group, Prompt
 
 logger = logging.getLogger(__name__)
 

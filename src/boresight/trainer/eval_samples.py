@@ -14,11 +14,12 @@ from boresight.model.shards import gathered
 from boresight.report.completions import CompletionStore
 from boresight.report.metrics import MeanMetrics
 from boresight.rewards.extract import completion_text, final_answer
+from boresight.sampling import SamplingSettings
 from boresight.trainer.base import GroupTrainer
 from boresight.trainer.random_states import random_states_kept
 from boresight.trainer.rollouts.answers import right_answer
 from boresight.trainer.update import Item
-from boresight.types import Group, Row, SamplingSettings
+from boresight.types import Group, Row
 
 MAX_LENGTH = 512
 """The most tokens of an answer."""

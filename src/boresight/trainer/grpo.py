@@ -29,6 +29,7 @@ from boresight.rewards.check import GoldCheck
 from boresight.rewards.check_boxes import BoxCheck
 from boresight.rewards.score import Scorer
 from boresight.rollout.synced import SyncedSampler
+from boresight.sampling import Sampler, TrainingHooks
 from boresight.tools.environments import Environments
 from boresight.trainer.checks import Encoding, reward_prompt
 from boresight.trainer.config import as_config
@@ -46,7 +47,7 @@ from boresight.trainer.rollouts.turns import ToolLoop
 from boresight.trainer.scored_passes import ScoredPasses
 from boresight.trainer.steps import StepBatches, check_step_fits
 from boresight.trainer.verdict_probes import is_due, note_image_swap
-from boresight.types import Completion, Group, Prompt, Row, Sampler, TrainingHooks
+from boresight.types import Completion, Group, Prompt, Row
 
 
 class GRPOTrainer(ScoredPasses):

@@ -33,7 +33,8 @@ from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.local import LocalEngine
 from boresight.rollout.vllm.sampler import VLLMSampler
 from boresight.rollout.vllm.server import ServerEngine
-from boresight.types import ModelFacts, Prompt, Sampler
+from boresight.sampling import Sampler
+from boresight.types import ModelFacts, Prompt
 from tests.rollout.conftest import noise
 from tests.rollout.vllm.stand import Stand, running
 from tests.tiny import build_tiny

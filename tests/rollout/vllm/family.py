@@ -14,7 +14,8 @@ from typing import Any
 
 from boresight.rollout.vllm.local import LocalEngine
 from boresight.rollout.vllm.sampler import VLLMSampler
-from boresight.types import Group, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Group
 
 from .conftest import ENGINE, IMAGES, Rig, build_rig
 from .test_contract import LENGTH, furthest, greedy_by_hand, ids_of

@@ -19,7 +19,7 @@ from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.local import LocalEngine
 from boresight.rollout.vllm.sampler import VLLMSampler
 from boresight.rollout.vllm.server import ServerEngine
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 from .conftest import ENGINE, IMAGES, START_S, Rig, Supervised
 from .test_contract import furthest

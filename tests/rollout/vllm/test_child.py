@@ -12,7 +12,7 @@ import pytest
 
 from boresight.errors import EngineError, EngineRestartedError
 from boresight.rollout.vllm.child import ChildEngine
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 from .conftest import ENGINE, IMAGES, START_S, Rig
 from .test_contract import furthest

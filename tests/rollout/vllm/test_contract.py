@@ -12,7 +12,8 @@ from boresight.data.encode import Encoder
 from boresight.data.images import load_image
 from boresight.data.turns import continued, encoded_turn, with_turn
 from boresight.model.forward import GroupForward
-from boresight.types import Group, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Group
 from tests.rollout.conftest import noise
 
 from .conftest import Rig, Samplers

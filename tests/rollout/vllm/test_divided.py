@@ -11,7 +11,7 @@ from boresight.model.export import PolicyWeights
 from boresight.rollout.vllm.protocol.messages import GetFacts
 from boresight.rollout.vllm.server import ServerEngine
 from boresight.rollout.vllm.sync import WeightSync
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 from .conftest import START_S, Rig, Supervised
 from .test_contract import furthest

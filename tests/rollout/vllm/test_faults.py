@@ -31,7 +31,7 @@ from boresight.report.completions import read_completions
 from boresight.rollout.vllm.keys import find_key
 from boresight.rollout.vllm.protocol.messages import REPLICAS_PATH, AbandonUpdate
 from boresight.rollout.vllm.server import ServerEngine
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 from .conftest import START_S, Rig, Supervised, children
 from .test_contract import furthest, ids_of

@@ -19,7 +19,8 @@ from boresight.background import in_thread
 from boresight.report.completions import read_completions
 from boresight.rollout.vllm.sampler import VLLMSampler
 from boresight.rollout.vllm.server import ServerEngine
-from boresight.types import Group, SamplingSettings
+from boresight.sampling import SamplingSettings
+from boresight.types import Group
 
 from .conftest import Rig, Supervised
 from .test_contract import furthest, trainer_logp

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from boresight.rollout.vllm.local import FOR_CHILDREN, LocalEngine
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 from .conftest import ENGINE, IMAGES, Rig
 from .test_contract import ids_of

@@ -13,7 +13,7 @@ from boresight.rollout.vllm.protocol.messages import EXTENSION, GetFacts
 from boresight.rollout.vllm.serve import Server, server_command
 from boresight.rollout.vllm.server import ServerEngine
 from boresight.rollout.vllm.sync import WeightSync
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 from . import second_replica
 from .conftest import FLAGS, START_S, Rig, free_port

@@ -14,7 +14,7 @@ import torch
 from boresight import GRPOTrainer
 from boresight.report.completions import read_completions
 from boresight.rollout.several import SeveralEngines
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 from .conftest import START_S, Rig, Supervised
 from .test_contract import ids_of

@@ -14,7 +14,7 @@ from boresight.model.export import PolicyWeights
 from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.local import check_sleep
 from boresight.rollout.vllm.sampler import State, VLLMSampler
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 from .conftest import Rig
 from .test_contract import furthest

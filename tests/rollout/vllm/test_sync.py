@@ -14,7 +14,7 @@ from boresight.data.encode import Encoder
 from boresight.errors import EngineError, SyncError
 from boresight.rollout.vllm.engine import Engine
 from boresight.rollout.vllm.protocol.messages import AbandonUpdate
-from boresight.types import SamplingSettings
+from boresight.sampling import SamplingSettings
 
 from .conftest import Rig, prompts_of
 from .test_contract import furthest

@@ -16,8 +16,9 @@ from transformers import TrainerCallback
 from boresight import GRPOTrainer
 from boresight.errors import ConfigError, EngineError
 from boresight.report.completions import read_completions
+from boresight.sampling import EngineInputs
 from boresight.trainer.rollouts import engines
-from boresight.types import EngineInputs, Group
+from boresight.types import Group
 from tests.rollout.copies import CopyEngine
 from tests.trainer.conftest import Run, records, vowel_share, weights
 from tests.trainer.test_resume import Stop, same

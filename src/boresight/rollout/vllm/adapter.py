@@ -20,7 +20,7 @@ from boresight.rollout.vllm.engine import Engine, by_replica
 from boresight.rollout.vllm.protocol.messages import FactorFingerprints, FactorSizes, GetAdapterFingerprints, GetFacts
 from boresight.rollout.vllm.protocol.tensors import fixed_vector, projected
 from boresight.rollout.vllm.sync import TOLERANCE, WeightSync, listed
-from boresight.types import Adapter, Weights
+from boresight.sampling import Adapter, Weights
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM accepts for `max_lora_rank`."""

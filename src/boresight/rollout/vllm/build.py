@@ -15,7 +15,7 @@ from boresight.rollout.vllm.local import LocalEngine, check_sleep
 from boresight.rollout.vllm.options import VLLMOptions
 from boresight.rollout.vllm.sampler import VLLMSampler
 from boresight.rollout.vllm.server import ServerEngine, addresses
-from boresight.types import Adapter, EngineInputs, Weights
+from boresight.sampling import Adapter, EngineInputs, Weights
 
 
 def vllm_engine(inputs: EngineInputs, options: VLLMOptions) -> SyncedEngine:

@@ -20,7 +20,8 @@ from boresight.rollout.vllm.adapter import AdapterSync
 from boresight.rollout.vllm.engine import Engine, Request
 from boresight.rollout.vllm.protocol.messages import BANNED, EngineFacts, GetFacts
 from boresight.rollout.vllm.sync import WeightSync
-from boresight.types import Adapter, EncodedImage, Group, ModelFacts, Prompt, SamplingSettings, Weights
+from boresight.sampling import Adapter, SamplingSettings, Weights
+from boresight.types import EncodedImage, Group, ModelFacts, Prompt
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from boresight.rollout.vllm.protocol.messages import (
     UpdateReport,
 )
 from boresight.rollout.vllm.protocol.tensors import fixed_vector, projected
-from boresight.types import Weights
+from boresight.sampling import Weights
 
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 """Largest allowed difference between an engine's fingerprint and the trainer's, relative to the vectors' lengths."""

@@ -21,10 +21,11 @@ from boresight.errors import ConfigError
 from boresight.ranks import on_every_rank
 from boresight.rollout.sampler import sampling_settings
 from boresight.rollout.synced import SyncedSampler
+from boresight.sampling import SamplingSettings
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.rollouts.rows import PromptRows, seed_of_rollout
 from boresight.trainer.rollouts.scored import group_from_state, group_state
-from boresight.types import Group, Prompt, SamplingSettings
+from boresight.types import Group, Prompt
 
 
 def check_lag(config: GRPOConfig, *, has_tools: bool, is_streamed: bool) -> None:

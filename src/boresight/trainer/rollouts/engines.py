@@ -26,9 +26,9 @@ from boresight.modules import unwrap
 from boresight.rollout.options import narrows
 from boresight.rollout.synced import SyncedEngine, SyncedSampler
 from boresight.rollout.vllm.build import vllm_engine
+from boresight.sampling import EngineInputs, Sampler, TrainingHooks
 from boresight.trainer.checks import Extent
 from boresight.trainer.grpo_config import GRPOConfig
-from boresight.types import EngineInputs, Sampler, TrainingHooks
 
 Sent = TypeVar("Sent", PolicyWeights, PolicyAdapter)
 ENGINES: Mapping[str, Callable[[EngineInputs, Any], SyncedEngine]] = {"use_vllm": vllm_engine}

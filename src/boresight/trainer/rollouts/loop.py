@@ -17,6 +17,7 @@ from boresight.rewards.score import Scorer
 from boresight.rewards.table import RewardTable
 from boresight.rollout.options import narrows
 from boresight.rollout.sampler import sampling_settings
+from boresight.sampling import Phases, Sampler, SamplingSettings
 from boresight.trainer.grpo_config import GRPOConfig
 from boresight.trainer.rollouts.ahead import Ahead
 from boresight.trainer.rollouts.answers import answers_beside
@@ -26,7 +27,7 @@ from boresight.trainer.rollouts.rows import PromptRows, seed_of_rollout
 from boresight.trainer.rollouts.scored import Scored
 from boresight.trainer.rollouts.turns import ToolLoop
 from boresight.trainer.steps import StepPlan
-from boresight.types import Completion, Group, Phases, Prompt, Sampler, SamplingSettings
+from boresight.types import Completion, Group, Prompt
 
 
 class Rollouts:

@@ -21,13 +21,14 @@ from boresight.data.turns import continued, encoded_turn, rendered_turn, with_tu
 from boresight.errors import ConfigError
 from boresight.ranks import on_every_rank
 from boresight.report.metrics import MeanMetrics
+from boresight.sampling import Phases, Sampler, SamplingSettings
 from boresight.tools.environments import COLUMN, Environments
 from boresight.tools.options import ToolOptions
 from boresight.tools.parsing import ParsedTurn, ToolCall, parsed_turn
 from boresight.tools.results import Limits, Result, is_block, result_of
 from boresight.tools.running import Outcome, run_calls
 from boresight.tools.workers import ToolWorkers
-from boresight.types import Completion, EncodedImage, Group, Observation, Phases, Prompt, Sampler, SamplingSettings
+from boresight.types import Completion, EncodedImage, Group, Observation, Prompt
 
 
 @dataclass(slots=True)
