@@ -15,20 +15,21 @@ python=${PYTHON:-python}
 ip link set lo up
 unshare --net sleep infinity &
 server=$!
-trap 'kill $server ${serving:-} 2>/dev/null || true' EXIT
-on_server() { nsenter --net --target "$server" "$@"; }
+trap 'for each in ${serving:-} $server; do kill $each 2>/dev/null && wait $each || true; done' EXIT
+# An array: a function in the background would be a shell, which is killed in place of the server.
+on_server=(nsenter --net --target "$server")
 until [[ $(readlink /proc/$server/ns/net) != $(readlink /proc/self/ns/net) ]]; do sleep 0.1; done
 
 ip link add trainer0 type veth peer name server0
 ip link set server0 netns "$server"
 ip address add 10.9.0.1/24 dev trainer0
 ip link set trainer0 up
-on_server ip link set lo up
-on_server ip address add 10.9.0.2/24 dev server0
-on_server ip link set server0 up
+"${on_server[@]}" ip link set lo up
+"${on_server[@]}" ip address add 10.9.0.2/24 dev server0
+"${on_server[@]}" ip link set server0 up
 
 if [[ ${1:-} == --network ]]; then
-    on_server "$python" -c 'import socket; one = socket.create_server(("10.9.0.2", 8000)).accept()[0]; one.sendall(b"from the server"); one.close()' &
+    "${on_server[@]}" "$python" -c 'import socket; one = socket.create_server(("10.9.0.2", 8000)).accept()[0]; one.sendall(b"from the server"); one.close()' &
     serving=$!
     "$python" - <<'END'
 import socket, time
@@ -44,7 +45,7 @@ END
 fi
 
 model=$1 dataset=$2 output=$3
-on_server "$python" -m boresight.cli vllm-serve --model "$model" --host 10.9.0.2 --port 8000 &
+"${on_server[@]}" "$python" -m boresight.cli vllm-serve --model "$model" --host 10.9.0.2 --port 8000 &
 serving=$!
 "$python" -m boresight.cli grpo --model_name_or_path "$model" --dataset_name "$dataset" --output_dir "$output" \
     --reward_funcs exact_answer_reward --use_vllm --vllm_mode server --vllm_server_base_url http://10.9.0.2:8000 --max_steps 2
