@@ -178,6 +178,8 @@ def test_without_held_out_evidence_nothing_is_fine() -> None:
     (verdict,) = verdicts({"loss": 1.25, "grad_norm": 3.0}, [{"loss": 1.75}], [{"loss": 2.0}])
     assert "Loss falls on training rows (1.25, -0.5 since" in verdict.text
     assert "held-out rows were asked only once (loss 2)" in verdict.text
+    (verdict,) = verdicts({"loss": 1.25, "grad_norm": 3.0})
+    assert verdict.text.startswith("Loss is 1.25 on training rows; nothing held out")
     (verdict,) = verdicts(WELL, next_evaluation=50)
     assert verdict.name == "not_held_out"
     assert verdict.text.endswith("71 % of groups have spread); held-out rows are first asked at step 50.")
@@ -187,8 +189,10 @@ def test_fine_with_held_out_evidence() -> None:
     (verdict,) = verdicts(WELL, [], [{"reward": 0.3}, {"reward": 0.35}])
     assert verdict.name == "fine"
     assert verdict.text.startswith(
-        "Held-out reward 0.3 → 0.35 over 2 evaluations; reward is on training prompts (0.413"
+        "Held-out reward 0.3 → 0.35 over 2 evaluations; reward is 0.413 on training prompts (71 % of groups have spread)."
     )
+    (verdict,) = verdicts(WELL, [WELL], [{"reward": 0.3}, {"reward": 0.35}])
+    assert "reward stays on training prompts (0.413, +0 since the last verdict; 71 %" in verdict.text
 
 
 def test_demonstrations_that_max_length_cuts() -> None:

@@ -168,11 +168,13 @@ def progress(course: Course) -> tuple[str, str]:
     name = "reward" if "reward" in course.now else "loss"
     now, prompts = course.now.get(name, math.nan), "prompts" if name == "reward" else "rows"
     before = course.earlier[-1].get(name) if course.earlier else None
-    course_of = "is" if before is None or now == before else "rises" if now > before else "falls"
-    came = "" if before is None else f", {now - before:+.3g} since the last verdict"
     share = course.now.get("frac_reward_zero_std")
-    spread = "" if share is None else f"; {_percent(1 - share)} of groups have spread"
-    trained = f"{name} {course_of} on training {prompts} ({_number(now)}{came}{spread})"
+    notes = [] if share is None else [f"{_percent(1 - share)} of groups have spread"]
+    course_of = f"is {_number(now)}"
+    if before is not None:
+        course_of = "stays" if now == before else "rises" if now > before else "falls"
+        notes.insert(0, f"{_number(now)}, {now - before:+.3g} since the last verdict")
+    trained = f"{name} {course_of} on training {prompts}" + (f" ({'; '.join(notes)})" if notes else "")
     asked = [each[name] for each in course.held_out if name in each]
     if len(asked) < 2:
         what = "nothing held out was asked (eval_dataset, eval_strategy='steps')"
