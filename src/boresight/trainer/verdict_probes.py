@@ -96,7 +96,8 @@ class Verdicts(TrainerCallback):
     def _judge(self) -> None:
         means = window_means(self._window)
         first = self._first_evaluation
-        coming = first if first is not None and first >= self._last_step else None  # a step is evaluated after its verdict
+        # A step is evaluated after its verdict.
+        coming = first if first is not None and first >= self._last_step else None
         for verdict in verdicts(means, self._earlier, self._held_out, coming):
             self._lines.add(self._last_step, {"verdict": verdict.name, "text": verdict.text})
             self._say(f"step {self._last_step}: {verdict.text}")
