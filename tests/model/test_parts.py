@@ -53,6 +53,14 @@ def test_a_name_that_only_another_part_has_asks_for_that_part(subject: Subjects)
     assert landed(qwen, target_modules=["qkv"])["vision"] == {"qkv"}
 
 
+def test_an_adapter_on_nothing_is_refused_with_the_layers_that_there_are(subject: Subjects) -> None:
+    config = LoraConfig(target_modules=["nothing_here"])
+    with pytest.raises(
+        ConfigError, match=r"nothing_here.* linear layers are called .*down_proj.*q_proj.* in lora_target_modules"
+    ):
+        adapt(subject("qwen2_5_vl").model(), config)
+
+
 @pytest.mark.parametrize(
     "modules", [r".*vision_tower.*q_proj|.*language_model.*q_proj", ["encoder.layers.0.self_attn.q_proj"]]
 )

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from boresight.report import read_lines
-from boresight.rewards import answer_format_reward
+from boresight.rewards import answer_format_reward, exact_answer_reward
 
-from .conftest import Run, demonstrations, vowel_share
+from .conftest import Run, demonstrations, records, vowel_share
+from .scripted import Scripted
 
+COLOURS = ("red", "blue", "green", "yellow")
 SHORT: dict[str, Any] = {"max_steps": 2, "per_device_train_batch_size": 16, "verdict_steps": 2}
 
 
@@ -28,6 +30,11 @@ def nothing(completions: list[Any], **columns: Any) -> list[None]:
     return [None for _ in completions]
 
 
+def of_the_prompt(completions: list[Any], solution: list[str], **columns: Any) -> list[float]:
+    """Differs between prompts, and not within a group."""
+    return [len(answer) / 10 for answer in solution]
+
+
 def forgetful(completions: list[Any], **columns: Any) -> list[float | None]:
     """Applies to some completions."""
     return [None if index % 2 else value for index, value in enumerate(vowel_share(completions))]
@@ -35,6 +42,7 @@ def forgetful(completions: list[Any], **columns: Any) -> list[float | None]:
 
 BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     "a constant reward": ("reward_constant", {"reward_funcs": constant}),
+    "groups of equal rewards": ("rewards_equal", {"reward_funcs": of_the_prompt}),
     "a reward that returns None": ("not_applied", {"reward_funcs": [vowel_share, nothing]}),
     "no reward at all": ("not_applied", {"reward_funcs": nothing}),
     "temperature near 0": ("completions_equal", {"temperature": 1e-4}),
@@ -48,6 +56,16 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_broken_set_up_is_named(grpo: Run, fault: str) -> None:
     name, options = BROKEN[fault]
     assert name in named(grpo(**SHORT | options))
+
+
+def test_a_wrong_solution_column_is_named(grpo: Run) -> None:
+    """Every answer can be read, and is right for the image; the column holds those of another question."""
+    rows = [row | {"solution": "banana"} for row in records()]
+    trainer = grpo(**SHORT, reward_funcs=exact_answer_reward, train_dataset=rows, max_completion_length=24)
+    trainer.sampler = trainer.rollouts.sampler = Scripted(
+        trainer, lambda place, k, turn: f"<answer>{COLOURS[k]}</answer>"
+    )
+    assert "never_right" in named(trainer)
 
 
 HEALTHY: dict[str, dict[str, Any]] = {

@@ -174,7 +174,14 @@ def adapt(model: nn.Module, peft_config: PeftConfig | None, plan: PartPlan = AS_
         option = "peft_config" if plan.how is None else "train"
         raise ConfigError(f"The model has an adapter already: drop {option}, or pass the model without the adapter.")
     if plan.how is None:
-        return get_peft_model(model, restricted(peft_config, model))  # pyright: ignore[reportArgumentType]
+        try:
+            return get_peft_model(model, restricted(peft_config, model))  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            words = {name.split(".")[-1] for name, each in model.named_modules() if isinstance(each, nn.Linear)}
+            raise ConfigError(
+                f"peft_config: {error} The model's linear layers are called {', '.join(sorted(filter(str.isidentifier, words)))}: name some of them in "
+                "lora_target_modules."
+            ) from error
     family = family_of(unwrap(model).config.model_type)
     there = {family.part(name) for name, _ in model.named_parameters()}
     if missing := [part for part, how in plan.how.items() if how != "frozen" and part not in there]:
