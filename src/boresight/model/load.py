@@ -178,8 +178,9 @@ def adapt(model: nn.Module, peft_config: PeftConfig | None, plan: PartPlan = AS_
             return get_peft_model(model, restricted(peft_config, model))  # pyright: ignore[reportArgumentType]
         except ValueError as error:
             words = {name.split(".")[-1] for name, each in model.named_modules() if isinstance(each, nn.Linear)}
+            linear = ", ".join(sorted(filter(str.isidentifier, words)))
             raise ConfigError(
-                f"peft_config: {error} The model's linear layers are called {', '.join(sorted(filter(str.isidentifier, words)))}: name some of them in "
+                f"peft_config: {error} The model's linear layers are called {linear}: name some of them in "
                 "lora_target_modules."
             ) from error
     family = family_of(unwrap(model).config.model_type)
