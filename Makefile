@@ -11,7 +11,7 @@ UV := .uv/bin/uv
 STAMP := .venv/.up-to-date
 LOCK := requirements-dev.lock
 
-# Tiny models gain nothing from threads, so each core runs tests of its own; the hub is never asked for anything. An image
+# Tiny models gain nothing from threads, so each core runs tests of its own; the hub is never asked for anything. A container
 # that forbids Python to keep its bytecode would have each of the tests' processes compile torch again.
 TEST_ENV := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
