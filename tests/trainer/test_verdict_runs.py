@@ -59,7 +59,7 @@ def test_a_broken_set_up_is_named(grpo: Run, fault: str) -> None:
 
 
 def test_a_wrong_solution_column_is_named(grpo: Run) -> None:
-    """Every answer can be read, and is right for the image; the column holds those of another question."""
+    """Every answer can be read, and the column holds none of them."""
     rows = [row | {"solution": "banana"} for row in records()]
     trainer = grpo(**SHORT, reward_funcs=exact_answer_reward, train_dataset=rows, max_completion_length=24)
     trainer.sampler = trainer.rollouts.sampler = Scripted(

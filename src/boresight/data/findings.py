@@ -92,9 +92,7 @@ def _is_empty_answer(completion: str | Conversation) -> bool:
     )
 
 
-def _text(said: str | Conversation) -> str:
+def _text(said: Conversation) -> str:
     """The text without white space around it; an image counts as text."""
-    if isinstance(said, str):
-        return said.strip()
     parts = [part for message in said for part in message["content"]]
     return "".join(part["text"] if part["type"] == "text" else part["type"] for part in parts).strip()

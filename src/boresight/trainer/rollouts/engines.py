@@ -62,7 +62,7 @@ def engine_sampler(
 
 
 def check_sends(model: nn.Module, args: GRPOConfig) -> None:
-    """Check that the engine that the options ask for can be sent a model's adapter in the way that they name.
+    """Check that vLLM, if the options ask for it, can be sent a model's adapter in the way that they name.
 
     Args:
         model: with its adapter.
@@ -70,7 +70,7 @@ def check_sends(model: nn.Module, args: GRPOConfig) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    if not any(getattr(args, option) for option in ENGINES):
+    if not args.use_vllm:
         return
     if args.vllm_lora_sync == "adapter":
         adapted_layers(model)
