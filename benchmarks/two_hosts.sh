@@ -18,7 +18,8 @@ server=$!
 trap 'for each in ${serving:-} $server; do kill $each 2>/dev/null && wait $each || true; done' EXIT
 # An array: a function in the background would be a shell, which is killed in place of the server.
 on_server=(nsenter --net --target "$server")
-until [[ $(readlink /proc/$server/ns/net) != $(readlink /proc/self/ns/net) ]]; do sleep 0.1; done
+here=$(readlink /proc/self/ns/net)
+until there=$(readlink /proc/$server/ns/net) && [[ -n $there && $there != "$here" ]]; do sleep 0.1; done
 
 ip link add trainer0 type veth peer name server0
 ip link set server0 netns "$server"

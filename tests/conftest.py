@@ -1,15 +1,18 @@
-"""Shapes are checked under pytest only: beartype reads the jaxtyping annotations of the rooms that hold arithmetic.
+"""Shapes are checked under pytest only: beartype reads the jaxtyping annotations of the rooms that hold arithmetic, in those rooms' tests
+and where every algorithm is trained. (Everywhere, it would take a fifth of the suite's time.)
 
 And pages are opened in a real browser, where there is one (tests/browser.py).
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from jaxtyping import config as shapes
 from jaxtyping import install_import_hook
 
 from tests.browser import find_browser
@@ -17,6 +20,15 @@ from tests.browser import find_browser
 install_import_hook(
     ["boresight.loss", "boresight.advantage", "boresight.model", "boresight.types"], "beartype.beartype"
 )
+
+SHAPED = ("tests/loss/", "tests/advantage/", "tests/model/", "tests/parity/", "tests/trainer/test_factorisation.py")
+"""Tests under which shapes are checked."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    shapes.update("jaxtyping_disable", not item.nodeid.startswith(SHAPED))
+
 
 # On a busy machine inputs take longer to make, which says nothing about the code.
 PATIENT: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -57,6 +69,20 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
     for item in items:
         if "chromium" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.pages)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """What a file's tests imported stays for good. Each trainer collects garbage, which takes a second if it looks through that too."""
+    yield
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from boresight.demo.tiny import build_tiny
+from tests import forks
 
-ROOT = Path(__file__).parents[1]
 SECONDS = 20
 """From the first rank's end to the last's."""
 
@@ -25,17 +21,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(case: str, model: Path, folder: Path) -> list[tuple[int, str]]:
     """Exit code and error output of two ranks, which end within `SECONDS` of each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    words = ["tests.rank_faults", case, str(model), str(folder / "run")]
     files = [folder / f"rank{rank}.txt" for rank in (0, 1)]
-    ranks = []
-    for rank, file in enumerate(files):
-        environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.rank_faults", case, str(model), str(folder / "run")]
-        with file.open("w") as output:
-            ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output))
+    environments = forks.environments(ranks=2)
+    ranks = [forks.Fork(words, file, file, env=env) for file, env in zip(files, environments, strict=True)]
     try:
         deadline = time.monotonic() + 240
         while all(process.poll() is None for process in ranks) and time.monotonic() < deadline:
@@ -45,7 +34,7 @@ def run(case: str, model: Path, folder: Path) -> list[tuple[int, str]]:
     finally:
         for process in ranks:
             process.kill()
-    return [(process.returncode, file.read_text()) for process, file in zip(ranks, files, strict=True)]
+    return [(process.poll(), file.read_text()) for process, file in zip(ranks, files, strict=True)]
 
 
 @pytest.mark.parametrize(

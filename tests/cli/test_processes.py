@@ -1,4 +1,4 @@
-"""Commands that start two processes whose weights are divided: by boresight, by a file of one's own, and by torchrun."""
+"""Commands in two processes whose weights are divided: started by boresight, with a file of one's own, and as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 
 from boresight.cli.launch import shipped
 from boresight.demo.tiny import build_tiny
+from tests import forks
 from tests.trainer.shards import FSDP2_LAYERS
-
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +21,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny("qwen2_5_vl", tmp_path_factory.mktemp("tiny"), vocab_size=512)
 
 
-def sft(model: Path, folder: Path, *words: str, launcher: tuple[str, ...] = (), **environment: str) -> str:
-    """The output of a run of two steps."""
+def sft(model: Path, folder: Path, *words: str, launcher: str = "", **environment: str) -> str:
+    """The output of a run of two steps: of one process that may start others, or of two ranks that a launcher starts."""
     rows = [
         {"prompt": [{"role": "user", "content": f"say {word}"}], "completion": [{"role": "assistant", "content": word}]}
         for word in ("one", "two", "three", "four")
@@ -31,10 +30,18 @@ def sft(model: Path, folder: Path, *words: str, launcher: tuple[str, ...] = (), 
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = ["--model_name_or_path", str(model), "--dataset_name", str(folder / "rows.jsonl"), "--max_steps", "2"]
     run += ["--output_dir", str(folder / "run"), "--use_cpu", "--report_to", "none", "--per_device_train_batch_size=1"]
-    command = [sys.executable, "-m", *launcher, "boresight.cli", "sft", *run, *words]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, timeout=300
-    )
+    words = ("boresight.cli", "sft", *run, *words)
+    if launcher == "fork":
+        done = forks.run(*words, ranks=2, env=environment)
+    else:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if launcher else []
+        done = subprocess.run(
+            [sys.executable, *torchrun, "-m", *words],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
     assert done.returncode == 0, done.stderr[-10_000:]
     return done.stdout
 
@@ -54,8 +61,9 @@ def test_a_command_with_the_shipped_configuration(model_folder: Path, tmp_path: 
 
 
 @pytest.mark.timeout(320)
-def test_torchrun_with_accelerates_environment(model_folder: Path, tmp_path: Path) -> None:
-    output = sft(model_folder, tmp_path, launcher=TORCHRUN, **FSDP2_LAYERS)
+@pytest.mark.parametrize("launcher", ["fork", pytest.param("torchrun", marks=pytest.mark.soak)])
+def test_ranks_with_accelerates_environment(launcher: str, model_folder: Path, tmp_path: Path) -> None:
+    output = sft(model_folder, tmp_path, launcher=launcher, **FSDP2_LAYERS)
     assert_divided(output)
     assert "each gathers one layer after another in each pass (fsdp_reshard_after_forward: true)" in output
 

@@ -50,6 +50,7 @@ def test_adapters_and_sizes_are_refused_by_name(adapter: str, questions: Dataset
 
 
 @needs_vllm
+@pytest.mark.soak  # the same error is asked of an engine in tests/rollout/vllm/test_child.py
 def test_a_folder_that_vllm_cannot_load_is_named(questions: Dataset, tmp_path: Path, base: str) -> None:
     from boresight.compare import with_vllm
     from boresight.data.encode import Encoder

@@ -148,6 +148,7 @@ def test_a_missing_package_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -
         raise ModuleNotFoundError(package)
 
     monkeypatch.setattr(easy_vqa, "files", missing)
+    easy_vqa.chosen_questions.cache_clear()
     with pytest.raises(DataError, match=r"pip install 'boresight\[demo\]'"):
         load_easy_vqa("train")
 

@@ -36,7 +36,7 @@ def test_summary_says_what_happened(tmp_path: Path, method: str) -> None:
 def test_plain_transformers_finds_the_same_accuracy(tmp_path: Path) -> None:
     """In a process that never imports boresight; a model that mostly fails still has answers to disagree on."""
     summary = run_demo(
-        tmp_path, recipe=Recipe(sft_steps=40, sft_batch=32, grpo_steps=1, grpo_prompts=4, train_rows=900, test_rows=60)
+        tmp_path, recipe=Recipe(sft_steps=30, sft_batch=16, grpo_steps=1, grpo_prompts=4, train_rows=900, test_rows=60)
     )
     assert summary.accuracy["final"] > 0
     script = Path(__file__).parents[2] / "examples" / "plain_accuracy.py"

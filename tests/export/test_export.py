@@ -229,6 +229,7 @@ def test_the_command_trains_verifies_and_exports(
 
 
 @pytest.mark.skipif(not vllm_is_here(), reason="vLLM is not installed")
+@pytest.mark.soak  # tests/compare/test_with_vllm.py starts the same process
 def test_vllm_computes_the_exported_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # vLLM's kernels on a CPU take heads of 32 and more.
     base = build_tiny("qwen2_5_vl", tmp_path / "base", vocab_size=512, hidden_size=128)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 
 from boresight.demo.easy_vqa import load_easy_vqa, question_text
 from boresight.demo.tiny import build_tiny
+from tests import forks
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +25,8 @@ def run_script(tmp_path: Path, model_folder: Path) -> Callable[[str], str]:
     def run(source: str) -> str:
         file = tmp_path / "script.py"
         file.write_text(source)
-        environment = {**os.environ, "MODEL": str(model_folder), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, str(file)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
+        environment = {"MODEL": str(model_folder), "HF_HUB_OFFLINE": "1"}
+        done = forks.run(str(file), cwd=tmp_path, env=environment, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 

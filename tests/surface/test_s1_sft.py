@@ -6,8 +6,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from boresight.cli import main
+from tests import forks
 
 
 def words(model: Path, data: Path, output_dir: Path, *more: str) -> list[str]:
@@ -75,17 +74,14 @@ def test_ctrl_c_saves_a_checkpoint_and_the_printed_command_goes_on(
 ) -> None:
     """A real process, and a real signal as a terminal sends it."""
     run = tmp_path / "run"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "boresight.cli", *words(model_folder, shapes, run, "--max_steps", "100000")],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command, errors = ["boresight.cli", *words(model_folder, shapes, run, "--max_steps", "100000")], tmp_path / "errors"
+    process = forks.Fork(command, tmp_path / "output", errors)
     while not (run / "timeline.jsonl").exists() or (run / "timeline.jsonl").read_text().count("\n") < 5:
-        assert process.poll() is None, process.communicate()[1][-2000:]
+        assert process.poll() is None, errors.read_text()[-2000:]
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 130, said[-2000:]
+    os.kill(process.pid, signal.SIGINT)
+    code, said = process.wait(120), errors.read_text()
+    assert code == 130, said[-2000:]
     (checkpoint,) = run.glob("checkpoint-*")
     step = int(checkpoint.name.partition("-")[2])
     assert f"interrupted after step {step} of 100000; everything is in {checkpoint}." in said

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from datasets import Dataset
 from boresight import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from boresight.cli import main
 from boresight.demo.geometry import sample_question
+from tests import forks
 from tests.browser import PHONE, WIDE, opened
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "geometry"
@@ -85,8 +84,7 @@ def typed(models: dict[str, Path], dataset: str) -> list[str]:
 def compared(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which somebody typed `boresight compare`."""
     folder = tmp_path_factory.mktemp("typed")
-    command = [sys.executable, "-m", "boresight.cli", *typed(models, str(SAMPLE)), "--markdown"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
+    done = forks.run("boresight.cli", *typed(models, str(SAMPLE)), "--markdown", cwd=folder, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "marked by choice_letter_reward" in done.stdout
     assert re.search(r"mpo +1 of 1 +100\.0 %", done.stdout), done.stdout

@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoModelForImageTextToText
 
 from boresight.demo.tiny import build_tiny
+from tests import forks
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "scripts" / "grpo_vlm.py"
@@ -42,13 +43,13 @@ def environment() -> dict[str, str]:
 
 def train(model: Path, run: Path, *flags: str) -> list[dict[str, float]]:
     """The article's command line, on data of one's own; what was logged at each step."""
-    command = [
-        sys.executable, str(SCRIPT), "--model_name_or_path", str(model), "--dataset_name", str(run.parent / "rows.jsonl"),
+    words = [
+        str(SCRIPT), "--model_name_or_path", str(model), "--dataset_name", str(run.parent / "rows.jsonl"),
         "--output_dir", str(run), "--prompt_column", "problem", "--reward_funcs", "think_format_reward", "exact_answer_reward",
         "--max_steps", "3", "--num_generations", "4", "--num_prompts_per_step", "2", "--max_completion_length", "8",
         "--learning_rate", "1e-3", "--logging_steps", "1", "--log_completions", "--use_vllm", *flags,
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=800)
+    done = forks.run(*words, env=environment(), timeout=800)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-1000:]
     assert "agree within" in done.stdout
     # Plain transformers loads what was saved.
@@ -80,6 +81,7 @@ def test_s8_colocate(model: Path, run: Path) -> None:
     check(train(model, run, "--vllm_mode", "colocate"))
 
 
+@pytest.mark.soak  # S9's server is on them too
 def test_s10_colocate_on_transformers_model_classes(model: Path, run: Path) -> None:
     """The patch that vLLM makes to the model's class stays in the engine's process: training goes on, saves, and loads."""
     check(

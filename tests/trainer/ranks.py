@@ -1,4 +1,4 @@
-"""Trains a step or a few of each method and saves the last gradients: run alone, or by torchrun on two ranks."""
+"""Trains a step or a few of each method and saves the last gradients: run alone, or as torchrun does on two ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains a few steps of each method and saves the models: run alone, or by torchrun on two ranks whose weights are divided by FSDP2."""
+"""Trains a few steps of each method and saves the models: alone, or as torchrun does on two ranks whose weights FSDP2 divides."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from transformers import AutoModelForImageTextToText, TrainerCallback
 from boresight.errors import DiskError
 from boresight.files import cause_of_failed_write, check_space
 from boresight.trainer.manifest import check_whole, faults
+from tests import forks
 
 from .conftest import Run, vowel_share, weights
 
-ROOT = Path(__file__).parents[2]
 SFT = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 4, "weight_decay": 0.1}
 GRPO = {
     "max_steps": 4,
@@ -212,8 +211,8 @@ def test_why_a_write_failed_is_found_in_what_libraries_raise() -> None:
 
 
 def killed(model_folder: Path, folder: Path, trials: int) -> str:
-    command = [sys.executable, "-m", "tests.trainer.kills", str(model_folder), str(folder), "--trials", str(trials)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    words = ("tests.trainer.kills", str(model_folder), str(folder), "--trials", str(trials))
+    done = forks.run(*words, timeout=200 + 20 * trials)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     return done.stdout
 

@@ -230,7 +230,7 @@ def test_a_tokenizer_with_a_template_of_its_own(model_folder: Path, tmp_path: Pa
     assert run.encoder.tokenizer.decode(prompt.ids).startswith("MYROLE")
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.soak)])
 def test_workers_start_without_fork(grpo: Run, method: str) -> None:
     run = grpo(
         max_steps=1, per_device_train_batch_size=4, dataloader_num_workers=1, gradient_checkpointing=True,

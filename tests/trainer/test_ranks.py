@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import forks
+
 from .conftest import furthest
 from .rows import ADVANTAGES, LOSSES
 from .test_factorisation import RowsOf
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +20,8 @@ def runs(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
     folders = {}
     for ranks in (1, 2):
         folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
-        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"] if ranks == 2 else []
-        command = [
-            sys.executable,
-            "-m",
-            *launcher,
-            "tests.trainer.ranks",
-            str(model_folder),
-            str(folders[ranks]),
-            str(ranks),
-        ]
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400
-        )
+        words = ("tests.trainer.ranks", str(model_folder), str(folders[ranks]), str(ranks))
+        done = forks.run(*words, ranks=ranks, timeout=400)
         assert done.returncode == 0, done.stderr[-10_000:]
     return folders
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from boresight.trainer.identity import check_same_run, differences
 from boresight.trainer.manifest import faults, read_manifest, write_manifest
 from boresight.trainer.run_folder import RunFolder
 from boresight.types import EncodedImage, Row
+from tests import forks
 
 from .conftest import QUIET, Run, demonstrations
 
@@ -240,20 +240,21 @@ def test_the_folder_of_the_model_is_refused(model_folder: Path, tmp_path: Path) 
 
 def test_two_runs_at_once_are_refused(sft: Run, tmp_path: Path) -> None:
     """The other one is another process; it says which, and the folder is free once it is killed."""
-    code = (
+    script, said, folder = tmp_path / "other.py", tmp_path / "said", tmp_path / "run"
+    script.write_text(
         "import sys, time; from boresight.trainer.run_folder import RunFolder\n"
         "with RunFolder(sys.argv[1]).held(): print('held', flush=True); time.sleep(60)"
     )
-    folder = tmp_path / "run"
-    other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    other = forks.Fork([str(script), str(folder)], said, errors := tmp_path / "errors")
     try:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        while not (said.exists() and said.read_text() == "held\n"):
+            assert other.poll() is None, errors.read_text()
+            time.sleep(0.05)
         trainer = sft(output_dir=str(folder), max_steps=1, per_device_train_batch_size=4)
         with pytest.raises(ConfigError, match=rf"Another run trains in .* now \(process {other.pid} on "):
             trainer.train()
     finally:
         other.kill()
-        other.wait()
     trainer.train()
     assert trainer.state.global_step == 1
 

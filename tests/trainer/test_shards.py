@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +12,10 @@ from safetensors.torch import load_file
 from boresight.demo.tiny import build_tiny
 from boresight.errors import ConfigError
 from boresight.export.job import source_of
+from tests import forks
 
 from .shards import KEPT, sft
 
-ROOT = Path(__file__).parents[2]
 SHORT = ("sft", "text-only", "mpo", "grpo", "gspo-lora")
 BY_LAYERS = ("uneven", "passes")
 BF16 = ("uneven-bf16", "uneven-bf16-as-fsdp2")
@@ -29,10 +26,8 @@ EXACT = ("sft-64", "grpo-64")
 
 
 def train(model: Path, folder: Path, ranks: int, *cases: str, **environment: str) -> Path:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if ranks == 2 else []
-    command = [sys.executable, *launcher, "-m", "tests.trainer.shards", str(model), str(folder), *cases]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    words = ("tests.trainer.shards", str(model), str(folder), *cases)
+    done = forks.run(*words, ranks=ranks, env=environment, timeout=400)
     assert done.returncode == 0, done.stderr[-10_000:]
     return folder
 

@@ -12,6 +12,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
@@ -64,13 +65,7 @@ def load_easy_vqa(split: Split, *, num_rows: int | None = None, seed: int = 0, b
     Raises:
         DataError: easy-VQA is not installed, or has fewer questions than `num_rows`.
     """
-    chooser = random.Random(seed)
-    questions = read_questions(split)
-    chosen = balanced_questions(questions, num_rows, chooser) if balanced else questions
-    chooser.shuffle(chosen)
-    if num_rows is not None and num_rows > len(chosen):
-        raise DataError(f"num_rows={num_rows}: the {split} split has {len(chosen)} questions.")
-    chosen = chosen[:num_rows]
+    chosen = chosen_questions(split, num_rows, seed, balanced)
     folder = files("easy_vqa") / "data" / split / "images"
     images = {number: (folder / f"{number}.png").read_bytes() for number in {q.image for q in chosen}}
     return Dataset.from_list(
@@ -85,6 +80,18 @@ def load_easy_vqa(split: Split, *, num_rows: int | None = None, seed: int = 0, b
         ],
         features=FEATURES,
     )
+
+
+@cache
+def chosen_questions(split: Split, num_rows: int | None, seed: int, balanced: bool) -> tuple[Question, ...]:
+    """In random order."""
+    chooser = random.Random(seed)
+    questions = read_questions(split)
+    chosen = balanced_questions(questions, num_rows, chooser) if balanced else questions
+    chooser.shuffle(chosen)
+    if num_rows is not None and num_rows > len(chosen):
+        raise DataError(f"num_rows={num_rows}: the {split} split has {len(chosen)} questions.")
+    return tuple(chosen[:num_rows])
 
 
 def read_questions(split: Split) -> list[Question]:

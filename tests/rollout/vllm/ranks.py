@@ -1,4 +1,4 @@
-"""Trains a few steps with vLLM and saves the last gradients: by one process, or by torchrun on two ranks."""
+"""Trains a few steps with vLLM and saves the last gradients: by one process, or as torchrun does on two ranks."""
 
 from __future__ import annotations
 

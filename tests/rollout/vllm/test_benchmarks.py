@@ -23,10 +23,16 @@ def test_engines(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.timeout(2 * START_S)
-def test_engines_learn(benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark_main("engines_learn", "--output-dir", str(tmp_path), "--json", str(tmp_path / "records.json"))
+@pytest.mark.parametrize(
+    "engines", [("transformers", "colocate"), pytest.param(("colocate", "server", "lag"), marks=pytest.mark.soak)]
+)
+def test_engines_learn(
+    engines: tuple[str, ...], benchmark_main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ("--output-dir", str(tmp_path), "--json", str(tmp_path / "records.json"))
+    benchmark_main("engines_learn", *files, "--engines", *engines)
     records = {record["engine"]: record for record in json.loads((tmp_path / "records.json").read_text())}
-    assert list(records) == ["transformers", "colocate", "server"]
+    assert tuple(records) == engines
     # One checkpoint, asked before training; and each engine samples what the trainer would.
     assert len({record["before"] for record in records.values()}) == 1
     assert all(record["drift_max"] < 1e-3 for record in records.values())

@@ -19,6 +19,8 @@ from .test_sync import Stream, Wire
 
 DIVIDED = ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp")
 
+pytestmark = pytest.mark.soak  # its server takes two minutes of two cores to start
+
 
 @pytest.fixture(scope="module")
 def divided(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerEngine]:

@@ -116,8 +116,11 @@ def undisturbed(rig: Rig, supervised: Supervised, tmp_path_factory: pytest.TempP
 # ---- The server is killed ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_killed_during_sampling_and_during_a_sync(
-    rig: Rig, supervised: Supervised, undisturbed: dict[str, torch.Tensor], tmp_path: Path
+@pytest.mark.parametrize(
+    "moments", [("sampling",), pytest.param(("sampling", "sync"), marks=pytest.mark.soak)], ids=" and ".join
+)
+def test_a_server_that_is_killed(
+    moments: tuple[str, ...], rig: Rig, supervised: Supervised, undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     """The supervisor starts it again, the weights are sent again, the batch is sampled again: the run learns what it would have."""
     run = trainer(rig, tmp_path, supervised)
@@ -128,15 +131,17 @@ def test_a_server_that_is_killed_during_sampling_and_during_a_sync(
         os.kill(core, signal.SIGSTOP)
         threading.Timer(1.0, os.kill, (core, signal.SIGKILL)).start()
 
-    sampling = before_call(run, "/inference/v1/generate", 1, engine_core_stops_and_dies)
-    sync = before_call(run, "/update_weights", 3, supervised.kill)  # first, second, again after the restart, third
+    strikes = {
+        "sampling": ("/inference/v1/generate", 1, engine_core_stops_and_dies),
+        "sync": ("/update_weights", 3, supervised.kill),  # first, second, again after the restart, third
+    }
+    struck = [before_call(run, *strikes[moment]) for moment in moments]
     run.train()
-    assert sampling
-    assert sync
+    assert all(struck)
     assert run.state.global_step == STEPS
     assert_nothing_is_lost(run, tmp_path)
     restarts = [log.get("work/sampler_restarts", 0) for log in run.state.log_history if "loss" in log]
-    assert sum(restarts) == 2
+    assert sum(restarts) == len(moments)
     assert_agrees(run, rig)
     for name, value in weights_of(run).items():
         assert torch.equal(value, undisturbed[name]), name

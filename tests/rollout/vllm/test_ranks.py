@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests import forks
 from tests.trainer.conftest import Gradients, furthest
 from tests.trainer.shards import FSDP2, FSDP2_LAYERS
 
 from .conftest import START_S, Rig, Supervised
 from .ranks import STEPS, build, results, server
 
-ROOT = Path(__file__).parents[3]
 COLOCATE = {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.1}
 
 
@@ -35,17 +32,8 @@ def alone(rig: Rig, address: str, tmp_path_factory: pytest.TempPathFactory) -> d
 def on_two_ranks(
     rig: Rig, folder: Path, engine: dict[str, Any], supervisor: int = 0, further: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    command = [sys.executable, "-m", *launcher, "tests.rollout.vllm.ranks", str(rig.folder), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(further or {})}
-    done = subprocess.run(
-        [*command, json.dumps(engine), str(supervisor)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=START_S,
-    )
+    words = ("tests.rollout.vllm.ranks", str(rig.folder), str(folder), json.dumps(engine), str(supervisor))
+    done = forks.run(*words, ranks=2, env=further, timeout=START_S)
     assert done.returncode == 0, done.stderr[-10_000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 
@@ -64,6 +52,7 @@ def restarts(run: dict[str, Any]) -> float:
     return sum(line.get("work/sampler_restarts", 0) for line in run["log"] if "loss" in line)
 
 
+@pytest.mark.soak  # below, with shards of the weights
 def test_two_ranks_over_one_server(rig: Rig, address: str, alone: dict[str, Any], tmp_path: Path) -> None:
     two = on_two_ranks(rig, tmp_path, server(address))
     assert_equal(two, alone)

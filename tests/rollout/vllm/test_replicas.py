@@ -22,6 +22,8 @@ from .test_sync import move
 
 ROOT = Path(__file__).parents[3]
 
+pytestmark = pytest.mark.soak  # its server takes two minutes of two cores to start
+
 
 @pytest.fixture(scope="module")
 def spoil(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -40,7 +40,7 @@ def uneven(place: int, k: int, turn: int) -> str | None:
 
 
 @pytest.mark.timeout(2 * START_S)
-@pytest.mark.parametrize("mode", ["colocate", "server"])
+@pytest.mark.parametrize("mode", [pytest.param("colocate", marks=pytest.mark.soak), "server"])
 def test_every_turn_is_sampled_by_the_engine(
     rig: Rig, mode: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
